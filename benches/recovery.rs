@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tidegate::{Error, Flow, Job, Result, State, Window};
 
-use state::{Made, bytes_in, median};
+use state::{GeneratedSource, bytes_in, median};
 
 /// The allocator that Tidegate's own programs use.
 #[global_allocator]
@@ -57,16 +57,16 @@ struct Arguments {
 
 /// Codec of the stored rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
+enum RowCodec {
     Postcard,
     #[cfg(feature = "abomonation")]
     Abomonation,
 }
 
-const CODECS: &[Kept] = &[
-    Kept::Postcard,
+const CODECS: &[RowCodec] = &[
+    RowCodec::Postcard,
     #[cfg(feature = "abomonation")]
-    Kept::Abomonation,
+    RowCodec::Abomonation,
 ];
 
 fn main() -> ExitCode {
@@ -127,8 +127,8 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
 
 /// Runs until so many records are read and so many rows are in place; returns the seconds that it took, and the number
 /// of rows loaded.
-fn run(directory: &Path, codec: Kept, keys: u64, workers: usize, records: u64) -> Result<(f64, u64)> {
-    let source = Made::new(1, keys, |number| number, |_| 0).endless();
+fn run(directory: &Path, codec: RowCodec, keys: u64, workers: usize, records: u64) -> Result<(f64, u64)> {
+    let source = GeneratedSource::new(1, keys, |number| number, |_| 0).endless();
     let job =
         Job::new("recovery").workers(workers).state(State::at(directory).snapshot_every(Duration::from_secs(3600)));
     let (metrics, stop, over) = (job.metrics(), job.stopper(), Arc::new(AtomicBool::new(false)));
@@ -155,14 +155,14 @@ fn run(directory: &Path, codec: Kept, keys: u64, workers: usize, records: u64) -
     Ok((took, loaded))
 }
 
-fn query(flow: &Flow<'_>, source: &Made<u64>, codec: Kept) {
+fn query(flow: &Flow<'_>, source: &GeneratedSource<u64>, codec: RowCodec) {
     let totals = flow.read("numbers", source).key_by(|number| *number).window(Window::global());
     let totals =
         totals.aggregate("totals", |each| (each.count(), each.sum(|number| *number), each.max(|number| *number)));
     let totals = match codec {
-        Kept::Postcard => totals,
+        RowCodec::Postcard => totals,
         #[cfg(feature = "abomonation")]
-        Kept::Abomonation => match tidegate::durable::codec::Abomonation::of_this_program() {
+        RowCodec::Abomonation => match tidegate::durable::codec::Abomonation::of_this_program() {
             Ok(codec) => totals.codec(codec),
             Err(_) => totals,
         },

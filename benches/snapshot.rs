@@ -28,16 +28,16 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, Published};
+use tidegate::durable::{Incarnation, PublishedEpoch};
 use tidegate::metrics::Metrics;
-use tidegate::sink::kafka::{Output, Publisher};
-use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::sink::kafka::{self, Publisher};
+use tidegate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use tidegate::source::Options;
 use tidegate::time::Epoch;
 use tidegate::{Error, EventTime, Job, Record, Result, State, Window, csv};
 
 use broker::Broker;
-use state::{Made, bytes_in, median, quantile};
+use state::{GeneratedSource, bytes_in, median, quantile};
 
 /// The allocator that Tidegate's own programs use.
 #[global_allocator]
@@ -45,7 +45,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Part {
+enum Measurement {
     /// Snapshots against the size of the state.
     Size,
     /// Throughput with and without state.
@@ -56,7 +56,7 @@ enum Part {
 
 /// Sink of the latency measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Shown {
+enum LatencySink {
     /// A file.
     File,
     /// A topic of a real broker (Java and Maven are needed).
@@ -71,7 +71,7 @@ enum Shown {
 struct Arguments {
     /// Parts to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "size,throughput,latency")]
-    parts: Vec<Part>,
+    parts: Vec<Measurement>,
 
     /// Numbers of keys in the state
     #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,10000000")]
@@ -107,7 +107,7 @@ struct Arguments {
 
     /// Sinks of latency runs [default: all, kafka if Java and Maven are there]
     #[arg(long, value_enum, value_delimiter = ',')]
-    sinks: Vec<Shown>,
+    sinks: Vec<LatencySink>,
 
     /// Print one JSON object a line, for plotting
     #[arg(long)]
@@ -127,9 +127,9 @@ fn main() -> ExitCode {
     let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let dir = dir.join(format!("tidegate-snapshot-{}", std::process::id()));
     let measured = arguments.parts.iter().try_for_each(|part| match part {
-        Part::Size => size(&arguments, &dir),
-        Part::Throughput => throughput(&arguments, &dir),
-        Part::Latency => latency(&arguments, &dir),
+        Measurement::Size => size(&arguments, &dir),
+        Measurement::Throughput => throughput(&arguments, &dir),
+        Measurement::Latency => latency(&arguments, &dir),
     });
     let _ = std::fs::remove_dir_all(&dir);
     match measured {
@@ -168,9 +168,9 @@ fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
         let rate = (changes as f64 / a_snapshot.as_secs_f64()) as u64;
         let make =
             move |number: u64| if number < keys { number } else { (number - keys) % changes * (keys / changes).max(1) };
-        let filling = Made::new(1, keys, make, |_| 0).endless();
+        let filling = GeneratedSource::new(1, keys, make, |_| 0).endless();
         run_totals(&directory, filling, Duration::from_secs(3600), keys)?;
-        let whole = Made::new(1, keys + changes * snapshots, make, |_| 0).endless();
+        let whole = GeneratedSource::new(1, keys + changes * snapshots, make, |_| 0).endless();
         let whole = whole.paced(keys, Instant::now(), rate);
         let metrics = run_totals(&directory, whole, a_snapshot, changes * snapshots)?;
         let metrics = &metrics.snapshots;
@@ -197,7 +197,7 @@ fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
 }
 
 /// Runs totals over all time until `records` records are read.
-fn run_totals(directory: &Path, source: Made<u64>, every: Duration, records: u64) -> Result<Arc<Metrics>> {
+fn run_totals(directory: &Path, source: GeneratedSource<u64>, every: Duration, records: u64) -> Result<Arc<Metrics>> {
     let job = Job::new("size").state(State::at(directory).snapshot_every(every));
     let (metrics, stop) = (job.metrics(), job.stopper());
     let watched = Arc::clone(&metrics);
@@ -277,20 +277,20 @@ fn cpu_seconds() -> f64 {
 type Deal = (u32, i64, i64);
 
 /// Measurements of one throughput run.
-struct Ran {
+struct ThroughputRun {
     seconds: f64,
     cpu_seconds: f64,
     snapshots: usize,
 }
 
-fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<Ran> {
+fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<ThroughputRun> {
     let directory = fresh(dir, "throughput");
     let make = |number: u64| {
         let dice = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (((dice >> 33) % 100_000) as u32, (dice >> 20) as i64 % 20_000, (number / 100) as i64)
     };
-    let source = Made::new(4, records, make, |deal: &Deal| deal.2);
-    let out = csv::File::new(directory.join("totals.csv"));
+    let source = GeneratedSource::new(4, records, make, |deal: &Deal| deal.2);
+    let out = csv::Sink::new(directory.join("totals.csv"));
     let job = Job::new("totals").workers(workers).options(until_end());
     let job = match every {
         Some(every) => job.state(State::at(directory.join("state")).snapshot_every(every)),
@@ -307,7 +307,7 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
             .map(|row| Total { window_end: row.window.end, account: row.key, count: row.value.0, sum: row.value.1 })
             .write("totals", &out);
     })?;
-    Ok(Ran {
+    Ok(ThroughputRun {
         seconds: begun.elapsed().as_secs_f64(),
         cpu_seconds: cpu_seconds() - cpu,
         snapshots: metrics.snapshots.recent().len(),
@@ -316,56 +316,56 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
 
 /// A record with the time at which it was due, in microseconds since the run began.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-struct Due {
+struct DueRecord {
     number: u64,
     due_us: u64,
 }
 
 /// A sink that records, when an epoch is published, the time since each of its records was due.
-struct Timed<S> {
+struct TimedSink<S> {
     sink: S,
     begun: Instant,
     late_ms: Arc<Mutex<Vec<f64>>>,
 }
 
-impl<S: Sink<Due>> Sink<Due> for Timed<S> {
+impl<S: Sink<DueRecord>> Sink<DueRecord> for TimedSink<S> {
     fn describe(&self) -> String {
         self.sink.describe()
     }
 
-    fn check(&self, rows: Rows) -> Result<()> {
+    fn check(&self, rows: SinkRows) -> Result<()> {
         self.sink.check(rows)
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<Due>>> {
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<DueRecord>>> {
         let (writer, late_ms) = (self.sink.open(at)?, Arc::clone(&self.late_ms));
         Ok(Box::new(TimedWriter { writer, begun: self.begun, late_ms, written: Vec::new() }))
     }
 }
 
 struct TimedWriter<D: Record> {
-    writer: Box<dyn Writer<D>>,
+    writer: Box<dyn SinkWriter<D>>,
     begun: Instant,
     late_ms: Arc<Mutex<Vec<f64>>>,
     written: Vec<u64>,
 }
 
-impl Writer<Due> for TimedWriter<Due> {
-    fn shown(&mut self) -> Result<Option<Published>> {
-        self.writer.shown()
+impl SinkWriter<DueRecord> for TimedWriter<DueRecord> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        self.writer.published()
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         self.writer.begin(life)
     }
 
-    fn write(&mut self, epoch: Epoch, rows: &[(Due, isize)]) -> Result<()> {
+    fn write(&mut self, epoch: Epoch, rows: &[(DueRecord, isize)]) -> Result<()> {
         self.written.extend(rows.iter().map(|(row, _)| row.due_us));
         self.writer.write(epoch, rows)
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
-        self.writer.show(ends)?;
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.writer.publish(ends)?;
         let now = self.begun.elapsed().as_secs_f64() * 1e3;
         let mut late_ms = self.late_ms.lock().unwrap_or_else(PoisonError::into_inner);
         late_ms.extend(self.written.drain(..).map(|due_us| now - due_us as f64 / 1e3));
@@ -376,14 +376,14 @@ impl Writer<Due> for TimedWriter<Due> {
         self.writer.finish()
     }
 
-    fn waits(&self) -> bool {
-        self.writer.waits()
+    fn is_blocking(&self) -> bool {
+        self.writer.is_blocking()
     }
 }
 
 /// Durability of a latency run, and the length of its epochs.
 #[derive(Clone, Copy)]
-struct Manner {
+struct DurabilitySetting {
     durability: &'static str,
     /// Interval of snapshots; `None` without state.
     every: Option<u64>,
@@ -400,11 +400,12 @@ fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
             "sink", "durability", "epoch", "snapshots", "p50", "p99", "most"
         );
     }
-    let sinks = if arguments.sinks.is_empty() { &[Shown::File, Shown::Kafka][..] } else { &arguments.sinks[..] };
+    let sinks =
+        if arguments.sinks.is_empty() { &[LatencySink::File, LatencySink::Kafka][..] } else { &arguments.sinks[..] };
     for sink in sinks {
         let broker = match sink {
-            Shown::File => None,
-            Shown::Kafka => match Broker::start(dir) {
+            LatencySink::File => None,
+            LatencySink::Kafka => match Broker::start(dir) {
                 Ok(broker) => Some(broker),
                 Err(why) if arguments.sinks.is_empty() => {
                     eprintln!("SKIPPED: results in topics: {why}");
@@ -419,7 +420,7 @@ fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
                 continue;
             }
             for epoch_ms in [100, 20] {
-                let (manner, directory) = (Manner { durability, every, epoch_ms }, fresh(dir, "latency"));
+                let (manner, directory) = (DurabilitySetting { durability, every, epoch_ms }, fresh(dir, "latency"));
                 let mut late_ms = match &broker {
                     None => to_file(arguments, manner, &directory)?,
                     Some(broker) => to_topic(arguments, manner, &directory, &broker.address)?,
@@ -432,8 +433,8 @@ fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn say_latency(arguments: &Arguments, sink: Shown, manner: Manner, sorted: &[f64]) {
-    let Manner { durability, every, epoch_ms } = manner;
+fn say_latency(arguments: &Arguments, sink: LatencySink, manner: DurabilitySetting, sorted: &[f64]) {
+    let DurabilitySetting { durability, every, epoch_ms } = manner;
     let (p50, p99, most) = (quantile(sorted, 0.5), quantile(sorted, 0.99), quantile(sorted, 1.0));
     let interval = every.filter(|every| *every < 3600).map_or("-".into(), |every| format!("{every} s"));
     let sink = format!("{sink:?}").to_lowercase();
@@ -449,16 +450,17 @@ fn say_latency(arguments: &Arguments, sink: Shown, manner: Manner, sorted: &[f64
 }
 
 /// Runs a query that writes its input, with a state beside it of as many keys as there are records in a second.
-fn run_due<S: Sink<Due>>(
+fn run_due<S: Sink<DueRecord>>(
     arguments: &Arguments,
-    manner: Manner,
+    manner: DurabilitySetting,
     directory: &Path,
     begun: Instant,
     sink: S,
 ) -> Result<()> {
     let Arguments { rate, seconds, .. } = *arguments;
-    let make = move |number| Due { number, due_us: number * 1_000_000 / rate };
-    let source = Made::new(1, rate * seconds, make, |due: &Due| due.due_us as i64 / 1000).paced(0, begun, rate);
+    let make = move |number| DueRecord { number, due_us: number * 1_000_000 / rate };
+    let source =
+        GeneratedSource::new(1, rate * seconds, make, |due: &DueRecord| due.due_us as i64 / 1000).paced(0, begun, rate);
     let job = Job::new("latency").options(until_end()).epoch(Duration::from_millis(manner.epoch_ms));
     let job = match manner.every {
         Some(every) => job.state(State::at(directory.join("state")).snapshot_every(Duration::from_secs(every))),
@@ -474,16 +476,16 @@ fn run_due<S: Sink<Due>>(
 }
 
 /// Returns the times from when records were due until they were published in a file, in milliseconds.
-fn to_file(arguments: &Arguments, manner: Manner, directory: &Path) -> Result<Vec<f64>> {
+fn to_file(arguments: &Arguments, manner: DurabilitySetting, directory: &Path) -> Result<Vec<f64>> {
     let (begun, late_ms) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
-    let sink = Timed { sink: csv::File::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
+    let sink = TimedSink { sink: csv::Sink::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
     run_due(arguments, manner, directory, begun, sink)?;
     let late_ms = late_ms.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(late_ms.clone())
 }
 
 /// Returns the times from when records were due until a `read_committed` consumer had them, in milliseconds.
-fn to_topic(arguments: &Arguments, manner: Manner, directory: &Path, brokers: &str) -> Result<Vec<f64>> {
+fn to_topic(arguments: &Arguments, manner: DurabilitySetting, directory: &Path, brokers: &str) -> Result<Vec<f64>> {
     let topic =
         format!("due-{}-{}-{}", manner.durability.replace(' ', "-"), manner.every.unwrap_or(0), manner.epoch_ms);
     Publisher::open(brokers, &topic, [], Some(1))?;
@@ -509,7 +511,7 @@ fn to_topic(arguments: &Arguments, manner: Manner, directory: &Path, brokers: &s
                 };
                 let message = message.map_err(|why| unread(&why))?;
                 let now = begun.elapsed().as_secs_f64() * 1e3;
-                let due: Due =
+                let due: DueRecord =
                     serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|why| unread(&why))?;
                 late_ms.push(now - due.due_us as f64 / 1e3);
             }
@@ -518,7 +520,7 @@ fn to_topic(arguments: &Arguments, manner: Manner, directory: &Path, brokers: &s
             }
             Ok(late_ms)
         });
-        let ran = run_due(arguments, manner, directory, begun, Output::json(brokers, &topic));
+        let ran = run_due(arguments, manner, directory, begun, kafka::Sink::json(brokers, &topic));
         over.store(true, Ordering::Release);
         let read = reader.join().unwrap_or_else(|_| Err(Error::new("the consumer panicked")));
         ran.and(read)

@@ -35,7 +35,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Parser, ValueEnum};
 
-use measure::{Figures, Measured};
+use measure::{Measured, RunFigures};
 
 /// The allocator of Tidegate's own programs, for everything that is measured.
 #[global_allocator]
@@ -162,7 +162,7 @@ fn one(arguments: &Arguments) -> Result<(), String> {
     let dir = arguments.dir.clone().ok_or("--one needs --dir")?;
     let brokers = arguments.brokers.clone().unwrap_or_default();
     let records = arguments.records.ok_or("--one needs --records")?;
-    let setting = programs::Setting { records, accounts: arguments.accounts, workers, dir, brokers };
+    let setting = programs::RunParameters { records, accounts: arguments.accounts, workers, dir, brokers };
     let figures = match (input, program) {
         (Input::Memory, Program::ByHand) => match query {
             Query::Tumbling => programs::memory_by_hand(&setting),
@@ -269,7 +269,7 @@ fn child(
     arguments: &Arguments,
     (records, brokers): (u64, &str),
     (query, input, program, workers): (Query, Input, Program, usize),
-) -> Result<Figures, String> {
+) -> Result<RunFigures, String> {
     let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
@@ -289,7 +289,7 @@ fn child(
     if !output.status.success() {
         return Err(format!("{input:?} {program:?} failed: {}", String::from_utf8_lossy(&output.stderr)));
     }
-    Figures::from_line(line.trim()).ok_or_else(|| format!("{input:?} {program:?} printed no figures: {line}"))
+    RunFigures::from_line(line.trim()).ok_or_else(|| format!("{input:?} {program:?} printed no figures: {line}"))
 }
 
 /// Fails unless all programs have read the same records and have the same rows, except for those with other windows.

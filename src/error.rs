@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// The side that has to act, which decides the exit code of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorClass {
     /// An operation failed (exit code 1).
     Failed,
     /// The request is invalid (exit code 2).
@@ -20,31 +20,32 @@ pub enum Kind {
 /// An error: the failed operation, its place, the cause and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    inner: Box<Inner>,
+    inner: Box<ErrorParts>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Inner {
-    kind: Kind,
+struct ErrorParts {
+    kind: ErrorClass,
     what: String,
     place: Option<String>,
     cause: Option<String>,
     remedy: Option<String>,
-    passes: bool,
+    is_transient: bool,
 }
 
 impl Error {
     /// A failed operation; `what` is a clause without a full stop, such as "cannot open the results file".
     pub fn new(what: impl Into<String>) -> Self {
         let (place, cause, remedy) = (None, None, None);
-        let inner = Inner { kind: Kind::Failed, what: what.into(), place, cause, remedy, passes: false };
+        let inner =
+            ErrorParts { kind: ErrorClass::Failed, what: what.into(), place, cause, remedy, is_transient: false };
         Error { inner: Box::new(inner) }
     }
 
     /// An invalid request.
     pub fn usage(what: impl Into<String>) -> Self {
         let mut error = Error::new(what);
-        error.inner.kind = Kind::Usage;
+        error.inner.kind = ErrorClass::Usage;
         error
     }
 
@@ -72,26 +73,26 @@ impl Error {
     /// Marks an error as transient, so that the operation is retried: a broker is unreachable, a transaction was
     /// aborted.
     #[must_use]
-    pub(crate) fn passing(mut self) -> Self {
-        self.inner.passes = true;
+    pub(crate) fn transient(mut self) -> Self {
+        self.inner.is_transient = true;
         self
     }
 
     /// `true` if the error is transient: the next attempt may succeed.
-    pub(crate) fn passes(&self) -> bool {
-        self.inner.passes
+    pub(crate) fn is_transient(&self) -> bool {
+        self.inner.is_transient
     }
 
     /// The side that has to act.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorClass {
         self.inner.kind
     }
 
     /// The exit code of a program that fails with this error.
     pub fn exit_code(&self) -> u8 {
         match self.inner.kind {
-            Kind::Failed => 1,
-            Kind::Usage => 2,
+            ErrorClass::Failed => 1,
+            ErrorClass::Usage => 2,
         }
     }
 }
@@ -117,7 +118,7 @@ pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { what, place, cause, remedy, .. } = &*self.inner;
+        let ErrorParts { what, place, cause, remedy, .. } = &*self.inner;
         let mut line = shortened(what, PRINTED).into_owned();
         if let Some(place) = place {
             line.push_str(&format!(" ({})", shortened(place, PRINTED)));

@@ -16,7 +16,7 @@
 //! struct Total { window_end: EventTime, account: String, count: i64, sum_cents: i128 }
 //!
 //! fn main() -> tidegate::Result<()> {
-//!     let transactions = kafka::Topic::json("localhost:9092", "transaction")
+//!     let transactions = kafka::Source::json("localhost:9092", "transaction")
 //!         .event_time(|t: &Transaction| t.at_ms)
 //!         .out_of_order(Duration::from_secs(2));
 //!
@@ -29,7 +29,7 @@
 //!             .map(|Closed { key, window, value: (count, sum_cents) }| Total {
 //!                 window_end: window.end, account: key, count, sum_cents,
 //!             })
-//!             .write("totals", &csv::File::new("totals.csv"));
+//!             .write("totals", &csv::Sink::new("totals.csv"));
 //!     })?;
 //!     println!("{}", report.summary);
 //!     Ok(())
@@ -105,21 +105,21 @@ pub use time::EventTime;
 pub use timely;
 pub use view::Views;
 
-/// CSV files: [`csv::Input`] reads one, [`csv::File`] writes one.
+/// CSV files: [`csv::Source`] reads one, [`csv::Sink`] writes one.
 pub mod csv {
-    pub use crate::sink::csv::File;
-    pub use crate::source::csv::Input;
+    pub use crate::sink::csv::Sink;
+    pub use crate::source::csv::Source;
 }
 
-/// Files with one JSON object a line: [`ndjson::Input`] reads one, [`ndjson::File`] writes one.
+/// Files with one JSON object a line: [`ndjson::Source`] reads one, [`ndjson::Sink`] writes one.
 pub mod ndjson {
-    pub use crate::sink::ndjson::File;
-    pub use crate::source::ndjson::Input;
+    pub use crate::sink::ndjson::Sink;
+    pub use crate::source::ndjson::Source;
 }
 
 #[cfg(feature = "kafka")]
-/// Kafka: [`kafka::Topic`] reads a topic, [`kafka::Output`] writes one.
+/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one.
 pub mod kafka {
-    pub use crate::sink::kafka::Output;
-    pub use crate::source::kafka::{Start, Topic};
+    pub use crate::sink::kafka::Sink;
+    pub use crate::source::kafka::{Source, StartOffset};
 }

@@ -40,10 +40,11 @@ mod velocity_alerts;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// An included query: its name and its `main`.
-type Query = (&'static str, fn() -> ExitCode);
+/// The main function of a query.
+type QueryMain = fn() -> ExitCode;
 
-const QUERIES: [Query; 8] = [
+/// The queries that come along, by name.
+const QUERIES: [(&str, QueryMain); 8] = [
     ("account_sessions", account_sessions::main),
     ("account_totals", account_totals::main),
     ("balances", balances::main),
@@ -129,7 +130,7 @@ fn main() -> ExitCode {
 }
 
 /// The query of this name.
-fn query(name: &OsStr) -> Option<Query> {
+fn query(name: &OsStr) -> Option<(&'static str, QueryMain)> {
     QUERIES.into_iter().find(|(known, _)| name == *known)
 }
 

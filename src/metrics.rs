@@ -1,7 +1,7 @@
 //! Counters that every layer may raise, and the check of their totals at the end of a run.
 //!
 //! A [`Metrics`] belongs to one job in one process, and is shared by the job's workers there; the figures of several
-//! processes are added up at the end. Counters only grow. [`Summary::check_conservation`] compares counters that are
+//! processes are added up at the end. Counters only grow. [`JobSummary::check_conservation`] compares counters that are
 //! raised in *different* places of the code, so that a record lost or duplicated between them is noticed: a source's
 //! records read are those accepted and those rejected; a window step's records received, and those in the rows of the
 //! snapshot that the job resumed from, are those counted in rows and those that were late.
@@ -63,9 +63,9 @@ impl TimeGauge {
 
 /// A duration in milliseconds that is set once; zero before.
 #[derive(Debug, Default)]
-pub struct Setting(AtomicU64);
+pub struct DurationSetting(AtomicU64);
 
-impl Setting {
+impl DurationSetting {
     /// Sets the duration, truncated to whole milliseconds.
     pub fn set(&self, length: Duration) {
         self.0.store(u64::try_from(length.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -91,14 +91,14 @@ pub struct SourceMetrics {
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
     /// The time without records after which a partition of the source is idle.
-    pub idle_after: Setting,
+    pub idle_after: DurationSetting,
     /// Notices that are logged once.
     pub notices: Notices,
 }
 
 /// The record with the greatest event time of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peak {
+pub struct LatestRecord {
     /// The record's event time.
     pub time: EventTime,
     /// The file.
@@ -117,22 +117,22 @@ pub struct Notices {
     unit_told: AtomicBool,
     /// The greatest event time as its [`rank`]; 0 before the first.
     peak_time: AtomicU64,
-    peak: Mutex<Option<Peak>>,
+    peak: Mutex<Option<LatestRecord>>,
 }
 
 impl Notices {
     /// Suppresses the notice of the first rejected record: rejected records go to a sink.
-    pub fn keep_rejects(&self) {
+    pub fn suppress_reject_notice(&self) {
         self.rejects_are_kept.store(true, Ordering::Relaxed);
     }
 
     /// Returns `true` if a rejected record must be logged: once, if rejected records go to no sink.
-    pub fn tell_of_reject(&self) -> bool {
+    pub fn should_log_reject(&self) -> bool {
         !self.rejects_are_kept.load(Ordering::Relaxed) && !self.reject_told.swap(true, Ordering::Relaxed)
     }
 
     /// Returns `true` if the unit of event times must be logged: once.
-    pub fn tell_of_unit(&self) -> bool {
+    pub fn should_log_unit(&self) -> bool {
         !self.unit_told.swap(true, Ordering::Relaxed)
     }
 
@@ -142,7 +142,7 @@ impl Notices {
     }
 
     /// Notes a record with a great event time; of records with equal times the first stays.
-    pub fn note_peak(&self, peak: Peak) {
+    pub fn note_peak(&self, peak: LatestRecord) {
         let mut known = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.time < peak.time) {
             self.peak_time.store(rank(peak.time), Ordering::Relaxed);
@@ -151,7 +151,7 @@ impl Notices {
     }
 
     /// Returns the noted record with the greatest event time; `None` if there is none.
-    pub fn peak(&self) -> Option<Peak> {
+    pub fn peak(&self) -> Option<LatestRecord> {
         self.peak.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -165,7 +165,7 @@ fn rank(time: EventTime) -> u64 {
 #[derive(Debug, Default)]
 pub struct StepMetrics {
     /// Records received, each counted once, however many windows it belongs to.
-    pub taken: Counter,
+    pub received: Counter,
     /// Records counted in the rows of the snapshot that the job resumed from.
     pub loaded: Counter,
     /// Received and loaded records that are counted in a row of a window.
@@ -187,9 +187,9 @@ pub struct StepMetrics {
 #[derive(Debug, Default)]
 pub struct TableMetrics {
     /// Records received.
-    pub taken: Counter,
+    pub received: Counter,
     /// Records that were compared with the table's rows.
-    pub folded: Counter,
+    pub compared: Counter,
     /// Rows loaded from the snapshot that the job resumed from; a key may have several.
     pub loaded: Counter,
     /// Row changes: rows retracted and rows added.
@@ -287,15 +287,15 @@ impl SnapshotMetrics {
 
 /// Metrics of one kind by name, in the order in which they were first requested.
 #[derive(Debug)]
-struct Named<M>(Mutex<Vec<(String, Arc<M>)>>);
+struct MetricsByName<M>(Mutex<Vec<(String, Arc<M>)>>);
 
-impl<M> Default for Named<M> {
+impl<M> Default for MetricsByName<M> {
     fn default() -> Self {
-        Named(Mutex::new(Vec::new()))
+        MetricsByName(Mutex::new(Vec::new()))
     }
 }
 
-impl<M: Default> Named<M> {
+impl<M: Default> MetricsByName<M> {
     fn get(&self, name: &str) -> Arc<M> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, found)) = all.iter().find(|(known, _)| known == name) {
@@ -314,10 +314,10 @@ impl<M: Default> Named<M> {
 /// All counters of a job in this process.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    sources: Named<SourceMetrics>,
-    steps: Named<StepMetrics>,
-    tables: Named<TableMetrics>,
-    sinks: Named<SinkMetrics>,
+    sources: MetricsByName<SourceMetrics>,
+    steps: MetricsByName<StepMetrics>,
+    tables: MetricsByName<TableMetrics>,
+    sinks: MetricsByName<SinkMetrics>,
     begun: OnceLock<Instant>,
     /// Epochs begun.
     pub epochs: Counter,
@@ -357,19 +357,19 @@ impl Metrics {
     }
 
     /// Number of rows that all sinks have published.
-    pub fn shown_rows(&self) -> u64 {
+    pub fn published_rows(&self) -> u64 {
         self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
     }
 
     /// Explains why most records of a window step were late: one line for each source whose file has a record with a
     /// great event time, which makes all records after it late. Empty if no step has mostly late records.
     pub fn explain_late(&self) -> Vec<String> {
-        let mostly_late = |step: &StepMetrics| step.late.get() > (step.taken.get() + step.loaded.get()) / 2;
+        let mostly_late = |step: &StepMetrics| step.late.get() > (step.received.get() + step.loaded.get()) / 2;
         let steps = self.steps.all();
         let Some((name, step)) = steps.iter().find(|(_, step)| mostly_late(step)) else { return Vec::new() };
-        let (late, all) = (step.late.get(), step.taken.get() + step.loaded.get());
+        let (late, all) = (step.late.get(), step.received.get() + step.loaded.get());
         let peaks = self.sources.all().into_iter().filter_map(|(_, source)| source.notices.peak());
-        let line = |Peak { time, place, offset, line }| {
+        let line = |LatestRecord { time, place, offset, line }| {
             let line = line.map_or(String::new(), |line| format!(", line {line}"));
             format!(
                 "{late} of {all} records were late in {name}: the record at offset {offset}{line} of {place} moved the \
@@ -391,8 +391,8 @@ impl Metrics {
     }
 
     /// The current figures.
-    pub fn summary(&self) -> Summary {
-        Summary {
+    pub fn summary(&self) -> JobSummary {
+        JobSummary {
             epochs: self.epochs.get(),
             snapshots: SnapshotSummary {
                 taken: self.snapshots.taken.get(),
@@ -413,7 +413,7 @@ impl Metrics {
             steps: (self.steps.all().into_iter())
                 .map(|(name, step)| StepSummary {
                     name,
-                    taken: step.taken.get(),
+                    received: step.received.get(),
                     loaded: step.loaded.get(),
                     counted: step.counted.get(),
                     late: step.late.get(),
@@ -424,8 +424,8 @@ impl Metrics {
             tables: (self.tables.all().into_iter())
                 .map(|(name, table)| TableSummary {
                     name,
-                    taken: table.taken.get(),
-                    folded: table.folded.get(),
+                    received: table.received.get(),
+                    compared: table.compared.get(),
                     loaded: table.loaded.get(),
                     changes: table.changes.get(),
                 })
@@ -437,7 +437,7 @@ impl Metrics {
     }
 }
 
-/// The figures of a source in a [`Summary`].
+/// The figures of a source in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceSummary {
     /// The name under which the flow reads it.
@@ -454,13 +454,14 @@ pub struct SourceSummary {
     pub watermark: EventTime,
 }
 
-/// The figures of a window step in a [`Summary`].
+/// The figures of a window step in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepSummary {
     /// The step's name.
     pub name: String,
     /// Records received, each counted once, however many windows it belongs to.
-    pub taken: u64,
+    #[serde(rename = "taken")]
+    pub received: u64,
     /// Records counted in the rows of the snapshot that the job resumed from.
     pub loaded: u64,
     /// Received and loaded records that are counted in a row of a window.
@@ -474,22 +475,24 @@ pub struct StepSummary {
     pub closed_rows: u64,
 }
 
-/// The figures of a table in a [`Summary`].
+/// The figures of a table in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableSummary {
     /// The step's name.
     pub name: String,
     /// Records received.
-    pub taken: u64,
+    #[serde(rename = "taken")]
+    pub received: u64,
     /// Records that were compared with the table's rows.
-    pub folded: u64,
+    #[serde(rename = "folded")]
+    pub compared: u64,
     /// Rows loaded from the snapshot that the job resumed from.
     pub loaded: u64,
     /// Row changes: rows retracted and rows added.
     pub changes: u64,
 }
 
-/// The figures of a sink in a [`Summary`].
+/// The figures of a sink in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkSummary {
     /// The name under which the flow writes it.
@@ -500,7 +503,7 @@ pub struct SinkSummary {
     pub epochs: u64,
 }
 
-/// The figures of snapshots in a [`Summary`]; zero in a job without state.
+/// The figures of snapshots in a [`JobSummary`]; zero in a job without state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotSummary {
     /// Snapshots taken.
@@ -515,7 +518,7 @@ pub struct SnapshotSummary {
 
 /// The figures of a job, at its end or so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
+pub struct JobSummary {
     /// Epochs begun.
     pub epochs: u64,
     /// The sources, in the flow's order.
@@ -530,10 +533,10 @@ pub struct Summary {
     pub snapshots: SnapshotSummary,
 }
 
-impl Summary {
+impl JobSummary {
     /// Adds the figures of another process of the job.
-    pub fn add(&mut self, other: Summary) {
-        let Summary { epochs, sources, steps, tables, sinks, snapshots } = other;
+    pub fn add(&mut self, other: JobSummary) {
+        let JobSummary { epochs, sources, steps, tables, sinks, snapshots } = other;
         self.epochs += epochs;
         add_by_name(
             &mut self.sources,
@@ -552,7 +555,7 @@ impl Summary {
             steps,
             |step| &step.name,
             |known, other| {
-                known.taken += other.taken;
+                known.received += other.received;
                 known.loaded += other.loaded;
                 known.counted += other.counted;
                 known.late += other.late;
@@ -565,8 +568,8 @@ impl Summary {
             tables,
             |table| &table.name,
             |known, other| {
-                known.taken += other.taken;
-                known.folded += other.folded;
+                known.received += other.received;
+                known.compared += other.compared;
                 known.loaded += other.loaded;
                 known.changes += other.changes;
             },
@@ -605,16 +608,16 @@ impl Summary {
             }
         }
         for step in &self.steps {
-            if step.taken + step.loaded != step.counted + step.late {
-                let StepSummary { taken, loaded, counted, late, .. } = step;
+            if step.received + step.loaded != step.counted + step.late {
+                let StepSummary { received, loaded, counted, late, .. } = step;
                 let loaded = if *loaded > 0 { format!(" and {loaded} from the snapshot") } else { String::new() };
-                let figures = format!("{taken} in{loaded}, but {counted} counted and {late} late");
+                let figures = format!("{received} in{loaded}, but {counted} counted and {late} late");
                 return fault(format!("step `{}`", step.name), figures);
             }
         }
-        for TableSummary { name, taken, folded, .. } in &self.tables {
-            if taken != folded {
-                return fault(format!("table `{name}`"), format!("{taken} in, but {folded} folded"));
+        for TableSummary { name, received, compared, .. } in &self.tables {
+            if received != compared {
+                return fault(format!("table `{name}`"), format!("{received} in, but {compared} folded"));
             }
         }
         Ok(())
@@ -640,7 +643,7 @@ fn add_by_name<T>(all: &mut Vec<T>, others: Vec<T>, name: fn(&T) -> &str, add: f
 }
 
 /// One line for each source, step, table and sink.
-impl fmt::Display for Summary {
+impl fmt::Display for JobSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
         for source in &self.sources {
@@ -648,17 +651,17 @@ impl fmt::Display for Summary {
             lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
         }
         for step in &self.steps {
-            let StepSummary { name, taken, loaded, counted, late, late_after_idle, closed_rows } = step;
+            let StepSummary { name, received, loaded, counted, late, late_after_idle, closed_rows } = step;
             let loaded = if *loaded > 0 { format!(" + {loaded} from the snapshot") } else { String::new() };
             let idle = if *late_after_idle > 0 { format!("; {}", after_idle(*late_after_idle)) } else { String::new() };
             lines.push(format!(
-                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed{idle}"
+                "{name}: {received} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed{idle}"
             ));
         }
         for table in &self.tables {
-            let TableSummary { name, taken, folded, loaded, changes } = table;
+            let TableSummary { name, received, compared, loaded, changes } = table;
             let loaded = if *loaded > 0 { format!("; {loaded} rows from the snapshot") } else { String::new() };
-            lines.push(format!("{name}: {taken} in = {folded} folded{loaded}; {changes} changes"));
+            lines.push(format!("{name}: {received} in = {compared} folded{loaded}; {changes} changes"));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;
@@ -682,24 +685,24 @@ mod tests {
         one.source("a").read.add(3);
         other.source("b").read.add(5);
         other.source("a").read.add(4);
-        other.step("totals").taken.add(7);
+        other.step("totals").received.add(7);
         one.sink("out").rows.add(2);
         one.epochs.add(9);
         let mut sum = one.summary();
         sum.add(other.summary());
         let read: Vec<_> = sum.sources.iter().map(|source| (source.name.as_str(), source.read)).collect();
         assert_eq!(read, [("a", 7), ("b", 5)]);
-        assert_eq!((sum.epochs, sum.steps[0].taken, sum.sinks[0].rows), (9, 7, 2));
+        assert_eq!((sum.epochs, sum.steps[0].received, sum.sinks[0].rows), (9, 7, 2));
     }
 
     #[test]
     fn a_lost_record_is_named() {
         let metrics = Metrics::default();
-        metrics.step("totals").taken.add(10);
+        metrics.step("totals").received.add(10);
         metrics.step("totals").counted.add(7);
         metrics.step("totals").late.add(3);
         assert_eq!(metrics.summary().check_conservation(), Ok(()));
-        metrics.step("totals").taken.add(1);
+        metrics.step("totals").received.add(1);
         let error = metrics.summary().check_conservation().unwrap_err().to_string();
         assert!(error.contains("step `totals`") && error.contains("11 in, but 7 counted and 3 late"), "{error}");
     }

@@ -52,9 +52,10 @@ pub struct Origin {
     pub source: u16,
     /// `true` while the partition's activation watermark is unresolved: it may still make the record late, see
     /// [`crate::time::watermark`].
-    pub(crate) fresh: bool,
-    /// `true` if combining streams raised [`Event::mark`] above the watermark of the record's own partition, and the
-    /// record is not behind the latter.
+    #[serde(rename = "fresh")]
+    pub(crate) unresolved: bool,
+    /// `true` if combining streams raised [`Event::watermark`] above the watermark of the record's own partition, and
+    /// the record is not behind the latter.
     pub(crate) raised: bool,
     /// The partition's number in the source.
     pub partition: u32,
@@ -68,7 +69,7 @@ impl Origin {
     }
 
     /// The part of the origin that breaks ties: source, partition and offset.
-    pub(crate) fn place(self) -> (u16, u32, u64) {
+    pub(crate) fn tie_breaker(self) -> (u16, u32, u64) {
         (self.source, self.partition, self.offset)
     }
 }
@@ -80,7 +81,8 @@ pub struct Event<D> {
     pub time: EventTime,
     /// The watermark of the record's own partition just before it. After a `concat` it is at least the combined
     /// watermark of both streams at the epoch before the record's.
-    pub mark: EventTime,
+    #[serde(rename = "mark")]
+    pub watermark: EventTime,
     /// The position that the record was read from.
     pub origin: Origin,
     /// The record.
@@ -91,7 +93,7 @@ impl<D> Event<D> {
     /// Replaces the record by `change` of it; times and origin stay.
     #[inline]
     pub fn with<D2>(self, change: impl FnOnce(D) -> D2) -> Event<D2> {
-        Event { time: self.time, mark: self.mark, origin: self.origin, data: change(self.data) }
+        Event { time: self.time, watermark: self.watermark, origin: self.origin, data: change(self.data) }
     }
 }
 

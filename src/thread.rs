@@ -1,19 +1,19 @@
 //! The only way to start a thread: a panic fails the job instead of stalling it.
 //!
-//! * [`start`] starts a thread: `start(Role::Watch, "watch", body)?` returns a [`Handle`]. The thread inherits the
-//!   [`Failure`] of the thread that starts it. If `body` panics, that failure is set: the error names the thread, the
-//!   place of the panic and its message. [`start_telling`] also passes the error to a closure, for a channel or a slot
-//!   that another thread waits for.
-//! * [`turn`] is called once in every iteration of a thread's loop. Tests make a thread panic there: the environment
-//!   variable [`PANIC`]`=ROLE:N` panics in the `N`th iteration of the threads of a role; the start of a thread is its
-//!   first iteration.
+//! * [`start`] starts a thread: `start(ThreadRole::Watch, "watch", body)?` returns a [`ThreadHandle`]. The thread
+//!   inherits the [`JobFailure`] of the thread that starts it. If `body` panics, that failure is set: the error names
+//!   the thread, the place of the panic and its message. [`start_reporting`] also passes the error to a closure, for a
+//!   channel or a slot that another thread waits for.
+//! * [`mark_iteration`] is called once in every iteration of a thread's loop. Tests make a thread panic there: the
+//!   environment variable [`PANIC_VARIABLE`]`=ROLE:N` panics in the `N`th iteration of the threads of a role; the start
+//!   of a thread is its first iteration.
 //! * [`guard`] runs a closure on this thread and catches its panic: for threads that a library starts.
-//! * [`Failure::enter`] makes a failure the current one of this thread, and of all threads that it starts.
+//! * [`JobFailure::enter`] makes a failure the current one of this thread, and of all threads that it starts.
 //! * [`adopt`] is for a library's thread that calls our code without running a closure of ours: if it panics, the
 //!   failure is set at once.
 //!
-//! A new thread needs a [`Role`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other ways
-//! to start a thread out of the library.
+//! A new thread needs a [`ThreadRole`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other
+//! ways to start a thread out of the library.
 //!
 //! Invariants: a thread of ours that ends by a panic has set its failure before it can be joined; a panic on such a
 //! thread prints nothing by itself, unless a backtrace is requested; nothing waits without a limit for work that only a
@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 
 /// The purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
+pub enum ThreadRole {
     /// Writes the results of one sink.
     Sink,
     /// Writes and syncs the journal.
@@ -71,77 +71,77 @@ pub enum Role {
     Parent,
 }
 
-impl Role {
+impl ThreadRole {
     /// All roles.
-    pub const ALL: [Role; 18] = [
-        Role::Sink,
-        Role::Journal,
-        Role::Segments,
-        Role::Manifests,
-        Role::Merges,
-        Role::Watch,
-        Role::Http,
-        Role::KafkaWatch,
-        Role::EmbeddedBroker,
-        Role::Process,
-        Role::ToProcess,
-        Role::Dial,
-        Role::Processes,
-        Role::Connections,
-        Role::Signals,
-        Role::Progress,
-        Role::Relay,
-        Role::Parent,
+    pub const ALL: [ThreadRole; 18] = [
+        ThreadRole::Sink,
+        ThreadRole::Journal,
+        ThreadRole::Segments,
+        ThreadRole::Manifests,
+        ThreadRole::Merges,
+        ThreadRole::Watch,
+        ThreadRole::Http,
+        ThreadRole::KafkaWatch,
+        ThreadRole::EmbeddedBroker,
+        ThreadRole::Process,
+        ThreadRole::ToProcess,
+        ThreadRole::Dial,
+        ThreadRole::Processes,
+        ThreadRole::Connections,
+        ThreadRole::Signals,
+        ThreadRole::Progress,
+        ThreadRole::Relay,
+        ThreadRole::Parent,
     ];
 
     /// The role's name, as used in the environment variable for tests.
     pub fn name(self) -> &'static str {
         match self {
-            Role::Sink => "sink",
-            Role::Journal => "journal",
-            Role::Segments => "segments",
-            Role::Manifests => "manifests",
-            Role::Merges => "merges",
-            Role::Watch => "watch",
-            Role::Http => "http",
-            Role::KafkaWatch => "kafka-watch",
-            Role::EmbeddedBroker => "embedded-broker",
-            Role::Process => "process",
-            Role::ToProcess => "to-process",
-            Role::Dial => "dial",
-            Role::Processes => "processes",
-            Role::Connections => "connections",
-            Role::Signals => "signals",
-            Role::Progress => "progress",
-            Role::Relay => "relay",
-            Role::Parent => "parent",
+            ThreadRole::Sink => "sink",
+            ThreadRole::Journal => "journal",
+            ThreadRole::Segments => "segments",
+            ThreadRole::Manifests => "manifests",
+            ThreadRole::Merges => "merges",
+            ThreadRole::Watch => "watch",
+            ThreadRole::Http => "http",
+            ThreadRole::KafkaWatch => "kafka-watch",
+            ThreadRole::EmbeddedBroker => "embedded-broker",
+            ThreadRole::Process => "process",
+            ThreadRole::ToProcess => "to-process",
+            ThreadRole::Dial => "dial",
+            ThreadRole::Processes => "processes",
+            ThreadRole::Connections => "connections",
+            ThreadRole::Signals => "signals",
+            ThreadRole::Progress => "progress",
+            ThreadRole::Relay => "relay",
+            ThreadRole::Parent => "parent",
         }
     }
 }
 
 /// The first failure of a job, which stops all of its workers.
 #[derive(Debug, Default)]
-pub(crate) struct Failure {
+pub(crate) struct JobFailure {
     /// The failure of an enclosing job or test, which fails this one too.
-    outer: Option<Arc<Failure>>,
+    outer: Option<Arc<JobFailure>>,
     slot: OnceLock<Error>,
     failed: AtomicBool,
 }
 
-impl Failure {
+impl JobFailure {
     /// A new failure that is also set whenever the current failure of this thread is.
     pub(crate) fn within_current() -> Arc<Self> {
-        Arc::new(Failure { outer: Failure::current(), ..Failure::default() })
+        Arc::new(JobFailure { outer: JobFailure::current(), ..JobFailure::default() })
     }
 
     /// The current failure of this thread; `None` if it has none.
-    pub(crate) fn current() -> Option<Arc<Failure>> {
+    pub(crate) fn current() -> Option<Arc<JobFailure>> {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
     /// Makes this the current failure of this thread, until the result is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Entered {
-        Entered(CURRENT.with(|current| current.replace(Some(Arc::clone(self)))))
+    pub(crate) fn enter(self: &Arc<Self>) -> FailureScope {
+        FailureScope(CURRENT.with(|current| current.replace(Some(Arc::clone(self)))))
     }
 
     /// Fails the job; only the first failure is kept.
@@ -158,9 +158,9 @@ impl Failure {
 }
 
 /// The failure that was current before another one was entered; restored when this is dropped.
-pub(crate) struct Entered(Option<Arc<Failure>>);
+pub(crate) struct FailureScope(Option<Arc<JobFailure>>);
 
-impl Drop for Entered {
+impl Drop for FailureScope {
     fn drop(&mut self) {
         let before = self.0.take();
         let _ = CURRENT.try_with(|current| drop(current.replace(before)));
@@ -169,7 +169,7 @@ impl Drop for Entered {
 
 thread_local! {
     /// The current failure of this thread.
-    static CURRENT: RefCell<Option<Arc<Failure>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<JobFailure>>> = const { RefCell::new(None) };
     /// The last panic on this thread.
     static LAST: RefCell<Option<Panic>> = const { RefCell::new(None) };
     /// Number of calls of [`guard`] that this thread is in.
@@ -177,7 +177,7 @@ thread_local! {
     /// `true` if a panic on this thread sets its failure at once.
     static ADOPTED: Cell<bool> = const { Cell::new(false) };
     /// The role of this thread.
-    static ROLE: Cell<Option<Role>> = const { Cell::new(None) };
+    static ROLE: Cell<Option<ThreadRole>> = const { Cell::new(None) };
 }
 
 /// A panic that was caught.
@@ -238,7 +238,7 @@ fn note(info: &PanicHookInfo<'_>) -> bool {
     }
     let place = info.location().map(ToString::to_string);
     let panic = Panic { message: message_of(info.payload()), place };
-    if !guarded && let Some(failure) = Failure::current() {
+    if !guarded && let Some(failure) = JobFailure::current() {
         failure.set(panic.error(format_args!("`{}`", std::thread::current().name().unwrap_or("of a library"))));
     }
     let _ = LAST.try_with(|last| last.replace(Some(panic)));
@@ -261,7 +261,7 @@ pub(crate) fn guard<T>(body: impl FnOnce() -> T) -> std::result::Result<T, Panic
 
 /// Makes `failure` the current failure of this thread, which a library has started: a panic on it sets the failure at
 /// once.
-pub(crate) fn adopt(failure: &Arc<Failure>) {
+pub(crate) fn adopt(failure: &Arc<JobFailure>) {
     if !ADOPTED.replace(true) {
         install();
         CURRENT.with(|current| current.replace(Some(Arc::clone(failure))));
@@ -270,9 +270,9 @@ pub(crate) fn adopt(failure: &Arc<Failure>) {
 
 /// A handle of a thread of ours. The thread runs on if the handle is dropped.
 #[derive(Debug)]
-pub(crate) struct Handle(JoinHandle<()>);
+pub(crate) struct ThreadHandle(JoinHandle<()>);
 
-impl Handle {
+impl ThreadHandle {
     /// Waits until the thread has ended, normally or by a panic; returns at once on the thread itself.
     pub(crate) fn join(self) {
         if self.0.thread().id() != std::thread::current().id() {
@@ -281,7 +281,7 @@ impl Handle {
         }
     }
 
-    /// Like [`Handle::join`], but waits no longer than `limit`.
+    /// Like [`ThreadHandle::join`], but waits no longer than `limit`.
     pub(crate) fn join_within(self, limit: Duration) {
         let begun = Instant::now();
         while !self.0.is_finished() {
@@ -308,27 +308,27 @@ impl Handle {
 ///
 /// # Errors
 /// Fails if the operating system cannot start a thread.
-pub(crate) fn start(role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<Handle> {
-    start_telling(role, name, |_error| {}, body)
+pub(crate) fn start(role: ThreadRole, name: &str, body: impl FnOnce() + Send + 'static) -> Result<ThreadHandle> {
+    start_reporting(role, name, |_error| {}, body)
 }
 
 /// Like [`start`], but also calls `told` with the error of a panic, after the failure was set.
 ///
 /// # Errors
 /// Fails if the operating system cannot start a thread.
-pub(crate) fn start_telling(
-    role: Role,
+pub(crate) fn start_reporting(
+    role: ThreadRole,
     name: &str,
     told: impl FnOnce(Error) + Send + 'static,
     body: impl FnOnce() + Send + 'static,
-) -> Result<Handle> {
+) -> Result<ThreadHandle> {
     install();
-    let (failure, own) = (Failure::current(), name.to_owned());
+    let (failure, own) = (JobFailure::current(), name.to_owned());
     let guarded = move || {
-        let _entered = failure.as_ref().map(Failure::enter);
+        let _entered = failure.as_ref().map(JobFailure::enter);
         ROLE.set(Some(role));
         let work = || {
-            turn();
+            mark_iteration();
             body();
         };
         if let Err(panic) = guard(work) {
@@ -341,18 +341,18 @@ pub(crate) fn start_telling(
         }
     };
     let thread = Builder::new().name(name.to_owned()).spawn(guarded);
-    thread.map(Handle).map_err(|why| Error::new("cannot start a thread").at(name).because(why))
+    thread.map(ThreadHandle).map_err(|why| Error::new("cannot start a thread").at(name).because(why))
 }
 
 /// Environment variable that makes a thread panic, for tests: `ROLE:N`.
-pub const PANIC: &str = "TIDEGATE_PANIC";
+pub const PANIC_VARIABLE: &str = "TIDEGATE_PANIC";
 
 /// Marks another iteration of this thread's loop; panics if a test requests that.
-pub(crate) fn turn() {
+pub(crate) fn mark_iteration() {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static TURNS: AtomicU64 = AtomicU64::new(0);
     let wanted = WANTED.get_or_init(|| {
-        let wanted = std::env::var(PANIC).ok()?;
+        let wanted = std::env::var(PANIC_VARIABLE).ok()?;
         let (role, number) = wanted.split_once(':')?;
         Some((role.to_owned(), number.parse().ok()?))
     });
@@ -369,26 +369,26 @@ mod tests {
 
     #[test]
     fn a_panic_sets_the_failure_that_the_thread_works_for_and_says_where_it_was() {
-        let failure = Arc::<Failure>::default();
+        let failure = Arc::<JobFailure>::default();
         let (sender, told) = std::sync::mpsc::channel();
         let entered = failure.enter();
         let tell = move |error| drop(sender.send(error));
         // A thread that the thread starts has the same failure.
-        let body = || start_telling(Role::Watch, "inner", tell, || panic!("no {}", 7)).unwrap().join();
-        start(Role::Watch, "outer", body).unwrap().join();
+        let body = || start_reporting(ThreadRole::Watch, "inner", tell, || panic!("no {}", 7)).unwrap().join();
+        start(ThreadRole::Watch, "outer", body).unwrap().join();
         drop(entered);
         let error = failure.get().unwrap().to_string();
         assert!(error.starts_with("the thread `inner` panicked (src/thread.rs:"), "{error}");
         assert!(error.contains("): no 7; "), "{error}");
         assert_eq!(told.recv().unwrap().to_string(), error);
-        assert!(Failure::current().is_none());
+        assert!(JobFailure::current().is_none());
     }
 
     #[test]
     fn an_outer_failure_is_a_failure_and_an_inner_one_is_none_outside() {
-        let outer = Arc::<Failure>::default();
+        let outer = Arc::<JobFailure>::default();
         let entered = outer.enter();
-        let (first, second) = (Failure::within_current(), Failure::within_current());
+        let (first, second) = (JobFailure::within_current(), JobFailure::within_current());
         drop(entered);
         first.set(Error::new("inner"));
         assert_eq!((outer.get(), second.get()), (None, None));
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_panic_on_a_thread_of_a_library_sets_the_failure_that_it_was_adopted_for() {
-        let failure = Arc::<Failure>::default();
+        let failure = Arc::<JobFailure>::default();
         let own = Arc::clone(&failure);
         let body = move || {
             adopt(&own);
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn roles_have_names_of_their_own() {
-        let names: std::collections::BTreeSet<_> = Role::ALL.iter().map(|role| role.name()).collect();
-        assert_eq!(names.len(), Role::ALL.len());
+        let names: std::collections::BTreeSet<_> = ThreadRole::ALL.iter().map(|role| role.name()).collect();
+        assert_eq!(names.len(), ThreadRole::ALL.len());
     }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use differential_dataflow::operators::Iterate;
 use serde::{Deserialize, Serialize};
-use tidegate::error::Kind;
-use tidegate::source::memory::Records;
-use tidegate::source::{Place, Reader, Source, TimeOf};
+use tidegate::error::ErrorClass;
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{Reader, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
-use tidegate::testing::{Captured, Run, Script};
+use tidegate::testing::{Captured, Script, TestRun};
 use tidegate::{Closed, Collection, Error, Flow, Job, Open, Record, Result, Stream, Window};
 
 use common::cases::within;
@@ -30,9 +30,9 @@ fn payment(at_ms: i64, from: &str, to: &str, cents: i64) -> Payment {
     Payment { from: from.into(), to: to.into(), cents, at_ms }
 }
 
-fn payments(partitions: &[&[Payment]]) -> Records<Payment> {
+fn payments(partitions: &[&[Payment]]) -> MemorySource<Payment> {
     let partitions = partitions.iter().map(|partition| partition.to_vec()).collect();
-    Records::new(partitions, |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
+    MemorySource::new(partitions, |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ fn a_part_of_a_query_is_a_function() {
     let source = payments(&[&[payment(1, "a", "b", 5), payment(59_999, "a", "c", 7), payment(60_000, "a", "b", 1)]]);
     let (totals, shown) = (Captured::new(), Captured::new());
     let (output, doubled) = (totals.clone(), shown.clone());
-    Run::new()
+    TestRun::new()
         .workers(2)
         .run(move |flow| {
             let totals = per_minute(flow.read("payments", &source));
@@ -113,7 +113,7 @@ fn iteration_is_kept_up_to_date_through_retractions() {
     let output = reached.clone();
     let script =
         Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1)).epoch(|e| e.end(0));
-    let run = Run::new().workers(2).script("payments", script);
+    let run = TestRun::new().workers(2).script("payments", script);
     let outcome = run.run(move |flow| reach(edges(flow.read("payments", &source), "edges")).write("reached", &output));
     let journal = outcome.unwrap().journal;
     let at = |frame: usize| {
@@ -142,7 +142,7 @@ fn two_collections_are_joined() {
         let joined = paid.through_with(got, |paid, got| paid.join_map(got, |who, out, into| (who.clone(), into - out)));
         joined.write("balance", &output);
     };
-    let run = Run::new().workers(2).script("paid", script.clone()).script("got", script);
+    let run = TestRun::new().workers(2).script("paid", script.clone()).script("got", script);
     let outcome = run.run(query).unwrap();
     let at = |frame: usize| both.at(outcome.journal[frame].epoch);
     let row = |who: &str, balance| (String::from(who), balance);
@@ -156,7 +156,7 @@ fn every_epoch_of_a_collection_is_seen_whole() {
     let source = payments(&[&[payment(1, "a", "b", 5)], &[payment(2, "b", "a", 7), payment(3, "c", "a", 7)]]);
     let script = Script::new().epoch(|e| e.take(0, 1).take(1, 2)).epoch(|e| e.end(0).end(1));
     let (seen, rows) = std::sync::mpsc::channel();
-    let run = Run::new().workers(3).script("payments", script).run(move |flow| {
+    let run = TestRun::new().workers(3).script("payments", script).run(move |flow| {
         let seen = seen.clone();
         edges(flow.read("payments", &source), "edges").for_each_epoch("seen", move |_epoch, rows| {
             seen.send(rows.iter().map(|(pair, diff)| format!("{}{}{diff:+}", pair.0, pair.1)).collect::<Vec<_>>())
@@ -168,16 +168,16 @@ fn every_epoch_of_a_collection_is_seen_whole() {
 }
 
 /// Returns many payments, in eight partitions.
-fn many() -> Records<Payment> {
+fn many() -> MemorySource<Payment> {
     let partition = |id: i64| (0..2000).map(|at| payment(100 * at + id, &format!("{}", at % 7), "b", at)).collect();
-    Records::new((0..8).map(partition).collect(), |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
+    MemorySource::new((0..8).map(partition).collect(), |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
 }
 
 /// Runs a query that must fail on 1, 2 and 4 workers, in epochs by the clock and by seed; returns the errors.
 fn failures(query: impl Fn(&Flow<'_>) + Send + Sync + Clone + 'static) -> Vec<String> {
     let mut said = Vec::new();
     for workers in [1, 2, 4] {
-        for run in [Run::new().clock(), Run::new().seed(workers as u64)] {
+        for run in [TestRun::new().clock(), TestRun::new().seed(workers as u64)] {
             let query = query.clone();
             let result = within(Duration::from_secs(60), move || run.workers(workers).run(query));
             let result = result.unwrap_or_else(|| panic!("it hangs on {workers} workers"));
@@ -196,7 +196,7 @@ fn nothing<D: Record>() -> Observer<D> {
     Observer::new(|_epoch, _rows| Ok(()))
 }
 
-type Query = Box<dyn Fn(&Flow<'_>, &Records<Payment>) + Send + Sync>;
+type Query = Box<dyn Fn(&Flow<'_>, &MemorySource<Payment>) + Send + Sync>;
 
 const MINUTE: Window = Window::tumbling(Duration::from_secs(60));
 
@@ -240,7 +240,8 @@ fn a_panic_in_a_user_s_function_is_an_error_and_stops_all_workers() {
         let (query, source) = (std::sync::Arc::new(query), many());
         all_say(&failures(move |flow| query(flow, &source)), "): no payments of 1500; ");
     }
-    let timed = Records::new(vec![vec![1i64, 2, 3]], |at: &i64| if *at == 3 { panic!("no time for 3") } else { *at });
+    let timed =
+        MemorySource::new(vec![vec![1i64, 2, 3]], |at: &i64| if *at == 3 { panic!("no time for 3") } else { *at });
     let query = move |flow: &Flow<'_>| flow.read("times", &timed).write("out", &nothing());
     all_say(&failures(query), "no time for 3");
 }
@@ -259,7 +260,7 @@ fn an_error_of_a_sink_stops_all_workers() {
 }
 
 /// A source that one worker cannot open.
-struct Locked(Records<Payment>, usize);
+struct Locked(MemorySource<Payment>, usize);
 
 impl Source for Locked {
     type Item = Payment;
@@ -276,7 +277,7 @@ impl Source for Locked {
         None
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<Payment>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<Payment>>> {
         if at.worker == self.1 {
             Err(Error::new("cannot open the source").at(self.describe()))
         } else {
@@ -288,7 +289,7 @@ impl Source for Locked {
 #[test]
 fn a_source_that_one_worker_cannot_open_stops_all_workers() {
     for locked in 0..2 {
-        let (source, run) = (Locked(many(), locked), Run::new().clock().workers(2));
+        let (source, run) = (Locked(many(), locked), TestRun::new().clock().workers(2));
         let run = move || run.run(move |flow| flow.read("payments", &source).write("out", &nothing()));
         let result = within(Duration::from_secs(60), run).expect("it ends");
         assert_eq!(result.unwrap_err().to_string(), "cannot open the source (a locked source)");
@@ -297,9 +298,9 @@ fn a_source_that_one_worker_cannot_open_stops_all_workers() {
 
 #[test]
 fn an_impossible_record_can_end_the_job() {
-    let source = Records::new(vec![vec![1i64], vec![2, i64::MAX]], |at: &i64| *at);
+    let source = MemorySource::new(vec![vec![1i64], vec![2, i64::MAX]], |at: &i64| *at);
     let options = tidegate::source::Options { fail_on_reject: true, ..Default::default() };
-    let run = Run::new().workers(2).options(options);
+    let run = TestRun::new().workers(2).options(options);
     let result = run.run(move |flow| flow.read("times", &source).write("out", &nothing()));
     let said = result.unwrap_err().to_string();
     let place = "a record was rejected (2 partitions of records in memory, partition 1, offset 1)";
@@ -307,7 +308,7 @@ fn an_impossible_record_can_end_the_job() {
 }
 
 /// Returns the kind and the text of the error of a query that is refused before anything runs.
-fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (Kind, String) {
+fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (ErrorClass, String) {
     let error = Job::new("refused").run(query).expect_err("it is refused");
     (error.kind(), error.to_string())
 }
@@ -319,7 +320,7 @@ fn counts<'f>(flow: &Flow<'f>, name: &str, window: Window) -> Stream<'f, Closed<
 
 #[test]
 fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
-    let cases: BTreeMap<&str, (Kind, String)> = BTreeMap::from([
+    let cases: BTreeMap<&str, (ErrorClass, String)> = BTreeMap::from([
         ("the query reads no source; begin it with flow.read(…)", refused(|_| ())),
         (
             "two sink steps of the query are named `out`; give each a name of its own: state and metrics are found by it",
@@ -360,7 +361,7 @@ fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
         ),
     ]);
     for (expected, (kind, said)) in cases {
-        assert_eq!((kind, said.as_str()), (Kind::Usage, expected));
+        assert_eq!((kind, said.as_str()), (ErrorClass::Usage, expected));
     }
     let error = Job::new("none").workers(0).run(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "a job needs at least one worker; use -w 1 or more");

@@ -21,7 +21,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use run::{run, says};
+use run::{check_contains, run};
 use serde::{Deserialize, Serialize};
 use tidegate::job::Ending;
 use tidegate::source::{Options, ndjson};
@@ -46,8 +46,8 @@ struct Total {
 
 /// The query of `account_totals`, with its input and its results in this directory.
 fn query(directory: &Path) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
-    let input = ndjson::Input::new(directory.join("in.ndjson")).event_time(|t: &tidegate::Transaction| t.at_ms);
-    let totals = csv::File::new(directory.join("totals.csv"));
+    let input = ndjson::Source::new(directory.join("in.ndjson")).event_time(|t: &tidegate::Transaction| t.at_ms);
+    let totals = csv::Sink::new(directory.join("totals.csv"));
     move |flow: &Flow<'_>| {
         flow.read("transactions", &input)
             .key_by(|t| t.account.clone())
@@ -161,11 +161,14 @@ fn the_tool_reads_a_state_of_the_first_version() {
     let state = directory.path().join("state").display().to_string();
     let listed = run(TIDEGATE, ["snapshot", "ls", &state]);
     assert!(listed.code(0).stdout().lines().count() > 2, "{}", listed.stdout());
-    says(run(TIDEGATE, ["snapshot", "verify", &state]).code(0).stdout(), &["all are as they were written"]);
-    says(run(TIDEGATE, ["snapshot", "inspect", &state]).code(0).stdout(), &["job account-totals", "step totals: "]);
+    check_contains(run(TIDEGATE, ["snapshot", "verify", &state]).code(0).stdout(), &["all are as they were written"]);
+    check_contains(
+        run(TIDEGATE, ["snapshot", "inspect", &state]).code(0).stdout(),
+        &["job account-totals", "step totals: "],
+    );
     let rows = run(TIDEGATE, ["snapshot", "inspect", &state, "totals"]);
     assert!(rows.code(0).stdout().lines().count() > 1, "{}", rows.stdout());
-    says(rows.stdout(), &["{\"window_end\":\"2025-01-01T00:", "\"parts\":[{\"from\":"]);
+    check_contains(rows.stdout(), &["{\"window_end\":\"2025-01-01T00:", "\"parts\":[{\"from\":"]);
     let bytes: u64 = walk(&fixture()).iter().map(|file| file.metadata().unwrap().len()).sum();
     assert!(bytes < 100_000, "the fixture has {bytes} bytes");
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use broker::Broker;
 use nix::unistd::Pid;
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, Published};
-use tidegate::sink::{Shard, Sink, Writer};
-use tidegate::source::generator::{Generator, Transactions};
+use tidegate::durable::{Incarnation, PublishedEpoch};
+use tidegate::sink::{Sink, SinkContext, SinkWriter};
+use tidegate::source::generator::{Generator, GeneratorSource};
 use tidegate::source::{Options, Source};
 use tidegate::stream::Observer;
 use tidegate::time::Epoch;
@@ -77,11 +77,11 @@ fn child() {
     let words: Vec<&str> = job.split(' ').collect();
     match words[..] {
         ["burst", count, in_flight] => {
-            let source = Transactions::new(Generator::new(1), count.parse().unwrap()).partitions(4);
+            let source = GeneratorSource::new(Generator::new(1), count.parse().unwrap()).partitions(4);
             burst(Job::new("burst").in_flight(in_flight.parse().unwrap()), source);
         }
         ["topic", servers, topic, in_flight] => {
-            let source = kafka::Topic::json(servers, topic).event_time(|t: &Transaction| t.at_ms);
+            let source = kafka::Source::json(servers, topic).event_time(|t: &Transaction| t.at_ms);
             let options = Options { until_end: true, ..Options::default() };
             burst(Job::new("burst").options(options).in_flight(in_flight.parse().unwrap()), source);
         }
@@ -99,17 +99,17 @@ impl<D: Record> Sink<D> for Slow {
         String::from("a slow sink")
     }
 
-    fn open(&self, _at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, _at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         Ok(Box::new(Slow))
     }
 }
 
-impl<D: Record> Writer<D> for Slow {
-    fn shown(&mut self) -> Result<Option<Published>> {
+impl<D: Record> SinkWriter<D> for Slow {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, _life: &Incarnation) -> Result<()> {
         Ok(())
     }
 
@@ -118,7 +118,7 @@ impl<D: Record> Writer<D> for Slow {
         Ok(())
     }
 
-    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
+    fn publish(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 
@@ -126,7 +126,7 @@ impl<D: Record> Writer<D> for Slow {
         Ok(())
     }
 
-    fn waits(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         true
     }
 }
@@ -174,7 +174,7 @@ fn arrangements_are_merged_in_a_silence() {
     let (topic, accounts) = (broker.topic(1), 2_000);
     let rows = Generator::new(3).accounts(accounts).take(40_000).map(|row| serde_json::to_string(&row).unwrap());
     broker.send(&topic, 0, rows);
-    let source = kafka::Topic::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
+    let source = kafka::Source::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("silence").epoch(Duration::from_millis(10)).profile(true);
     let (watcher, stopper, metrics) = (job.watcher(), job.stopper(), job.metrics());
     let running = std::thread::spawn(move || {
@@ -211,7 +211,7 @@ fn arrangements_are_merged_in_a_silence() {
 fn soak(state: &str, seconds: u64) {
     let rate = 20_000;
     let generator = Generator::new(4).per_second(2_000);
-    let source = Transactions::new(generator, rate * seconds).partitions(2);
+    let source = GeneratorSource::new(generator, rate * seconds).partitions(2);
     let job = Job::new("soak").state(State::at(state).snapshot_every(Duration::from_millis(200))).in_flight(MIB);
     let report = job.run(move |flow| {
         let taken = std::cell::Cell::new(0_u64);

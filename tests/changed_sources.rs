@@ -29,7 +29,7 @@ const COUNT: usize = 200;
 
 /// Reads sources given as `NAME=FILE`, and counts the records of all.
 fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
-    let (directory, out) = (directory.to_owned(), csv::File::new(directory.join("counts.csv")));
+    let (directory, out) = (directory.to_owned(), csv::Sink::new(directory.join("counts.csv")));
     let sources: Vec<(String, String)> = sources
         .split_whitespace()
         .map(|source| source.split_once('=').unwrap())
@@ -39,8 +39,8 @@ fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + 
         let read = |(name, file): &(String, String)| {
             let path = directory.join(file);
             match file.ends_with("csv") {
-                true => flow.read(name, &csv_source::Input::new(path).event_time(|t: &Transaction| t.at_ms)),
-                false => flow.read(name, &ndjson::Input::new(path).event_time(|t: &Transaction| t.at_ms)),
+                true => flow.read(name, &csv_source::Source::new(path).event_time(|t: &Transaction| t.at_ms)),
+                false => flow.read(name, &ndjson::Source::new(path).event_time(|t: &Transaction| t.at_ms)),
             }
         };
         let all = sources.iter().map(read).reduce(Stream::concat).unwrap();

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Job, Stop};
-use tidegate::source::memory::Records;
+use tidegate::job::{Ending, Job, StopHandle};
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
-use tidegate::testing::{Captured, Outcome, Run, Script};
+use tidegate::testing::{Captured, RunOutcome, Script, TestRun};
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{self, Views, by_data, compare, conserved, expected, flat, totals};
+use common::checks::{self, StepCaptures, by_data, compare, conserved, expected, flat, totals};
 use common::oracle::{self, Windows};
 
 const WINDOWS: Windows = Windows::Tumbling { size: 50, offset: 7 };
@@ -22,7 +22,7 @@ const WINDOWS: Windows = Windows::Tumbling { size: 50, offset: 7 };
 fn every_record_is_counted_or_late_or_rejected() {
     for_seeds(60, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
-        let (_, outcome) = checks::run(&data, WINDOWS, Run::new().workers(1 + seed as usize % 4).seed(seed))?;
+        let (_, outcome) = checks::run(&data, WINDOWS, TestRun::new().workers(1 + seed as usize % 4).seed(seed))?;
         conserved(&data, &expected(&data, WINDOWS, &outcome), &outcome)?;
         let read = outcome.report.summary.sources[0].read;
         let all = data.len() as u64;
@@ -39,20 +39,20 @@ fn copies(deal: &Deal) -> Vec<Deal> {
 fn a_step_takes_what_the_query_leaves_and_makes() {
     for_seeds(40, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 150);
-        let (views, source) = (Views::default(), data.source());
+        let (views, source) = (StepCaptures::default(), data.source());
         let shown = views.clone();
-        let run = Run::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
+        let run = TestRun::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
             let deals = flow.read("deals", &source).filter(|deal| deal.key != 3);
             shown.of(deals.flat_map(|deal| copies(&deal)), WINDOWS);
         });
-        let Outcome { report, journal } = run.map_err(|error| error.to_string())?;
+        let RunOutcome { report, journal } = run.map_err(|error| error.to_string())?;
         let history = data.history(0, &oracle::steps(&journal, "deals"));
         let made = history.flat_map(copies);
         let shown = oracle::windowed(&made, WINDOWS, |deal| deal.key, totals);
         compare(&views, &shown)?;
         let (source, step) = (&report.summary.sources[0], &report.summary.steps[0]);
         let late = flat(&shown.late).len() as u64;
-        let got = [source.read, source.accepted, source.rejected, step.taken, step.late, step.counted];
+        let got = [source.read, source.accepted, source.rejected, step.received, step.late, step.counted];
         let (accepted, rejected) = (history.records.len() as u64, history.rejected.len() as u64);
         let all = made.records.len() as u64;
         let expected = [accepted + rejected, accepted, rejected, all, late, all - late];
@@ -67,9 +67,9 @@ fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition(
         // Records whose order differs from their natural one, many of them equal.
         let mut partition = |id: u64| (0..random.u64(0..90)).map(|_| (random.u64(..9), id)).collect::<Vec<_>>();
         let partitions: Vec<_> = (0..1 + seed % 5).map(&mut partition).collect();
-        let (source, copy) = (Records::new(partitions.clone(), |_record| 0), Captured::new());
+        let (source, copy) = (MemorySource::new(partitions.clone(), |_record| 0), Captured::new());
         let (shown, workers) = (copy.clone(), 1 + seed as usize % 3);
-        let run = Run::new().workers(workers).processes(1 + seed as usize % 2).seed(seed);
+        let run = TestRun::new().workers(workers).processes(1 + seed as usize % 2).seed(seed);
         let run = run.run(move |flow| flow.read("records", &source).write_in_order("copy", &shown));
         run.map_err(|error| error.to_string())?;
         let rows: Vec<_> = copy.epochs().into_values().flatten().collect();
@@ -87,8 +87,8 @@ fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition(
 #[test]
 fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
     let records = |id: u64| (0..25).map(|value| (value, id)).collect::<Vec<_>>();
-    let source = Records::new((0..3).map(records).collect(), |record: &(u64, u64)| record.0 as i64);
-    let job = Job::new("one").one_at_a_time(true);
+    let source = MemorySource::new((0..3).map(records).collect(), |record: &(u64, u64)| record.0 as i64);
+    let job = Job::new("one").synchronous(true);
     let (read, shown) = (job.metrics(), Arc::new(AtomicU32::new(0)));
     let counted = Arc::clone(&shown);
     let see = Observer::new(move |_, rows: &[((u64, u64), isize)]| {
@@ -104,9 +104,9 @@ fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
 fn check_stopped(seed: u64) -> Result<Ending, String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 400);
-    let (views, source, stop) = (Views::default(), data.source(), Stop::default());
+    let (views, source, stop) = (StepCaptures::default(), data.source(), StopHandle::default());
     let (shown, asked, left) = (views.clone(), stop.clone(), Arc::new(AtomicU32::new(random.u32(1..20))));
-    let run = Run::new().workers(1 + seed as usize % 3).stop_by(&stop);
+    let run = TestRun::new().workers(1 + seed as usize % 3).stop_by(&stop);
     let run = if seed.is_multiple_of(4) { run.clock().in_flight(5_000) } else { run.seed(seed) };
     let outcome = run.run(move |flow| {
         let deals = flow.read("deals", &source);
@@ -147,7 +147,7 @@ fn the_summary_says_it_in_a_line_each() {
     let deal = |(id, at_ms): (u32, &i64)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 };
     let data = Data { partitions: vec![(0..).zip(&times).map(deal).collect()], disorder: 0, turns: Vec::new() };
     let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 3)).epoch(|e| e.end(0));
-    let (_, outcome) = checks::run(&data, WINDOWS, Run::new().script("deals", script)).unwrap();
+    let (_, outcome) = checks::run(&data, WINDOWS, TestRun::new().script("deals", script)).unwrap();
     let expected = "\
         deals: 5 records read = 4 accepted + 1 rejected\n\
         totals: 4 in = 3 counted + 1 late; 2 rows closed\n\

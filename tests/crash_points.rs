@@ -19,42 +19,42 @@ use std::time::Duration;
 
 use tidegate::job::Ending;
 use tidegate::testing::CrashingDisk;
-use tidegate::testing::disk::{Act, ActKind};
+use tidegate::testing::disk::{DiskOperation, OperationKind};
 
 use common::cases::{Data, seeds, within};
 use common::checks::KINDS;
-use common::kept::{End, Kept, files, kind_of, new_disk, on, steady};
+use common::durable_query::{DurableQueryOutputs, FinalOutputs, files, kind_of, new_disk, on, steady};
 
 /// Number of records of an incarnation: few, so that it can be run once for each of its operations.
 const RECORDS: u32 = 44;
 /// Number of operations that an incarnation did not reach, after which no more are tried.
-const MISSED: usize = 10;
+const MAX_MISSED: usize = 10;
 /// Factor of seeds: a run whose seed is a multiple of this has many short epochs.
-const PACE: u64 = 16;
+const SHORT_EPOCHS: u64 = 16;
 
 /// The incarnation that is crashed: its input, its epochs, and its expected results.
 #[derive(Clone)]
 struct Subject {
     seed: u64,
     data: Data,
-    expected: End,
+    expected: FinalOutputs,
 }
 
 impl Subject {
     fn new(seed: u64) -> Subject {
         let data = steady(seed, RECORDS);
-        let expected = Kept::plain(&data).unwrap();
+        let expected = DurableQueryOutputs::plain(&data).unwrap();
         Subject { seed, data, expected }
     }
 
-    fn run(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
-        let run = on(disk, workers, self.seed * PACE);
+    fn run(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
+        let run = on(disk, workers, self.seed * SHORT_EPOCHS);
         kept.run(&self.data, run).map(|report| report.ending)
     }
 
     /// Crashes an incarnation at an operation; `None` if it has fewer operations.
     fn crash(&self, act: usize) -> Option<Crashed> {
-        let (kept, disk) = (Kept::default(), new_disk());
+        let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
         disk.crash_at(act);
         let ended = self.run(&kept, &disk, 1);
         // The last operation may fail without an effect on the job.
@@ -65,7 +65,7 @@ impl Subject {
     }
 
     /// Resumes to the end, and checks the results; another start then has nothing to do.
-    fn go_on(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<(), String> {
+    fn resume_to_end(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<(), String> {
         match self.run(kept, disk, workers)? {
             Ending::Complete | Ending::WasComplete => {}
             Ending::Stopped => return Err("it stopped".into()),
@@ -82,31 +82,31 @@ impl Subject {
 
 /// A crashed incarnation, with what it had published.
 struct Crashed {
-    kept: Kept,
+    kept: DurableQueryOutputs,
     disk: CrashingDisk,
 }
 
 impl Crashed {
     /// Returns the operation at which it crashed.
-    fn at(&self) -> Act {
+    fn at(&self) -> DiskOperation {
         self.disk.log().pop().unwrap()
     }
 }
 
 /// Returns the kind of an operation and the kind of its file.
-fn done(act: &Act) -> (&'static str, &'static str) {
+fn done(act: &DiskOperation) -> (&'static str, &'static str) {
     let what = match &act.kind {
-        ActKind::CreateDirectory => "create directory",
-        ActKind::Create => "create",
-        ActKind::Append(_) => "append",
-        ActKind::Cut(_) => "cut",
-        ActKind::Sync => "sync",
-        ActKind::Rename(_) => "rename",
-        ActKind::Link(_) => "link",
-        ActKind::Remove => "remove",
-        ActKind::SyncDirectory => "sync directory",
-        ActKind::Lock => "lock",
-        ActKind::Sign => "sign",
+        OperationKind::CreateDirectory => "create directory",
+        OperationKind::Create => "create",
+        OperationKind::Append(_) => "append",
+        OperationKind::Truncate(_) => "cut",
+        OperationKind::Sync => "sync",
+        OperationKind::Rename(_) => "rename",
+        OperationKind::Link(_) => "link",
+        OperationKind::Remove => "remove",
+        OperationKind::SyncDirectory => "sync directory",
+        OperationKind::Lock => "lock",
+        OperationKind::Sign => "sign",
     };
     (what, kind_of(&act.path))
 }
@@ -150,7 +150,7 @@ fn a_crash_at_any_act_changes_no_result() {
             // The number of operations differs between runs: threads have their own pace.
             let Some(crashed) = subject.crash(act) else {
                 missed += 1;
-                if missed > MISSED { break } else { continue }
+                if missed > MAX_MISSED { break } else { continue }
             };
             crashed_at.insert(done(&crashed.at()));
             for survivors in survivors(act) {
@@ -160,7 +160,7 @@ fn a_crash_at_any_act_changes_no_result() {
                     "TIDEGATE_SEED={seed} TIDEGATE_ACT={act} ({}), survivors of seed {survivors}",
                     crashed.at()
                 );
-                passes(&what, move || subject.go_on(&kept, &disk, 1 + act % 2));
+                passes(&what, move || subject.resume_to_end(&kept, &disk, 1 + act % 2));
             }
         }
     }
@@ -174,7 +174,7 @@ fn a_crash_at_any_act_changes_no_result() {
 /// The incarnation that is crashed does everything that an incarnation can do.
 #[test]
 fn the_life_that_is_crashed_does_all_there_is() {
-    let (subject, kept, disk) = (Subject::new(1), Kept::default(), new_disk());
+    let (subject, kept, disk) = (Subject::new(1), DurableQueryOutputs::default(), new_disk());
     assert_eq!(subject.run(&kept, &disk, 1), Ok(Ending::Complete));
     let done: BTreeSet<_> = disk.log().iter().map(done).collect();
     let all = all_that_is_done();
@@ -239,7 +239,7 @@ fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
                         let _crashed_or_not = subject.run(&kept, &disk, 1);
                         disk = disk.survivors(second as u64 + 1);
                     }
-                    subject.go_on(&kept, &disk, 1 + second % 3)
+                    subject.resume_to_end(&kept, &disk, 1 + second % 3)
                 });
             }
         }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::durable::journal::{Bound, FileId, Frame, JournalFile};
+use tidegate::durable::journal::{FileId, Frame, JournalFile, PartitionProgress};
 use tidegate::durable::manifest::ManifestId;
 use tidegate::durable::state::StateDir;
 use tidegate::job::Ending;
@@ -20,7 +20,9 @@ use tidegate::testing::CrashingDisk;
 use tidegate::time::Epoch;
 
 use common::cases::{Data, within};
-use common::kept::{CLOSED, EVER, End, Kept, STATE, all_files, kind_of, new_disk, on, steady};
+use common::durable_query::{
+    CLOSED, DurableQueryOutputs, EVER, FinalOutputs, STATE, all_files, kind_of, new_disk, on, steady,
+};
 
 /// Number of bytes at a file's beginning and end that are flipped one by one, and the distance of those in between.
 const ENDS: usize = 128;
@@ -32,8 +34,8 @@ const ONE_OF: usize = 16;
 #[derive(Clone)]
 struct Subject {
     data: Data,
-    expected: End,
-    shown: Kept,
+    expected: FinalOutputs,
+    shown: DurableQueryOutputs,
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
@@ -64,11 +66,12 @@ impl Subject {
     /// disk.
     fn killed(lives: &[(usize, usize, usize)]) -> Subject {
         let data = steady(7, 150);
-        let (expected, shown, mut disk) = (Kept::plain(&data).unwrap(), Kept::default(), new_disk());
+        let (expected, shown, mut disk) =
+            (DurableQueryOutputs::plain(&data).unwrap(), DurableQueryOutputs::default(), new_disk());
         for (processes, workers, act) in lives {
             disk.crash_at(*act);
             let _killed = shown.run(&data, on(&disk, *workers, 16).processes(*processes));
-            assert!(disk.has_crashed(), "it is too short a life: {} acts", disk.acts());
+            assert!(disk.has_crashed(), "it is too short a life: {} acts", disk.operations());
             disk = disk.after_kill();
         }
         let file = |path: PathBuf| (path.clone(), disk.bytes(&path).unwrap());
@@ -93,7 +96,7 @@ impl Subject {
         let journal = |(path, file): (&PathBuf, JournalFile)| Journal {
             path: path.clone(),
             process: file.id.process,
-            ends: [file.begin]
+            ends: [file.header_length]
                 .into_iter()
                 .chain(file.entries.iter().map(|entry| entry.end))
                 .map(|end| end as usize)
@@ -111,9 +114,11 @@ impl Subject {
         let mut took = BTreeMap::<Epoch, usize>::new();
         for frame in journals.iter().flat_map(|journal| &journal.frames) {
             // The position of a partition before its first frame here is not known.
-            let takes = |bound: &Bound| ends.get(&bound.partition).is_some_and(|before| *before < bound.next);
-            *took.entry(frame.epoch).or_default() += usize::from(frame.bounds.iter().any(takes));
-            ends.extend(frame.bounds.iter().map(|bound| (bound.partition, bound.next)));
+            let takes = |bound: &PartitionProgress| {
+                ends.get(&bound.partition).is_some_and(|before| *before < bound.next_offset)
+            };
+            *took.entry(frame.epoch).or_default() += usize::from(frame.progress.iter().any(takes));
+            ends.extend(frame.progress.iter().map(|bound| (bound.partition, bound.next_offset)));
         }
         let Some((last, takers)) = took.pop_last() else { return false };
         let published = |results: &str| {

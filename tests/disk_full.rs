@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use tidegate::job::Ending;
 
-use common::kept::{Kept, all_files, new_disk, on, steady};
+use common::durable_query::{DurableQueryOutputs, all_files, new_disk, on, steady};
 
 /// Additional free space from case to case, in bytes.
 const STEP: u64 = 509;
@@ -32,10 +32,10 @@ fn named(said: &str) -> Result<&'static str, String> {
 #[test]
 fn a_full_disk_is_told_and_the_state_goes_on_when_there_is_room() {
     let data = steady(3, 60);
-    let expected = Kept::plain(&data).unwrap();
+    let expected = DurableQueryOutputs::plain(&data).unwrap();
     let mut told = BTreeSet::new();
     for room in (0..).map(|case| case * STEP) {
-        let (kept, disk) = (Kept::default(), new_disk());
+        let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
         disk.set_room(Some(room));
         let workers = 1 + room as usize % 2;
         let Err(said) = kept.run(&data, on(&disk, workers, 16)) else {

@@ -25,7 +25,7 @@ use std::time::Duration;
 use broker::{Broker, committed};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
-use run::{Ended, run, says, start};
+use run::{ProgramOutput, check_contains, run, start};
 use sql::{Query, database, queries, rows};
 use tempfile::TempDir;
 use transactions::{COLUMNS, Transaction, json_of, ndjson_of, of_json, rows_of, same_rows};
@@ -89,7 +89,7 @@ impl Kills {
     }
 
     /// Runs a query that is to be killed; returns its end if it was not killed.
-    fn kill(&mut self, Case { query, arguments, .. }: &Case) -> Option<Ended> {
+    fn kill(&mut self, Case { query, arguments, .. }: &Case) -> Option<ProgramOutput> {
         let (kind, highest) = self.left.pop().unwrap();
         let workers = 1 + self.total() % 2;
         let mut line = arguments.to_vec();
@@ -179,7 +179,7 @@ impl Case {
     }
 
     /// Runs the query to its end.
-    fn finish(&self, more: &[&str]) -> Ended {
+    fn finish(&self, more: &[&str]) -> ProgramOutput {
         let ended = run(self.query.program, self.arguments.iter().map(String::as_str).chain(more.iter().copied()));
         ended.code(0);
         ended
@@ -282,11 +282,14 @@ fn has_snapshot(case: &Case) -> bool {
 /// Suspends a query, lets another one take over to the end, and continues the first one.
 fn overtake(case: &Case) {
     let mut sleeper = start(case.query.program, &case.arguments);
-    sleeper.until("snapshot", |_| has_snapshot(case).then_some(()));
+    sleeper.wait_until("snapshot", |_| has_snapshot(case).then_some(()));
     sleeper.signal(Signal::SIGSTOP);
     let mut refused = case.arguments.clone();
     refused.extend(["-w".into(), "2".into()]);
-    says(run(case.query.program, &refused).error(1), &["the state is in use", "it is stopped", "--take-over"]);
+    check_contains(
+        run(case.query.program, &refused).error(1),
+        &["the state is in use", "it is stopped", "--take-over"],
+    );
     case.finish(&["-w", "2", "--take-over"]);
     sleeper.signal(Signal::SIGCONT);
     let ended = sleeper.end();

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::testing::{Fault, Run};
+use tidegate::testing::{Fault, TestRun};
 
 use common::cases::{Data, within};
 use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
-use common::lives::check_crashes;
+use common::incarnations::check_crashes;
 use common::oracle::Windows;
 use common::tables::check_tables;
 use common::views::{check_views, check_views_over_lives};
@@ -18,13 +18,13 @@ use common::views::{check_views, check_views_over_lives};
 const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
 
 /// `windows`, `replay`: everything, in random epochs.
-fn random_epochs(seed: u64, run: Run) -> Result<(), String> {
+fn random_epochs(seed: u64, run: TestRun) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 120);
     check_run(&data, WINDOWS, run.workers(1 + seed as usize % 4).seed(seed)).map(drop)
 }
 
 /// `windows`: everything, with idle partitions and partitions that are found late.
-fn scripted_epochs(seed: u64, run: Run) -> Result<(), String> {
+fn scripted_epochs(seed: u64, run: TestRun) -> Result<(), String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 60);
     let script = data.script(&mut random);
@@ -32,76 +32,76 @@ fn scripted_epochs(seed: u64, run: Run) -> Result<(), String> {
 }
 
 /// `oracle`: seals at every epoch of a journal.
-fn seals(seed: u64, run: Run) -> Result<(), String> {
+fn seals(seed: u64, run: TestRun) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 80);
-    let journal = checks::run(&data, WINDOWS, Run::new().seed(seed))?.1.journal;
+    let journal = checks::run(&data, WINDOWS, TestRun::new().seed(seed))?.1.journal;
     let every = journal.iter().map(|frame| frame.epoch).collect();
     check_run(&data, WINDOWS, run.journal(journal).seal_at(every)).map(drop)
 }
 
 /// `conservation`: the sum of counted, late and rejected records.
-fn account(seed: u64, run: Run) -> Result<(), String> {
+fn account(seed: u64, run: TestRun) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 100);
     let (_, outcome) = checks::run(&data, WINDOWS, run.workers(1 + seed as usize % 3).seed(seed))?;
     conserved(&data, &expected(&data, WINDOWS, &outcome), &outcome)
 }
 
 /// `oracle`: a worker that starts slowly.
-fn slow_start(_seed: u64, run: Run) -> Result<(), String> {
+fn slow_start(_seed: u64, run: TestRun) -> Result<(), String> {
     check_slow_start(run)
 }
 
 /// `oracle`: nothing is published before it is committed.
-fn synced(seed: u64, run: Run) -> Result<(), String> {
+fn synced(seed: u64, run: TestRun) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 100);
     check_synced(&data, run.workers(1 + seed as usize % 3).seed(seed))
 }
 
 /// `recovery`: crashes, and incarnations that resume.
 #[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
-fn crashes(seed: u64, run: Run) -> Result<(), String> {
-    let fault = run.fault_asked();
-    check_crashes(seed, || fault.map_or_else(Run::new, |fault| Run::new().fault(fault)))
+fn crashes(seed: u64, run: TestRun) -> Result<(), String> {
+    let fault = run.requested_fault();
+    check_crashes(seed, || fault.map_or_else(TestRun::new, |fault| TestRun::new().fault(fault)))
 }
 
 /// `tables`: tables and joins with them, at every epoch.
-fn tables(seed: u64, run: Run) -> Result<(), String> {
+fn tables(seed: u64, run: TestRun) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 150);
     check_tables(&data, run.workers(1 + seed as usize % 3).seed(seed)).map(drop)
 }
 
 /// `views`: answers to readers while a job runs.
-fn views(seed: u64, run: Run) -> Result<(), String> {
+fn views(seed: u64, run: TestRun) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 150);
     check_views(seed, &data, run.workers(1 + seed as usize % 3).seed(seed))
 }
 
 /// `views`: answers to readers when a job resumes after a crash.
 #[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
-fn views_over_lives(seed: u64, run: Run) -> Result<(), String> {
-    let fault = run.fault_asked();
-    check_views_over_lives(seed, || fault.map_or_else(Run::new, |fault| Run::new().fault(fault))).map(drop)
+fn views_over_lives(seed: u64, run: TestRun) -> Result<(), String> {
+    let fault = run.requested_fault();
+    check_views_over_lives(seed, || fault.map_or_else(TestRun::new, |fault| TestRun::new().fault(fault))).map(drop)
 }
 
-type Check = fn(u64, Run) -> Result<(), String>;
+type Check = fn(u64, TestRun) -> Result<(), String>;
 
 /// Returns the check that finds a fault, and a part of its error.
 fn finder(fault: Fault) -> (Check, &'static str) {
     match fault {
         Fault::LoseRow => (random_epochs, "closed rows at epoch"),
         Fault::SkipRetraction => (random_epochs, "live rows at epoch"),
-        Fault::ForgetFloor => (scripted_epochs, "a record that is on time never touches a closed window"),
-        Fault::ShowEarly => (random_epochs, "is shown after epoch"),
+        Fault::IgnoreActivationWatermark => (scripted_epochs, "a record that is on time never touches a closed window"),
+        Fault::PublishEarly => (random_epochs, "is shown after epoch"),
         Fault::ReleaseEarly => (synced, "is not on record"),
         Fault::LoseRecord => (account, "records counted"),
         Fault::CloseEarly => (scripted_epochs, "a record that is on time never touches a closed window"),
-        Fault::ForgetSealed => (seals, "live rows at epoch"),
-        Fault::FindLate => (slow_start, "late records"),
+        Fault::IgnoreSealed => (seals, "live rows at epoch"),
+        Fault::DiscoverLate => (slow_start, "late records"),
         Fault::ForgetOffsets => (random_epochs, "closed rows at epoch"),
-        Fault::ShowAgain => (crashes, "is shown after epoch"),
+        Fault::PublishAgain => (crashes, "is shown after epoch"),
         Fault::LoseSegment => (crashes, "closed rows differ"),
-        Fault::OpenGate => (crashes, "chained rows differ"),
-        Fault::SnapshotEarly => (crashes, "an output is behind the state"),
+        Fault::SkipGate => (crashes, "chained rows differ"),
+        Fault::AcknowledgeEarly => (crashes, "an output is behind the state"),
         Fault::ForgetDeletes => (crashes, "table"),
         Fault::LookUpEarly => (tables, "joined rows at epoch"),
         Fault::AnswerEarly => (views, "at epoch"),
@@ -115,7 +115,7 @@ fn found(fault: Fault) -> String {
     let mut said = Vec::new();
     // Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record after it.
     for seed in 1..=400 {
-        let result = within(Duration::from_secs(60), move || check(seed, Run::new().fault(fault)));
+        let result = within(Duration::from_secs(60), move || check(seed, TestRun::new().fault(fault)));
         match result.expect("it ends") {
             Err(why) if why.contains(expected) => return why,
             Err(why) => said.push(why.chars().take(300).collect::<String>()),
@@ -137,7 +137,7 @@ fn the_checks_pass_without_a_fault() {
     for fault in Fault::ALL {
         for seed in 1..=3 {
             let (check, _) = finder(fault);
-            let result = within(Duration::from_secs(60), move || check(seed, Run::new()));
+            let result = within(Duration::from_secs(60), move || check(seed, TestRun::new()));
             assert_eq!(result, Some(Ok(())), "the check for {fault:?}, seed {seed}");
         }
     }

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, StateId};
+use tidegate::durable::{Incarnation, StateId};
 use tidegate::error::{Error, Result};
-use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use tidegate::testing::CrashingDisk;
 use tidegate::time::Epoch;
 use tidegate::{csv, ndjson};
@@ -48,51 +48,56 @@ fn file_after(last: u64) -> String {
 
 /// A state directory as far as sinks know it: the number of the current incarnation.
 #[derive(Clone, Default)]
-struct Lives(Arc<AtomicU64>);
+struct CurrentIncarnation(Arc<AtomicU64>);
 
-impl Lives {
-    fn claim(&self) -> Life {
+impl CurrentIncarnation {
+    fn claim(&self) -> Incarnation {
         let (incarnation, lives) = (self.0.fetch_add(1, Ordering::SeqCst) + 1, self.clone());
         let still_current = Arc::new(move || match lives.0.load(Ordering::SeqCst) {
             current if current == incarnation => Ok(()),
             current => Err(Error::new(format!("life {incarnation} is over: life {current} has begun"))),
         });
-        Life { state: Some(STATE), incarnation, from: None, still_current }
+        Incarnation { state: Some(STATE), incarnation, resumed_from: None, still_current }
     }
 }
 
-fn shard(disk: &CrashingDisk) -> Shard {
-    Shard { state: Some(STATE), disk: disk.shared(), ..Shard::new("job", "totals", Rows::Events) }
+fn shard(disk: &CrashingDisk) -> SinkContext {
+    SinkContext { state: Some(STATE), disk: disk.shared(), ..SinkContext::new("job", "totals", SinkRows::Events) }
 }
 
-fn open(disk: &CrashingDisk) -> Result<Box<dyn Writer<Total>>> {
-    csv::File::new(FILE).open(&shard(disk))
+fn open(disk: &CrashingDisk) -> Result<Box<dyn SinkWriter<Total>>> {
+    csv::Sink::new(FILE).open(&shard(disk))
 }
 
-fn take_over(disk: &CrashingDisk) -> Result<Box<dyn Writer<Total>>> {
-    csv::File::new(FILE).open(&Shard { take_over: true, ..shard(disk) })
+fn take_over(disk: &CrashingDisk) -> Result<Box<dyn SinkWriter<Total>>> {
+    csv::Sink::new(FILE).open(&SinkContext { take_over: true, ..shard(disk) })
 }
 
-fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn Writer<Total>>, Option<Epoch>) {
+fn begun(disk: &CrashingDisk, lives: &CurrentIncarnation) -> (Box<dyn SinkWriter<Total>>, Option<Epoch>) {
     let mut writer = open(disk).unwrap();
-    let shown = writer.shown().unwrap().map(|found| found.epoch);
+    let shown = writer.published().unwrap().map(|found| found.epoch);
     writer.begin(&lives.claim()).unwrap();
     (writer, shown)
 }
 
 /// Runs one incarnation: it resumes after what was published, writes the other epochs, and publishes `together` of them
 /// at once. `surely` is the last epoch known to be published.
-fn live(disk: &CrashingDisk, lives: &Lives, together: u64, surely: &mut Option<Epoch>) -> Result<()> {
+fn run_incarnation_of_sink(
+    disk: &CrashingDisk,
+    lives: &CurrentIncarnation,
+    together: u64,
+    published_at_least: &mut Option<Epoch>,
+) -> Result<()> {
     let mut writer = open(disk)?;
-    let shown = writer.shown()?.map(|found| found.epoch);
-    assert!(shown >= *surely, "{shown:?} is less than {surely:?}, which was shown");
-    *surely = shown;
+    let shown = writer.published()?.map(|found| found.epoch);
+    assert!(shown >= *published_at_least, "{shown:?} is less than {published_at_least:?}, which was shown");
+    *published_at_least = shown;
     writer.begin(&lives.claim())?;
     for epoch in (2..=LAST).step_by(2).filter(|epoch| Some(Epoch(*epoch)) > shown) {
         writer.write(Epoch(epoch), &rows_of(epoch))?;
         if epoch / 2 % together == 0 || epoch == LAST {
-            writer.show(&JournalEnds::default())?;
-            *surely = Some(Epoch(epoch));
+            writer.publish(&JournalEnds::default())?;
+            *published_at_least = Some(Epoch(epoch));
         }
     }
     writer.finish()
@@ -105,19 +110,19 @@ fn text(disk: &CrashingDisk, path: &str) -> String {
 #[test]
 fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_for() {
     let mut lost = 0;
-    for (seed, synced) in (0..20).flat_map(|seed| [(seed, true), (seed, false)]) {
+    for (seed, sync_on_publish) in (0..20).flat_map(|seed| [(seed, true), (seed, false)]) {
         let disk = CrashingDisk::new();
-        let shard = Shard { state: None, synced, ..shard(&disk) };
-        let mut writer = csv::File::new(FILE).open(&shard).unwrap();
-        writer.begin(&Life::without_state()).unwrap();
+        let shard = SinkContext { state: None, sync_on_publish, ..shard(&disk) };
+        let mut writer = csv::Sink::new(FILE).open(&shard).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         for epoch in (2..=LAST).step_by(2) {
             writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
-            writer.show(&JournalEnds::default()).unwrap();
+            writer.publish(&JournalEnds::default()).unwrap();
         }
         writer.write(Epoch(LAST + 2), &rows_of(LAST + 2)).unwrap();
         let left = disk.survivors(seed).bytes(Path::new(FILE)).unwrap_or_default();
         let kept = left.starts_with(file_after(LAST).as_bytes());
-        assert!(kept || !synced, "seed {seed}: what is left is {}", String::from_utf8_lossy(&left));
+        assert!(kept || !sync_on_publish, "seed {seed}: what is left is {}", String::from_utf8_lossy(&left));
         lost += usize::from(!kept);
     }
     assert!(lost > 0, "a disk that loses nothing tells nothing");
@@ -140,9 +145,9 @@ fn refused<T>(result: Result<T>) -> String {
 fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
     for together in [1, 3] {
         let disk = CrashingDisk::new();
-        live(&disk, &Lives::default(), together, &mut None).unwrap();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), together, &mut None).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST));
-        for act in 0..disk.acts() {
+        for act in 0..disk.operations() {
             for seed in 0..30 {
                 check_crash(act, seed, together);
             }
@@ -152,10 +157,10 @@ fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
 
 /// Crashes at an operation, then twice more at operations chosen by the seed, and then runs to the end.
 fn check_crash(act: usize, seed: u64, together: u64) {
-    let (lives, mut surely, mut disk) = (Lives::default(), None, CrashingDisk::new());
+    let (lives, mut published_at_least, mut disk) = (CurrentIncarnation::default(), None, CrashingDisk::new());
     for crash in [act, (act * 7 + seed as usize * 5) % 40, seed as usize] {
         disk.crash_at(crash);
-        let ended = live(&disk, &lives, together, &mut surely);
+        let ended = run_incarnation_of_sink(&disk, &lives, together, &mut published_at_least);
         if disk.has_crashed() {
             let why = refused(ended);
             assert!(why.contains("the disk has crashed"), "act {act}, seed {seed}: {why}");
@@ -164,7 +169,7 @@ fn check_crash(act: usize, seed: u64, together: u64) {
         }
         disk = disk.survivors(seed);
     }
-    let ended = live(&disk, &lives, together, &mut surely);
+    let ended = run_incarnation_of_sink(&disk, &lives, together, &mut published_at_least);
     assert!(ended.is_ok(), "act {act}, seed {seed}: {}", refused(ended));
     assert_eq!(text(&disk, FILE), file_after(LAST), "act {act}, seed {seed}");
     assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
@@ -174,11 +179,11 @@ fn check_crash(act: usize, seed: u64, together: u64) {
 #[test]
 fn up_to_where_the_commit_says_the_file_has_whole_epochs() {
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 2, &mut None).unwrap();
-    for (act, seed) in (0..disk.acts()).flat_map(|act| (0..8).map(move |seed| (act, seed))) {
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 2, &mut None).unwrap();
+    for (act, seed) in (0..disk.operations()).flat_map(|act| (0..8).map(move |seed| (act, seed))) {
         let disk = CrashingDisk::new();
         disk.crash_at(act);
-        live(&disk, &Lives::default(), 2, &mut None).unwrap_err();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 2, &mut None).unwrap_err();
         let disk = disk.survivors(seed);
         let paths = disk.paths();
         let commits = paths.iter().filter_map(|path| path.to_str()).filter(|path| path.ends_with(".commit-1"));
@@ -199,27 +204,27 @@ fn up_to_where_the_commit_says_the_file_has_whole_epochs() {
 #[test]
 fn an_act_that_fails_shows_nothing_and_the_next_life_goes_on() {
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 1, &mut None).unwrap();
-    for act in 0..disk.acts() {
-        let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
+    for act in 0..disk.operations() {
+        let (disk, lives, mut published_at_least) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
         disk.fail_at(act);
-        let why = refused(live(&disk, &lives, 1, &mut surely));
+        let why = refused(run_incarnation_of_sink(&disk, &lives, 1, &mut published_at_least));
         assert!(why.contains("the disk failed at this act") && why.contains(FILE), "{act}: {why}");
-        live(&disk, &lives, 1, &mut surely).unwrap();
+        run_incarnation_of_sink(&disk, &lives, 1, &mut published_at_least).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST), "{act}");
     }
 }
 
 #[test]
 fn epochs_without_rows_are_shown_too() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (mut writer, shown) = begun(&disk, &lives);
     assert_eq!(shown, None);
     writer.write(Epoch(8), &[]).unwrap();
-    writer.show(&JournalEnds::default()).unwrap();
-    let acts = disk.acts();
-    writer.show(&JournalEnds::default()).unwrap();
-    assert_eq!(disk.acts(), acts, "nothing was to be shown");
+    writer.publish(&JournalEnds::default()).unwrap();
+    let acts = disk.operations();
+    writer.publish(&JournalEnds::default()).unwrap();
+    assert_eq!(disk.operations(), acts, "nothing was to be shown");
     drop(writer);
     assert_eq!(begun(&disk, &lives).1, Some(Epoch(8)));
     assert_eq!(text(&disk, FILE), "account,sum\n");
@@ -227,14 +232,14 @@ fn epochs_without_rows_are_shown_too() {
 
 #[test]
 fn what_was_written_and_not_shown_is_dropped_by_the_next_life_only() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     writer.write(Epoch(4), &rows_of(4)).unwrap();
     drop(writer);
     let mut writer = open(&disk).unwrap();
-    assert_eq!(writer.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
+    assert_eq!(writer.published().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     assert_eq!(text(&disk, FILE), file_after(4), "opening changes nothing");
     writer.begin(&lives.claim()).unwrap();
     assert_eq!(text(&disk, FILE), file_after(2));
@@ -245,42 +250,42 @@ fn what_was_written_and_not_shown_is_dropped_by_the_next_life_only() {
 fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() {
     let room_for = |last: u64| file_after(last).len() as u64;
     for spare in 0..room_for(6) - room_for(4) {
-        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
         let (mut writer, _) = begun(&disk, &lives);
         for epoch in [2, 4] {
             writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
         }
-        writer.show(&JournalEnds::default()).unwrap();
+        writer.publish(&JournalEnds::default()).unwrap();
         disk.set_room(Some(spare));
         let why = refused(writer.write(Epoch(6), &rows_of(6)));
         assert_eq!(why, "cannot write the results (totals.csv): the disk is full");
         assert_eq!(text(&disk, FILE), file_after(4));
         disk.set_room(None);
         writer.write(Epoch(6), &rows_of(6)).unwrap();
-        writer.show(&JournalEnds::default()).unwrap();
+        writer.publish(&JournalEnds::default()).unwrap();
         assert_eq!(text(&disk, FILE), file_after(6));
     }
     // The commit needs disk space too.
-    let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
+    let (disk, lives, mut published_at_least) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
     disk.set_room(Some(10));
-    let why = refused(writer.show(&JournalEnds::default()));
+    let why = refused(writer.publish(&JournalEnds::default()));
     assert_eq!(why, "cannot write the commit file of the results (totals.csv): the disk is full");
-    assert!(refused(writer.show(&JournalEnds::default())).contains("showing earlier ones failed"));
+    assert!(refused(writer.publish(&JournalEnds::default())).contains("showing earlier ones failed"));
     drop(writer);
     disk.set_room(None);
-    live(&disk, &lives, 1, &mut surely).unwrap();
+    run_incarnation_of_sink(&disk, &lives, 1, &mut published_at_least).unwrap();
     assert_eq!(text(&disk, FILE), file_after(LAST));
     assert_eq!(disk.paths().len(), 2, "{disk:?}");
 }
 
 #[test]
 fn nothing_is_written_behind_a_part_of_an_epoch() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (mut writer, _) = begun(&disk, &lives);
     disk.set_room(Some(5));
-    disk.fail_at(disk.acts() + 1);
+    disk.fail_at(disk.operations() + 1);
     let why = refused(writer.write(Epoch(2), &rows_of(2)));
     assert!(why.contains("cut the file back to 12 bytes"), "{why}");
     disk.set_room(None);
@@ -292,13 +297,13 @@ fn nothing_is_written_behind_a_part_of_an_epoch() {
 fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
     let ours = || {
         let disk = CrashingDisk::new();
-        live(&disk, &Lives::default(), 1, &mut None).unwrap();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
         disk
     };
-    let check = |disk: CrashingDisk, shard: Shard, expected: &str| {
+    let check = |disk: CrashingDisk, shard: SinkContext, expected: &str| {
         let before = disk.bytes(Path::new(FILE));
-        let opened = csv::File::new(FILE).open(&shard);
-        let why = refused(opened.and_then(|mut writer: Box<dyn Writer<Total>>| writer.shown()));
+        let opened = csv::Sink::new(FILE).open(&shard);
+        let why = refused(opened.and_then(|mut writer: Box<dyn SinkWriter<Total>>| writer.published()));
         assert_eq!(why, expected);
         assert_eq!(disk.bytes(Path::new(FILE)), before);
     };
@@ -313,18 +318,18 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
     let disk = ours();
     check(
         disk.clone(),
-        Shard { state: Some(StateId(7)), ..shard(&disk) },
+        SinkContext { state: Some(StateId(7)), ..shard(&disk) },
         "cannot go on with the results file (totals.csv): it belongs to the state 000000000000feed, and this is the \
          state 0000000000000007; name another file, or move it and totals.csv.commit-1 away",
     );
     check(
         disk.clone(),
-        Shard { name: "late".into(), ..shard(&disk) },
+        SinkContext { name: "late".into(), ..shard(&disk) },
         "cannot go on with the results file (totals.csv): `totals` wrote it, and this is `late`; name another file, or \
          move it and totals.csv.commit-1 away",
     );
     let length = file_after(LAST).len();
-    disk.open(Path::new(FILE)).unwrap().cut(length as u64 - 1).unwrap();
+    disk.open(Path::new(FILE)).unwrap().truncate(length as u64 - 1).unwrap();
     check(
         disk.clone(),
         shard(&disk),
@@ -346,7 +351,7 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
 #[test]
 fn whatever_byte_of_the_results_or_their_commit_is_damaged_it_is_refused() {
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
     let commit = commit_file(&disk);
     for path in [FILE, commit.as_str()] {
         let bytes = disk.bytes(Path::new(path)).unwrap();
@@ -355,7 +360,7 @@ fn whatever_byte_of_the_results_or_their_commit_is_damaged_it_is_refused() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << (at % 8);
             disk.put(Path::new(path), &damaged);
-            let why = refused(open(&disk).and_then(|mut writer| writer.shown()));
+            let why = refused(open(&disk).and_then(|mut writer| writer.published()));
             assert!(why.contains(path), "byte {at} of {path}: {why}");
         }
     }
@@ -370,38 +375,38 @@ fn rows_of_other_columns_are_not_appended_to_a_file() {
         count: u64,
     }
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 1, &mut None).unwrap();
-    let mut writer: Box<dyn Writer<Wider>> = csv::File::new(FILE).open(&shard(&disk)).unwrap();
-    let why = refused(writer.shown());
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
+    let mut writer: Box<dyn SinkWriter<Wider>> = csv::Sink::new(FILE).open(&shard(&disk)).unwrap();
+    let why = refused(writer.published());
     assert!(why.contains("its columns are not those of the rows"), "{why}");
 }
 
 /// Results may be larger than the memory that may be used for them.
 #[test]
 fn a_file_of_several_pieces_is_checked_and_copied() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
-    let sink = ndjson::File::new("large.ndjson");
-    let mut first: Box<dyn Writer<String>> = sink.open(&shard(&disk)).unwrap();
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
+    let sink = ndjson::Sink::new("large.ndjson");
+    let mut first: Box<dyn SinkWriter<String>> = sink.open(&shard(&disk)).unwrap();
     first.begin(&lives.claim()).unwrap();
     let rows: Vec<_> = (0..3).map(|n| (format!("{n}").repeat(1_000_001), 1)).collect();
     first.write(Epoch(2), &rows).unwrap();
-    first.show(&JournalEnds::default()).unwrap();
+    first.publish(&JournalEnds::default()).unwrap();
     let before = disk.bytes(Path::new("large.ndjson")).unwrap();
-    let mut second: Box<dyn Writer<String>> = sink.open(&Shard { take_over: true, ..shard(&disk) }).unwrap();
-    assert_eq!(second.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
+    let mut second: Box<dyn SinkWriter<String>> = sink.open(&SinkContext { take_over: true, ..shard(&disk) }).unwrap();
+    assert_eq!(second.published().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     second.begin(&lives.claim()).unwrap();
     assert!(disk.bytes(Path::new("large.ndjson")).unwrap() == before);
     let damaged = disk.after_kill();
     let mut bytes = before;
     *bytes.last_mut().unwrap() ^= 1;
     damaged.put(Path::new("large.ndjson"), &bytes);
-    let mut third: Box<dyn Writer<String>> = sink.open(&shard(&damaged)).unwrap();
-    assert!(refused(third.shown()).contains("has been changed since"));
+    let mut third: Box<dyn SinkWriter<String>> = sink.open(&shard(&damaged)).unwrap();
+    assert!(refused(third.published()).contains("has been changed since"));
 }
 
 #[test]
 fn a_file_that_is_written_is_refused_and_its_writer_named() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (_writer, _) = begun(&disk, &lives);
     let expected = format!(
         "cannot open the results file (totals.csv): it is being written by another job or output, lately by process \
@@ -415,23 +420,23 @@ fn a_file_that_is_written_is_refused_and_its_writer_named() {
 fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
     // Progress of the lock's holder with an epoch when it is stopped: written, or not.
     for written in [true, false] {
-        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
         let (mut zombie, _) = begun(&disk, &lives);
         zombie.write(Epoch(2), &rows_of(2)).unwrap();
-        zombie.show(&JournalEnds::default()).unwrap();
+        zombie.publish(&JournalEnds::default()).unwrap();
         if written {
             zombie.write(Epoch(4), &rows_of(4)).unwrap();
         }
         let mut heir = take_over(&disk).unwrap();
-        assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
+        assert_eq!(heir.published().unwrap().map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&lives.claim()).unwrap();
         heir.write(Epoch(4), &rows_of(4)).unwrap();
-        heir.show(&JournalEnds::default()).unwrap();
+        heir.publish(&JournalEnds::default()).unwrap();
         let ends = JournalEnds::default();
-        let shown = if written { zombie.show(&ends) } else { zombie.write(Epoch(4), &rows_of(6)) };
+        let shown = if written { zombie.publish(&ends) } else { zombie.write(Epoch(4), &rows_of(6)) };
         assert_eq!(refused(shown), "life 1 is over: life 2 has begun");
         heir.write(Epoch(6), &rows_of(6)).unwrap();
-        heir.show(&JournalEnds::default()).unwrap();
+        heir.publish(&JournalEnds::default()).unwrap();
         drop((zombie, heir));
         assert_eq!(text(&disk, FILE), file_after(6));
         assert_eq!(begun(&disk, &lives).1, Some(Epoch(6)));
@@ -442,17 +447,17 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
 /// Everybody gets the lock here, so both incarnations have the same file open.
 #[test]
 fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     disk.free_locks();
     let (mut earlier, _) = begun(&disk, &lives);
     earlier.write(Epoch(2), &rows_of(2)).unwrap();
-    earlier.show(&JournalEnds::default()).unwrap();
+    earlier.publish(&JournalEnds::default()).unwrap();
     let (mut later, shown) = begun(&disk, &lives);
     assert_eq!(shown, Some(Epoch(2)));
     later.write(Epoch(4), &rows_of(4)).unwrap();
-    later.show(&JournalEnds::default()).unwrap();
+    later.publish(&JournalEnds::default()).unwrap();
     assert_eq!(refused(earlier.write(Epoch(4), &rows_of(6))), "life 1 is over: life 2 has begun");
-    earlier.show(&JournalEnds::default()).unwrap();
+    earlier.publish(&JournalEnds::default()).unwrap();
     earlier.finish().unwrap();
     assert_eq!(text(&disk, FILE), file_after(4));
     drop((earlier, later));
@@ -463,12 +468,12 @@ fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
 /// renames the commit file: the worst moment. `stopped` is run at that moment.
 fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + Sync + 'static) -> Result<()> {
     let mut zombie = open(disk).unwrap();
-    zombie.shown().unwrap();
+    zombie.published().unwrap();
     let asked = AtomicU64::new(0);
-    let life = Life {
+    let life = Incarnation {
         state: Some(STATE),
         incarnation: 1,
-        from: None,
+        resumed_from: None,
         // Two commits are made when a file is begun; then there is a check before each epoch is written, and before it
         // is published.
         still_current: Arc::new(move || {
@@ -481,22 +486,22 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
     zombie.begin(&life).unwrap();
     for epoch in [2, 4] {
         zombie.write(Epoch(epoch), &rows_of(epoch)).unwrap();
-        zombie.show(&JournalEnds::default())?;
+        zombie.publish(&JournalEnds::default())?;
     }
     Ok(())
 }
 
 #[test]
 fn a_commit_that_was_about_to_be_swapped_in_comes_to_nothing_when_a_later_life_has_begun() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     lives.claim();
     let (its, seen) = (lives.clone(), disk.clone());
     let why = refused(stopped_at_the_worst_moment(&disk, move || {
         let mut heir = take_over(&seen).unwrap();
-        assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
+        assert_eq!(heir.published().unwrap().map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&its.claim()).unwrap();
         heir.write(Epoch(4), &rows_of(4)).unwrap();
-        heir.show(&JournalEnds::default()).unwrap();
+        heir.publish(&JournalEnds::default()).unwrap();
     }));
     assert!(why.contains("cannot write the commit file of the results (totals.csv)"), "{why}");
     assert_eq!(text(&disk, FILE), file_after(4));
@@ -505,13 +510,13 @@ fn a_commit_that_was_about_to_be_swapped_in_comes_to_nothing_when_a_later_life_h
 
 #[test]
 fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     lives.claim();
     let heirs = Arc::new(std::sync::Mutex::new(Vec::new()));
     let (its, seen) = (Arc::clone(&heirs), disk.clone());
     stopped_at_the_worst_moment(&disk, move || {
         let mut heir = take_over(&seen).unwrap();
-        assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
+        assert_eq!(heir.published().unwrap().map(|found| found.epoch), Some(Epoch(2)));
         its.lock().unwrap().push(heir);
     })
     .unwrap();
@@ -519,7 +524,7 @@ fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
     let why = refused(heir.begin(&lives.claim()));
     assert!(why.contains("another process wrote to it meanwhile; start again"), "{why}");
     let mut heir = take_over(&disk).unwrap();
-    assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
+    assert_eq!(heir.published().unwrap().map(|found| found.epoch), Some(Epoch(4)));
     heir.begin(&lives.claim()).unwrap();
     assert_eq!(text(&disk, FILE), file_after(4));
 }
@@ -527,28 +532,28 @@ fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
 #[test]
 fn taking_over_may_crash_at_any_act() {
     let before = || {
-        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
         let (mut zombie, _) = begun(&disk, &lives);
         zombie.write(Epoch(2), &rows_of(2)).unwrap();
-        zombie.show(&JournalEnds::default()).unwrap();
+        zombie.publish(&JournalEnds::default()).unwrap();
         zombie.write(Epoch(4), &rows_of(4)).unwrap();
         (disk, lives, zombie)
     };
-    let heir = |disk: &CrashingDisk, lives: &Lives| {
+    let heir = |disk: &CrashingDisk, lives: &CurrentIncarnation| {
         let mut heir = take_over(disk)?;
-        assert_eq!(heir.shown()?.map(|found| found.epoch), Some(Epoch(2)));
+        assert_eq!(heir.published()?.map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&lives.claim())
     };
     let (disk, lives, zombie) = before();
-    let first = disk.acts();
+    let first = disk.operations();
     heir(&disk, &lives).unwrap();
     drop(zombie);
-    for (act, seed) in (first..disk.acts()).flat_map(|act| (0..12).map(move |seed| (act, seed))) {
+    for (act, seed) in (first..disk.operations()).flat_map(|act| (0..12).map(move |seed| (act, seed))) {
         let (disk, lives, _zombie) = before();
         disk.crash_at(act);
         refused(heir(&disk, &lives));
         let disk = disk.survivors(seed);
-        live(&disk, &lives, 1, &mut Some(Epoch(2))).unwrap();
+        run_incarnation_of_sink(&disk, &lives, 1, &mut Some(Epoch(2))).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST), "{}, seed {seed}", disk.log()[act]);
         assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
     }
@@ -556,12 +561,12 @@ fn taking_over_may_crash_at_any_act() {
 
 #[test]
 fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     drop(begun(&disk, &lives));
-    let copied = Lives(Arc::new(AtomicU64::new(lives.0.load(Ordering::SeqCst))));
+    let copied = CurrentIncarnation(Arc::new(AtomicU64::new(lives.0.load(Ordering::SeqCst))));
     drop(begun(&disk, &lives));
     let mut writer = open(&disk).unwrap();
-    writer.shown().unwrap();
+    writer.published().unwrap();
     let why = refused(writer.begin(&copied.claim()));
     assert!(why.contains("life 2 of the state wrote it, and this is only life 2"), "{why}");
 }
@@ -570,31 +575,31 @@ fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
 fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
     let ours = || {
         let disk = CrashingDisk::new();
-        live(&disk, &Lives::default(), 1, &mut None).unwrap();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
         // A file that a stopped process left.
         disk.put(Path::new("totals.csv.commit-0"), b"old");
         disk
     };
     let without_state = |disk: &CrashingDisk| -> Result<()> {
-        let mut writer = csv::File::new(FILE).open(&Shard { state: None, ..shard(disk) })?;
-        assert_eq!(writer.shown()?, None);
-        writer.begin(&Life::without_state())?;
+        let mut writer = csv::Sink::new(FILE).open(&SinkContext { state: None, ..shard(disk) })?;
+        assert_eq!(writer.published()?, None);
+        writer.begin(&Incarnation::without_state())?;
         writer.write(Epoch(2), &rows_of(2))?;
-        writer.show(&JournalEnds::default())?;
+        writer.publish(&JournalEnds::default())?;
         writer.finish()
     };
     let disk = ours();
-    let first = disk.acts();
+    let first = disk.operations();
     without_state(&disk).unwrap();
     assert_eq!(text(&disk, FILE), file_after(2));
     assert_eq!(disk.paths(), [Path::new(FILE)]);
-    for (act, seed) in (first..disk.acts()).flat_map(|act| (0..12).map(move |seed| (act, seed))) {
+    for (act, seed) in (first..disk.operations()).flat_map(|act| (0..12).map(move |seed| (act, seed))) {
         let disk = ours();
         disk.crash_at(act);
         refused(without_state(&disk));
         let disk = disk.survivors(seed);
         // Until it is replaced it is the old file; after that, it is not the state's.
-        let shown = open(&disk).and_then(|mut writer| writer.shown());
+        let shown = open(&disk).and_then(|mut writer| writer.published());
         let whole = disk.bytes(Path::new(FILE)).unwrap() == file_after(LAST).as_bytes();
         match shown {
             Ok(Some(found)) => assert!(whole && found.epoch == Epoch(LAST), "act {act}, seed {seed}"),

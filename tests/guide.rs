@@ -9,10 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Accumulator;
-use tidegate::testing::{Captured, Run, Script};
-use tidegate::view::Update;
+use tidegate::testing::{Captured, TestRun, Script};
+use tidegate::view::ViewUpdate;
 use tidegate::{Closed, Collection, EventTime, Flow, Job, Open, State, Stream, Window, csv, kafka, ndjson};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -64,19 +64,19 @@ fn plans(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) {
     assert!(!steps.is_empty());
 }
 
-fn in_memory() -> Records<Transaction> {
-    Records::new(vec![transactions(100)], |t: &Transaction| t.at_ms)
+fn in_memory() -> MemorySource<Transaction> {
+    MemorySource::new(vec![transactions(100)], |t: &Transaction| t.at_ms)
 }
 
 #[test]
 fn sources() {
-    let topic = kafka::Topic::json("localhost:9092", "transaction")
+    let topic = kafka::Source::json("localhost:9092", "transaction")
         .event_time(|t: &Transaction| t.at_ms)
         .out_of_order(Duration::from_secs(2)) // how far a record may be behind its partition's latest
         .idle_after(Duration::from_secs(10)) // a quiet partition no longer holds windows open after this
-        .from(kafka::Start::Latest);
-    let table = csv::Input::new("transactions.csv").event_time(|t: &Transaction| t.at_ms);
-    let lines = ndjson::Input::new("transactions.ndjson").event_time(|t: &Transaction| t.at_ms);
+        .from(kafka::StartOffset::Latest);
+    let table = csv::Source::new("transactions.csv").event_time(|t: &Transaction| t.at_ms);
+    let lines = ndjson::Source::new("transactions.ndjson").event_time(|t: &Transaction| t.at_ms);
     assert!(!std::any::type_name_of_val(&(topic, table, lines)).is_empty());
 }
 
@@ -156,7 +156,7 @@ fn state_by_key() {
 #[test]
 fn tables_and_joins() {
     let transactions = in_memory();
-    let accounts = Records::new(vec![Vec::<Account>::new()], |a: &Account| a.at_ms);
+    let accounts = MemorySource::new(vec![Vec::<Account>::new()], |a: &Account| a.at_ms);
     plans(move |flow| {
         let countries = flow
             .read("accounts", &accounts)
@@ -191,7 +191,7 @@ fn operators_of_differential_dataflow() {
 
 /// The program of the guide's section about views; it runs until its topic ends, which it never does.
 fn views() -> tidegate::Result<()> {
-    let transactions = kafka::Topic::json("localhost:9092", "transaction").event_time(|t: &Transaction| t.at_ms);
+    let transactions = kafka::Source::json("localhost:9092", "transaction").event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("totals").workers(2);
     let views = job.views(); // before the job runs: a view that nobody can read is not kept, and costs nothing
     std::thread::spawn(move || {
@@ -207,10 +207,10 @@ fn views() -> tidegate::Result<()> {
         }
         loop {
             match subscription.wait(Duration::from_secs(1)) {
-                Some(Update::State(answer)) => println!("epoch {}: {} rows", answer.epoch, answer.rows.len()),
-                Some(Update::Changes(answer)) => println!("epoch {}: {} changes", answer.epoch, answer.rows.len()),
-                Some(Update::Progress(epoch)) => println!("nothing else up to epoch {epoch}"),
-                Some(Update::End(why)) => return println!("{why}"),
+                Some(ViewUpdate::State(answer)) => println!("epoch {}: {} rows", answer.epoch, answer.rows.len()),
+                Some(ViewUpdate::Changes(answer)) => println!("epoch {}: {} changes", answer.epoch, answer.rows.len()),
+                Some(ViewUpdate::Progress(epoch)) => println!("nothing else up to epoch {epoch}"),
+                Some(ViewUpdate::End(why)) => return println!("{why}"),
                 None => {}
             }
         }
@@ -236,14 +236,14 @@ fn views_compile() {
 #[test]
 fn tests_of_queries() -> tidegate::Result<()> {
     let record = |key: &str, at_ms: i64| (key.to_owned(), at_ms);
-    let input = Records::new(vec![vec![record("a", 100), record("a", 2_500)], vec![record("b", 1_000)]], |r| r.1)
+    let input = MemorySource::new(vec![vec![record("a", 100), record("a", 2_500)], vec![record("b", 1_000)]], |r| r.1)
         .out_of_order(Duration::ZERO);
     let script = Script::new() // the first epoch takes a record of partition 0, and finds partition 1
         .epoch(|e| e.take(0, 1).find(1))
         .epoch(|e| e.take(0, 1).take(1, 1).end(0).end(1));
     let counts = Captured::new();
     let output = counts.clone();
-    Run::new().workers(2).script("input", script).run(move |flow| {
+    TestRun::new().workers(2).script("input", script).run(move |flow| {
         flow.read("input", &input)
             .key_by(|r| r.0.clone())
             .window(Window::tumbling(Duration::from_secs(1)))
@@ -271,7 +271,7 @@ fn state_directories() -> tidegate::Result<()> {
     let directory = tempfile::tempdir().unwrap();
     let directory: &Path = directory.path();
     let transactions = in_memory();
-    let results = ndjson::File::new(directory.join("counts.ndjson"));
+    let results = ndjson::Sink::new(directory.join("counts.ndjson"));
     let report = Job::new("counts")
         .state(State::at(directory.join("state")).snapshot_every(Duration::from_secs(1)).keep_snapshots(3))
         .run(move |flow| per_minute(flow.read("transactions", &transactions)).write("counts", &results))?;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use run::{Ended, Running, run, says, start, start_with};
+use run::{ProgramOutput, Running, check_contains, run, start, start_with};
 use tidegate::{Job, Window, csv};
 
 const TOTALS: &str = "account_totals";
@@ -49,7 +49,7 @@ fn write_records(path: &Path, records: u64) {
 
 /// Waits for the address that a program reports to serve at.
 fn address(running: &mut Running) -> SocketAddr {
-    running.until("the address", |running| {
+    running.wait_until("the address", |running| {
         let said = running.stderr();
         let (address, _) = said.split_once("watch it at http://")?.1.split_once(' ')?;
         address.parse().ok()
@@ -212,7 +212,7 @@ fn measure(folder: &Path, records: u64, name: &str, is_attacked: bool) -> Measur
     // The rows of the windows that the watermark has passed at the end of the input, and the header.
     let closed = (records - ACCOUNTS / 5 - 1) / ACCOUNTS * ACCOUNTS;
     let expected = closed as usize + 1;
-    let results = job.until("all results", |_| {
+    let results = job.wait_until("all results", |_| {
         let length = fs::metadata(&out).ok()?.len();
         std::thread::sleep(Duration::from_millis(20));
         // Lines are counted when nothing has been written since the last look.
@@ -247,7 +247,7 @@ fn measure(folder: &Path, records: u64, name: &str, is_attacked: bool) -> Measur
     Measured { took, end, memory, descriptors, results }
 }
 
-fn check_ended(ended: &Ended) {
+fn check_ended(ended: &ProgramOutput) {
     ended.code(143);
     assert!(!ended.stderr.contains("oo many open files"), "{}", ended.stderr);
 }
@@ -292,7 +292,7 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
     let line = format!("--csv {here}/in.csv --out {here}/out.csv --http localhost:0 --http-host jobs.example");
     let mut job = start(TOTALS, line.split(' '));
     let address = address(&mut job);
-    job.until("readiness", |_| get(address, "/readyz").filter(|(status, text)| *status == 200 && text == "ok\n"));
+    job.wait_until("readiness", |_| get(address, "/readyz").filter(|(status, text)| *status == 200 && text == "ok\n"));
     for (request, status, says) in [
         ("GET /healthz HTTP/1.1\r\nHost: localhost:1", 200, "ok\n"),
         ("GET /healthz HTTP/1.1\r\nHost: jobs.example", 200, "ok\n"),
@@ -316,7 +316,7 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
         let said = run(TIDEGATE, ["why", &place]);
         assert!(said.status.code().is_some_and(|code| code <= 1) && !said.stdout().is_empty(), "{}", said.stderr);
     }
-    says(run(TIDEGATE, ["why", "https://127.0.0.1:1"]).error(2), &["not https"]);
+    check_contains(run(TIDEGATE, ["why", "https://127.0.0.1:1"]).error(2), &["not https"]);
     let figures = get(address, "/metrics").unwrap().1;
     for figure in ["tidegate_source_records_total", "tidegate_source_bytes_total", "tidegate_source_watermark_seconds"]
     {
@@ -331,9 +331,9 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
 
 /// A gate at which records wait until it is opened.
 #[derive(Default)]
-struct Door(Mutex<bool>, Condvar);
+struct HttpGate(Mutex<bool>, Condvar);
 
-impl Door {
+impl HttpGate {
     fn pass(&self) {
         drop(self.1.wait_while(self.0.lock().unwrap(), |open| !*open).unwrap());
     }
@@ -351,12 +351,12 @@ fn a_job_is_ready_when_its_views_answer_and_not_before() {
     fs::write(&path, "account,at_ms\na,1000\nb,2000\n").unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let at = SocketAddr::from(([127, 0, 0, 1], port));
-    let door = Arc::<Door>::default();
+    let door = Arc::<HttpGate>::default();
     let job = Job::new("door").http(&at.to_string());
     let stop = job.stopper();
     let own = Arc::clone(&door);
     let running = std::thread::spawn(move || {
-        let input = csv::Input::new(&path).event_time(|row: &(String, i64)| row.1);
+        let input = csv::Source::new(&path).event_time(|row: &(String, i64)| row.1);
         job.run(move |flow| {
             let door = Arc::clone(&own);
             let rows = flow.read("rows", &input).inspect(move |_| door.pass());

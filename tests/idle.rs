@@ -13,17 +13,19 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::durable::journal::{Bound, Frame};
-use tidegate::job::{Ending, Report, Stop};
-use tidegate::source::memory::Records;
-use tidegate::source::{Intake, Options, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
-use tidegate::testing::{Captured, CrashingDisk, Run, Script};
+use tidegate::durable::journal::{Frame, PartitionProgress};
+use tidegate::job::{Ending, RunReport, StopHandle};
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{
+    Options, PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
+};
+use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Closed, Error, Flow, Stream, Window, csv};
 
 use common::cases::{Data, Deal, for_seeds, within};
 use common::checks::{self, check_data, check_run, compare_rows};
-use common::oracle::{self, Judged, Row, Windows};
+use common::oracle::{self, OracleRecord, Row, Windows};
 use common::turns::epochs_of_silence;
 
 /// Timeout of each wait.
@@ -79,7 +81,7 @@ impl Source for Steered {
         Some(Duration::ZERO)
     }
 
-    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Tick>>> {
+    fn open(&self, at: &WorkerContext) -> tidegate::Result<Box<dyn Reader<Tick>>> {
         let count = self.0.lock().unwrap().len() as u32;
         let mine = (0..count).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
         Ok(Box::new(SteeredReader { of: self.clone(), mine }))
@@ -88,7 +90,7 @@ impl Source for Steered {
 
 struct SteeredReader {
     of: Steered,
-    mine: Vec<(u32, Option<Slot>)>,
+    mine: Vec<(u32, Option<PartitionHandle>)>,
 }
 
 impl SteeredReader {
@@ -96,9 +98,9 @@ impl SteeredReader {
     fn take(
         &self,
         epoch: Epoch,
-        (id, slot): (u32, Slot),
+        (id, slot): (u32, PartitionHandle),
         end: u64,
-        intake: &mut Intake<Tick>,
+        intake: &mut PartitionTracker<Tick>,
     ) -> tidegate::Result<bool> {
         let (records, silent) = {
             let partition = &self.of.0.lock().unwrap()[id as usize];
@@ -111,20 +113,25 @@ impl SteeredReader {
 }
 
 impl Reader<Tick> for SteeredReader {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Tick>) -> tidegate::Result<()> {
+    fn resume(
+        &mut self,
+        epoch: Epoch,
+        places: &[RestoredPartition],
+        intake: &mut PartitionTracker<Tick>,
+    ) -> tidegate::Result<()> {
         intake.begin(epoch);
         for (id, slot) in &mut self.mine {
-            let place = places.iter().find(|place| place.bound.partition == *id);
+            let place = places.iter().find(|place| place.progress.partition == *id);
             *slot = place.map(|place| intake.resume(epoch, place));
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut Intake<Tick>) -> tidegate::Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut PartitionTracker<Tick>) -> tidegate::Result<Polled> {
         intake.begin(epoch);
         for at in 0..self.mine.len() {
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, 0, None));
+            let slot = slot.unwrap_or_else(|| intake.track(epoch, id, 0, None));
             self.mine[at].1 = Some(slot);
             if self.take(epoch, (id, slot), u64::MAX, intake)? {
                 intake.set_idle(slot);
@@ -133,15 +140,21 @@ impl Reader<Tick> for SteeredReader {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Tick>) -> tidegate::Result<bool> {
+    fn replay(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        intake: &mut PartitionTracker<Tick>,
+    ) -> tidegate::Result<bool> {
         intake.begin(epoch);
         for bound in bounds {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let id = bound.partition;
-            let slot = self.mine[at].1.unwrap_or_else(|| intake.find(epoch, id, bound.found_at.unwrap_or(0), None));
+            let slot =
+                self.mine[at].1.unwrap_or_else(|| intake.track(epoch, id, bound.start_offset.unwrap_or(0), None));
             self.mine[at].1 = Some(slot);
-            self.take(epoch, (id, slot), bound.next, intake)?;
-            intake.repeat(slot, bound);
+            self.take(epoch, (id, slot), bound.next_offset, intake)?;
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }
@@ -149,12 +162,12 @@ impl Reader<Tick> for SteeredReader {
 
 /// Results of windows of ten milliseconds: the end of each window and its count, and the times of late records.
 #[derive(Clone, Default)]
-struct Shown {
+struct IdleCaptures {
     counts: Captured<(i64, i64)>,
     late: Captured<i64>,
 }
 
-impl Shown {
+impl IdleCaptures {
     fn of(&self, ticks: Stream<'_, Tick>) {
         let counts = ticks.key_by(|tick| tick.key).window(Window::tumbling(Duration::from_millis(10)));
         let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count);
@@ -165,11 +178,11 @@ impl Shown {
 
 /// Runs a query on another thread until `holds` returns `true`, and then stops it.
 fn run_until(
-    run: Run,
+    run: TestRun,
     query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     holds: impl Fn() -> bool,
-) -> Result<Report, Error> {
-    let stop = Stop::default();
+) -> Result<RunReport, Error> {
+    let stop = StopHandle::default();
     let running = run.clock().stop_by(&stop);
     let running = std::thread::spawn(move || running.run(query).map(|outcome| outcome.report));
     let begun = Instant::now();
@@ -181,9 +194,9 @@ fn run_until(
     running.join().unwrap()
 }
 
-fn on(disk: &CrashingDisk, workers: usize) -> Run {
+fn on(disk: &CrashingDisk, workers: usize) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
-    Run::new().workers(workers).state(&disk, "state")
+    TestRun::new().workers(workers).state(&disk, "state")
 }
 
 /// A burst in one of four partitions, and the windows that close after it, with their counts.
@@ -193,7 +206,7 @@ const CLOSED: [(i64, i64); 3] = [(10, 2), (20, 2), (40, 2)];
 #[test]
 fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
     for (processes, workers) in [(1, 1), (1, 8), (4, 2)] {
-        let (topic, shown) = (Steered::new(4), Shown::default());
+        let (topic, shown) = (Steered::new(4), IdleCaptures::default());
         topic.send(2, BURST, false);
         let (source, own) = (topic.clone(), shown.clone());
         let silence = std::thread::spawn(move || {
@@ -206,19 +219,19 @@ fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
         });
         let query = move |flow: &Flow<'_>| own.of(flow.read("topic", &source));
         let counts = shown.counts.clone();
-        let run = Run::new().processes(processes).workers(workers);
+        let run = TestRun::new().processes(processes).workers(workers);
         let report = run_until(run, query, || counts.all().len() >= CLOSED.len()).unwrap();
         silence.join().unwrap();
         assert_eq!((shown.counts.all(), shown.late.all()), (CLOSED.to_vec(), vec![]), "{processes} × {workers}");
         let step = &report.summary.steps[0];
-        assert_eq!((step.taken, step.counted, step.late), (7, 7, 0));
+        assert_eq!((step.received, step.counted, step.late), (7, 7, 0));
     }
 }
 
 #[test]
 fn windows_of_a_burst_close_after_a_kill_on_any_workers() {
     for (first, then) in [(1, 8), (8, 1)] {
-        let (topic, shown) = (Steered::new(4), Shown::default());
+        let (topic, shown) = (Steered::new(4), IdleCaptures::default());
         topic.send(2, BURST, false);
         topic.fall_silent();
         let query = || {
@@ -250,7 +263,7 @@ fn windows_of_a_burst_close_after_a_kill_on_any_workers() {
 /// watermark of a partition that wakes after it.
 #[test]
 fn a_partition_that_wakes_after_a_restart_has_the_floor_that_silence_left() {
-    let (topic, shown, disk) = (Steered::new(2), Shown::default(), CrashingDisk::new());
+    let (topic, shown, disk) = (Steered::new(2), IdleCaptures::default(), CrashingDisk::new());
     topic.send(0, [5, 6], false);
     topic.send(1, [5, 100], false);
     topic.fall_silent();
@@ -274,7 +287,7 @@ fn of_both<'f>(flow: &Flow<'f>, one: &Steered, other: &Steered) -> Stream<'f, Ti
 
 #[test]
 fn a_quiet_stream_holds_nothing_back_and_wakes_with_a_floor_also_after_restarts() {
-    let (orders, rates, shown) = (Steered::new(3), Steered::new(2), Shown::default());
+    let (orders, rates, shown) = (Steered::new(3), Steered::new(2), IdleCaptures::default());
     let query = || {
         let (orders, rates, own) = (orders.clone(), rates.clone(), shown.clone());
         move |flow: &Flow<'_>| own.of(of_both(flow, &orders, &rates))
@@ -308,15 +321,15 @@ fn a_quiet_stream_holds_nothing_back_and_wakes_with_a_floor_also_after_restarts(
 fn records_that_are_late_only_after_silence_are_counted_apart_with_the_remedy() {
     let deal = |at_ms: i64| Tick { key: 1, at_ms };
     let partitions = vec![vec![deal(10), deal(500)], [5, 20, 21, 22, 3, 600].map(deal).to_vec()];
-    let source = Records::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
+    let source = MemorySource::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
     let script = Script::new()
         .epoch(|e| e.take(0, 1).take(1, 1).idle(1))
         .epoch(|e| e.take(0, 1))
         .epoch(|e| e.take(1, 4)) // One of them is late by its own partition.
         .epoch(|e| e.take(1, 1).end(0).end(1));
-    let shown = Shown::default();
+    let shown = IdleCaptures::default();
     let own = shown.clone();
-    let run = Run::new().script("topic", script).run(move |flow| own.of(flow.read("topic", &source)));
+    let run = TestRun::new().script("topic", script).run(move |flow| own.of(flow.read("topic", &source)));
     let report = run.unwrap().report;
     let step = &report.summary.steps[0];
     assert_eq!((step.late, step.late_after_idle), (4, 3));
@@ -333,7 +346,7 @@ fn partitions_that_take_turns_show_what_the_oracle_shows_and_what_the_data_say()
     for_seeds(25, |seed| {
         let data = Data::in_turns(seed, 120);
         let windows = checks::windows_of(&data);
-        let run = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        let run = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
         let outcome = check_run(&data, windows, run())?;
         match epochs_of_silence(&outcome.journal, "deals") {
             0 | 1 => Err(String::from("all partitions were hardly ever idle")),
@@ -343,7 +356,7 @@ fn partitions_that_take_turns_show_what_the_oracle_shows_and_what_the_data_say()
 }
 
 /// Computes count and sum of amounts.
-fn sums(of: &[&Judged<Deal>]) -> (i64, i128) {
+fn sums(of: &[&OracleRecord<Deal>]) -> (i64, i128) {
     (of.len() as i64, of.iter().map(|deal| i128::from(deal.data.amount)).sum())
 }
 
@@ -376,7 +389,7 @@ fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
         let (first, second) = (any_windows(&mut random), any_windows(&mut random));
         let data = [0, 1, 2].map(|number| Data::random(&mut random, 40).renumbered(number * 1_000_000));
         let names = ["one", "two", "three"];
-        let mut run = Run::new().workers(random.usize(1..=3));
+        let mut run = TestRun::new().workers(random.usize(1..=3));
         for (name, data) in names.iter().zip(&data) {
             run = run.script(name, data.script(&mut random));
         }
@@ -398,7 +411,7 @@ fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
         let one = one.flat_map(|row| vec![Deal { id: 0, key: row.2, at_ms: row.1, amount: row.3 }]);
         let all = oracle::concat(&oracle::concat(&one, &history(1)), &history(2));
         let expected = oracle::windowed(&all, second, |deal| deal.key, sums);
-        let streams = [0, 1, 2].map(|index| (history(index).rests, history(index).watermarks));
+        let streams = [0, 1, 2].map(|index| (history(index).activity, history(index).watermarks));
         let describe = |why: String| format!("{why}\nin {first:?} and {second:?}, where streams were\n{streams:?}");
         compare_rows("late records", &late, &expected.late).map_err(describe)?;
         compare_rows("closed rows", &rows, &expected.closed).map_err(describe)
@@ -416,10 +429,10 @@ fn a_file_that_is_followed_is_idle_at_its_end_and_wakes() {
     paths.iter().for_each(|path| std::fs::write(path, "key,at_ms\n").unwrap());
     append(0, &[5, 15, 33]);
     append(1, &[7]);
-    let shown = Shown::default();
+    let shown = IdleCaptures::default();
     let query = || {
         let input = |at: usize| {
-            let input = csv::Input::new(&paths[at]).event_time(|tick: &Tick| tick.at_ms);
+            let input = csv::Source::new(&paths[at]).event_time(|tick: &Tick| tick.at_ms);
             let silence = Duration::from_millis([3_600_000, 200][at]);
             input.out_of_order(Duration::ZERO).idle_after(silence)
         };
@@ -444,16 +457,16 @@ fn idle_files_are_idle_again_in_a_replay() {
     let path = folder.path().join("ticks.csv");
     std::fs::write(&path, "key,at_ms\n1,5\n1,15\n").unwrap();
     let ticks = |path: &std::path::Path| {
-        let ticks = csv::Input::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
+        let ticks = csv::Source::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
         ticks.idle_after(Duration::from_millis(100))
     };
     // The other stream ends at once, and an idle file does not.
-    let query = |shown: &Shown| {
-        let none = Records::new(vec![vec![]], |tick: &Tick| tick.at_ms);
+    let query = |shown: &IdleCaptures| {
+        let none = MemorySource::new(vec![vec![]], |tick: &Tick| tick.at_ms);
         let (own, ticks) = (shown.clone(), ticks(&path));
         move |flow: &Flow<'_>| own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)))
     };
-    let (stop, shown) = (Stop::default(), Shown::default());
+    let (stop, shown) = (StopHandle::default(), IdleCaptures::default());
     let (watched, stopping) = (shown.counts.clone(), stop.clone());
     let watcher = std::thread::spawn(move || {
         while watched.all().is_empty() {
@@ -463,27 +476,27 @@ fn idle_files_are_idle_again_in_a_replay() {
     });
     let recorded = query(&shown);
     let recorded =
-        within(PATIENCE, move || Run::new().clock().stop_by(&stop).run(recorded)).expect("it hangs").unwrap();
+        within(PATIENCE, move || TestRun::new().clock().stop_by(&stop).run(recorded)).expect("it hangs").unwrap();
     watcher.join().unwrap();
     assert!(epochs_of_silence(&recorded.journal, "ticks") > 0);
     let flags = |journal: &[Frame]| {
-        let all = journal.iter().flat_map(|frame| frame.bounds.iter().map(move |bound| (frame.epoch, bound.clone())));
+        let all = journal.iter().flat_map(|frame| frame.progress.iter().map(move |bound| (frame.epoch, bound.clone())));
         all.map(|(epoch, bound)| (epoch, bound.source, bound.idle)).collect::<BTreeSet<_>>()
     };
     for workers in [1, 3] {
-        let again = Shown::default();
-        let run = Run::new().workers(workers).journal(recorded.journal.clone()).run(query(&again)).unwrap();
+        let again = IdleCaptures::default();
+        let run = TestRun::new().workers(workers).journal(recorded.journal.clone()).run(query(&again)).unwrap();
         assert_eq!(flags(&run.journal), flags(&recorded.journal), "on {workers} workers");
         assert_eq!(again.counts.epochs(), shown.counts.epochs(), "on {workers} workers");
     }
 }
 
 /// Runs one record through a window; returns the number of rows and the report.
-fn windowed(window: Window) -> tidegate::Result<(usize, Report)> {
-    let source = Records::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
+fn windowed(window: Window) -> tidegate::Result<(usize, RunReport)> {
+    let source = MemorySource::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
     let rows = Captured::<i64>::new();
     let own = rows.clone();
-    let outcome = Run::new().run(move |flow| {
+    let outcome = TestRun::new().run(move |flow| {
         let counts = flow.read("ticks", &source).key_by(|tick| tick.key).window(window);
         counts
             .aggregate("counts", tidegate::stream::aggregate::Each::count)
@@ -517,12 +530,12 @@ fn windows_that_overlap_too_much_are_refused_with_the_limit_and_what_to_do() {
 #[test]
 fn an_hour_of_records_in_windows_of_a_day_by_a_second_comes_to_its_rows() {
     let records = (0..240).map(|number| Tick { key: 1, at_ms: number * 15_000 }).collect();
-    let source = Records::new(vec![records], |tick: &Tick| tick.at_ms);
+    let source = MemorySource::new(vec![records], |tick: &Tick| tick.at_ms);
     let (day, second) = (Duration::from_secs(86_400), Duration::from_secs(1));
     let total = Arc::new(Mutex::new((0u64, 0i64)));
     let sum = Arc::clone(&total);
     let run = move || {
-        Run::new().options(Options { max_drift: day, ..Options::default() }).run(move |flow| {
+        TestRun::new().options(Options { max_drift: day, ..Options::default() }).run(move |flow| {
             let counts = flow.read("ticks", &source).key_by(|tick| tick.key).window(Window::sliding(day, second));
             let sum = Arc::clone(&sum);
             let add = move |count: &i64| {

@@ -13,7 +13,7 @@ use broker::{Broker, send_all};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, Producer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use run::{run, says};
+use run::{check_contains, run};
 use tidegate::sink::kafka::Publisher;
 use tidegate::{Job, Transaction, csv, kafka};
 
@@ -46,10 +46,10 @@ fn transaction_markers_are_no_lag() {
     }
     // Three records and a marker, and twice two aborted records and a marker.
     let end = 10;
-    let source = kafka::Topic::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
+    let source = kafka::Source::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("markers").epoch(Duration::from_millis(20));
     let (watcher, stop) = (job.watcher(), job.stopper());
-    let out = csv::File::new(folder.path().join("out.csv"));
+    let out = csv::Sink::new(folder.path().join("out.csv"));
     let running = std::thread::spawn(move || job.run(move |flow| flow.read("ticks", &source).write("out", &out)));
     let until = |what: &str, holds: &dyn Fn() -> Result<(), String>| {
         let begun = Instant::now();
@@ -89,7 +89,7 @@ fn without_groups() -> MockCluster<'static, DefaultProducerContext> {
     for record in records(0..100) {
         publisher.send(Some(record.as_bytes()), record.as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
     let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED; 1_000];
     cluster.request_errors(RDKafkaApiKey::FindCoordinator, &refused);
     cluster
@@ -108,13 +108,13 @@ fn no_right_on_a_group_is_needed() {
     assert_eq!(ended.code(0).figures("transactions: "), [100, 100, 0]);
     // A restart checks for new records.
     let again = run(ACCOUNT_TOTALS, line.split(' '));
-    says(&again.code(0).stderr, &["nothing was done"]);
+    check_contains(&again.code(0).stderr, &["nothing was done"]);
     // A job that follows the topic logs it once, whatever the number of workers.
     let followed = format!("--brokers {} --out {here}/more.csv --state {here}/more -w 2", cluster.bootstrap_servers());
     for start in 0..2 {
         let mut running = run::start(ACCOUNT_TOTALS, followed.split(' '));
-        running.until("the warning", |running| running.stderr().contains("let the group").then_some(()));
-        running.until("rows", |_| {
+        running.wait_until("the warning", |running| running.stderr().contains("let the group").then_some(()));
+        running.wait_until("rows", |_| {
             let rows = std::fs::read_to_string(folder.path().join("more.csv")).ok()?;
             (rows.lines().count() > 5).then_some(())
         });
@@ -122,7 +122,7 @@ fn no_right_on_a_group_is_needed() {
         let ended = running.end();
         let told: Vec<_> = ended.code(143).stderr.lines().filter(|line| line.contains("let the group")).collect();
         assert_eq!(told.len(), 1, "start {start}: {told:?}");
-        says(told[0], &["WARN", "tidegate-account-totals", "grant READ on the group", "group.id=NAME"]);
+        check_contains(told[0], &["WARN", "tidegate-account-totals", "grant READ on the group", "group.id=NAME"]);
     }
 }
 
@@ -136,5 +136,8 @@ fn a_leader_that_cannot_be_reached_is_named_with_the_address_that_was_tried() {
     let servers = format!("127.0.0.1:{listening}");
     let ended = run(ACCOUNT_TOTALS, ["--brokers", &servers, "--until-end"]);
     let error = ended.error(1);
-    says(error, &[&format!("cannot reach 127.0.0.1:{advertised}"), "partition 0", &servers, "advertised.listeners"]);
+    check_contains(
+        error,
+        &[&format!("cannot reach 127.0.0.1:{advertised}"), "partition 0", &servers, "advertised.listeners"],
+    );
 }

@@ -11,20 +11,21 @@ use std::ops::Range;
 use std::time::Duration;
 
 use broker::{Broker, send_all};
-use drive::{Driven, Tick};
+use drive::{ReaderDriver, Tick};
 use rdkafka::producer::Producer;
-use tidegate::durable::journal::Bound;
 use tidegate::durable::journal::JournalEnds;
-use tidegate::sink::kafka::{Output, Publisher};
-use tidegate::sink::{Rows, Shard, Sink};
-use tidegate::source::kafka::{Start, Topic};
-use tidegate::source::{Options, Resumed, Source};
+use tidegate::durable::journal::PartitionProgress;
+use tidegate::kafka;
+use tidegate::sink::kafka::Publisher;
+use tidegate::sink::{Sink, SinkContext, SinkRows};
+use tidegate::source::kafka::StartOffset;
+use tidegate::source::{Options, RestoredPartition, Source};
 use tidegate::time::{Epoch, EventTime};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn ticks(broker: &Broker, topic: &str) -> Topic<Tick> {
-    Topic::json(&broker.servers, topic).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
+fn ticks(broker: &Broker, topic: &str) -> kafka::Source<Tick> {
+    kafka::Source::json(&broker.servers, topic).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
 }
 
 fn texts(ids: Range<u64>) -> impl Iterator<Item = String> {
@@ -36,21 +37,21 @@ fn send(broker: &Broker, topic: &str, ids: Range<u64>) {
     for (id, text) in ids.clone().zip(texts(ids)) {
         publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
 }
 
 fn bounded() -> Options {
     Options { until_end: true, ..Options::default() }
 }
 
-fn ids(driven: &Driven<Tick>) -> Vec<u64> {
+fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
     let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
     ids.sort_unstable();
     ids
 }
 
-fn holds_watermark_back(driven: &Driven<Tick>) -> bool {
-    driven.bindings.last().unwrap().1.mark.least.is_some()
+fn holds_watermark_back(driven: &ReaderDriver<Tick>) -> bool {
+    driven.epoch_inputs.last().unwrap().1.watermark.least.is_some()
 }
 
 #[test]
@@ -68,7 +69,7 @@ fn aborted_records_are_never_seen_and_open_ones_hold_the_partition() {
     send_all(&producer, &topic, texts(10..20));
 
     let options = Options { idle_timeout: Duration::from_millis(800), ..Options::default() };
-    let mut driven = Driven::open(&ticks(broker, &topic), options).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic), options).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
     assert_eq!(ids(&driven), (0..10).collect::<Vec<_>>());
     assert!(holds_watermark_back(&driven), "idle with a transaction open");
@@ -88,26 +89,26 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     producer.begin_transaction().unwrap();
     send_all(&producer, &topic, texts(10..11));
     producer.abort_transaction(PATIENCE).unwrap();
-    let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
-    let last = driven.bindings.iter().filter_map(|(_, binding)| binding.bounds.last()).next_back().unwrap();
+    let last = driven.epoch_inputs.iter().filter_map(|(_, binding)| binding.partitions.last()).next_back().unwrap();
     // Ten records, a commit marker, an aborted record, an abort marker.
-    assert_eq!((ids(&driven).len(), last.next, last.until, last.ended), (10, 13, Some(13), true));
+    assert_eq!((ids(&driven).len(), last.next_offset, last.end_offset, last.ended), (10, 13, Some(13), true));
 
     // The journal of that incarnation is replayed, and is complete.
-    let mut again = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
-    for (epoch, binding) in &driven.bindings {
-        again.replay(*epoch, &binding.bounds).unwrap();
-        assert_eq!(again.bindings.last().unwrap().1, *binding);
+    let mut again = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
+    for (epoch, binding) in &driven.epoch_inputs {
+        again.replay(*epoch, &binding.partitions).unwrap();
+        assert_eq!(again.epoch_inputs.last().unwrap().1, *binding);
     }
-    assert_eq!(again.places(), driven.places());
+    assert_eq!(again.positions(), driven.positions());
     again.poll(10).unwrap();
-    assert!(again.bind().mark.ended);
+    assert!(again.commit_epoch().watermark.ended);
 
     // An open transaction at the start is not part of the topic yet.
     producer.begin_transaction().unwrap();
     send_all(&producer, &topic, texts(20..30));
-    let mut bounded = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    let mut bounded = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     bounded.until_ended().unwrap();
     assert_eq!(ids(&bounded), (0..10).collect::<Vec<_>>());
     producer.commit_transaction(PATIENCE).unwrap();
@@ -126,7 +127,7 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     producer.commit_transaction(PATIENCE).unwrap();
     transaction(10..20);
     let source = ticks(broker, &topic).stop_at_end(true);
-    let mut first = Driven::open(&source, Options::default()).unwrap();
+    let mut first = ReaderDriver::open(&source, Options::default()).unwrap();
     first.until(|first| first.reader.caught_up()).unwrap();
     // Records committed, or partitions added, after the start are left for the next incarnation.
     producer.commit_transaction(PATIENCE).unwrap();
@@ -134,13 +135,17 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     broker.send(&topic, 2, texts(20..30));
     first.for_a_while(Duration::from_millis(1500)).unwrap();
     assert_eq!(ids(&first), (0..10).collect::<Vec<_>>());
-    let bounds: Vec<Bound> = first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect();
-    assert!(bounds.iter().all(|bound| !bound.ended && bound.until.is_none()), "{bounds:?}");
+    let bounds: Vec<PartitionProgress> =
+        first.epoch_inputs.iter().flat_map(|(_, binding)| binding.partitions.clone()).collect();
+    assert!(bounds.iter().all(|bound| !bound.ended && bound.end_offset.is_none()), "{bounds:?}");
 
     let places: BTreeMap<_, _> = bounds.into_iter().map(|bound| (bound.partition, bound)).collect();
-    let place = |bound: Bound| Resumed { bound: Bound { found_at: None, ..bound }, floor: EventTime::MIN };
+    let place = |bound: PartitionProgress| RestoredPartition {
+        progress: PartitionProgress { start_offset: None, ..bound },
+        activation_watermark: EventTime::MIN,
+    };
     let places: Vec<_> = places.into_values().map(place).collect();
-    let mut second = Driven::open(&source, Options::default()).unwrap();
+    let mut second = ReaderDriver::open(&source, Options::default()).unwrap();
     second.resume(first.epoch, &places).unwrap();
     assert!(!second.reader.caught_up());
     second.until(|second| second.reader.caught_up()).unwrap();
@@ -157,7 +162,7 @@ fn from_the_latest_on_a_transaction_that_was_open_is_read() {
     producer.commit_transaction(PATIENCE).unwrap();
     producer.begin_transaction().unwrap();
     send_all(&producer, &topic, texts(10..20));
-    let mut driven = Driven::open(&ticks(broker, &topic).from(Start::Latest), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic).from(StartOffset::Latest), Options::default()).unwrap();
     driven.poll(10).unwrap();
     producer.commit_transaction(PATIENCE).unwrap();
     driven.until_events(10).unwrap();
@@ -169,19 +174,24 @@ fn partitions_that_are_added_are_read_from_their_first_record() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(1);
     send(broker, &topic, 0..100);
-    let mut driven = Driven::open(&ticks(broker, &topic).from(Start::Latest), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic).from(StartOffset::Latest), Options::default()).unwrap();
     driven.poll(10).unwrap();
-    driven.bind();
+    driven.commit_epoch();
     broker.grow(&topic, 3);
     // The broker may need a moment to know its new partitions.
     std::thread::sleep(Duration::from_millis(500));
     send(broker, &topic, 100..400);
     driven.until_events(300).unwrap();
     assert_eq!(ids(&driven), (100..400).collect::<Vec<_>>());
-    let found: Vec<_> = driven.bindings.iter().flat_map(|(_, b)| &b.bounds).filter_map(|b| b.found_at).collect();
+    let found: Vec<_> =
+        driven.epoch_inputs.iter().flat_map(|(_, b)| &b.partitions).filter_map(|b| b.start_offset).collect();
     assert_eq!(found, [100, 0, 0]);
-    let woken: BTreeSet<u32> =
-        driven.bindings.iter().flat_map(|(_, b)| &b.mark.woken).map(|partition| partition.partition).collect();
+    let woken: BTreeSet<u32> = driven
+        .epoch_inputs
+        .iter()
+        .flat_map(|(_, b)| &b.watermark.activated)
+        .map(|partition| partition.partition)
+        .collect();
     assert_eq!(woken, BTreeSet::from([1, 2]), "late comers get floors");
 }
 
@@ -191,17 +201,17 @@ fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
     let topic = broker.topic(3);
     send(&broker, &topic, 0..50_000);
     let options = Options { idle_timeout: Duration::from_secs(2), ..Options::default() };
-    let mut driven = Driven::open(&ticks(&broker, &topic), options).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker, &topic), options).unwrap();
     driven.until_events(20_000).unwrap();
     // A writer goes on meanwhile: messages in flight during the outage arrive once, too.
     let mut publisher = Publisher::open(&broker.servers, &topic, [], None).unwrap();
     let writer = std::thread::spawn(move || {
         for (id, text) in (50_000..58_000_u64).zip(texts(50_000..58_000)) {
             publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), None).unwrap();
-            publisher.serve().unwrap();
+            publisher.poll().unwrap();
             std::thread::sleep(Duration::from_millis(1));
         }
-        publisher.settle().unwrap();
+        publisher.flush().unwrap();
         assert_eq!(publisher.delivered(), 8000);
     });
     std::thread::sleep(Duration::from_millis(500));
@@ -224,13 +234,13 @@ fn a_record_of_ten_megabytes_is_read() {
     for id in 0..3 {
         publisher.send(None, format!(r#"{{"id":{id},{padding}"at_ms":0}}"#).as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
-    let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    publisher.flush().unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
-    assert_eq!(driven.places(), [(0, 0), (0, 1), (0, 2)]);
+    assert_eq!(driven.positions(), [(0, 0), (0, 1), (0, 2)]);
     // The broker accepts at most 16 MiB.
     publisher.send(None, &vec![b' '; 20_000_000], None).unwrap();
-    let error = publisher.settle().unwrap_err().to_string();
+    let error = publisher.flush().unwrap_err().to_string();
     assert!(error.contains(&topic) && error.contains("max.message.bytes"), "{error}");
 }
 
@@ -239,7 +249,7 @@ fn a_topic_that_is_not_there_is_an_error_that_says_what_to_do() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(1);
     let missing = format!("{topic}s");
-    let error = Driven::open(&ticks(broker, &missing), Options::default()).err().unwrap().to_string();
+    let error = ReaderDriver::open(&ticks(broker, &missing), Options::default()).err().unwrap().to_string();
     for part in [&*missing, &*broker.servers, "create it: ", &*format!("did you mean {topic}")] {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
@@ -254,7 +264,7 @@ fn a_topic_that_is_deleted_while_it_is_read_is_an_error() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(1);
     send(broker, &topic, 0..10);
-    let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
     driven.until_events(10).unwrap();
     broker.delete(&topic);
     let error = driven.for_a_while(Duration::from_secs(30)).unwrap_err().to_string();
@@ -266,32 +276,40 @@ fn a_journal_whose_records_expired_is_refused() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(1);
     send(broker, &topic, 0..10);
-    let mut first = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let mut first = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
     first.until_events(10).unwrap();
     broker.expire(&topic, 0, 5);
-    let mut second = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
-    let (epoch, binding) = &first.bindings[0];
-    let error = second.replay(*epoch, &binding.bounds).unwrap_err().to_string();
+    let mut second = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let (epoch, binding) = &first.epoch_inputs[0];
+    let error = second.replay(*epoch, &binding.partitions).unwrap_err().to_string();
     assert!(error.contains("before offset 5") && error.contains(&topic), "{error}");
     // Without a journal the remaining records are read.
-    let mut third = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let mut third = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
     third.until_events(5).unwrap();
     assert_eq!(ids(&third), (5..10).collect::<Vec<_>>());
 }
 
 /// Reads a topic in one incarnation until it has everything; returns the epoch and the partitions of a snapshot then.
-fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch, Vec<Resumed>) {
-    let mut driven = Driven::open(&ticks(broker, topic), options).unwrap();
-    driven.until(|d| d.events.len() >= count && (!bounded_run(d) || d.bindings.last().unwrap().1.mark.ended)).unwrap();
+fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch, Vec<RestoredPartition>) {
+    let mut driven = ReaderDriver::open(&ticks(broker, topic), options).unwrap();
+    driven
+        .until(|d| d.events.len() >= count && (!bounded_run(d) || d.epoch_inputs.last().unwrap().1.watermark.ended))
+        .unwrap();
     let mut places = BTreeMap::new();
-    for bound in driven.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()) {
-        places.insert(bound.partition, Resumed { bound: Bound { found_at: None, ..bound }, floor: EventTime::MIN });
+    for bound in driven.epoch_inputs.iter().flat_map(|(_, binding)| binding.partitions.clone()) {
+        places.insert(
+            bound.partition,
+            RestoredPartition {
+                progress: PartitionProgress { start_offset: None, ..bound },
+                activation_watermark: EventTime::MIN,
+            },
+        );
     }
-    (driven.bindings.last().unwrap().0, places.into_values().collect())
+    (driven.epoch_inputs.last().unwrap().0, places.into_values().collect())
 }
 
-fn bounded_run(driven: &Driven<Tick>) -> bool {
-    driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).any(|bound| bound.until.is_some())
+fn bounded_run(driven: &ReaderDriver<Tick>) -> bool {
+    driven.epoch_inputs.iter().flat_map(|(_, binding)| &binding.partitions).any(|bound| bound.end_offset.is_some())
 }
 
 #[test]
@@ -304,7 +322,7 @@ fn a_snapshot_is_gone_on_from_as_long_as_retention_has_left_what_follows() {
     // The record that the topic is identified by may be gone; records after the snapshot must not be.
     for (expired, refused) in [(9, false), (10, false), (11, true)] {
         broker.expire(&topic, 0, expired);
-        let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+        let mut driven = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
         let resumed = driven.resume(epoch, &places);
         if refused {
             let error = resumed.unwrap_err().to_string();
@@ -327,7 +345,7 @@ fn a_topic_that_was_deleted_and_made_again_is_refused() {
     std::thread::sleep(Duration::from_secs(1));
     broker.create(&topic, 1);
     send(broker, &topic, 0..30);
-    let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
     let error = driven.resume(epoch, &places).unwrap_err().to_string();
     assert!(error.contains(&topic) && error.contains("offset 9") && error.contains("created again"), "{error}");
 }
@@ -345,22 +363,22 @@ fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
     transaction(0..10, true);
     transaction(10..15, false);
     let (epoch, mut places) = read(broker, &topic, bounded(), 10);
-    let bounds: Vec<Bound> = places.iter().map(|place| place.bound.clone()).collect();
-    let at = drive::place(bounded());
-    assert_eq!((bounds[0].next, bounds[0].until, bounds[0].ended), (17, Some(17), true));
+    let bounds: Vec<PartitionProgress> = places.iter().map(|place| place.progress.clone()).collect();
+    let at = drive::worker_context(bounded());
+    assert_eq!((bounds[0].next_offset, bounds[0].end_offset, bounds[0].ended), (17, Some(17), true));
     // Aborted records are no new data, although the topic is longer.
     transaction(20..25, false);
-    assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
+    assert_eq!(ticks(broker, &topic).has_new_data(&at, &bounds).unwrap(), None);
     broker.grow(&topic, 2);
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
+    assert_eq!(ticks(broker, &topic).has_new_data(&at, &bounds).unwrap(), None);
     transaction(30..40, true);
-    let told = ticks(broker, &topic).grown_since(&at, &bounds).unwrap().unwrap();
+    let told = ticks(broker, &topic).has_new_data(&at, &bounds).unwrap().unwrap();
     assert!(told.starts_with("partition 0 of ") && told.ends_with("from offset 17 on"), "{told}");
 
     for next in 10..=17 {
-        (places[0].bound.next, places[0].bound.until, places[0].bound.ended) = (next, None, false);
-        let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+        (places[0].progress.next_offset, places[0].progress.end_offset, places[0].progress.ended) = (next, None, false);
+        let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
         driven.resume(epoch, &places).unwrap();
         driven.until_ended().unwrap();
         assert_eq!(ids(&driven), (30..40).collect::<Vec<_>>(), "from offset {next} on");
@@ -374,9 +392,9 @@ fn group_offsets_follow_what_was_shown() {
     let topic = broker.topic(1);
     send(broker, &topic, 0..10);
     let group = format!("group-of-{topic}");
-    let mut driven = Driven::open(&ticks(broker, &topic).config("group.id", &group), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic).config("group.id", &group), Options::default()).unwrap();
     driven.until_events(10).unwrap();
-    driven.reader.shown(driven.epoch);
+    driven.reader.notify_published(driven.epoch);
     driven.for_a_while(Duration::from_secs(1)).unwrap();
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", &broker.servers).set("group.id", &group);
@@ -387,7 +405,7 @@ fn group_offsets_follow_what_was_shown() {
     assert_eq!(committed.elements()[0].offset(), rdkafka::Offset::Offset(10));
     // Group offsets are never read back.
     drop(driven);
-    let mut again = Driven::open(&ticks(broker, &topic).config("group.id", &group), bounded()).unwrap();
+    let mut again = ReaderDriver::open(&ticks(broker, &topic).config("group.id", &group), bounded()).unwrap();
     again.until_ended().unwrap();
     assert_eq!(again.events.len(), 10);
 }
@@ -396,19 +414,19 @@ fn group_offsets_follow_what_was_shown() {
 fn a_sink_shows_rows_as_messages() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(2);
-    let output = Output::json(&broker.servers, &topic).key_by(|tick: &Tick| tick.id.to_string());
-    let shard = Shard::new("test", "out", Rows::Events);
+    let output = kafka::Sink::json(&broker.servers, &topic).key_by(|tick: &Tick| tick.id.to_string());
+    let shard = SinkContext::new("test", "out", SinkRows::Events);
     let mut writer = output.open(&shard).unwrap();
-    assert_eq!(writer.shown().unwrap(), None);
+    assert_eq!(writer.published().unwrap(), None);
     let rows: Vec<(Tick, isize)> = (0..100).map(|id| (Tick { id, at_ms: id as i64 }, 1)).collect();
     let begun = std::time::Instant::now();
     for (epoch, rows) in rows.chunks(10).enumerate() {
         writer.write(Epoch(2 * epoch as u64), rows).unwrap();
-        writer.show(&JournalEnds::default()).unwrap();
+        writer.publish(&JournalEnds::default()).unwrap();
     }
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for ten epochs", begun.elapsed());
     writer.finish().unwrap();
-    let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
     assert_eq!(ids(&driven), (0..100).collect::<Vec<_>>());
 }

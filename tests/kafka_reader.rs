@@ -7,11 +7,11 @@ mod drive;
 
 use std::time::{Duration, Instant};
 
-use drive::{Driven, Tick, place};
-use tidegate::durable::journal::Bound;
+use drive::{ReaderDriver, Tick, worker_context};
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::sink::kafka::Publisher;
-use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
-use tidegate::source::{Options, Place, Resumed};
+use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
+use tidegate::source::{Options, RestoredPartition, WorkerContext};
 use tidegate::time::{Epoch, EventTime};
 
 fn broker(partitions: u32) -> EmbeddedBroker {
@@ -20,8 +20,8 @@ fn broker(partitions: u32) -> EmbeddedBroker {
     broker
 }
 
-fn ticks(broker: &EmbeddedBroker) -> Topic<Tick> {
-    Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
+fn ticks(broker: &EmbeddedBroker) -> kafka::Source<Tick> {
+    kafka::Source::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
 }
 
 fn publisher(broker: &EmbeddedBroker) -> Publisher {
@@ -34,14 +34,14 @@ fn send(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
         let text = format!(r#"{{"id":{id},"at_ms":{}}}"#, 1_000_000 + id);
         publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), Some(1_000_000)).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
 }
 
 fn bounded() -> Options {
     Options { until_end: true, ..Options::default() }
 }
 
-fn ids(driven: &Driven<Tick>) -> Vec<u64> {
+fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
     let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
     ids.sort_unstable();
     ids
@@ -52,15 +52,15 @@ fn every_record_is_taken_once_in_the_order_of_its_partition_up_to_the_end_at_the
     let broker = broker(3);
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..5000);
-    let mut driven = Driven::open(&ticks(&broker), bounded()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker), bounded()).unwrap();
     send(&mut publisher, 5000..6000);
     driven.until_ended().unwrap();
     assert_eq!(ids(&driven), (0..5000).collect::<Vec<_>>());
     for partition in 0..3 {
-        let offsets: Vec<u64> = driven.places().iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
+        let offsets: Vec<u64> = driven.positions().iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
         assert!(!offsets.is_empty() && offsets.iter().copied().eq(0..offsets.len() as u64), "{partition}");
     }
-    assert_eq!(driven.bindings[0].1.bounds.len(), 3, "all partitions are found in the first epoch");
+    assert_eq!(driven.epoch_inputs[0].1.partitions.len(), 3, "all partitions are found in the first epoch");
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn workers_share_the_partitions() {
     send(&mut publisher(&broker), 0..300);
     let mut all = Vec::new();
     for worker in 0..4 {
-        let at = Place { worker, workers: 4, threads: 4, ..place(bounded()) };
-        let mut driven = Driven::open_at(&ticks(&broker), &at).unwrap();
+        let at = WorkerContext { worker, workers: 4, threads: 4, ..worker_context(bounded()) };
+        let mut driven = ReaderDriver::open_at(&ticks(&broker), &at).unwrap();
         driven.until_ended().unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition as usize == worker));
         all.extend(ids(&driven));
@@ -88,9 +88,9 @@ fn what_is_no_record_is_rejected_with_its_place_and_reason() {
     }
     publisher.send(None, b"\xff", None).unwrap();
     send(&mut publisher, 7..8);
-    let mut driven = Driven::open(&ticks(&broker), bounded()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker), bounded()).unwrap();
     driven.until_ended().unwrap();
-    assert_eq!(driven.places(), [(0, 5)]);
+    assert_eq!(driven.positions(), [(0, 5)]);
     let rejected: Vec<_> = driven.rejects.iter().map(|reject| (reject.offset, reject.encoding.as_str())).collect();
     assert_eq!(rejected, [(0, "text"), (1, "text"), (2, "text"), (3, "text"), (4, "hex")]);
     assert!(driven.rejects[2].reason.contains("missing field `at_ms`"), "{}", driven.rejects[2].reason);
@@ -101,11 +101,11 @@ fn the_latest_start_is_an_offset_in_the_journal() {
     let broker = broker(1);
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..10);
-    let mut driven = Driven::open(&ticks(&broker).from(Start::Latest), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker).from(StartOffset::Latest), Options::default()).unwrap();
     send(&mut publisher, 10..15);
     driven.until_events(5).unwrap();
     assert_eq!(ids(&driven), (10..15).collect::<Vec<_>>());
-    assert_eq!(driven.bindings[0].1.bounds[0].found_at, Some(10));
+    assert_eq!(driven.epoch_inputs[0].1.partitions[0].start_offset, Some(10));
 }
 
 #[test]
@@ -113,23 +113,23 @@ fn a_journal_is_repeated_epoch_by_epoch_and_reading_goes_on_behind_it() {
     let broker = broker(2);
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..1000);
-    let mut first = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let mut first = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
     let mut sizes = Vec::new();
     while first.events.len() < 700 {
         for _ in 0..20 {
             first.poll(5).unwrap();
         }
-        first.bind();
+        first.commit_epoch();
         sizes.push(first.events.len());
     }
     send(&mut publisher, 1000..1200);
-    let mut second = Driven::open(&ticks(&broker), Options::default()).unwrap();
-    for ((epoch, binding), size) in first.bindings.iter().zip(sizes) {
-        second.replay(*epoch, &binding.bounds).unwrap();
+    let mut second = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
+    for ((epoch, binding), size) in first.epoch_inputs.iter().zip(sizes) {
+        second.replay(*epoch, &binding.partitions).unwrap();
         assert_eq!(second.events.len(), size, "epoch {epoch}");
-        assert_eq!(second.bindings.last().unwrap().1, *binding, "epoch {epoch}");
+        assert_eq!(second.epoch_inputs.last().unwrap().1, *binding, "epoch {epoch}");
     }
-    assert_eq!(second.places().len(), first.places().len());
+    assert_eq!(second.positions().len(), first.positions().len());
     second.until_events(1200).unwrap();
     assert_eq!(ids(&second), (0..1200).collect::<Vec<_>>());
 }
@@ -138,12 +138,12 @@ fn a_journal_is_repeated_epoch_by_epoch_and_reading_goes_on_behind_it() {
 fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
     let broker = broker(1);
     send(&mut publisher(&broker), 0..10);
-    let mut first = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let mut first = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
     first.until_events(10).unwrap();
-    let mut bounds = first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect::<Vec<_>>();
-    bounds[0].next = 11;
-    let mut second = Driven::open(&ticks(&broker), Options::default()).unwrap();
-    let error = second.replay(first.bindings[0].0, &bounds[..1]).unwrap_err().to_string();
+    let mut bounds = first.epoch_inputs.iter().flat_map(|(_, binding)| binding.partitions.clone()).collect::<Vec<_>>();
+    bounds[0].next_offset = 11;
+    let mut second = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
+    let error = second.replay(first.epoch_inputs[0].0, &bounds[..1]).unwrap_err().to_string();
     assert!(error.contains("partition 0") && error.contains("ends at offset 10"), "{error}");
 }
 
@@ -153,27 +153,28 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
     let broker = broker(1);
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..20);
-    let mut driven = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
     let filler = "x".repeat(100_000);
     for id in 20..200 {
         let text = format!(r#"{{"id":{id},"at_ms":{},"filler":"{filler}"}}"#, 1_000_000 + id);
         publisher.send(None, text.as_bytes(), Some(1_000_000)).unwrap();
     }
-    publisher.settle().unwrap();
-    let bound = Bound {
+    publisher.flush().unwrap();
+    let progress = PartitionProgress {
         source: "s".into(),
         partition: 0,
-        found_at: None,
-        next: 10,
+        start_offset: None,
+        next_offset: 10,
         watermark: EventTime::from_millis(1_000_009),
         idle: false,
-        until: None,
+        end_offset: None,
         ended: false,
         check: None,
         values: None,
     };
-    let ended =
-        driven.resume(Epoch(2), &[Resumed { bound, floor: EventTime::MIN }]).and_then(|()| driven.until_events(1));
+    let ended = driven
+        .resume(Epoch(2), &[RestoredPartition { progress, activation_watermark: EventTime::MIN }])
+        .and_then(|()| driven.until_events(1));
     let error = ended.expect_err("records 10 to 19 are gone").to_string();
     assert!(error.contains("records that were still to be read are gone") && error.contains("partition 0"), "{error}");
     assert!(driven.events.is_empty());
@@ -185,7 +186,7 @@ fn a_partition_ahead_of_the_stream_rests_and_loses_nothing() {
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..20_000);
     let options = Options { max_drift: Duration::from_secs(1), ..Options::default() };
-    let mut driven = Driven::open(&ticks(&broker), options).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.view.publish(driven.epoch, EventTime::from_millis(1_000_000));
     driven.for_a_while(Duration::from_millis(500)).unwrap();
     // Each partition stops at the first record that is more than a second ahead.
@@ -204,20 +205,20 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..100);
     let options = Options { idle_timeout: Duration::from_millis(1500), ..Options::default() };
-    let mut driven = Driven::open(&ticks(&broker), options).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.until_events(100).unwrap();
     let begun = Instant::now();
-    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
+    driven.until(|driven| driven.epoch_inputs.last().unwrap().1.watermark.least.is_none()).unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
     // A record wakes its partition.
     send(&mut publisher, 100..101);
-    driven.until(|driven| driven.bindings.last().unwrap().1.mark.woken.len() == 1).unwrap();
+    driven.until(|driven| driven.epoch_inputs.last().unwrap().1.watermark.activated.len() == 1).unwrap();
     // A topic may have an idle timeout of its own.
     let topic = ticks(&broker).idle_after(Duration::from_millis(700));
     let options = Options { idle_timeout: Duration::from_secs(3600), ..Options::default() };
-    let mut driven = Driven::open(&topic, options).unwrap();
+    let mut driven = ReaderDriver::open(&topic, options).unwrap();
     driven.until_events(101).unwrap();
-    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
+    driven.until(|driven| driven.epoch_inputs.last().unwrap().1.watermark.least.is_none()).unwrap();
 }
 
 #[test]
@@ -225,26 +226,26 @@ fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     let broker = broker(1);
     send(&mut publisher(&broker), 0..10);
     let options = Options { idle_timeout: Duration::from_secs(3), ..Options::default() };
-    let mut driven = Driven::open(&ticks(&broker), options).unwrap();
+    let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.until_events(10).unwrap();
     driven.for_a_while(Duration::from_secs(2)).unwrap();
     std::thread::sleep(Duration::from_millis(1200));
     driven.for_a_while(Duration::from_secs(2)).unwrap();
-    assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though nobody listened");
-    let mut idler = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    assert!(driven.epoch_inputs.last().unwrap().1.watermark.least.is_some(), "idle though nobody listened");
+    let mut idler = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
     idler.until_events(10).unwrap();
-    broker.reachable(false).unwrap();
+    broker.set_reachable(false).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
-    assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though no broker was there");
+    assert!(driven.epoch_inputs.last().unwrap().1.watermark.least.is_some(), "idle though no broker was there");
     // An unreachable broker does not delay the end of a reader, or the failure of another one.
     let begun = Instant::now();
     drop(idler);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let begun = Instant::now();
-    let other = Driven::open(&ticks(&broker), Options::default());
+    let other = ReaderDriver::open(&ticks(&broker), Options::default());
     assert!(other.is_err() && begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
-    broker.reachable(true).unwrap();
-    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
+    broker.set_reachable(true).unwrap();
+    driven.until(|driven| driven.epoch_inputs.last().unwrap().1.watermark.least.is_none()).unwrap();
 }
 
 #[test]
@@ -252,7 +253,7 @@ fn properties_that_correctness_needs_are_refused() {
     let broker = broker(1);
     for (key, value) in [("isolation.level", "read_uncommitted"), ("enable.auto.commit", "true"), ("no.such", "1")] {
         let error = ticks(&broker).config(key, value).clone();
-        let error = Driven::open(&error, Options::default()).err().unwrap();
+        let error = ReaderDriver::open(&error, Options::default()).err().unwrap();
         assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
     }
 }
@@ -260,25 +261,25 @@ fn properties_that_correctness_needs_are_refused() {
 #[test]
 fn no_broker_is_an_error_that_names_it_within_ten_seconds() {
     let begun = Instant::now();
-    let topic = Topic::json("127.0.0.1:1", "ticks").event_time(|tick: &Tick| tick.at_ms);
-    let error = Driven::open(&topic, Options::default()).err().unwrap().to_string();
+    let topic = kafka::Source::json("127.0.0.1:1", "ticks").event_time(|tick: &Tick| tick.at_ms);
+    let error = ReaderDriver::open(&topic, Options::default()).err().unwrap().to_string();
     assert!(error.contains("127.0.0.1:1") && error.contains("Connection refused"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
 }
 
 #[test]
 fn made_up_transactions_are_repeated_from_a_journal() {
-    use tidegate::source::generator::{Generator, Transactions};
-    let source = Transactions::new(Generator::new(5), 1001).partitions(3);
-    let mut first = Driven::open(&source, Options::default()).unwrap();
+    use tidegate::source::generator::{Generator, GeneratorSource};
+    let source = GeneratorSource::new(Generator::new(5), 1001).partitions(3);
+    let mut first = ReaderDriver::open(&source, Options::default()).unwrap();
     for _ in 0..4 {
         first.poll(100).unwrap();
-        first.bind();
+        first.commit_epoch();
     }
-    let mut second = Driven::open(&source, Options::default()).unwrap();
-    for (epoch, binding) in &first.bindings {
-        second.replay(*epoch, &binding.bounds).unwrap();
-        assert_eq!(second.bindings.last().unwrap().1, *binding);
+    let mut second = ReaderDriver::open(&source, Options::default()).unwrap();
+    for (epoch, binding) in &first.epoch_inputs {
+        second.replay(*epoch, &binding.partitions).unwrap();
+        assert_eq!(second.epoch_inputs.last().unwrap().1, *binding);
     }
     second.until_ended().unwrap();
     let mut ids: Vec<u64> = second.events.iter().map(|event| event.data.id).collect();

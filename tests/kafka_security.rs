@@ -20,7 +20,7 @@ use broker::{Broker, committed};
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{Ended, run, says, start};
+use run::{ProgramOutput, check_contains, run, start};
 use transactions::{DISORDER_MS, Expected, TOTALS, Transaction, expected, json_of, of_json, rows_of, same_rows, wild};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
@@ -132,11 +132,11 @@ fn a_state_goes_on_over_tls_into_a_topic_with_the_rights_that_the_manual_names()
         names.flatten().find(|name| name.file_name().to_string_lossy().ends_with(&end))
     };
     let mut running = start(ACCOUNT_TOTALS, typed("-w 1"));
-    running.until("a snapshot", |_| snapshot_of(1));
+    running.wait_until("a snapshot", |_| snapshot_of(1));
     running.kill();
     running.end_or_killed();
     let mut running = start(ACCOUNT_TOTALS, typed("-w 2"));
-    running.until("a snapshot", |_| snapshot_of(2));
+    running.wait_until("a snapshot", |_| snapshot_of(2));
     running.signal(Signal::SIGTERM);
     running.end().code(143);
     run(ACCOUNT_TOTALS, typed("--until-end")).code(0);
@@ -151,8 +151,8 @@ fn who_may_not_is_told_why_and_soon() {
     secured.topic_of("forbidden", &dealt(&wild(1, 10), 1), "none");
     let refused = |typed: Vec<String>, parts: &[&str]| {
         let begun = Instant::now();
-        let ended: Ended = run(ACCOUNT_TOTALS, typed);
-        says(ended.error(1), parts);
+        let ended: ProgramOutput = run(ACCOUNT_TOTALS, typed);
+        check_contains(ended.error(1), parts);
         // Twice the time in which a broker has to answer.
         assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
         assert!(!ended.stderr.contains("-secret"), "a password is told:\n{}", ended.stderr);

@@ -15,10 +15,10 @@ use broker::{Broker, committed as texts, high_watermarks};
 use rdkafka::producer::{BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, StateId};
+use tidegate::durable::{Incarnation, StateId};
 use tidegate::error::{Error, Result};
-use tidegate::sink::kafka::Output;
-use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::sink::kafka;
+use tidegate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::time::Epoch;
 
@@ -33,48 +33,48 @@ struct Row {
 
 /// The state and the topic of a test, and the number of the current incarnation.
 #[derive(Clone)]
-struct Place {
+struct KafkaSinkCase {
     servers: String,
     topic: String,
     state: StateId,
     lives: Arc<AtomicU64>,
 }
 
-impl Place {
-    fn new(broker: &Broker, partitions: i32) -> Place {
+impl KafkaSinkCase {
+    fn new(broker: &Broker, partitions: i32) -> KafkaSinkCase {
         static STATES: AtomicU64 = AtomicU64::new(1);
         let state = StateId(STATES.fetch_add(1, Ordering::Relaxed));
         let (servers, topic) = (broker.servers.clone(), broker.topic(partitions));
-        Place { servers, topic, state, lives: Arc::default() }
+        KafkaSinkCase { servers, topic, state, lives: Arc::default() }
     }
 
     fn progress(&self) -> String {
         format!("{}-tidegate-progress", self.topic)
     }
 
-    fn open(&self) -> Result<Box<dyn Writer<Row>>> {
+    fn open(&self) -> Result<Box<dyn SinkWriter<Row>>> {
         self.open_as("totals", &[])
     }
 
-    fn open_as(&self, sink: &str, properties: &[(&str, &str)]) -> Result<Box<dyn Writer<Row>>> {
-        let output = Output::json(&self.servers, &self.topic).key_by(|row: &Row| row.n.to_string());
+    fn open_as(&self, sink: &str, properties: &[(&str, &str)]) -> Result<Box<dyn SinkWriter<Row>>> {
+        let output = kafka::Sink::json(&self.servers, &self.topic).key_by(|row: &Row| row.n.to_string());
         let output = properties.iter().fold(output, |output, (key, value)| output.config(key, value));
-        output.open(&Shard { state: Some(self.state), ..Shard::new("job", sink, Rows::Events) })
+        output.open(&SinkContext { state: Some(self.state), ..SinkContext::new("job", sink, SinkRows::Events) })
     }
 
-    fn claim(&self) -> Life {
+    fn claim(&self) -> Incarnation {
         let (incarnation, lives) = (self.lives.fetch_add(1, Ordering::SeqCst) + 1, Arc::clone(&self.lives));
         let still_current = Arc::new(move || match lives.load(Ordering::SeqCst) {
             current if current == incarnation => Ok(()),
             current => Err(Error::new(format!("life {incarnation} is over: life {current} has begun"))),
         });
-        Life { state: Some(self.state), incarnation, from: None, still_current }
+        Incarnation { state: Some(self.state), incarnation, resumed_from: None, still_current }
     }
 
     /// Opens and begins a writer; also returns the epoch that was published before.
-    fn begun(&self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
+    fn begun(&self) -> (Box<dyn SinkWriter<Row>>, Option<Epoch>) {
         let mut writer = self.open().unwrap();
-        let shown = writer.shown().unwrap().map(|found| found.epoch);
+        let shown = writer.published().unwrap().map(|found| found.epoch);
         writer.begin(&self.claim()).unwrap();
         (writer, shown)
     }
@@ -90,8 +90,8 @@ impl Place {
     }
 }
 
-fn shard_of(place: &Place) -> Shard {
-    Shard { state: Some(place.state), ..Shard::new("job", "totals", Rows::Events) }
+fn shard_of(place: &KafkaSinkCase) -> SinkContext {
+    SinkContext { state: Some(place.state), ..SinkContext::new("job", "totals", SinkRows::Events) }
 }
 
 fn rows_of(epoch: u64) -> Vec<(Row, isize)> {
@@ -102,13 +102,13 @@ fn all_of(epochs: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
     epochs.into_iter().flat_map(|epoch| (0..20).map(move |n| (epoch, n))).collect()
 }
 
-fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
+fn write(writer: &mut Box<dyn SinkWriter<Row>>, epoch: u64) -> Result<()> {
     writer.write(Epoch(epoch), &rows_of(epoch))
 }
 
-fn show(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
+fn show(writer: &mut Box<dyn SinkWriter<Row>>, epoch: u64) -> Result<()> {
     write(writer, epoch)?;
-    writer.show(&JournalEnds::default())
+    writer.publish(&JournalEnds::default())
 }
 
 fn refused<T>(result: Result<T>) -> String {
@@ -118,7 +118,7 @@ fn refused<T>(result: Result<T>) -> String {
 #[test]
 fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 3);
+    let place = KafkaSinkCase::new(broker, 3);
     // Never dropped, as if they had been killed or suspended.
     let mut earlier = Vec::new();
     for (life, last) in [(0, 0), (1, 4), (2, 8), (3, 12)] {
@@ -135,7 +135,7 @@ fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
     assert_eq!(place.committed(), all_of((2..=16).step_by(2)));
     // The others continue.
     for mut zombie in earlier {
-        let why = refused(zombie.show(&JournalEnds::default()));
+        let why = refused(zombie.publish(&JournalEnds::default()));
         assert!(why.contains(FENCED) && why.contains(&place.topic), "{why}");
         assert!(refused(show(&mut zombie, 100)).contains("showing earlier ones failed"));
     }
@@ -147,20 +147,20 @@ fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
 #[test]
 fn several_epochs_are_shown_at_once_by_one_transaction() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 2);
+    let place = KafkaSinkCase::new(broker, 2);
     let (mut writer, _) = place.begun();
     for epoch in [2, 4, 6] {
         write(&mut writer, epoch).unwrap();
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(place.committed(), []);
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), all_of([2, 4, 6]));
     // One record at the start of the incarnation, and one for the three epochs.
     assert_eq!(texts(&place.servers, &place.progress()).len(), 2);
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     writer.write(Epoch(8), &[]).unwrap();
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     let progress = texts(&place.servers, &place.progress());
     assert_eq!(progress.len(), 3, "what has no rows is shown too, and nothing is not: {progress:?}");
     drop(writer);
@@ -170,10 +170,10 @@ fn several_epochs_are_shown_at_once_by_one_transaction() {
 #[test]
 fn a_row_that_is_there_twice_is_sent_twice() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 1);
+    let place = KafkaSinkCase::new(broker, 1);
     let (mut writer, _) = place.begun();
     writer.write(Epoch(2), &[(Row { epoch: 2, n: 1 }, 2)]).unwrap();
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), [(2, 1), (2, 1)]);
 }
 
@@ -181,7 +181,7 @@ fn a_row_that_is_there_twice_is_sent_twice() {
 #[test]
 fn one_that_is_overtaken_while_it_writes_is_told_so() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 2);
+    let place = KafkaSinkCase::new(broker, 2);
     let (mut first, _) = place.begun();
     show(&mut first, 2).unwrap();
     let (mut second, shown) = place.begun();
@@ -196,7 +196,7 @@ fn one_that_is_overtaken_while_it_writes_is_told_so() {
 #[test]
 fn nothing_is_shown_once_a_later_life_has_begun() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 2);
+    let place = KafkaSinkCase::new(broker, 2);
     let (mut writer, _) = place.begun();
     show(&mut writer, 2).unwrap();
     place.claim();
@@ -210,18 +210,18 @@ fn nothing_is_shown_once_a_later_life_has_begun() {
 #[test]
 fn sinks_and_states_do_not_disturb_each_other_in_one_topic() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 2);
-    let other = Place { state: StateId(place.state.0 + 1_000), lives: Arc::default(), ..place.clone() };
+    let place = KafkaSinkCase::new(broker, 2);
+    let other = KafkaSinkCase { state: StateId(place.state.0 + 1_000), lives: Arc::default(), ..place.clone() };
     let mut writers = [place.open(), place.open_as("late", &[]), other.open()].map(Result::unwrap);
     for (at, writer) in writers.iter_mut().enumerate() {
-        assert_eq!(writer.shown().unwrap(), None);
-        let life = if at == 2 { other.claim() } else { Life { incarnation: 1, ..place.claim() } };
-        writer.begin(&Life { still_current: Arc::new(|| Ok(())), ..life }).unwrap();
+        assert_eq!(writer.published().unwrap(), None);
+        let life = if at == 2 { other.claim() } else { Incarnation { incarnation: 1, ..place.claim() } };
+        writer.begin(&Incarnation { still_current: Arc::new(|| Ok(())), ..life }).unwrap();
         show(writer, 2 + 2 * at as u64).unwrap();
     }
     drop(writers);
     for (at, writer) in [place.open(), place.open_as("late", &[]), other.open()].into_iter().enumerate() {
-        assert_eq!(writer.unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(2 + 2 * at as u64)));
+        assert_eq!(writer.unwrap().published().unwrap().map(|found| found.epoch), Some(Epoch(2 + 2 * at as u64)));
     }
     assert_eq!(place.committed(), all_of([2, 4, 6]));
 }
@@ -229,7 +229,7 @@ fn sinks_and_states_do_not_disturb_each_other_in_one_topic() {
 #[test]
 fn what_is_shown_is_asked_behind_transactions_of_others() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 1);
+    let place = KafkaSinkCase::new(broker, 1);
     let (mut writer, _) = place.begun();
     let (other, progress) = (broker.transactional("other"), place.progress());
     other.begin_transaction().unwrap();
@@ -243,7 +243,7 @@ fn what_is_shown_is_asked_behind_transactions_of_others() {
         other.commit_transaction(PATIENCE).unwrap();
     });
     let begun = Instant::now();
-    assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
+    assert_eq!(place.open().unwrap().published().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     assert!(begun.elapsed() > Duration::from_millis(500), "it did not wait: {:?}", begun.elapsed());
     ends.join().unwrap();
 }
@@ -251,9 +251,9 @@ fn what_is_shown_is_asked_behind_transactions_of_others() {
 #[test]
 fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 1);
+    let place = KafkaSinkCase::new(broker, 1);
     drop(place.begun());
-    let copied = Place { lives: Arc::new(AtomicU64::new(1)), ..place.clone() };
+    let copied = KafkaSinkCase { lives: Arc::new(AtomicU64::new(1)), ..place.clone() };
     drop(place.begun());
     let mut writer = copied.open().unwrap();
     let why = refused(writer.begin(&copied.claim()));
@@ -263,40 +263,40 @@ fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
 #[test]
 fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 1);
+    let place = KafkaSinkCase::new(broker, 1);
     let (mut writer, _) = place.begun();
     show(&mut writer, 2).unwrap();
     show(&mut writer, 4).unwrap();
     drop(writer);
     // Retention may remove old records.
     broker.expire(&place.topic, 0, 21);
-    assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
+    assert_eq!(place.open().unwrap().published().unwrap().map(|found| found.epoch), Some(Epoch(4)));
     // A progress record has the end offsets acknowledged before it, perhaps without those of the last transaction.
     broker.delete(&place.topic);
-    let why = refused(Output::<Row>::json(&place.servers, &place.topic).create(1).open(&shard_of(&place)));
+    let why = refused(kafka::Sink::<Row>::json(&place.servers, &place.topic).create(1).open(&shard_of(&place)));
     assert!(why.contains(&place.topic) && why.contains("results were shown in it, and it was deleted"), "{why}");
     broker.create(&place.topic, 1);
     std::thread::sleep(Duration::from_millis(500));
-    let recreated = Output::json(&place.servers, &place.topic).create(1);
-    let mut writer: Box<dyn Writer<Row>> = recreated.open(&shard_of(&place)).unwrap();
-    let why = refused(writer.shown());
+    let recreated = kafka::Sink::json(&place.servers, &place.topic).create(1);
+    let mut writer: Box<dyn SinkWriter<Row>> = recreated.open(&shard_of(&place)).unwrap();
+    let why = refused(writer.published());
     let expected = "partition 0 ends at offset 0, and had reached";
     assert!(why.contains(expected), "{why}");
     drop(writer);
     broker.delete(&place.progress());
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(place.open().unwrap().shown().unwrap(), None);
+    assert_eq!(place.open().unwrap().published().unwrap(), None);
 }
 
 #[test]
 fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_again() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 2);
+    let place = KafkaSinkCase::new(broker, 2);
     let mut writer = place.open_as("totals", &[("queue.buffering.max.messages", "500")]).unwrap();
     writer.begin(&place.claim()).unwrap();
     let rows: Vec<_> = (0..20_000).map(|n| (Row { epoch: 2, n }, 1)).collect();
     writer.write(Epoch(2), &rows).unwrap();
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed().len(), 20_000);
     drop(writer);
     // The brokers abort the second transaction; its epochs are written again.
@@ -304,7 +304,7 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_aga
     writer.begin(&place.claim()).unwrap();
     write(&mut writer, 4).unwrap();
     std::thread::sleep(Duration::from_millis(2_500));
-    writer.show(&JournalEnds::default()).unwrap();
+    writer.publish(&JournalEnds::default()).unwrap();
     drop(writer);
     let (mut writer, shown) = place.begun();
     assert_eq!(shown, Some(Epoch(4)));
@@ -315,7 +315,7 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_aga
 #[test]
 fn a_broker_that_crashes_changes_nothing() {
     let Some(broker) = Broker::start() else { return };
-    let place = Place::new(&broker, 2);
+    let place = KafkaSinkCase::new(&broker, 2);
     let (mut writer, _) = place.begun();
     let mut epoch = 0;
     std::thread::scope(|scope| {
@@ -330,7 +330,7 @@ fn a_broker_that_crashes_changes_nothing() {
                 // A new incarnation resumes after what was published: the failed epoch, or the one before it.
                 println!("{error}");
                 drop(std::mem::replace(&mut writer, place.begun().0));
-                let shown = place.open().unwrap().shown().unwrap().unwrap().epoch.0;
+                let shown = place.open().unwrap().published().unwrap().unwrap().epoch.0;
                 assert!(shown == epoch || shown == epoch - 2, "{shown} after {epoch} failed");
                 (writer, epoch) = (place.begun().0, shown);
             }
@@ -343,7 +343,7 @@ fn a_broker_that_crashes_changes_nothing() {
 #[test]
 fn a_transaction_takes_milliseconds() {
     let Some(broker) = Broker::shared() else { return };
-    let place = Place::new(broker, 2);
+    let place = KafkaSinkCase::new(broker, 2);
     let (mut writer, _) = place.begun();
     let mut times: Vec<_> = (1..=100)
         .map(|epoch| {
@@ -362,8 +362,12 @@ fn a_transaction_takes_milliseconds() {
 fn an_embedded_broker_is_enough_for_a_demonstration() {
     let embedded = EmbeddedBroker::start().unwrap();
     embedded.create_topic("out", 2).unwrap();
-    let place =
-        Place { servers: embedded.servers().to_owned(), topic: "out".into(), state: StateId(1), lives: Arc::default() };
+    let place = KafkaSinkCase {
+        servers: embedded.servers().to_owned(),
+        topic: "out".into(),
+        state: StateId(1),
+        lives: Arc::default(),
+    };
     embedded.create_topic(&place.progress(), 1).unwrap();
     let (mut writer, shown) = place.begun();
     assert_eq!(shown, None);
@@ -380,7 +384,7 @@ fn an_embedded_broker_is_enough_for_a_demonstration() {
 fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
     let Some(broker) = Broker::shared() else { return };
     for (is_running, is_made_anew) in [(false, false), (false, true), (true, false), (true, true)] {
-        let place = Place::new(broker, 1);
+        let place = KafkaSinkCase::new(broker, 1);
         let (mut writer, _) = place.begun();
         show(&mut writer, 2).unwrap();
         let mut running = is_running.then_some(writer);
@@ -391,8 +395,8 @@ fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
         let why = match &mut running {
             Some(writer) => refused(show(writer, 4)),
             None => {
-                let output = Output::<Row>::json(&place.servers, &place.topic).create(1);
-                refused(output.open(&shard_of(&place)).and_then(|mut writer| writer.shown()))
+                let output = kafka::Sink::<Row>::json(&place.servers, &place.topic).create(1);
+                refused(output.open(&shard_of(&place)).and_then(|mut writer| writer.published()))
             }
         };
         let expected = if is_made_anew { "at offset 0, and had reached 20" } else { "does not exist" };
@@ -404,7 +408,7 @@ fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
 fn progress_that_is_deleted_or_removed_is_missed() {
     let Some(broker) = Broker::shared() else { return };
     for is_made_anew in [false, true] {
-        let place = Place::new(broker, 1);
+        let place = KafkaSinkCase::new(broker, 1);
         let (mut writer, _) = place.begun();
         show(&mut writer, 2).unwrap();
         broker.delete(&place.progress());
@@ -417,7 +421,7 @@ fn progress_that_is_deleted_or_removed_is_missed() {
         assert_eq!(if is_made_anew { place.committed() } else { all_of([2]) }, all_of([2]));
     }
     // Records can be removed only if the topic was not created by a sink.
-    let place = Place::new(broker, 1);
+    let place = KafkaSinkCase::new(broker, 1);
     broker.create_with(&place.progress(), 1, &[("cleanup.policy", "compact,delete")]);
     let (mut writer, _) = place.begun();
     show(&mut writer, 2).unwrap();
@@ -448,9 +452,10 @@ fn the_last_message_of_a_key_is_its_newest_row() {
     let Some(broker) = Broker::shared() else { return };
     for state in [Some(StateId(8_000)), None] {
         let topic = broker.topic(3);
-        let output = Output::json(&broker.servers, &topic).key_by(|row: &Balance| row.key.to_string());
-        let mut writer = output.open(&Shard { state, ..Shard::new("job", "balances", Rows::Changes) }).unwrap();
-        let life = Life { state, ..Life::without_state() };
+        let output = kafka::Sink::json(&broker.servers, &topic).key_by(|row: &Balance| row.key.to_string());
+        let mut writer =
+            output.open(&SinkContext { state, ..SinkContext::new("job", "balances", SinkRows::Changes) }).unwrap();
+        let life = Incarnation { state, ..Incarnation::without_state() };
         writer.begin(&life).unwrap();
         let amount = |key: u64, epoch: i64| (key as i64 * 31 + epoch * 17) % 101 - 50;
         for epoch in 1..=6 {
@@ -468,7 +473,7 @@ fn the_last_message_of_a_key_is_its_newest_row() {
             writer.write(Epoch(2 * epoch as u64), &rows).unwrap();
             // Several epochs in one transaction, too.
             if epoch % 3 == 0 {
-                writer.show(&JournalEnds::default()).unwrap();
+                writer.publish(&JournalEnds::default()).unwrap();
             }
         }
         writer.finish().unwrap();
@@ -503,12 +508,13 @@ fn what_a_topic_does_not_take_is_said_with_what_to_do() {
     for (topic, setting, expected) in topics {
         broker.create_with(topic, 1, &[setting]);
         for state in [None, Some(StateId(9_000))] {
-            let shard = Shard { state, ..Shard::new("job", "rows", Rows::Events) };
-            let mut writer: Box<dyn Writer<String>> = Output::json(&broker.servers, topic).open(&shard).unwrap();
-            let life = Life { state, ..Life::without_state() };
+            let shard = SinkContext { state, ..SinkContext::new("job", "rows", SinkRows::Events) };
+            let mut writer: Box<dyn SinkWriter<String>> =
+                kafka::Sink::json(&broker.servers, topic).open(&shard).unwrap();
+            let life = Incarnation { state, ..Incarnation::without_state() };
             writer.begin(&life).unwrap();
             let written = writer.write(Epoch(2), &[("x".repeat(5_000), 1)]);
-            let why = refused(written.and_then(|()| writer.show(&JournalEnds::default())));
+            let why = refused(written.and_then(|()| writer.publish(&JournalEnds::default())));
             assert!(why.contains(expected) && why.contains(topic), "{state:?}: {why}");
         }
     }
@@ -520,19 +526,19 @@ fn a_topic_that_is_read_is_no_output() {
     for flag in ["--out", "--late", "--rejects"] {
         // It is refused before any broker is contacted.
         let line = ["--brokers", "127.0.0.1:1", "--topic", "t", flag, "kafka:t", "--until-end"];
-        run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["topic t", "both read and written"]);
+        run::check_contains(run::run(ACCOUNT_TOTALS, line).error(2), &["topic t", "both read and written"]);
     }
     let line = ["--brokers", "127.0.0.1:1", "--topic", "t", "--out", "kafka:u", "--late", "kafka:u"];
-    run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["kafka:u is where", "goes"]);
+    run::check_contains(run::run(ACCOUNT_TOTALS, line).error(2), &["kafka:u is where", "goes"]);
     let line = ["--brokers", "127.0.0.1:1", "--topic", "t", "--out", "kafka:u-tidegate-progress"];
-    run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["u-tidegate-progress cannot be an output"]);
+    run::check_contains(run::run(ACCOUNT_TOTALS, line).error(2), &["u-tidegate-progress cannot be an output"]);
 
     let Some(broker) = Broker::shared() else { return };
     let elsewhere = broker.servers.replace("127.0.0.1", "localhost");
     let (topic, other) = (broker.topic(1), broker.topic(1));
     let job = |out: &str| {
-        let source = tidegate::kafka::Topic::json(&elsewhere, &topic).event_time(|row: &Row| row.n as i64);
-        let output = Output::json(&broker.servers, out);
+        let source = tidegate::kafka::Source::json(&elsewhere, &topic).event_time(|row: &Row| row.n as i64);
+        let output = kafka::Sink::json(&broker.servers, out);
         let options = tidegate::source::Options { until_end: true, ..Default::default() };
         let job = tidegate::Job::new("loop").options(options);
         job.run(move |flow| flow.read("rows", &source).write("rows", &output)).map(drop)

@@ -20,7 +20,7 @@ use children::{children, write_hosts};
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use run::{Running, says, start};
+use run::{Running, check_contains, start};
 use tempfile::TempDir;
 use tidegate::Result;
 use tidegate::cli::consume::{ConsumeArgs, consume};
@@ -137,7 +137,7 @@ fn rows_and_messages_that_are_no_transactions_are_counted_and_told() {
     assert_eq!(tool(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap(), 1);
     let mut publisher = tidegate::sink::kafka::Publisher::open(servers, "bad", [], None).unwrap();
     publisher.send(None, b"{", None).unwrap();
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
     let line =
         format!("consume --brokers {servers} --topic bad --out {here}/o.csv --until-end --rejects {here}/r.ndjson");
     assert_eq!(tool(&line).unwrap(), 0);
@@ -300,12 +300,12 @@ impl Copies {
 /// Kills one of several processes when its copy has grown by so many bytes; the others must notice, and end.
 fn kill_one(copies: &Copies, name: &str, mut group: Vec<Running>, victim: usize, grown: u64) {
     let enough = copies.length(name) + grown;
-    group[victim].until("messages", |_| (copies.length(name) > enough).then_some(()));
+    group[victim].wait_until("messages", |_| (copies.length(name) > enough).then_some(()));
     group[victim].kill();
     for (process, running) in group.into_iter().enumerate() {
         let ended = running.end_or_killed();
         if process != victim {
-            says(ended.error(1), &[&format!("process {victim} is gone")]);
+            check_contains(ended.error(1), &[&format!("process {victim} is gone")]);
         }
     }
 }
@@ -337,7 +337,7 @@ fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_a
     let up = copies.line("group", "-w 1");
     let mut up = copies.start(&format!("up -n 3 -- {TIDEGATE} {up}"));
     let enough = copies.length("group") + 200_000;
-    up.until("messages", |_| (copies.length("group") > enough).then_some(()));
+    up.wait_until("messages", |_| (copies.length("group") > enough).then_some(()));
     let (victim, _) = children(copies.folder.path()).into_iter().find(|(_, line)| line.contains("group.csv")).unwrap();
     kill(victim, Signal::SIGKILL).unwrap();
     for (producer, first) in producers.into_iter().zip([0, each]) {
@@ -349,8 +349,8 @@ fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_a
             "{first} {said}"
         );
     }
-    up.until("all messages", |_| (copies.count("group") as u64 >= more.end).then_some(()));
-    alone.until("all messages", |_| (copies.count("alone") as u64 >= more.end).then_some(()));
+    up.wait_until("all messages", |_| (copies.count("group") as u64 >= more.end).then_some(()));
+    alone.wait_until("all messages", |_| (copies.count("alone") as u64 >= more.end).then_some(()));
     up.signal(Signal::SIGTERM);
     alone.signal(Signal::SIGTERM);
     let (up, alone) = (up.end(), alone.end());
@@ -397,7 +397,7 @@ fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
     fs::create_dir(folder.path().join("old")).unwrap();
     fs::write(folder.path().join("old/position"), "TDGCOPY").unwrap();
     let error = copy("fits", "old.csv", &format!("--state {here}/old")).unwrap_err();
-    says(&error.to_string(), &["old/position", "an earlier version", "another --out and --state"]);
+    check_contains(&error.to_string(), &["old/position", "an earlier version", "another --out and --state"]);
     assert!(fs::read_dir(folder.path().join("old")).unwrap().count() == 1 && !folder.path().join("old.csv").exists());
 
     let state = format!("--state {here}/state");
@@ -406,11 +406,11 @@ fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
     for (topic, out, why) in
         [("fits", "other.csv", "output copy"), ("other", "fits.csv", "topic other at "), ("none", "fits.csv", "none")]
     {
-        says(&copy(topic, out, &state).unwrap_err().to_string(), &[why]);
+        check_contains(&copy(topic, out, &state).unwrap_err().to_string(), &[why]);
         assert_eq!(fs::read(folder.path().join("fits.csv")).unwrap(), before, "{topic} {out}");
     }
     // The file of another copy is not overwritten either, unless there is no state.
-    says(
+    check_contains(
         &copy("fits", "fits.csv", &format!("--state {here}/new")).unwrap_err().to_string(),
         &["it belongs to the state"],
     );

@@ -9,12 +9,12 @@ use fastrand::Rng;
 use tidegate::Flow;
 use tidegate::durable::disk::Disk;
 use tidegate::durable::state::StateDir;
-use tidegate::source::memory::Records;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::source::memory::MemorySource;
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 
 use common::cases::{Data, Deal, for_seeds};
-use common::lives::on;
-use common::oracle::{self, Judged};
+use common::incarnations::on;
+use common::oracle::{self, OracleRecord};
 
 const WITHIN: Duration = Duration::from_millis(15);
 
@@ -43,19 +43,19 @@ impl Emitted {
 }
 
 /// Returns the records that are on time, by key and in order, and the late ones.
-fn ordered(data: &Data) -> (BTreeMap<u8, Vec<Judged<Deal>>>, Vec<Deal>) {
-    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
+fn ordered(data: &Data) -> (BTreeMap<u8, Vec<OracleRecord<Deal>>>, Vec<Deal>) {
+    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::PartitionInput {
         partition: partition as u32,
         next: deals.len() as u64,
         idle: false,
         ended: true,
     };
-    let all = oracle::Step { epoch: 2, took: data.partitions.iter().enumerate().map(took).collect() };
+    let all = oracle::OracleEpoch { epoch: 2, inputs: data.partitions.iter().enumerate().map(took).collect() };
     let (late, on_time): (Vec<_>, Vec<_>) =
-        data.history(0, &[all]).records.into_iter().partition(|record| record.time < record.mark);
-    let mut by_key = BTreeMap::<u8, Vec<Judged<Deal>>>::new();
+        data.history(0, &[all]).records.into_iter().partition(|record| record.time < record.partition_watermark);
+    let mut by_key = BTreeMap::<u8, Vec<OracleRecord<Deal>>>::new();
     on_time.into_iter().for_each(|record| by_key.entry(record.data.key).or_default().push(record));
-    by_key.values_mut().for_each(|records| records.sort_by_key(|record| (record.time, record.place)));
+    by_key.values_mut().for_each(|records| records.sort_by_key(|record| (record.time, record.origin)));
     let mut late: Vec<_> = late.into_iter().map(|record| record.data).collect();
     late.sort();
     (by_key, late)
@@ -100,7 +100,7 @@ fn what_is_emitted_is_a_function_of_the_records() {
         let data = Data::random(&mut Rng::with_seed(seed), 120);
         for workers in [1, 3] {
             let emitted = Emitted::default();
-            let run = Run::new().workers(workers).seed(seed).run(emitted.query(&data));
+            let run = TestRun::new().workers(workers).seed(seed).run(emitted.query(&data));
             run.map_err(|error| error.to_string())?;
             check(&emitted, &expected(&data))?;
         }
@@ -113,10 +113,10 @@ fn what_is_emitted_is_a_function_of_the_records() {
 fn a_state_does_not_grow_by_keys_that_are_over() {
     let rows_of_state = |keys: u32| -> u64 {
         let keys = (0..keys).map(|key| (key, i64::from(key) * 5)).collect();
-        let (source, shown) = (Records::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
+        let (source, shown) = (MemorySource::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
         let (disk, output) = (CrashingDisk::new(), shown.clone());
         let shared: Arc<dyn Disk> = disk.shared();
-        let run = Run::new().seed(2).in_flight(1).state(&shared, "state");
+        let run = TestRun::new().seed(2).in_flight(1).state(&shared, "state");
         let run = run.state_options(|state| state.keep_snapshots(100_000)).run(move |flow| {
             let distinct = flow.read("keys", &source).key_by(|key| key.0).dedup_within("distinct", WITHIN);
             distinct.write("distinct", &output);
@@ -125,7 +125,7 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
         // Merges are not awaited, and no state is left at the end: so the greatest number of rows in any manifest is
         // taken.
         let state = StateDir::join(disk.after_kill().shared(), "state").unwrap();
-        let manifests = state.look(false).unwrap().manifests.into_values().map(Result::unwrap);
+        let manifests = state.scan(false).unwrap().manifests.into_values().map(Result::unwrap);
         let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
         rows.max().unwrap()
     };
@@ -144,7 +144,7 @@ fn crashes_change_nothing() {
             if life < 10 {
                 disk.crash_at(random.usize(0..250));
             }
-            match on(&disk, &mut random, Run::new()).run(emitted.query(&data)) {
+            match on(&disk, &mut random, TestRun::new()).run(emitted.query(&data)) {
                 Ok(_) => break,
                 Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
                 Err(error) => return Err(format!("life {life}: {error}")),

@@ -17,13 +17,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::durable::state::StateDir;
 use tidegate::job::Ending;
-use tidegate::testing::disk::{Act, ActKind, Loss};
-use tidegate::testing::{CrashingDisk, Run};
+use tidegate::testing::disk::{DiskOperation, OperationKind, SyncLoss};
+use tidegate::testing::{CrashingDisk, TestRun};
 use tidegate::{Window, csv};
 
 use common::cases::{Data, Deal, seeds, within};
 use common::checks::{KINDS, small_drift};
-use common::kept::{CLOSED, Closed, End, Kept, new_disk, on, steady};
+use common::durable_query::{CLOSED, ClosedRow, DurableQueryOutputs, FinalOutputs, new_disk, on, steady};
 
 /// Number of records of an incarnation.
 const RECORDS: u32 = 44;
@@ -37,22 +37,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Subject {
     seed: u64,
     data: Data,
-    expected: End,
+    expected: FinalOutputs,
 }
 
 impl Subject {
     fn new(seed: u64) -> Subject {
         let data = steady(seed, RECORDS);
-        let expected = Kept::plain(&data).unwrap();
+        let expected = DurableQueryOutputs::plain(&data).unwrap();
         Subject { seed, data, expected }
     }
 
-    fn run(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
+    fn run(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
         kept.run(&self.data, on(disk, workers, self.seed * PACE)).map(|report| report.ending)
     }
 
     /// Resumes to the end, and checks that results are exact.
-    fn go_on(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<(), Verdict> {
+    fn go_on(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<(), Verdict> {
         self.run(kept, disk, workers).map_err(Verdict::Refused)?;
         kept.check(disk, &self.expected).map_err(Verdict::Wrong)
     }
@@ -92,15 +92,16 @@ fn stride() -> usize {
 }
 
 /// Returns the sync of this number.
-fn sync_of(disk: &CrashingDisk, number: usize) -> Act {
-    let mut syncs = disk.log().into_iter().filter(|act| matches!(act.kind, ActKind::Sync | ActKind::SyncDirectory));
+fn sync_of(disk: &CrashingDisk, number: usize) -> DiskOperation {
+    let mut syncs =
+        disk.log().into_iter().filter(|act| matches!(act.kind, OperationKind::Sync | OperationKind::SyncDirectory));
     syncs.nth(number).unwrap()
 }
 
 /// Runs an incarnation whose sync of this number is lost; `None` if it has no such sync. Returns `true` if the
 /// incarnations after it reached exact results.
-fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool> {
-    let (kept, disk) = (Kept::default(), new_disk());
+fn after_lost_sync(subject: &Subject, number: usize, loss: SyncLoss) -> Option<bool> {
+    let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
     disk.lose_sync(number, loss);
     let outcome = subject.run(&kept, &disk, 1);
     if disk.syncs() <= number {
@@ -112,7 +113,7 @@ fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool>
     let said = outcome.expect_err(&what);
     assert!(said.contains("dropped what was to be kept"), "{what}: {said}");
     // Dropped names in a directory can be detected, but not restored.
-    let may_be_refused = lost.kind == ActKind::SyncDirectory;
+    let may_be_refused = lost.kind == OperationKind::SyncDirectory;
     // The next incarnation reads what the system still has in memory; then the power fails.
     let (killed, after_loss) = (disk.after_kill(), disk.survivors(0));
     killed.crash_at(40 + 37 * number % 400);
@@ -128,7 +129,7 @@ fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool>
 #[test]
 fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
     let mut ended = Vec::new();
-    let losses = || [Loss::Later, Loss::AtOnce].into_iter().cycle();
+    let losses = || [SyncLoss::Later, SyncLoss::AtOnce].into_iter().cycle();
     for seed in seeds(KINDS.len() as u64) {
         let subject = Subject::new(200 + seed);
         let some = (seed as usize % stride()..).step_by(stride()).zip(losses());
@@ -136,7 +137,7 @@ fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
         // In some runs the last syncs too, when the job has published everything and closes its files.
         if seed < 2 {
             let disk = new_disk();
-            assert_eq!(subject.run(&Kept::default(), &disk, 1), Ok(Ending::Complete));
+            assert_eq!(subject.run(&DurableQueryOutputs::default(), &disk, 1), Ok(Ending::Complete));
             let last = (disk.syncs().saturating_sub(4)..disk.syncs()).zip(losses());
             ended.extend(last.filter_map(|(number, loss)| after_lost_sync(&subject, number, loss)));
         }
@@ -151,16 +152,16 @@ fn a_stale_directory_hides_nothing_in_silence() {
     for seed in seeds(KINDS.len() as u64) {
         let (subject, mut random) = (Subject::new(300 + seed), Rng::with_seed(seed));
         for act in (seed as usize..).step_by(8 * stride()) {
-            let (kept, disk) = (Kept::default(), new_disk());
+            let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
             // For a while, the next incarnation does not see what the last operations before the kill wrote.
             let hidden = random.usize(1..60);
-            disk.hide_from(act);
+            disk.stale_from(act);
             disk.crash_at(act + hidden);
             if subject.run(&kept, &disk, 1).is_ok() && !disk.has_crashed() {
                 break;
             }
             let killed = disk.after_kill();
-            killed.show_from(random.usize(0..200));
+            killed.stale_until(random.usize(0..200));
             let what = format!("seed {seed}, killed at act {act} and {hidden}, of which the next life sees {act}");
             let (subject, stale) = (subject.clone(), kept.fork());
             let end = within(LIMIT, move || {
@@ -183,29 +184,29 @@ fn a_stale_directory_hides_nothing_in_silence() {
 fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() {
     let disk = CrashingDisk::new();
     let state = StateDir::open(disk.shared(), "state", false).unwrap();
-    disk.hide_from(disk.acts());
-    state.begin().unwrap();
+    disk.stale_from(disk.operations());
+    state.begin_incarnation().unwrap();
     let killed = disk.after_kill();
-    let error = StateDir::open(killed.shared(), "state", false).unwrap().begin().unwrap_err().to_string();
+    let error = StateDir::open(killed.shared(), "state", false).unwrap().begin_incarnation().unwrap_err().to_string();
     let expected = "cannot begin a life of the state (state/lives): the directory does not show files that are in it; \
                     keep the state on a disk of this machine";
     assert_eq!(error, expected);
 }
 
 /// Counts windows into a file: everything that two processes can have in common.
-fn count(data: &Data, run: Run) -> Result<Ending, String> {
+fn count(data: &Data, run: TestRun) -> Result<Ending, String> {
     let source = data.source();
     let outcome = run.options(small_drift(1_000_000)).run(move |flow| {
         let deals = flow.read("deals", &source).key_by(|deal: &Deal| deal.key);
         let counts = deals.window(Window::tumbling(Duration::from_millis(20)));
         let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
-        let rows = counts.on_close().map(|row| Closed {
+        let rows = counts.on_close().map(|row| ClosedRow {
             end: row.window.end.millis(),
             key: row.key,
             count: row.value.0,
             last: row.value.1,
         });
-        rows.write("closed", &csv::File::new(CLOSED));
+        rows.write("closed", &csv::Sink::new(CLOSED));
     });
     outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
 }
@@ -232,7 +233,7 @@ fn where_locks_lie_results_are_exact_or_refused_and_the_earlier_process_ends_by_
         let (own, of_earlier) = (disk.clone(), data.clone());
         let earlier = std::thread::spawn(move || count(&of_earlier, on(&own, 1, seed * PACE)));
         // The later one starts when the earlier one has done so many operations, or has ended.
-        while disk.acts() < 60 + 20 * seed as usize && !earlier.is_finished() {
+        while disk.operations() < 60 + 20 * seed as usize && !earlier.is_finished() {
             std::thread::yield_now();
         }
         disk.lose_locks();

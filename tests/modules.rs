@@ -15,7 +15,7 @@ use syn::{Attribute, Item, ItemMod, UseTree};
 const WITHOUT_CIRCLES: [&str; 8] = ["stream", "job", "durable", "source", "sink", "view", "status", "cli"];
 
 /// Type names that formats or connectors have in parallel, each in modules of its own.
-const PARALLELS: [&str; 0] = [];
+const PARALLELS: [&str; 3] = ["Encoder", "Sink", "Source"];
 
 /// Words with which documentation of an item opens that does not say what it is.
 const QUESTIONS: [&str; 12] =

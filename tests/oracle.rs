@@ -4,12 +4,12 @@
 //! influence a final result, or which records are late.
 
 use fastrand::Rng;
-use tidegate::testing::Run;
+use tidegate::testing::TestRun;
 use tidegate::time::Epoch;
 
 use common::cases::{Data, for_seeds};
 use common::checks::{self, check_data, check_run, small_drift};
-use common::oracle::{Step, Windows};
+use common::oracle::{OracleEpoch, Windows};
 
 const TEN: Windows = Windows::Tumbling { size: 10, offset: 3 };
 const SESSIONS: Windows = Windows::Session { gap: 12, late: 0 };
@@ -21,12 +21,12 @@ fn any_workers_and_any_pace_give_the_results_of_the_data() {
     for_seeds(40, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 300);
         for workers in [1, 2, 4] {
-            check_data(&data, TEN, Run::new().workers(workers).seed(seed))?;
-            check_data(&data, SLIDING, Run::new().workers(workers).seed(seed))?;
-            check_data(&data, SESSIONS, Run::new().workers(workers).seed(seed))?;
-            check_data(&data, COUNTS, Run::new().workers(workers).seed(seed))?;
+            check_data(&data, TEN, TestRun::new().workers(workers).seed(seed))?;
+            check_data(&data, SLIDING, TestRun::new().workers(workers).seed(seed))?;
+            check_data(&data, SESSIONS, TestRun::new().workers(workers).seed(seed))?;
+            check_data(&data, COUNTS, TestRun::new().workers(workers).seed(seed))?;
         }
-        check_data(&data, TEN, Run::new().workers(1 + seed as usize % 4).clock())
+        check_data(&data, TEN, TestRun::new().workers(1 + seed as usize % 4).clock())
     });
 }
 
@@ -35,10 +35,10 @@ fn full_epochs_and_waiting_for_sinks_change_nothing() {
     for_seeds(8, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 300);
         for (workers, in_flight) in [(1, 0), (1, 2_000), (2, 0), (2, 4_000), (3, 500)] {
-            let run = || Run::new().workers(workers).in_flight(in_flight);
+            let run = || TestRun::new().workers(workers).in_flight(in_flight);
             check_data(&data, TEN, run().seed(seed))?;
         }
-        check_data(&data, TEN, Run::new().workers(2).in_flight(10_000).clock())
+        check_data(&data, TEN, TestRun::new().workers(2).in_flight(10_000).clock())
     });
 }
 
@@ -47,7 +47,7 @@ fn pausing_partitions_that_are_ahead_changes_nothing() {
     for_seeds(20, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
         for drift in [0, 5, 50] {
-            let run = || Run::new().workers(1 + seed as usize % 3).options(small_drift(drift));
+            let run = || TestRun::new().workers(1 + seed as usize % 3).options(small_drift(drift));
             check_data(&data, TEN, run().seed(seed))?;
             check_run(&data, TEN, run().seed(seed))?;
         }
@@ -76,29 +76,29 @@ fn seals_change_nothing() {
         let any = checks::any_windows(&mut random);
         let windows = *random.choice(&[TEN, SLIDING, SESSIONS, COUNTS, any, Windows::Global]).unwrap();
         let recorded = match seed % 2 {
-            0 => checks::run(&data, windows, Run::new().seed(seed))?.1.journal,
-            _ => checks::run(&data, windows, Run::new().script("deals", data.script(&mut random)))?.1.journal,
+            0 => checks::run(&data, windows, TestRun::new().seed(seed))?.1.journal,
+            _ => checks::run(&data, windows, TestRun::new().script("deals", data.script(&mut random)))?.1.journal,
         };
         for workers in 1..=2 {
             let seals = seals(&mut random, &recorded);
-            let run = Run::new().workers(workers).journal(recorded.clone()).seal_at(seals.clone());
+            let run = TestRun::new().workers(workers).journal(recorded.clone()).seal_at(seals.clone());
             check_run(&data, windows, run).map_err(|why| format!("{why}\nsealed at {seals:?}"))?;
         }
         let every = recorded.iter().map(|frame| frame.epoch).collect();
-        check_run(&data, windows, Run::new().journal(recorded).seal_at(every)).map(drop)
+        check_run(&data, windows, TestRun::new().journal(recorded).seal_at(every)).map(drop)
     });
 }
 
 #[test]
 fn a_worker_that_is_slow_to_begin_makes_no_record_late() {
-    for_seeds(3, |_| checks::check_slow_start(Run::new()));
+    for_seeds(3, |_| checks::check_slow_start(TestRun::new()));
 }
 
 #[test]
 fn nothing_is_shown_before_it_is_on_record() {
     for_seeds(20, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
-        checks::check_synced(&data, Run::new().workers(1 + seed as usize % 3).seed(seed))
+        checks::check_synced(&data, TestRun::new().workers(1 + seed as usize % 3).seed(seed))
     });
 }
 
@@ -107,17 +107,17 @@ fn nothing_is_shown_before_it_is_on_record() {
 fn the_oracle_agrees_with_itself() {
     let data = Data::random(&mut Rng::with_seed(5), 100);
     let windowed =
-        |steps: &[Step]| common::oracle::windowed(&data.history(0, steps), TEN, |deal| deal.key, checks::totals);
+        |steps: &[OracleEpoch]| common::oracle::windowed(&data.history(0, steps), TEN, |deal| deal.key, checks::totals);
     let mut steps = Vec::new();
     for (partition, deals) in data.partitions.iter().enumerate() {
         for next in 0..=deals.len() as u64 {
             let ended = next == deals.len() as u64;
-            let took = common::oracle::Took { partition: partition as u32, next, idle: false, ended };
+            let took = common::oracle::PartitionInput { partition: partition as u32, next, idle: false, ended };
             let at = next as usize;
             while steps.len() <= at {
-                steps.push(Step { epoch: 2 * steps.len() as u64 + 2, took: Vec::new() });
+                steps.push(OracleEpoch { epoch: 2 * steps.len() as u64 + 2, inputs: Vec::new() });
             }
-            steps[at].took.push(took);
+            steps[at].inputs.push(took);
         }
     }
     let (one_by_one, at_once) = (windowed(&steps), checks::by_data(&data, TEN));

@@ -21,14 +21,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::cases::within;
-use run::{Ended, Running, says, start_with};
+use run::{ProgramOutput, Running, check_contains, start_with};
 use serde::{Deserialize, Serialize, Serializer};
 use tempfile::TempDir;
 use tidegate::job::Cluster;
 use tidegate::source::kafka::EmbeddedBroker;
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
-use tidegate::thread::{PANIC, Role};
+use tidegate::thread::{PANIC_VARIABLE, ThreadRole};
 use tidegate::{Flow, Job, Window, csv, kafka, ndjson};
 use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
 
@@ -41,13 +41,13 @@ const AT_MOST: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A folder with an input that grows until this is dropped.
-struct Place {
+struct PanicCase {
     folder: TempDir,
     over: Arc<AtomicBool>,
 }
 
-impl Place {
-    fn new() -> Place {
+impl PanicCase {
+    fn new() -> PanicCase {
         let (folder, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
         let row = |id: u64| Transaction::new(id, &format!("account {}", id % 50), 1, START_MS + id as i64 * 40);
         let path = folder.path().join("in.csv");
@@ -62,7 +62,7 @@ impl Place {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Place { folder, over }
+        PanicCase { folder, over }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -76,7 +76,7 @@ impl Place {
         start_with(program, words, |command: &mut Command| {
             command.current_dir(self.folder.path());
             if let Some(panic) = panic {
-                command.env(PANIC, panic);
+                command.env(PANIC_VARIABLE, panic);
             }
         })
     }
@@ -99,39 +99,39 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for PanicCase {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
     }
 }
 
 /// Starts programs; the first one is to panic.
-type Programs = fn(&Place, &str) -> Vec<Running>;
+type Programs = fn(&PanicCase, &str) -> Vec<Running>;
 
 /// Returns the panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its
 /// start), and the programs.
-fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
+fn case(role: ThreadRole) -> (&'static str, &'static [u64], Programs) {
     match role {
-        Role::Sink => ("sink totals", &[1, 4], Place::alone),
-        Role::Journal => ("journal", &[1, 4], Place::alone),
-        Role::Segments => ("segments", &[1, 3], Place::alone),
-        Role::Manifests => ("manifests", &[1, 3], Place::alone),
-        Role::Merges => ("merges", &[1, 2], Place::alone),
-        Role::Watch => ("watch", &[1, 3], Place::alone),
-        Role::Http => ("http", &[1, 2], |place, panic| {
+        ThreadRole::Sink => ("sink totals", &[1, 4], PanicCase::alone),
+        ThreadRole::Journal => ("journal", &[1, 4], PanicCase::alone),
+        ThreadRole::Segments => ("segments", &[1, 3], PanicCase::alone),
+        ThreadRole::Manifests => ("manifests", &[1, 3], PanicCase::alone),
+        ThreadRole::Merges => ("merges", &[1, 2], PanicCase::alone),
+        ThreadRole::Watch => ("watch", &[1, 3], PanicCase::alone),
+        ThreadRole::Http => ("http", &[1, 2], |place, panic| {
             let line = "--csv {}/in.csv --out {}/out.csv --http 127.0.0.1:0 --epoch 10ms -w 2";
             vec![place.start(ACCOUNT_TOTALS, line, Some(panic))]
         }),
-        Role::Signals => ("signals", &[1, 30], Place::alone),
-        Role::Progress => ("progress", &[1, 5], Place::alone),
-        Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
-        Role::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
-        Role::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
+        ThreadRole::Signals => ("signals", &[1, 30], PanicCase::alone),
+        ThreadRole::Progress => ("progress", &[1, 5], PanicCase::alone),
+        ThreadRole::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        ThreadRole::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        ThreadRole::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
         // Before it has joined process 0, that cannot know what happened to it, and waits.
-        Role::Processes => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
+        ThreadRole::Processes => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
         // The thread starts when the workers have ended.
-        Role::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
-        Role::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
+        ThreadRole::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
+        ThreadRole::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
             let broker = EmbeddedBroker::start().unwrap();
             broker.create_topic("transaction", 2).unwrap();
             let line = format!("--brokers {} --out {{}}/out.csv", broker.servers());
@@ -140,17 +140,20 @@ fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
             std::mem::forget(broker);
             vec![running]
         }),
-        Role::EmbeddedBroker => ("embedded-broker", &[1, 2], |place, panic| {
+        ThreadRole::EmbeddedBroker => ("embedded-broker", &[1, 2], |place, panic| {
             vec![place.start(TIDEGATE, "demo --seconds 20 --dir {}/demo", Some(panic))]
         }),
-        Role::Relay => ("relay 0", &[1, 2], |place, panic| {
+        ThreadRole::Relay => ("relay 0", &[1, 2], |place, panic| {
             let query = "account_totals --csv {}/in.csv --out {}/out.csv --progress-every 100ms --epoch 10ms";
             vec![place.start(TIDEGATE, &format!("up -n 1 -- {query}"), Some(panic))]
         }),
-        Role::Parent => ("parent", &[1], |place, panic| {
+        ThreadRole::Parent => ("parent", &[1], |place, panic| {
             let words = ["--csv", "in.csv", "--out", "out.csv"];
             vec![start_with(ACCOUNT_TOTALS, words, |command| {
-                command.current_dir(place.folder.path()).env(PANIC, panic).env("TIDEGATE_ENDS_WITH_STDIN", "1");
+                command
+                    .current_dir(place.folder.path())
+                    .env(PANIC_VARIABLE, panic)
+                    .env("TIDEGATE_ENDS_WITH_STDIN", "1");
                 command.stdin(Stdio::piped());
             })]
         }),
@@ -164,7 +167,7 @@ fn moment(said: &str) -> u128 {
 }
 
 /// Returns the only error line of a failed program.
-fn error(ended: &Ended) -> String {
+fn error(ended: &ProgramOutput) -> String {
     assert_eq!(ended.status.code(), Some(1), "{:?}:\n{}", ended.status, ended.stderr);
     let lines: Vec<_> = ended.stderr.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
     let [line] = lines[..] else { panic!("not one line with `error: `:\n{}", ended.stderr) };
@@ -172,11 +175,11 @@ fn error(ended: &Ended) -> String {
     line.to_owned()
 }
 
-fn ends_by_a_panic(roles: &[Role]) {
+fn ends_by_a_panic(roles: &[ThreadRole]) {
     for role in roles {
         let (name, turns, programs) = case(*role);
         for turn in turns {
-            let place = Place::new();
+            let place = PanicCase::new();
             let panic = format!("{}:{turn}", role.name());
             let mut said = Vec::new();
             for running in programs(&place, &panic) {
@@ -186,9 +189,12 @@ fn ends_by_a_panic(roles: &[Role]) {
                 let took = now.saturating_sub(moment(&said[said.len() - 1]));
                 assert!(took < AT_MOST.as_millis(), "{panic}: it took {took} ms:\n{said:#?}");
             }
-            says(&said[0], &[&format!("the thread `{name}` panicked (src/thread.rs:"), "): as the test wants it, at "]);
+            check_contains(
+                &said[0],
+                &[&format!("the thread `{name}` panicked (src/thread.rs:"), "): as the test wants it, at "],
+            );
             for other in &said[1..] {
-                says(other, &[" failed: the thread `", &format!("`{name}` panicked")]);
+                check_contains(other, &[" failed: the thread `", &format!("`{name}` panicked")]);
             }
         }
     }
@@ -214,15 +220,24 @@ fn threads_at_a_broker_that_panic_end_the_job() {
     ends_by_a_panic(&BROKER);
 }
 
-const STATE: [Role; 5] = [Role::Sink, Role::Journal, Role::Segments, Role::Manifests, Role::Merges];
-const PROGRAM: [Role; 6] = [Role::Watch, Role::Http, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
-const BETWEEN: [Role; 5] = [Role::Process, Role::ToProcess, Role::Dial, Role::Processes, Role::Connections];
-const BROKER: [Role; 2] = [Role::KafkaWatch, Role::EmbeddedBroker];
+const STATE: [ThreadRole; 5] =
+    [ThreadRole::Sink, ThreadRole::Journal, ThreadRole::Segments, ThreadRole::Manifests, ThreadRole::Merges];
+const PROGRAM: [ThreadRole; 6] = [
+    ThreadRole::Watch,
+    ThreadRole::Http,
+    ThreadRole::Signals,
+    ThreadRole::Progress,
+    ThreadRole::Relay,
+    ThreadRole::Parent,
+];
+const BETWEEN: [ThreadRole; 5] =
+    [ThreadRole::Process, ThreadRole::ToProcess, ThreadRole::Dial, ThreadRole::Processes, ThreadRole::Connections];
+const BROKER: [ThreadRole; 2] = [ThreadRole::KafkaWatch, ThreadRole::EmbeddedBroker];
 
 #[test]
 fn every_role_is_made_to_panic() {
     let tried = [&STATE[..], &PROGRAM, &BETWEEN, &BROKER].concat();
-    for role in Role::ALL {
+    for role in ThreadRole::ALL {
         assert_eq!(tried.iter().filter(|tried| **tried == role).count(), 1, "{role:?} is in none of the tests above");
     }
 }
@@ -246,7 +261,7 @@ fn bad(user: u64) -> u64 {
 /// workers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 struct Row {
-    user: Told,
+    user: UserId,
 }
 
 impl Serialize for Row {
@@ -259,9 +274,9 @@ impl Serialize for Row {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-struct Told(u64);
+struct UserId(u64);
 
-impl Serialize for Told {
+impl Serialize for UserId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let user = if serializer.is_human_readable() { bad(self.0) } else { self.0 };
         serializer.serialize_u64(user)
@@ -286,9 +301,9 @@ impl Drop for Bomb {
     }
 }
 
-fn clicks() -> Records<Click> {
+fn clicks() -> MemorySource<Click> {
     let partition = |from: u64| (from..8_000).step_by(4).map(|at| Click { user: at + 1, at_ms: at as i64 }).collect();
-    Records::new((0..4).map(partition).collect(), |click: &Click| click.at_ms)
+    MemorySource::new((0..4).map(partition).collect(), |click: &Click| click.at_ms)
 }
 
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
@@ -335,7 +350,7 @@ fn says_of_a_panic_between(make: Make<'_>) -> [String; 2] {
 #[track_caller]
 fn panics_on(thread: &str, keeps: bool, make: Make<'_>) {
     for said in says_of_a_panic(keeps, make) {
-        says(&said, &["the thread `", thread, " panicked (tests/panics.rs:", "): no clicks of 4321; "]);
+        check_contains(&said, &["the thread `", thread, " panicked (tests/panics.rs:", "): no clicks of 4321; "]);
         assert!(!said.contains('\n'), "{said}");
     }
 }
@@ -354,14 +369,14 @@ fn nothing<D: tidegate::Record>() -> Observer<D> {
 fn a_row_that_panics_when_a_file_is_written_ends_the_job() {
     panics_on("sink out`", true, &|out| {
         Arc::new(move |flow| {
-            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
-            rows.write("out", &csv::File::new(&out));
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: UserId(click.user) });
+            rows.write("out", &csv::Sink::new(&out));
         })
     });
     panics_on("sink out`", true, &|out| {
         Arc::new(move |flow| {
-            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
-            rows.write("out", &ndjson::File::new(&out));
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: UserId(click.user) });
+            rows.write("out", &ndjson::Sink::new(&out));
         })
     });
 }
@@ -374,14 +389,14 @@ fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
     panics_on("sink out`", false, &|_out| {
         let servers = broker.servers().to_owned();
         Arc::new(move |flow| {
-            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
-            rows.write("out", &kafka::Output::json(&servers, "rows"));
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: UserId(click.user) });
+            rows.write("out", &kafka::Sink::json(&servers, "rows"));
         })
     });
     panics_on("sink out`", false, &|_out| {
         let servers = broker.servers().to_owned();
         Arc::new(move |flow| {
-            let keyed = kafka::Output::json(&servers, "clicks").key_by(|user: &u64| bad(*user).to_string());
+            let keyed = kafka::Sink::json(&servers, "clicks").key_by(|user: &u64| bad(*user).to_string());
             flow.read("clicks", &clicks()).map(|click| click.user).write("out", &keyed);
         })
     });
@@ -390,7 +405,7 @@ fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
 #[test]
 fn what_a_query_calls_on_its_workers_ends_the_job_when_it_panics() {
     worker_panics(|flow| {
-        let timed = Records::new(vec![(0..8_000).collect(), vec![]], |user: &u64| bad(*user) as i64);
+        let timed = MemorySource::new(vec![(0..8_000).collect(), vec![]], |user: &u64| bad(*user) as i64);
         flow.read("clicks", &timed).write("out", &nothing());
     });
     worker_panics(|flow| {
@@ -428,7 +443,7 @@ fn the_step_that_panics_is_named() {
         counts.map(|row| row.key).write("out", &nothing());
     });
     for said in says_of_a_panic(true, &|_out| Arc::clone(&query)) {
-        says(&said, &["`worker ", "` in step `per user` panicked (tests/panics.rs:"]);
+        check_contains(&said, &["`worker ", "` in step `per user` panicked (tests/panics.rs:"]);
     }
 }
 
@@ -437,7 +452,7 @@ fn a_row_that_panics_when_it_is_kept_in_a_view_ends_the_job() {
     worker_panics(|flow| {
         let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
         let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count).on_change();
-        counts.map(|row| Row { user: Told(row.key) }).view("users");
+        counts.map(|row| Row { user: UserId(row.key) }).view("users");
     });
 }
 
@@ -451,6 +466,6 @@ fn a_record_that_panics_when_it_is_dropped_ends_the_job() {
             bombs.map(|bomb| bomb.0).write("out", &nothing());
         };
         let report = within(LIMIT, move || job.run(query)).expect("it ends");
-        says(&report.expect_err("it fails").to_string(), &["the thread `worker ", "): no clicks of 4321; "]);
+        check_contains(&report.expect_err("it fails").to_string(), &["the thread `worker ", "): no clicks of 4321; "]);
     }
 }

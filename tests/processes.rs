@@ -23,15 +23,15 @@ use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 use tidegate::job::{Cluster, Job};
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
-use tidegate::testing::Run;
+use tidegate::testing::TestRun;
 
 use children::{children, write_hosts};
 use common::cases::{Data, for_seeds};
 use common::checks::check_data;
 use common::oracle::Windows;
-use run::{Running, run, says, start};
+use run::{Running, check_contains, run, start};
 use sql::{database, queries, rows};
 use transactions::{COLUMNS, csv_of, rows_of, same_rows};
 
@@ -52,17 +52,17 @@ fn results_are_those_of_the_data_on_any_number_of_processes() {
         let data = Data::random(&mut Rng::with_seed(seed), 250);
         for (processes, workers) in SHAPES {
             for windows in KINDS {
-                check_data(&data, windows, Run::new().processes(processes).workers(workers).seed(seed))?;
+                check_data(&data, windows, TestRun::new().processes(processes).workers(workers).seed(seed))?;
             }
         }
         let (processes, workers) = SHAPES[seed as usize % SHAPES.len()];
-        check_data(&data, KINDS[0], Run::new().processes(processes).workers(workers).clock())
+        check_data(&data, KINDS[0], TestRun::new().processes(processes).workers(workers).clock())
     });
 }
 
 /// Runs a job that does not end by itself, as one process of a cluster.
-fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::Report> {
-    let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
+fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::RunReport> {
+    let records = MemorySource::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
     Job::new("endless").cluster(cluster).run(move |flow| {
         flow.read("records", &records).write("rows", &Observer::new(|_epoch, _rows| Ok(())));
     })
@@ -72,26 +72,26 @@ fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::Report> {
 fn who_does_not_come_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
     let other = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
-    let patience = |cluster: Cluster| cluster.patience(Duration::from_millis(200), Duration::from_secs(1));
+    let patience = |cluster: Cluster| cluster.timeouts(Duration::from_millis(200), Duration::from_secs(1));
     let addresses = vec![free, other.clone()];
     let error = endless(patience(Cluster::new(0, addresses.clone()).unwrap())).unwrap_err();
-    says(&error.to_string(), &["process 1 has not come", &other]);
+    check_contains(&error.to_string(), &["process 1 has not come", &other]);
     let error = endless(patience(Cluster::new(1, addresses.clone()).unwrap())).unwrap_err();
-    says(&error.to_string(), &["process 0 cannot be reached", &addresses[0]]);
-    says(&Cluster::new(2, addresses).unwrap_err().to_string(), &["there is no process 2 of 2"]);
+    check_contains(&error.to_string(), &["process 0 cannot be reached", &addresses[0]]);
+    check_contains(&Cluster::new(2, addresses).unwrap_err().to_string(), &["there is no process 2 of 2"]);
 }
 
 /// A folder with an input, and a hostfile of some processes.
-struct Place {
+struct ProcessCase {
     folder: TempDir,
     rows: Vec<transactions::Transaction>,
 }
 
-impl Place {
-    fn new(seed: u64, count: usize, processes: usize) -> Place {
+impl ProcessCase {
+    fn new(seed: u64, count: usize, processes: usize) -> ProcessCase {
         let (folder, rows) = (tempfile::tempdir().unwrap(), rows(seed, count));
         fs::write(folder.path().join("in.csv"), csv_of(&rows, &COLUMNS)).unwrap();
-        let place = Place { folder, rows };
+        let place = ProcessCase { folder, rows };
         place.new_hosts(processes);
         place
     }
@@ -130,7 +130,7 @@ impl Place {
 #[test]
 fn answers_of_programs_are_those_of_sql_on_several_processes() {
     for (number, query) in queries().into_iter().enumerate() {
-        let place = Place::new(70 + number as u64, 8_000, 3);
+        let place = ProcessCase::new(70 + number as u64, 8_000, 3);
         let mut more = format!("-w {}", 1 + number % 2);
         if query.judges() {
             more += " --late {}/late.csv";
@@ -154,7 +154,7 @@ fn answers_of_programs_are_those_of_sql_on_several_processes() {
 
 #[test]
 fn processes_that_would_not_run_the_same_do_not_begin() {
-    let place = Place::new(1, 500, 2);
+    let place = ProcessCase::new(1, 500, 2);
     for (first, other, why) in [
         ("", "-w 2", "it has 2 workers, and process 0 has 1"),
         ("", "--out-of-order 5s", "out-of-order is 5s, was 2s"),
@@ -164,23 +164,23 @@ fn processes_that_would_not_run_the_same_do_not_begin() {
         place.new_hosts(2);
         let (first, other) = (place.start(TOTALS, 0, 2, first), place.start(TOTALS, 1, 2, other));
         let (first, other) = (first.end(), other.end());
-        says(first.error(2), &["the processes do not run the same (process 1)", why]);
-        says(other.error(2), &["the processes do not run the same (process 1)", why]);
+        check_contains(first.error(2), &["the processes do not run the same (process 1)", why]);
+        check_contains(other.error(2), &["the processes do not run the same (process 1)", why]);
         assert!(!place.path("out.csv").exists(), "an output was made");
     }
     place.new_hosts(3);
     let (first, other) = (place.start(TOTALS, 0, 3, ""), place.start(TOTALS, 1, 2, ""));
-    says(first.end().error(2), &["it is number 1 of 2, and process 0 has 3"]);
-    says(other.end().error(2), &["it is number 1 of 2, and process 0 has 3"]);
-    says(run(TOTALS, ["--csv", "a", "-n", "2", "-p", "2"]).error(2), &["-p 2: there are 2 processes"]);
-    says(place.start(TOTALS, 0, 4, "").end().error(2), &["the file of hosts has too few addresses"]);
+    check_contains(first.end().error(2), &["it is number 1 of 2, and process 0 has 3"]);
+    check_contains(other.end().error(2), &["it is number 1 of 2, and process 0 has 3"]);
+    check_contains(run(TOTALS, ["--csv", "a", "-n", "2", "-p", "2"]).error(2), &["-p 2: there are 2 processes"]);
+    check_contains(place.start(TOTALS, 0, 4, "").end().error(2), &["the file of hosts has too few addresses"]);
 }
 
 #[test]
 fn when_a_process_is_killed_the_others_end_with_a_line_that_names_it_and_a_new_start_goes_on() {
     let mut random = Rng::with_seed(5);
     for round in 0..4 {
-        let place = Place::new(20 + round, 60_000, 3);
+        let place = ProcessCase::new(20 + round, 60_000, 3);
         let victim = round as usize % 3;
         for life in 0.. {
             place.new_hosts(3);
@@ -195,13 +195,13 @@ fn when_a_process_is_killed_the_others_end_with_a_line_that_names_it_and_a_new_s
             }
             let shown = || fs::metadata(place.path("out.csv")).map_or(0, |file| file.len());
             let before = shown();
-            all[victim].until("results", |_| (shown() > before + 1_000).then_some(()));
+            all[victim].wait_until("results", |_| (shown() > before + 1_000).then_some(()));
             std::thread::sleep(Duration::from_millis(random.u64(0..100)));
             all[victim].kill();
             let killed = Instant::now();
             for (process, running) in all.into_iter().enumerate().filter(|(process, _)| *process != victim) {
                 let ended = running.end();
-                says(ended.error(1), &[&format!("process {victim} is gone"), "start all processes again"]);
+                check_contains(ended.error(1), &[&format!("process {victim} is gone"), "start all processes again"]);
                 assert!(killed.elapsed() < Duration::from_secs(5), "process {process} took {:?}", killed.elapsed());
             }
         }
@@ -212,22 +212,22 @@ fn when_a_process_is_killed_the_others_end_with_a_line_that_names_it_and_a_new_s
 #[test]
 fn what_one_process_fails_with_all_end_with() {
     // The other process works without the input: only the first process reads it.
-    let place = Place::new(2, 500, 2);
+    let place = ProcessCase::new(2, 500, 2);
     fs::remove_file(place.path("in.csv")).unwrap();
     let all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, "")).collect();
     let ended: Vec<_> = all.into_iter().map(Running::end).collect();
     let own = ended[0].error(1).to_owned();
-    says(&own, &["in.csv"]);
-    says(ended[1].error(1), &["process 0 failed", &own]);
+    check_contains(&own, &["in.csv"]);
+    check_contains(ended[1].error(1), &["process 0 failed", &own]);
 }
 
 #[test]
 fn a_signal_to_any_process_stops_all_of_them_cleanly() {
     for asked in 0..2 {
-        let place = Place::new(3, 200_000, 2);
+        let place = ProcessCase::new(3, 200_000, 2);
         let more = "--state {}/state --snapshot-every 20ms";
         let mut all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, more)).collect();
-        all[asked].until("a snapshot", |_| place.snapshots().gt(&0).then_some(()));
+        all[asked].wait_until("a snapshot", |_| place.snapshots().gt(&0).then_some(()));
         all[asked].signal(Signal::SIGTERM);
         for (process, running) in all.into_iter().enumerate() {
             running.end().code(if process == asked { 143 } else { 0 });
@@ -241,14 +241,14 @@ fn a_signal_to_any_process_stops_all_of_them_cleanly() {
     }
 }
 
-fn up(place: &Place, options: &str, arguments: &str) -> Running {
+fn up(place: &ProcessCase, options: &str, arguments: &str) -> Running {
     let line = format!("up {options} -- {TOTALS} --csv {{}}/in.csv --out {{}}/out.csv --until-end {arguments}");
     start(TIDEGATE, place.words(&line))
 }
 
 #[test]
 fn up_starts_all_again_whenever_one_is_killed_and_results_are_exact() {
-    let place = Place::new(9, 150_000, 1);
+    let place = ProcessCase::new(9, 150_000, 1);
     let mut random = Rng::with_seed(11);
     let mut tool = up(&place, "-n 3", "--state {}/state --snapshot-every 50ms --in-flight 1MiB --epoch 10ms");
     let shown = || fs::metadata(place.path("out.csv")).map_or(0, |file| file.len());
@@ -274,7 +274,7 @@ fn up_starts_all_again_whenever_one_is_killed_and_results_are_exact() {
 
 #[test]
 fn up_ends_with_the_first_failures_exit_code_when_starting_again_does_not_help() {
-    let place = Place::new(4, 500, 1);
+    let place = ProcessCase::new(4, 500, 1);
     // Wrong usage must be fixed by the user.
     let ended = up(&place, "-n 2", "--state {}/state --accept").end();
     ended.code(2);
@@ -289,16 +289,19 @@ fn up_ends_with_the_first_failures_exit_code_when_starting_again_does_not_help()
     ended.code(1);
     let count = |what: &str| ended.stderr.lines().filter(|line| line.contains(what)).count();
     assert_eq!((count("all are started again"), count("given up: 3 starts in a row")), (2, 1), "{}", ended.stderr);
-    says(run(TIDEGATE, ["up", "--", TOTALS, "-n", "2"]).error(2), &["-n is for `tidegate up` to give"]);
+    check_contains(run(TIDEGATE, ["up", "--", TOTALS, "-n", "2"]).error(2), &["-n is for `tidegate up` to give"]);
     let given = run(TIDEGATE, ["up", "--", TOTALS, "--cluster-secret-file=mine"]);
-    says(given.error(2), &["--cluster-secret-file is for `tidegate up` to give"]);
-    says(run(TIDEGATE, ["up", "--", "no-such-program"]).error(1), &["cannot start the query (no-such-program)"]);
+    check_contains(given.error(2), &["--cluster-secret-file is for `tidegate up` to give"]);
+    check_contains(
+        run(TIDEGATE, ["up", "--", "no-such-program"]).error(1),
+        &["cannot start the query (no-such-program)"],
+    );
 }
 
 #[test]
 fn up_tells_its_processes_what_they_need_where_nobody_else_can_put_or_read_anything() {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    let place = Place::new(7, 300_000, 1);
+    let place = ProcessCase::new(7, 300_000, 1);
     let (temporary, victim) = (place.path("tmp"), place.path("victim"));
     fs::create_dir(&temporary).unwrap();
     fs::write(&victim, "not to be overwritten").unwrap();
@@ -314,7 +317,7 @@ fn up_tells_its_processes_what_they_need_where_nobody_else_can_put_or_read_anyth
         command.env("TMPDIR", &temporary);
     });
     let shown = || fs::metadata(place.path("out.csv")).map_or(0, |file| file.len());
-    tool.until("results", |_| (shown() > 1_000).then_some(()));
+    tool.wait_until("results", |_| (shown() > 1_000).then_some(()));
     assert_eq!(fs::read_to_string(&victim).unwrap(), "not to be overwritten");
     let own = || {
         let all = fs::read_dir(&temporary).unwrap().map(|entry| entry.unwrap().path());
@@ -341,17 +344,17 @@ fn up_tells_its_processes_what_they_need_where_nobody_else_can_put_or_read_anyth
 
 #[test]
 fn up_stops_all_when_it_is_asked_to_and_leaves_nobody_when_it_is_killed() {
-    let place = Place::new(6, 300_000, 1);
+    let place = ProcessCase::new(6, 300_000, 1);
     let shown = || fs::metadata(place.path("out.csv")).map_or(0, |file| file.len());
     let arguments = "--state {}/state --in-flight 1MiB --epoch 10ms";
     let mut tool = up(&place, "-n 2", arguments);
-    tool.until("results", |_| (shown() > 1_000).then_some(()));
+    tool.wait_until("results", |_| (shown() > 1_000).then_some(()));
     tool.signal(Signal::SIGTERM);
     tool.end().code(143);
     assert_eq!(children(place.folder.path()), [], "processes are left");
     let before = shown();
     let mut tool = up(&place, "-n 2", arguments);
-    tool.until("results", |_| (shown() > before).then_some(()));
+    tool.wait_until("results", |_| (shown() > before).then_some(()));
     tool.kill();
     assert!(tool.end_or_killed().was_killed());
     let end = Instant::now() + Duration::from_secs(20);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
-use run::{Ended, Running, run, says, start, start_with};
+use run::{ProgramOutput, Running, check_contains, run, start, start_with};
 use tempfile::TempDir;
 use transactions::{
     COLUMNS, Expected, START_MS, TOTALS, Transaction, csv_line, csv_of, expected_of, json_of, ndjson_of, parse_csv,
@@ -51,7 +51,7 @@ impl Folder {
 
 /// Runs `account_totals` with these arguments, in which `{}` stands for the folder.
 #[track_caller]
-fn totals(folder: &Folder, line: &str) -> Ended {
+fn totals(folder: &Folder, line: &str) -> ProgramOutput {
     run(ACCOUNT_TOTALS, typed(folder, line))
 }
 
@@ -61,7 +61,7 @@ fn typed(folder: &Folder, line: &str) -> Vec<String> {
 
 /// Fails unless the summary's figures are the expected ones, and add up.
 #[track_caller]
-fn check_figures(ended: &Ended, expected: &Expected, rejected: u64) {
+fn check_figures(ended: &ProgramOutput, expected: &Expected, rejected: u64) {
     let (late, rows) = (expected.late.len() as u64, expected.totals.len() as u64);
     let accepted = expected.counted + late;
     assert_eq!(ended.figures("transactions: "), [accepted + rejected, accepted, rejected]);
@@ -231,7 +231,7 @@ fn a_reader_of_standard_output_that_goes_away_is_an_error() {
         command.stdout(Stdio::from(writer));
     });
     drop(reader);
-    says(running.end().error(1), &["stdout", "stopped"]);
+    check_contains(running.end().error(1), &["stdout", "stopped"]);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn the_input_is_never_written_to() {
     ] {
         let ended = totals(&folder, &format!("--csv {{}}/in.csv --until-end {line}"));
         assert_eq!(fs::read_to_string(folder.path("in.csv")).unwrap(), text, "{line} destroyed the input");
-        says(ended.error(2), &["the file that is read", line.split(' ').next().unwrap()]);
+        check_contains(ended.error(2), &["the file that is read", line.split(' ').next().unwrap()]);
     }
 }
 
@@ -279,7 +279,7 @@ fn a_query_that_cannot_start_leaves_earlier_results_alone() {
         folder.file("out.csv", "dear\n");
         folder.file("late.csv", "dear\n");
         let line = format!("--csv {{}}/{input} --out {{}}/out.csv --late {{}}/late.csv --until-end -w {workers}");
-        says(totals(&folder, &line).error(1), &[input]);
+        check_contains(totals(&folder, &line).error(1), &[input]);
         assert_eq!(fs::read_to_string(folder.path("out.csv")).unwrap(), "dear\n");
         assert_eq!(fs::read_to_string(folder.path("late.csv")).unwrap(), "dear\n");
         assert!(totals(&folder, &format!("--csv {{}}/{input} --until-end -w {workers}")).stdout.is_empty());
@@ -291,7 +291,7 @@ fn two_outputs_do_not_share_a_file() {
     let folder = Folder::new();
     folder.file("in.csv", csv_of(&tidy(9, 300), &COLUMNS));
     let ended = totals(&folder, "--csv {}/in.csv --until-end --out {}/a.csv --late {}/a.csv");
-    says(ended.error(2), &["a.csv", "are one file"]);
+    check_contains(ended.error(2), &["a.csv", "are one file"]);
 }
 
 /// Bad records among good ones, each on a line of its own, or on two.
@@ -436,13 +436,13 @@ fn wrong_usage_is_told_apart_from_failure() {
             ended.error(2);
         }
     }
-    says(totals(&folder, "--csv {}/in.csv --late {}/late --until-end").error(2), &["--late"]);
+    check_contains(totals(&folder, "--csv {}/in.csv --late {}/late --until-end").error(2), &["--late"]);
     totals(&folder, "--csv").error(2);
     assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1, "wrong usage leaves no file behind");
     for (flag, word) in [("--help", "--until-end"), ("-h", "Examples:"), ("--version", env!("CARGO_PKG_VERSION"))] {
         assert!(totals(&folder, flag).code(0).stdout().contains(word));
     }
-    says(totals(&folder, "--csv {}/missing.csv --until-end").error(1), &["missing.csv", "No such file"]);
+    check_contains(totals(&folder, "--csv {}/missing.csv --until-end").error(1), &["missing.csv", "No such file"]);
 }
 
 #[test]
@@ -480,7 +480,7 @@ impl Growing {
 /// Waits until the results file has this many rows.
 #[track_caller]
 fn until_rows(running: &mut Running, path: &Path, count: usize) -> Vec<Vec<String>> {
-    running.until(&format!("{count} rows"), |_| {
+    running.wait_until(&format!("{count} rows"), |_| {
         let records = whole_records(&fs::read_to_string(path).ok()?).ok()?;
         (records.len() > count).then(|| records[1..].to_vec())
     })
@@ -546,7 +546,7 @@ fn balances_that_are_stopped_add_up_to_nothing() {
     folder.file("in.csv", csv_of(&rows, &COLUMNS));
     let line = "--csv {}/in.csv --out {}/out.csv --epoch 5ms --in-flight 1MiB -w 2";
     let mut running = start(BALANCES, typed(&folder, line));
-    running.until("balances", |_| (fs::metadata(folder.path("out.csv")).ok()?.len() > 1000).then_some(()));
+    running.wait_until("balances", |_| (fs::metadata(folder.path("out.csv")).ok()?.len() > 1000).then_some(()));
     running.signal(Signal::SIGINT);
     assert!(running.end().code(130).stderr.contains("every total 0"));
     assert_eq!(balances_of(&folder.path("out.csv")).into_values().sum::<i128>(), 0);

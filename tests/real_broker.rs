@@ -20,7 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
-use run::{Ended, Running, run, says, start};
+use run::{ProgramOutput, Running, check_contains, run, start};
 use transactions::{
     COLUMNS, DISORDER_MS, Expected, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, rows_of, same_rows,
     sorted_by_window, tidy, whole_records, wild,
@@ -99,7 +99,7 @@ fn check_totals(path: &Path, expected: &Expected) {
 }
 
 #[track_caller]
-fn check_figures(ended: &Ended, expected: &Expected, rejected: u64) {
+fn check_figures(ended: &ProgramOutput, expected: &Expected, rejected: u64) {
     let accepted = expected.counted + expected.late.len() as u64;
     assert_eq!(ended.figures("transactions: "), [accepted + rejected, accepted, rejected]);
     assert_eq!(ended.figures("totals: ")[..3], [accepted, expected.counted, expected.late.len() as u64]);
@@ -168,11 +168,11 @@ fn rejects_of_a_topic_have_their_partition_and_offset() {
     for (reject, (partition, offset, (record, reason))) in found.iter().zip(places) {
         assert_eq!((reject["partition"].as_u64(), reject["offset"].as_u64()), (Some(partition), Some(offset)));
         assert_eq!(reject["record"].as_str().unwrap().as_bytes(), record);
-        says(reject["reason"].as_str().unwrap(), &[reason]);
-        says(reject["place"].as_str().unwrap(), &[&topic]);
+        check_contains(reject["reason"].as_str().unwrap(), &[reason]);
+        check_contains(reject["place"].as_str().unwrap(), &[&topic]);
     }
     let ended = run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), "--until-end --fail-on-reject"));
-    says(ended.error(1), &[&topic, "partition ", "offset "]);
+    check_contains(ended.error(1), &[&topic, "partition ", "offset "]);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn totals_written_to_a_topic_read_back_equal() {
 #[track_caller]
 fn until_rows(running: &mut Running, path: &Path, expected: &Expected) {
     let expected = expected.rows();
-    let found = running.until(&format!("{} rows", expected.len()), |_| {
+    let found = running.wait_until(&format!("{} rows", expected.len()), |_| {
         let records = whole_records(&fs::read_to_string(path).ok()?).ok()?;
         (records.len() > expected.len()).then_some(records)
     });
@@ -254,7 +254,7 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     // The new one first: its records are on time only while the other partitions hold their windows open.
     send(broker, &topic, 2, more[2].iter().map(json_of));
     let there = partitions.iter().chain([&more[2]]).map(Vec::len).sum::<usize>();
-    running.until("progress with the records of the new partition", |running| {
+    running.wait_until("progress with the records of the new partition", |running| {
         let said = running.stderr();
         let read = |line: &str| line.split_once(" s: ")?.1.split_once(" records")?.0.parse::<usize>().ok();
         said.lines().filter_map(read).any(|read| read >= there).then_some(())
@@ -288,7 +288,7 @@ fn windows_of_a_burst_close_after_the_idle_time_also_on_many_workers_and_after_a
         };
         let mut running = start(ACCOUNT_TOTALS, line(first, "1h"));
         send_rows(broker, &topic, &partitions);
-        running.until("all records", |running| {
+        running.wait_until("all records", |running| {
             let said = running.stderr();
             let read = |line: &str| line.split_once(" s: ")?.1.split_once(" records")?.0.parse::<usize>().ok();
             said.lines().filter_map(read).any(|read| read >= rows.len()).then_some(())
@@ -343,7 +343,7 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     // The broker is killed while records arrive and results are published.
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| send_slowly(&broker.servers, &topic, &partitions));
-        running.until("results", |_| (fs::metadata(&out).ok()?.len() > 10_000).then_some(()));
+        running.wait_until("results", |_| (fs::metadata(&out).ok()?.len() > 10_000).then_some(()));
         broker.kill();
         assert!(!sending.is_finished(), "all was sent before the broker was killed");
         std::thread::sleep(Duration::from_secs(3));
@@ -364,7 +364,7 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     broker.kill();
     let begun = Instant::now();
     let ended = run(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "--until-end"));
-    says(ended.error(1), &[&broker.servers, "start the broker"]);
+    check_contains(ended.error(1), &[&broker.servers, "start the broker"]);
     assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
 }
 
@@ -408,7 +408,7 @@ fn what_is_produced_is_consumed_and_queried_alike() {
     same_rows(&rows_of(&here("kept.csv"), &COLUMNS), &rows.iter().map(row).collect::<Vec<_>>());
 
     let missing = tool("produce --topic round-trip --csv {}/missing.csv");
-    says(missing.error(1), &["missing.csv"]);
+    check_contains(missing.error(1), &["missing.csv"]);
     tool("consume --topic no-such-topic --out {}/none.csv --until-end").error(1);
     tool("consume --topic round-trip").error(2);
     tool("no-such-command").error(2);
@@ -420,7 +420,10 @@ fn a_topic_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let topic = broker.topic(1);
     let ended = run(ACCOUNT_TOTALS, typed(broker, &format!("{topic}s"), folder.path(), "--until-end -w 2"));
-    says(ended.error(1), &[&format!("{topic}s"), &broker.servers, "create it", &format!("did you mean {topic}")]);
+    check_contains(
+        ended.error(1),
+        &[&format!("{topic}s"), &broker.servers, "create it", &format!("did you mean {topic}")],
+    );
     let ended = run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), "--until-end --out {}/out.csv"));
     check_figures(ended.code(0), &Expected::default(), 0);
     check_totals(&folder.path().join("out.csv"), &Expected::default());

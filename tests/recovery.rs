@@ -4,22 +4,22 @@
 //! number of workers, which may crash again.
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Stop};
-use tidegate::testing::{CrashingDisk, Run};
+use tidegate::job::{Ending, StopHandle};
+use tidegate::testing::{CrashingDisk, TestRun};
 
 use common::cases::{Data, for_seeds};
-use common::lives::{Results, check_crashes, check_crashes_of, on};
+use common::incarnations::{QueryCaptures, check_crashes, check_crashes_of, on};
 
 #[test]
 fn a_run_with_state_is_as_one_without() {
     for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, disk) = (Data::random(&mut random, 200), CrashingDisk::new());
-        let (plain, kept) = (Results::default(), Results::default());
-        plain.run(&data, Run::new().seed(seed))?;
-        assert_eq!(kept.run(&data, on(&disk, &mut random, Run::new()))?, Ending::Complete);
+        let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
+        plain.run(&data, TestRun::new().seed(seed))?;
+        assert_eq!(kept.run(&data, on(&disk, &mut random, TestRun::new()))?, Ending::Complete);
         kept.check_equal("with state", &plain)?;
-        let again = on(&disk.after_kill(), &mut random, Run::new());
+        let again = on(&disk.after_kill(), &mut random, TestRun::new());
         assert_eq!(kept.run(&data, again)?, Ending::WasComplete);
         kept.check_equal("started again", &plain)
     });
@@ -27,14 +27,14 @@ fn a_run_with_state_is_as_one_without() {
 
 #[test]
 fn a_run_that_crashes_goes_on_to_the_same_results() {
-    for_seeds(40, |seed| check_crashes(seed, Run::new));
+    for_seeds(40, |seed| check_crashes(seed, TestRun::new));
 }
 
 /// Partitions become idle and wake, and between turns all are idle: the watermark is then the greatest of the
 /// partitions' watermarks, in every incarnation.
 #[test]
 fn a_run_whose_partitions_fall_silent_and_wake_goes_on_after_crashes() {
-    for_seeds(15, |seed| check_crashes_of(&Data::in_turns(seed, 150), (seed, Rng::with_seed(seed)), Run::new));
+    for_seeds(15, |seed| check_crashes_of(&Data::in_turns(seed, 150), (seed, Rng::with_seed(seed)), TestRun::new));
 }
 
 /// A run that was stopped cleanly has published everything that it committed, and has nothing to replay.
@@ -43,19 +43,19 @@ fn a_run_that_is_stopped_goes_on_without_repeating_anything() {
     for_seeds(10, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, disk) = (Data::random(&mut random, 300), CrashingDisk::new());
-        let (plain, kept) = (Results::default(), Results::default());
-        plain.run(&data, Run::new().seed(seed))?;
+        let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
+        plain.run(&data, TestRun::new().seed(seed))?;
         let mut disk = disk;
         for _ in 0..100 {
-            let stop = Stop::default();
+            let stop = StopHandle::default();
             stop.stop();
-            let ending = kept.run(&data, on(&disk, &mut random, Run::new().stop_by(&stop)))?;
+            let ending = kept.run(&data, on(&disk, &mut random, TestRun::new().stop_by(&stop)))?;
             disk = disk.after_kill();
             if ending != Ending::Stopped {
                 break;
             }
         }
-        kept.run(&data, on(&disk, &mut random, Run::new()))?;
+        kept.run(&data, on(&disk, &mut random, TestRun::new()))?;
         kept.check_equal("after stops", &plain)
     });
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::Record;
 use tidegate::durable::journal::Frame;
-use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::time::Epoch;
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{self, Views, compare, small_drift, totals};
+use common::checks::{self, StepCaptures, compare, small_drift, totals};
 use common::oracle::{self, Windows};
 use common::turns::epochs_of_silence;
 
@@ -25,8 +25,8 @@ fn windows(data: &(Data, Data)) -> Windows {
 }
 
 /// Runs two sources: the first one alone, and both concatenated.
-fn run(data: &(Data, Data), run: Run) -> Result<([Views; 2], Outcome), String> {
-    let views = [Views::default(), Views::default()];
+fn run(data: &(Data, Data), run: TestRun) -> Result<([StepCaptures; 2], RunOutcome), String> {
+    let views = [StepCaptures::default(), StepCaptures::default()];
     let ([one, both], sources) = (views.clone(), (data.0.source(), data.1.source()));
     let windows = windows(data);
     let outcome = run.run(move |flow| {
@@ -46,9 +46,9 @@ fn run(data: &(Data, Data), run: Run) -> Result<([Views; 2], Outcome), String> {
 }
 
 /// Everything that was published, by sink and epoch.
-type Shown = Vec<BTreeMap<Epoch, Vec<String>>>;
+type PublishedRows = Vec<BTreeMap<Epoch, Vec<String>>>;
 
-fn shown(views: &[Views; 2]) -> Shown {
+fn shown(views: &[StepCaptures; 2]) -> PublishedRows {
     fn rows<D: Record>(captured: &Captured<D>) -> BTreeMap<Epoch, Vec<String>> {
         let line = |row: &(D, isize)| format!("{row:?}");
         captured.epochs().into_iter().map(|(epoch, rows)| (epoch, rows.iter().map(line).collect())).collect()
@@ -57,7 +57,7 @@ fn shown(views: &[Views; 2]) -> Shown {
     all.collect()
 }
 
-fn same(what: &str, again: &Shown, first: &Shown) -> Result<(), String> {
+fn same(what: &str, again: &PublishedRows, first: &PublishedRows) -> Result<(), String> {
     for (again, first) in again.iter().zip(first) {
         for epoch in again.keys().chain(first.keys()) {
             let (again, first) = (again.get(epoch), first.get(epoch));
@@ -71,15 +71,15 @@ fn same(what: &str, again: &Shown, first: &Shown) -> Result<(), String> {
 
 /// Returns a journal without the frames that commit nothing.
 fn bound(journal: &[Frame]) -> Vec<Frame> {
-    journal.iter().filter(|frame| !frame.bounds.is_empty()).cloned().collect()
+    journal.iter().filter(|frame| !frame.progress.is_empty()).cloned().collect()
 }
 
-fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
+fn check(data: &(Data, Data), recorded: TestRun, seed: u64) -> Result<(), String> {
     let (views, outcome) = run(data, recorded)?;
     let (first, journal) = (shown(&views), outcome.journal.clone());
     let mut twice = journal.clone();
     for workers in [1, 2, 3] {
-        let (views, again) = run(data, Run::new().workers(workers).journal(journal.clone()))?;
+        let (views, again) = run(data, TestRun::new().workers(workers).journal(journal.clone()))?;
         same(&format!("on {workers} workers"), &shown(&views), &first)?;
         if again.journal != bound(&journal) {
             return Err(format!("the journal of {workers} workers:\n{:?}\n is not\n{journal:?}", again.journal));
@@ -93,10 +93,10 @@ fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
         twice = again.journal;
         let sealed =
             journal.iter().map(|frame| frame.epoch).filter(|epoch| (epoch.0 / 2 + seed).is_multiple_of(3)).collect();
-        let (views, _) = run(data, Run::new().workers(workers).journal(journal.clone()).seal_at(sealed))?;
+        let (views, _) = run(data, TestRun::new().workers(workers).journal(journal.clone()).seal_at(sealed))?;
         same(&format!("sealed, on {workers} workers"), &shown(&views), &first)?;
     }
-    let (views, _) = run(data, Run::new().workers(2).journal(twice))?;
+    let (views, _) = run(data, TestRun::new().workers(2).journal(twice))?;
     same("the journal of a replay", &shown(&views), &first)?;
     // The output is also correct, not only the same.
     let history = |index, data: &Data, name| data.history(index, &oracle::steps(&journal, name));
@@ -111,14 +111,14 @@ fn two(seed: u64, most: usize) -> (Data, Data) {
 
 #[test]
 fn a_random_run_can_be_repeated_on_any_workers() {
-    for_seeds(30, |seed| check(&two(seed, 120), Run::new().workers(1 + seed as usize % 4).seed(seed), seed));
+    for_seeds(30, |seed| check(&two(seed, 120), TestRun::new().workers(1 + seed as usize % 4).seed(seed), seed));
 }
 
 #[test]
 fn a_run_in_which_all_partitions_fall_silent_and_wake_can_be_repeated_on_any_workers() {
     for_seeds(10, |seed| {
         let data = (Data::in_turns(seed, 120), Data::random(&mut Rng::with_seed(seed), 60).renumbered(1_000_000));
-        let recorded = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        let recorded = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
         let silent = epochs_of_silence(&run(&data, recorded())?.1.journal, "one");
         if silent < 2 {
             return Err(format!("all partitions were idle in {silent} epochs only"));
@@ -130,7 +130,7 @@ fn a_run_in_which_all_partitions_fall_silent_and_wake_can_be_repeated_on_any_wor
 #[test]
 fn a_run_by_the_clock_can_be_repeated_on_any_workers() {
     for_seeds(10, |seed| {
-        let run = Run::new().workers(1 + seed as usize % 3).clock().in_flight(20_000).options(small_drift(100));
+        let run = TestRun::new().workers(1 + seed as usize % 3).clock().in_flight(20_000).options(small_drift(100));
         check(&two(seed, 400), run, seed)
     });
 }
@@ -139,7 +139,7 @@ fn a_run_by_the_clock_can_be_repeated_on_any_workers() {
 fn scripts_with_idle_and_late_found_partitions_can_be_repeated_on_any_workers() {
     for_seeds(30, |seed| {
         let (data, mut random) = (two(seed, 60), Rng::with_seed(seed));
-        let run = Run::new().workers(1 + seed as usize % 3);
+        let run = TestRun::new().workers(1 + seed as usize % 3);
         let run = run.script("one", data.0.script(&mut random)).script("two", data.1.script(&mut random));
         check(&data, run, seed)
     });

@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Report, Stop};
+use tidegate::job::{Ending, RunReport, StopHandle};
 use tidegate::testing::CrashingDisk;
 
 use common::cases::{Data, for_seeds};
 use common::checks;
-use common::kept::{Kept, files, new_disk, on, steady};
+use common::durable_query::{DurableQueryOutputs, files, new_disk, on, steady};
 use common::oracle::Windows;
 
 const WORKERS: [usize; 3] = [1, 2, 4];
@@ -23,8 +23,13 @@ const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 2), (1, 4), (2, 1), (4, 1), (2,
 const LIVES: usize = 12;
 
 /// Runs an incarnation that is stopped when closed rows of so many epochs have been published in total, or at its end.
-fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize) -> Result<Report, String> {
-    let (stop, over) = (Stop::default(), Stop::default());
+fn stopped(
+    kept: &DurableQueryOutputs,
+    data: &Data,
+    run: tidegate::testing::TestRun,
+    epochs: usize,
+) -> Result<RunReport, String> {
+    let (stop, over) = (StopHandle::default(), StopHandle::default());
     let (watched, stopping, ended) = (kept.closed.clone(), stop.clone(), over.clone());
     let watcher = std::thread::spawn(move || {
         while !ended.is_asked() && watched.epochs().len() < epochs {
@@ -48,7 +53,8 @@ fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
             // Partitions become idle and wake, and sometimes all of them are idle.
             _ => Data::in_turns(seed, 150),
         };
-        let (expected, kept, mut disk) = (Kept::plain(&data)?, Kept::default(), new_disk());
+        let (expected, kept, mut disk) =
+            (DurableQueryOutputs::plain(&data)?, DurableQueryOutputs::default(), new_disk());
         for life in 0.. {
             let ((processes, workers), pace) = (*random.choice(&SHAPES).unwrap(), random.u64(..));
             let on = |disk| on(disk, workers, pace).processes(processes);
@@ -82,7 +88,7 @@ fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
 }
 
 /// Returns the number of rows that a step has loaded, and of records that it has counted, loaded rows included.
-fn of_step(report: &Report, name: &str) -> (u64, u64) {
+fn of_step(report: &RunReport, name: &str) -> (u64, u64) {
     let step = report.summary.steps.iter().find(|step| step.name == name).unwrap();
     (step.loaded, step.counted)
 }
@@ -90,7 +96,7 @@ fn of_step(report: &Report, name: &str) -> (u64, u64) {
 #[test]
 fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
     for_seeds(12, |seed| {
-        let (data, kept, disk) = (steady(seed, 200), Kept::default(), new_disk());
+        let (data, kept, disk) = (steady(seed, 200), DurableQueryOutputs::default(), new_disk());
         if matches!(checks::windows_of(&data), Windows::Sliding { .. } | Windows::Cumulative { .. }) {
             // A record counts in several windows: the number of stored records cannot be derived from the published
             // rows.
@@ -107,7 +113,7 @@ fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
         assert!(segments > 1, "seed {seed}: there is little to deal out");
         let mut all = Vec::new();
         for workers in WORKERS {
-            let (kept, disk): (Kept, CrashingDisk) = (kept.fork(), disk.after_kill());
+            let (kept, disk): (DurableQueryOutputs, CrashingDisk) = (kept.fork(), disk.after_kill());
             let report = stopped(&kept, &data, on(&disk, workers, seed), 0)?;
             // Windows that closed exactly at the snapshot's epoch are loaded, and close again.
             let loaded = (of_step(&report, "ever").0, of_step(&report, "counts").0);
@@ -119,7 +125,7 @@ fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
             all.push(loaded);
             let disk = disk.after_kill();
             kept.run(&data, on(&disk, 5 - workers, seed))?;
-            kept.check(&disk, &Kept::plain(&data)?)?;
+            kept.check(&disk, &DurableQueryOutputs::plain(&data)?)?;
         }
         assert!(all.iter().all(|loaded| *loaded == all[0]), "seed {seed}: {all:?}");
         Ok(())

@@ -15,18 +15,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use drive::{Driven, Tick, place};
+use drive::{ReaderDriver, Tick, worker_context};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::job::Ending;
 use tidegate::record::Event;
 use tidegate::sink::kafka::Publisher;
-use tidegate::source::generator::{Generator, Transactions};
-use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
-use tidegate::source::memory::Records;
-use tidegate::source::{Options, Place, Rejected, Resumed, Source};
-use tidegate::testing::{CrashingDisk, Run};
+use tidegate::source::generator::{Generator, GeneratorSource};
+use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{Options, Rejected, RestoredPartition, Source, WorkerContext};
+use tidegate::testing::{CrashingDisk, TestRun};
 use tidegate::time::{Epoch, EventTime};
 use tidegate::{Job, Record, State, Window, csv};
 
@@ -36,19 +36,19 @@ fn bounded() -> Options {
 
 /// Input of an epoch, of all workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Piece<D> {
+struct EpochRecords<D> {
     events: Vec<Event<D>>,
     rejects: Vec<Rejected>,
-    bounds: Vec<Bound>,
+    bounds: Vec<PartitionProgress>,
 }
 
-impl<D: Record> Piece<D> {
-    fn of(workers: &mut [Driven<D>]) -> Self {
-        let mut piece = Piece { events: Vec::new(), rejects: Vec::new(), bounds: Vec::new() };
+impl<D: Record> EpochRecords<D> {
+    fn of(workers: &mut [ReaderDriver<D>]) -> Self {
+        let mut piece = EpochRecords { events: Vec::new(), rejects: Vec::new(), bounds: Vec::new() };
         for driven in workers {
             piece.events.append(&mut driven.events);
             piece.rejects.append(&mut driven.rejects);
-            piece.bounds.extend(driven.bindings.last().unwrap().1.bounds.clone());
+            piece.bounds.extend(driven.epoch_inputs.last().unwrap().1.partitions.clone());
         }
         piece.events.sort_by_key(|event| (event.origin.partition, event.origin.offset));
         piece.rejects.sort_by_key(|reject| (reject.partition, reject.offset));
@@ -57,7 +57,7 @@ impl<D: Record> Piece<D> {
     }
 }
 
-type History<D> = BTreeMap<Epoch, Piece<D>>;
+type History<D> = BTreeMap<Epoch, EpochRecords<D>>;
 
 /// Returns the number of records of a history.
 fn taken<D>(history: &History<D>) -> usize {
@@ -65,17 +65,17 @@ fn taken<D>(history: &History<D>) -> usize {
 }
 
 /// Returns the partitions of a snapshot at the end of a history.
-fn places<D>(history: &History<D>) -> Vec<Resumed> {
+fn places<D>(history: &History<D>) -> Vec<RestoredPartition> {
     let mut places = BTreeMap::new();
     for bound in history.values().flat_map(|piece| &piece.bounds) {
-        places.insert(bound.partition, Bound { found_at: None, ..bound.clone() });
+        places.insert(bound.partition, PartitionProgress { start_offset: None, ..bound.clone() });
     }
-    places.into_values().map(|bound| Resumed { bound, floor: EventTime::MIN }).collect()
+    places.into_values().map(|progress| RestoredPartition { progress, activation_watermark: EventTime::MIN }).collect()
 }
 
 /// Extent of an incarnation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
+enum Extent {
     /// Some epochs.
     Crash,
     /// Up to the end determined at the first start.
@@ -85,35 +85,35 @@ enum Until {
 }
 
 /// One incarnation: it resumes from the snapshot, replays the journal, and reads on.
-struct Life<'a> {
+struct TestIncarnation<'a> {
     workers: usize,
-    until: Until,
+    until: Extent,
     options: Options,
     rng: &'a mut fastrand::Rng,
 }
 
-impl Life<'_> {
+impl TestIncarnation<'_> {
     fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
-        let Life { workers: count, until, options, rng } = self;
+        let TestIncarnation { workers: count, until, options, rng } = self;
         let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
-        let at = |worker| Place { worker, workers: count, threads: count, ..place(options.clone()) };
-        let mut workers: Vec<Driven<D>> =
-            (0..count).map(|worker| Driven::open_at(source, &at(worker)).unwrap()).collect();
+        let at = |worker| WorkerContext { worker, workers: count, threads: count, ..worker_context(options.clone()) };
+        let mut workers: Vec<ReaderDriver<D>> =
+            (0..count).map(|worker| ReaderDriver::open_at(source, &at(worker)).unwrap()).collect();
         let (mut lived, places) = (History::new(), places(before));
         if let Some(epoch) = before.keys().last() {
             workers.iter_mut().for_each(|driven| driven.resume(*epoch, &places).unwrap());
         }
         for (epoch, piece) in journal {
             workers.iter_mut().for_each(|driven| driven.replay(*epoch, &piece.bounds).unwrap());
-            lived.insert(*epoch, Piece::of(&mut workers));
+            lived.insert(*epoch, EpochRecords::of(&mut workers));
             assert_eq!(&lived[epoch], piece, "epoch {epoch} is not repeated as it was");
         }
         let (begun, mut left) = (Instant::now(), rng.usize(0..30));
         let turns = rng.usize(1..20);
         while match until {
-            Until::Crash => left > 0,
-            Until::End => true,
-            Until::Taken(count) => taken(before) + taken(&lived) < count,
+            Extent::Crash => left > 0,
+            Extent::End => true,
+            Extent::Taken(count) => taken(before) + taken(&lived) < count,
         } {
             assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
             for driven in &mut workers {
@@ -125,8 +125,8 @@ impl Life<'_> {
                     std::thread::sleep(Duration::from_micros(300));
                 }
             }
-            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.bind().mark).collect();
-            lived.insert(now, Piece::of(&mut workers));
+            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.commit_epoch().watermark).collect();
+            lived.insert(now, EpochRecords::of(&mut workers));
             (now, left) = (Epoch(now.0 + 2), left.saturating_sub(1));
             if marks.iter().all(|mark| mark.ended) {
                 break;
@@ -179,7 +179,7 @@ fn check_watermarks<D: Record>(history: &History<D>, disorder: i64) {
 /// Returns the history of one incarnation that reads everything.
 fn ended<S: Source<Item = D>, D: Record>(source: &S) -> History<D> {
     let rng = &mut fastrand::Rng::with_seed(1);
-    let life = Life { workers: 1, until: Until::End, options: bounded(), rng };
+    let life = TestIncarnation { workers: 1, until: Extent::End, options: bounded(), rng };
     life.live(source, &History::new(), &History::new())
 }
 
@@ -195,7 +195,12 @@ fn check<D: Record, S: Source<Item = D>>(
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut whole = ended(source);
-    let first = Life { workers: rng.usize(1..4), until: Until::Crash, options: options.clone(), rng: &mut rng.fork() };
+    let first = TestIncarnation {
+        workers: rng.usize(1..4),
+        until: Extent::Crash,
+        options: options.clone(),
+        rng: &mut rng.fork(),
+    };
     let mut history = first.live(source, &History::new(), &History::new());
     for (life, workers) in [1, 2, 4, 1].into_iter().enumerate() {
         // There must be a state: without one, the end is the one at this start.
@@ -212,11 +217,11 @@ fn check<D: Record, S: Source<Item = D>>(
             whole = ended(source);
         }
         let until = match life {
-            3 if options.until_end => Until::End,
-            3 => Until::Taken(taken(&whole)),
-            _ => Until::Crash,
+            3 if options.until_end => Extent::End,
+            3 => Extent::Taken(taken(&whole)),
+            _ => Extent::Crash,
         };
-        let life = Life { workers, until, options: options.clone(), rng: &mut rng };
+        let life = TestIncarnation { workers, until, options: options.clone(), rng: &mut rng };
         let lived = life.live(source, &before, &journal);
         before.extend(lived);
         history = before;
@@ -224,13 +229,16 @@ fn check<D: Record, S: Source<Item = D>>(
     check_watermarks(&history, disorder);
     assert_eq!(by_partition(&history), by_partition(&whole), "seed {seed}");
     let ends = |history: &History<D>| {
-        let ends = places(history).into_iter().map(|place| place.bound);
-        ends.map(|end| (end.partition, end.next, end.watermark, end.check)).collect::<Vec<_>>()
+        let ends = places(history).into_iter().map(|place| place.progress);
+        ends.map(|end| (end.partition, end.next_offset, end.watermark, end.check)).collect::<Vec<_>>()
     };
     assert_eq!(ends(&history), ends(&whole), "seed {seed}");
     for place in places(&history) {
-        let bound = place.bound;
-        assert_eq!((bound.until, bound.ended), (options.until_end.then_some(bound.next), options.until_end));
+        let bound = place.progress;
+        assert_eq!(
+            (bound.end_offset, bound.ended),
+            (options.until_end.then_some(bound.next_offset), options.until_end)
+        );
     }
 }
 
@@ -244,7 +252,7 @@ fn records_in_memory() {
             (0..count).map(|id| Tick { id, at_ms: time(id) }).collect::<Vec<_>>()
         };
         let partitions = (0..rng.usize(1..6)).map(|_| partition(&mut rng)).collect();
-        let source = Records::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20));
+        let source = MemorySource::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20));
         check(seed, &source, 20, &bounded(), || {});
     }
 }
@@ -252,7 +260,7 @@ fn records_in_memory() {
 #[test]
 fn made_up_transactions() {
     for seed in 0..50 {
-        let source = Transactions::new(Generator::new(seed), 500 + seed).partitions(1 + seed as u32 % 5);
+        let source = GeneratorSource::new(Generator::new(seed), 500 + seed).partitions(1 + seed as u32 % 5);
         check(seed, &source, 2000, &bounded(), || {});
     }
 }
@@ -263,8 +271,10 @@ fn broker(partitions: u32) -> EmbeddedBroker {
     broker
 }
 
-fn ticks(broker: &EmbeddedBroker) -> Topic<Tick> {
-    Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20))
+fn ticks(broker: &EmbeddedBroker) -> kafka::Source<Tick> {
+    kafka::Source::json(broker.servers(), "ticks")
+        .event_time(|tick: &Tick| tick.at_ms)
+        .out_of_order(Duration::from_millis(20))
 }
 
 /// Sends ticks out of order, and some messages that are none.
@@ -278,7 +288,7 @@ fn send(broker: &EmbeddedBroker, seed: u64, count: u64) {
         };
         publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), Some(1_000_000)).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
 }
 
 #[test]
@@ -297,17 +307,17 @@ fn topics() {
 
 /// Returns the errors, if any, with which readers of a source refuse a snapshot of the history, and its journal.
 fn refusals<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> [Result<(), String>; 2] {
-    let mut driven = Driven::open(source, bounded()).unwrap();
+    let mut driven = ReaderDriver::open(source, bounded()).unwrap();
     let resumed = driven.resume(*history.keys().last().unwrap(), &places(history));
-    let mut driven = Driven::open(source, bounded()).unwrap();
+    let mut driven = ReaderDriver::open(source, bounded()).unwrap();
     let mut repeated = history.iter().map(|(epoch, piece)| driven.replay(*epoch, &piece.bounds));
     let repeated = repeated.find(Result::is_err).unwrap_or(Ok(()));
     [resumed, repeated].map(|result| result.map_err(|error| error.to_string()))
 }
 
 fn grown<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> tidegate::Result<Option<String>> {
-    let bounds: Vec<Bound> = places(history).into_iter().map(|place| place.bound).collect();
-    source.grown_since(&place(bounded()), &bounds)
+    let bounds: Vec<PartitionProgress> = places(history).into_iter().map(|place| place.progress).collect();
+    source.has_new_data(&worker_context(bounded()), &bounds)
 }
 
 #[test]
@@ -348,22 +358,22 @@ fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told(
     let told = grown(&topic, &history).unwrap().unwrap();
     assert!(told.starts_with("partition ") && told.contains("has records from offset "), "{told}");
     for worker in 0..4 {
-        let at = Place { worker, workers: 4, threads: 4, ..place(bounded()) };
-        let mut driven = Driven::open_at(&topic, &at).unwrap();
+        let at = WorkerContext { worker, workers: 4, threads: 4, ..worker_context(bounded()) };
+        let mut driven = ReaderDriver::open_at(&topic, &at).unwrap();
         driven.resume(*history.keys().last().unwrap(), &places(&history)).unwrap();
         assert!(driven.reader.exhausted(&driven.intake));
         assert_eq!(driven.poll(100).unwrap(), 0);
-        let binding = driven.bind();
-        assert!(binding.mark.ended && binding.bounds.is_empty(), "{binding:?}");
+        let binding = driven.commit_epoch();
+        assert!(binding.watermark.ended && binding.partitions.is_empty(), "{binding:?}");
     }
 
-    let records = |count: i64| Records::new(vec![(0..count).collect(), vec![7]], |at: &i64| *at);
+    let records = |count: i64| MemorySource::new(vec![(0..count).collect(), vec![7]], |at: &i64| *at);
     let history = ended(&records(5));
     assert_eq!(grown(&records(5), &history).unwrap(), None);
     assert_eq!(grown(&records(6), &history).unwrap().unwrap(), "partition 0 has records from offset 5 on");
     let error = refusals(&records(4), &history).map(Result::unwrap_err);
     assert!(error.iter().all(|error| error.contains("records that are not there")), "{error:?}");
-    let made_up = |count| Transactions::new(Generator::new(1), count).partitions(2);
+    let made_up = |count| GeneratorSource::new(Generator::new(1), count).partitions(2);
     let history = ended(&made_up(9));
     assert_eq!(grown(&made_up(9), &history).unwrap(), None);
     assert_eq!(grown(&made_up(10), &history).unwrap().unwrap(), "partition 1 has records from offset 4 on");
@@ -375,17 +385,17 @@ fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told(
 fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unless_the_end_is_fixed() {
     let broker = broker(3);
     send(&broker, 1, 300);
-    let topic = ticks(&broker).from(Start::Latest);
+    let topic = ticks(&broker).from(StartOffset::Latest);
     let whole = by_partition(&ended(&ticks(&broker)));
     let mut history = ended(&ticks(&broker));
     for piece in history.values_mut() {
         piece.bounds.retain(|bound| bound.partition != 1);
-        piece.bounds.iter_mut().for_each(|bound| (bound.until, bound.ended) = (None, false));
+        piece.bounds.iter_mut().for_each(|bound| (bound.end_offset, bound.ended) = (None, false));
     }
     let epoch = *history.keys().last().unwrap();
     for journal in [false, true] {
         let open = |options: Options| {
-            let mut driven = Driven::open(&topic, options).unwrap();
+            let mut driven = ReaderDriver::open(&topic, options).unwrap();
             if journal {
                 history.iter().for_each(|(epoch, piece)| driven.replay(*epoch, &piece.bounds).unwrap());
                 driven.events.clear();
@@ -393,22 +403,22 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
             } else {
                 driven.resume(epoch, &places(&history)).unwrap();
             }
-            driven.bindings.clear();
+            driven.epoch_inputs.clear();
             driven
         };
         let mut driven = open(Options::default());
         driven.until_events(whole[&1].0.len()).unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition == 1));
-        let (first, woken) = (&driven.bindings[0].1.bounds, &driven.bindings[0].1.mark.woken);
-        assert_eq!(first.iter().map(|bound| (bound.partition, bound.found_at)).collect::<Vec<_>>(), [(1, Some(0))]);
+        let (first, woken) = (&driven.epoch_inputs[0].1.partitions, &driven.epoch_inputs[0].1.watermark.activated);
+        assert_eq!(first.iter().map(|bound| (bound.partition, bound.start_offset)).collect::<Vec<_>>(), [(1, Some(0))]);
         assert_eq!(woken.iter().map(|partition| partition.partition).collect::<Vec<_>>(), [1]);
 
         let mut driven = open(bounded());
         driven.until_ended().unwrap();
         assert!(driven.events.is_empty() && driven.rejects.is_empty());
-        let bounds: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).collect();
+        let bounds: Vec<_> = driven.epoch_inputs.iter().flat_map(|(_, binding)| &binding.partitions).collect();
         assert_eq!(bounds.iter().map(|bound| bound.partition).collect::<Vec<_>>(), [0, 2], "they end at this start");
-        assert!(bounds.iter().all(|bound| bound.ended && bound.until == Some(bound.next)));
+        assert!(bounds.iter().all(|bound| bound.ended && bound.end_offset == Some(bound.next_offset)));
     }
 }
 
@@ -419,31 +429,35 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     let topic = ticks(&broker);
     let mut history = ended(&topic);
     for bound in history.values_mut().flat_map(|piece| &mut piece.bounds) {
-        (bound.idle, bound.until, bound.ended) = (true, None, false);
+        (bound.idle, bound.end_offset, bound.ended) = (true, None, false);
     }
-    let mut driven = Driven::open(&topic, Options::default()).unwrap();
-    let floor = EventTime::from_millis(2_000_000);
-    let places: Vec<_> = places(&history).into_iter().map(|place| Resumed { floor, ..place }).collect();
+    let mut driven = ReaderDriver::open(&topic, Options::default()).unwrap();
+    let activation_watermark = EventTime::from_millis(2_000_000);
+    let places: Vec<_> =
+        places(&history).into_iter().map(|place| RestoredPartition { activation_watermark, ..place }).collect();
     driven.resume(*history.keys().last().unwrap(), &places).unwrap();
     driven.poll(100).unwrap();
-    let binding = driven.bind();
-    assert!(binding.mark.least.is_none() && binding.bounds.is_empty() && !binding.mark.ended, "{binding:?}");
+    let binding = driven.commit_epoch();
+    assert!(
+        binding.watermark.least.is_none() && binding.partitions.is_empty() && !binding.watermark.ended,
+        "{binding:?}"
+    );
     send(&broker, 2, 10);
     driven.until(|driven| !driven.events.is_empty()).unwrap();
-    assert_eq!(driven.events[0].mark, places[0].bound.watermark);
-    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.woken).collect();
+    assert_eq!(driven.events[0].watermark, places[0].progress.watermark);
+    let woken: Vec<_> = driven.epoch_inputs.iter().flat_map(|(_, binding)| &binding.watermark.activated).collect();
     assert_eq!(woken.len(), 1);
-    assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
+    assert!(driven.epoch_inputs.last().unwrap().1.watermark.least.is_some());
 }
 
 /// Otherwise replayed epochs would have other results than those that were published.
 #[test]
 fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_be_replayed() {
     let records: Vec<(u64, i64)> = (0..400).map(|number| (number % 7, number as i64)).collect();
-    let source = Records::new(vec![records], |row: &(u64, i64)| row.1);
+    let source = MemorySource::new(vec![records], |row: &(u64, i64)| row.1);
     let run = |disk: &CrashingDisk, options: Options| {
         let (shared, source) = (disk.shared(), source.clone());
-        let run = Run::new().seed(3).in_flight(1).state(&shared, "state").options(options);
+        let run = TestRun::new().seed(3).in_flight(1).state(&shared, "state").options(options);
         let outcome = run.run(move |flow| {
             let keyed = flow.read("rows", &source).key_by(|row| row.0);
             keyed
@@ -451,7 +465,7 @@ fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_b
                 .aggregate("sums", |each| each.sum(|row: &(u64, i64)| row.1))
                 .on_close()
                 .map(|row| Sum { end: row.window.end, key: row.key, sum: row.value })
-                .write("sums", &csv::File::new("out/sums.csv"));
+                .write("sums", &csv::Sink::new("out/sums.csv"));
         });
         outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
     };
@@ -542,13 +556,13 @@ fn a_store_that_knows_no_rename_keeps_a_state() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.csv");
     let rows: Vec<(u64, i64)> = (0..4_000).map(|number| (number % 7, number as i64)).collect();
-    let source = Records::new(vec![rows.clone()], |row: &(u64, i64)| row.1);
+    let source = MemorySource::new(vec![rows.clone()], |row: &(u64, i64)| row.1);
     // The job is stopped and resumes with other numbers of workers, until it completes.
     for life in 0.. {
         let state = State::at(folder.path().join("state")).disk(Arc::new(Objects::default()));
         let job = Job::new("objects").state(state.snapshot_every(Duration::from_millis(5)));
         let job = job.workers(1 + life % 3).epoch(Duration::from_millis(2)).in_flight(16 << 10);
-        let (stopper, source, sink) = (job.stopper(), source.clone(), csv::File::new(&out));
+        let (stopper, source, sink) = (job.stopper(), source.clone(), csv::Sink::new(&out));
         let stop_at = rows.len() as i64 * (life as i64 + 1) / 4;
         let report = job.run(move |flow| {
             let stopper = stopper.clone();

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
-use run::{Ended, Running, run, says, start_with};
+use run::{ProgramOutput, Running, check_contains, run, start_with};
 use tempfile::TempDir;
 use tidegate::source::kafka::EmbeddedBroker;
 use transactions::{COLUMNS, csv_of, wild};
@@ -35,13 +35,13 @@ const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const AT_ONCE: Duration = Duration::from_secs(6);
 
 /// A folder with an input.
-struct Place(TempDir);
+struct SignalCase(TempDir);
 
-impl Place {
-    fn new() -> Place {
+impl SignalCase {
+    fn new() -> SignalCase {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("in.csv"), csv_of(&wild(7, 20_000), &COLUMNS)).unwrap();
-        Place(folder)
+        SignalCase(folder)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -66,13 +66,13 @@ impl Place {
 
     /// Waits until there are results.
     fn until_results(&self, running: &mut Running) {
-        running.until("results", |_| (fs::metadata(self.path("out.csv")).ok()?.len() > 1_000).then_some(()));
+        running.wait_until("results", |_| (fs::metadata(self.path("out.csv")).ok()?.len() > 1_000).then_some(()));
     }
 
     /// Fails unless the next start has nothing to replay.
     fn has_last_snapshot(&self) {
         let verified = run(TIDEGATE, self.words("snapshot verify {}/state"));
-        says(verified.code(0).stdout(), &["and runs 0 epochs again"]);
+        check_contains(verified.code(0).stdout(), &["and runs 0 epochs again"]);
     }
 }
 
@@ -88,7 +88,7 @@ fn insist(running: &Running, signal: Signal) {
 #[test]
 fn a_signal_that_comes_twice_is_one_request_and_the_last_snapshot_is_made() {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
-        let place = Place::new();
+        let place = SignalCase::new();
         let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h -w 2";
         let mut running = place.start(ACCOUNT_TOTALS, line);
         place.until_results(&mut running);
@@ -100,7 +100,7 @@ fn a_signal_that_comes_twice_is_one_request_and_the_last_snapshot_is_made() {
 
 #[test]
 fn a_group_that_is_signalled_as_a_whole_stops_cleanly() {
-    let place = Place::new();
+    let place = SignalCase::new();
     let query = "account_totals --csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h";
     let mut running = place.start(TIDEGATE, &format!("up -n 2 -- {query}"));
     place.until_results(&mut running);
@@ -114,26 +114,26 @@ fn a_group_that_is_signalled_as_a_whole_stops_cleanly() {
 
 #[test]
 fn a_later_repeat_ends_a_stop_that_takes_too_long_and_is_no_clean_one() {
-    let place = Place::new();
+    let place = SignalCase::new();
     let (reader, writer) = pipe().unwrap();
     // Nobody reads the results, so they are never published completely.
     let line = "--csv {}/in.csv --out - --epoch 5ms --progress-every 50ms";
     let mut running = place.start_with(ACCOUNT_TOTALS, line, |command| {
         command.stdout(writer);
     });
-    running.until("results", |running| running.stderr().contains(" records, ").then_some(()));
-    running.hears(Signal::SIGTERM).signal(Signal::SIGTERM);
+    running.wait_until("results", |running| running.stderr().contains(" records, ").then_some(()));
+    running.wait_for_handler(Signal::SIGTERM).signal(Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(1_500));
     assert!(running.is_alive(), "nothing was left to be shown: {}", running.stderr());
     running.signal(Signal::SIGTERM);
     let ended = running.end_within(AT_ONCE);
-    says(ended.error(1), &["ended at once by a second signal"]);
+    check_contains(ended.error(1), &["ended at once by a second signal"]);
     drop(reader);
 }
 
 #[test]
 fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
-    let place = Place::new();
+    let place = SignalCase::new();
     let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h";
     let mut running = place.start(ACCOUNT_TOTALS, line);
     place.until_results(&mut running);
@@ -141,7 +141,7 @@ fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
     running.end().code(143);
     place.has_last_snapshot();
     // SIGHUP is ignored, as by `nohup`.
-    let place = Place::new();
+    let place = SignalCase::new();
     let shell = format!("trap '' HUP; exec {TIDEGATE} {ACCOUNT_TOTALS} --csv in.csv --out out.csv --epoch 5ms");
     let mut running = start_with("sh", ["-c", &shell], |command| {
         command.current_dir(place.0.path());
@@ -164,7 +164,7 @@ fn unread() -> Stdio {
 #[test]
 fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
     for more in ["--progress-every 10ms", "--progress off", "--progress-every 10ms --state {}/state"] {
-        let place = Place::new();
+        let place = SignalCase::new();
         let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --epoch 5ms --tell-when-quiet 50ms {more}");
         let mut running = place.start_with(ACCOUNT_TOTALS, &line, |command| {
             command.stderr(unread());
@@ -175,7 +175,7 @@ fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
         running.end().code(143);
     }
     let ends = |program: &str, line: &str, code: i32| {
-        let place = Place::new();
+        let place = SignalCase::new();
         place
             .start_with(program, line, |command| {
                 command.stderr(unread());
@@ -193,18 +193,21 @@ fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
 
 #[test]
 fn a_reader_of_results_that_goes_away_fails_the_job_with_one_line() {
-    let place = Place::new();
+    let place = SignalCase::new();
     let line = "--csv {}/in.csv --out - --until-end --epoch 5ms";
     let running = place.start_with(ACCOUNT_TOTALS, line, |command| {
         command.stdout(unread());
     });
-    says(running.end().error(1), &["cannot print the results (stdout): whoever was reading them has stopped"]);
+    check_contains(
+        running.end().error(1),
+        &["cannot print the results (stdout): whoever was reading them has stopped"],
+    );
 }
 
 /// Fails unless a program that has not begun ends soon after a signal, as a stopped one.
 #[track_caller]
-fn ends_at_once(mut running: Running, wait: Duration) -> Ended {
-    running.hears(Signal::SIGTERM);
+fn ends_at_once(mut running: Running, wait: Duration) -> ProgramOutput {
+    running.wait_for_handler(Signal::SIGTERM);
     std::thread::sleep(wait);
     assert!(running.is_alive(), "it has ended by itself: {}", running.stderr());
     running.signal(Signal::SIGTERM);
@@ -217,7 +220,7 @@ fn ends_at_once(mut running: Running, wait: Duration) -> Ended {
 fn results_that_nobody_opens_keep_nobody_from_stopping() {
     for state in ["", "--state {}/state"] {
         for wait in [0, 400] {
-            let place = Place::new();
+            let place = SignalCase::new();
             assert!(Command::new("mkfifo").arg(place.path("out.csv")).status().unwrap().success());
             let line = format!("--csv {{}}/in.csv --out {{}}/out.csv {state}");
             ends_at_once(place.start(ACCOUNT_TOTALS, &line), Duration::from_millis(wait));
@@ -229,7 +232,7 @@ fn results_that_nobody_opens_keep_nobody_from_stopping() {
 fn a_broker_that_does_not_answer_keeps_nobody_from_stopping() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let brokers = silent.local_addr().unwrap();
-    let place = Place::new();
+    let place = SignalCase::new();
     let totals = format!("--brokers {brokers} --out {{}}/out.csv");
     for line in [&totals, &format!("{totals} --state {{}}/state"), &format!("{totals} --until-end -w 2")] {
         ends_at_once(place.start(ACCOUNT_TOTALS, line), Duration::from_millis(200));
@@ -245,14 +248,14 @@ fn a_broker_that_does_not_answer_keeps_nobody_from_stopping() {
 #[test]
 fn a_job_of_a_thousand_workers_or_partitions_stops_at_once() {
     for wait in [0, 700] {
-        let place = Place::new();
+        let place = SignalCase::new();
         let line = "--csv {}/in.csv --out {}/out.csv -w 1000";
         ends_at_once(place.start(ACCOUNT_TOTALS, line), Duration::from_millis(wait));
     }
     let broker = EmbeddedBroker::start().unwrap();
     broker.create_topic("transaction", 5_000).unwrap();
     for (wait, state) in [(0, ""), (700, ""), (700, "--state {}/state")] {
-        let place = Place::new();
+        let place = SignalCase::new();
         let line = format!("--brokers {} --out {{}}/out.csv {state}", broker.servers());
         ends_at_once(place.start(ACCOUNT_TOTALS, &line), Duration::from_millis(wait));
     }
@@ -262,7 +265,7 @@ fn a_job_of_a_thousand_workers_or_partitions_stops_at_once() {
 fn lines_of_the_log_have_colours_only_where_they_are_wanted() {
     let said = |variable: &str, value: &str| {
         let terminal = openpty(None, None).unwrap();
-        let place = Place::new();
+        let place = SignalCase::new();
         let line = "--csv {}/in.csv --out {}/out.csv --until-end";
         let running = place.start_with(ACCOUNT_TOTALS, line, |command| {
             command

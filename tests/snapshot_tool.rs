@@ -16,7 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
-use run::{Ended, Running, run, says, start};
+use run::{ProgramOutput, Running, check_contains, run, start};
 use serde_json::Value;
 use tempfile::TempDir;
 use transactions::{TOTALS, Transaction, expected_of, ndjson_of, rows_of, same_rows, whole_records, wild};
@@ -43,11 +43,11 @@ impl Folder {
     }
 
     /// Runs `tidegate snapshot` with these arguments, in which `{}` stands for the folder.
-    fn tool(&self, line: &str) -> Ended {
+    fn tool(&self, line: &str) -> ProgramOutput {
         run(TIDEGATE, self.typed(&format!("snapshot {line}")))
     }
 
-    fn totals(&self, line: &str) -> Ended {
+    fn totals(&self, line: &str) -> ProgramOutput {
         run(ACCOUNT_TOTALS, self.typed(&format!("{FLAGS} {line}")))
     }
 
@@ -132,7 +132,7 @@ fn later_rows(rows: &[Transaction], closed: &str) -> Vec<Vec<String>> {
 /// Waits until the newest snapshot has all of the input.
 fn until_read(folder: &Folder, running: &mut Running) {
     let length = fs::metadata(folder.path("in.ndjson")).unwrap().len();
-    running.until("snapshot of all", |_| {
+    running.wait_until("snapshot of all", |_| {
         let ended = folder.tool("inspect {}/state");
         let offset = format!("offset {length},");
         (ended.status.success() && ended.stdout().contains(&offset)).then_some(())
@@ -194,7 +194,7 @@ fn a_state_is_read_while_its_job_runs() {
         folder.tool("export {}/state --csv {}/rows.csv").code(0);
     }
     let error = folder.tool("prune {}/state --keep 1");
-    says(error.error(1), &["the state is in use", "process ", "stop the job first"]);
+    check_contains(error.error(1), &["the state is in use", "process ", "stop the job first"]);
     running.signal(Signal::SIGTERM);
     running.end().code(143);
 }
@@ -254,7 +254,10 @@ fn a_damaged_file_is_named_whatever_it_is() {
     let folder = Folder::new();
     stopped(&folder, &wild(33, 3_000));
     let verified = folder.tool("verify {}/state");
-    says(verified.code(0).stdout(), &["3 snapshots", "segments of", "goes on from epoch", "all are as they were"]);
+    check_contains(
+        verified.code(0).stdout(),
+        &["3 snapshots", "segments of", "goes on from epoch", "all are as they were"],
+    );
     let mut damaged = 0;
     for file in files(&folder.path("state")) {
         let name = file.strip_prefix(folder.path("state")).unwrap().to_str().unwrap().to_owned();
@@ -278,7 +281,7 @@ fn a_damaged_file_is_named_whatever_it_is() {
         }
         fs::remove_file(&target).unwrap();
         if name.starts_with("segments/") {
-            says(&folder.tool("verify {}/copy").code(1).stderr, &[&name, "1 is not"][..1]);
+            check_contains(&folder.tool("verify {}/copy").code(1).stderr, &[&name, "1 is not"][..1]);
         }
         fs::remove_dir_all(folder.path("copy")).unwrap();
         damaged += 1;
@@ -294,23 +297,29 @@ fn a_lost_end_of_a_journal_is_told_by_what_an_output_has_published() {
     let flags = "--ndjson {}/in.ndjson --epoch 10ms --snapshot-every 1h --out {}/out.csv --state {}/state -w 2";
     let mut running = start(ACCOUNT_TOTALS, folder.typed(flags));
     let longer = |than: u64| fs::metadata(folder.path("out.csv")).is_ok_and(|rows| rows.len() > than).then_some(());
-    running.until("results", |_| longer(10_000));
+    running.wait_until("results", |_| longer(10_000));
     // An epoch's rows follow the record that the epoch before is published.
     let before = fs::metadata(folder.path("out.csv")).unwrap().len();
     folder.append(&rows[3_000..]);
-    running.until("more results", |_| longer(before));
+    running.wait_until("more results", |_| longer(before));
     running.kill();
     running.end_or_killed();
     let verify = "verify {}/state --output {}/out.csv";
-    says(folder.tool(verify).code(0).stdout(), &["all are as they were"]);
+    check_contains(folder.tool(verify).code(0).stdout(), &["all are as they were"]);
     let journal = folder.path("state/journal/1-0-0.journal");
     fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(40).unwrap();
-    says(folder.tool("verify {}/state").code(0).stdout(), &["do not count, unless an output has published them"]);
-    says(&folder.tool(verify).code(1).stderr, &["1-0-0.journal", "which the output totals has published"]);
+    check_contains(
+        folder.tool("verify {}/state").code(0).stdout(),
+        &["do not count, unless an output has published them"],
+    );
+    check_contains(&folder.tool(verify).code(1).stderr, &["1-0-0.journal", "which the output totals has published"]);
     // A start of the job gets the same error.
     let again = run(ACCOUNT_TOTALS, folder.typed(&flags.replace("-w 2", "-w 1")));
-    says(again.error(1), &["1-0-0.journal", "which the output totals has published"]);
-    says(folder.tool("verify {}/state --output {}/in.ndjson").error(2), &["no results file of a job with state"]);
+    check_contains(again.error(1), &["1-0-0.journal", "which the output totals has published"]);
+    check_contains(
+        folder.tool("verify {}/state --output {}/in.ndjson").error(2),
+        &["no results file of a job with state"],
+    );
 }
 
 #[test]
@@ -334,7 +343,7 @@ fn a_savepoint_goes_on_as_its_state_does_on_any_number_of_workers() {
         let line = format!("--out {{}}/new-{workers}.csv --state {{}}/new-{workers} --from-savepoint {{}}/savepoint");
         folder.totals(&format!("{line} --until-end -w {workers}")).code(0);
         same_rows(&rows_of(&folder.path(&format!("new-{workers}.csv")), &TOTALS), &remaining);
-        says(folder.tool(&format!("verify {{}}/new-{workers}")).code(0).stdout(), &["all are as they were"]);
+        check_contains(folder.tool(&format!("verify {{}}/new-{workers}")).code(0).stdout(), &["all are as they were"]);
     }
 }
 
@@ -352,7 +361,7 @@ fn a_savepoint_of_a_running_job_is_whole_and_can_be_gone_on_from_again_and_again
     // A state that began with a savepoint is itself stopped, exported and used as a savepoint.
     let closed = folder.closed("first");
     let mut running = folder.start("--out {}/second.csv --state {}/second --from-savepoint {}/first -w 3");
-    running.until("snapshot", |_| {
+    running.wait_until("snapshot", |_| {
         let told = folder.tool("inspect {}/second");
         let offset = format!("offset {},", fs::metadata(folder.path("in.ndjson")).unwrap().len());
         (told.status.success() && told.stdout().contains(&offset)).then_some(())
@@ -410,14 +419,14 @@ fn only_a_new_state_with_new_outputs_begins_with_a_whole_savepoint() {
     let closed = folder.closed("savepoint");
     let refused = |line: &str, parts: &[&str]| {
         let ended = folder.totals(&format!("{line} --until-end"));
-        says(ended.error(1), parts);
+        check_contains(ended.error(1), parts);
     };
     let used = ["only a new state", "leave --from-savepoint out"];
     refused("--out {}/new.csv --state {}/state --from-savepoint {}/savepoint", &used);
     refused("--out {}/new.csv --state {}/new --from-savepoint {}/nowhere", &["no savepoint here", "nowhere"]);
     refused("--out {}/new.csv --state {}/savepoint", &["this is a savepoint", "--from-savepoint"]);
     refused("--out {}/out.csv --state {}/new --from-savepoint {}/savepoint", &["out.csv", "belongs to the state"]);
-    says(folder.tool("export {}/state {}/savepoint").error(1), &["savepoint", "empty or not there"]);
+    check_contains(folder.tool("export {}/state {}/savepoint").error(1), &["savepoint", "empty or not there"]);
 
     // A damaged segment, and an incomplete savepoint.
     let segment = files(&folder.path("savepoint").join("segments")).pop().unwrap();
@@ -477,13 +486,16 @@ fn wrong_usage_is_told_apart_from_failure() {
         assert!(folder.tool(line).code(2).stderr.contains(part), "{line}: {}", folder.tool(line).stderr);
     }
     for line in ["ls", "verify", "inspect", "prune --keep 1"] {
-        says(folder.tool(&format!("{line} {{}}/nothing")).error(1), &["there is no state here", "nothing"]);
+        check_contains(folder.tool(&format!("{line} {{}}/nothing")).error(1), &["there is no state here", "nothing"]);
     }
     assert!(!folder.path("nothing").exists());
     folder.totals("--out {}/out.csv --state {}/state --until-end").code(0);
     let known = folder.tool("inspect {}/state other");
-    says(known.error(1), &["no step `other`", "there are totals"]);
-    says(folder.tool("inspect {}/state totals --epoch 7").error(1), &["no snapshot of epoch 7", "there are "]);
+    check_contains(known.error(1), &["no step `other`", "there are totals"]);
+    check_contains(
+        folder.tool("inspect {}/state totals --epoch 7").error(1),
+        &["no snapshot of epoch 7", "there are "],
+    );
     for command in ["", "ls", "inspect", "verify", "export", "prune"] {
         let help = folder.tool(&format!("{command} --help"));
         assert!(help.code(0).stdout().contains("Examples:\n  tidegate snapshot "), "{command}");

@@ -21,7 +21,7 @@ use fastrand::Rng;
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{Running, run, says, start};
+use run::{Running, check_contains, run, start};
 use transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
@@ -102,7 +102,7 @@ impl<'a> Case<'a> {
     #[track_caller]
     fn until_read(&self, job: &mut Running, partitions: &[Vec<Transaction>]) {
         for (partition, rows) in partitions.iter().enumerate() {
-            job.until("all records are read", |_| {
+            job.wait_until("all records are read", |_| {
                 let at = self.broker.group_offset("tidegate-account-totals", &self.topic, partition as i32);
                 (at == Some(rows.len() as i64)).then_some(())
             });
@@ -126,8 +126,8 @@ impl<'a> Case<'a> {
         let ways = if self.flags.contains("--until-end") { &[""][..] } else { &["", other] };
         for more in ways {
             let ended = self.start(more).end_within(PATIENCE);
-            says(ended.error(1), parts);
-            says(ended.error(1), &[&self.topic]);
+            check_contains(ended.error(1), parts);
+            check_contains(ended.error(1), &[&self.topic]);
         }
     }
 }
@@ -162,7 +162,7 @@ fn a_topic_that_is_made_again_while_it_is_read_ends_the_job_and_its_state() {
             // More records than before, so that every offset exists again.
             send(broker, &case.topic, &dealt(&tidy(round + 1_000, 2_000), after as usize), by_id);
             let ended = job.end_within(PATIENCE);
-            says(ended.error(1), &[&case.topic]);
+            check_contains(ended.error(1), &[&case.topic]);
             // It depends on which is detected first: that the topic is gone, that it is another one, or that it is
             // shorter.
             let is_named = ["deleted", "created again"].iter().any(|what| ended.error(1).contains(what));
@@ -198,7 +198,9 @@ fn a_bounded_job_whose_topic_is_made_again_does_not_end_well() {
         send(broker, &case.topic, &old, by_id);
         let new = dealt(&tidy(round + 1_000, 22_000), 1);
         let mut job = case.start("");
-        job.until("some results", |_| std::fs::metadata(case.out()).is_ok_and(|out| out.len() > 1_000).then_some(()));
+        job.wait_until("some results", |_| {
+            std::fs::metadata(case.out()).is_ok_and(|out| out.len() > 1_000).then_some(())
+        });
         job.signal(Signal::SIGSTOP);
         broker.delete(&case.topic);
         std::thread::sleep(Duration::from_millis(rng.u64(0..2_000)));
@@ -212,7 +214,7 @@ fn a_bounded_job_whose_topic_is_made_again_does_not_end_well() {
             println!("bounded, round {round}: exact");
             continue;
         }
-        says(ended.error(1), &[&case.topic]);
+        check_contains(ended.error(1), &[&case.topic]);
         println!("bounded, round {round}: refused: {}", ended.error(1));
         if case.with_state() {
             case.is_refused(&["not the one that the state has read"]);
@@ -345,7 +347,7 @@ fn records_that_retention_removes_are_counted_or_missed_by_name() {
             println!("expired under a reader, round {round}: exact");
         } else {
             let ended = job.end();
-            says(ended.error(1), &[&case.topic, "gone"]);
+            check_contains(ended.error(1), &[&case.topic, "gone"]);
             println!("expired under a reader, round {round}: refused: {}", ended.error(1));
             case.is_refused(&["gone"]);
         }

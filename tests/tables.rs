@@ -10,10 +10,10 @@ use std::sync::Arc;
 use fastrand::Rng;
 use tidegate::Window;
 use tidegate::durable::disk::Disk;
-use tidegate::job::{Ending, Stop};
-use tidegate::source::memory::Records;
+use tidegate::job::{Ending, StopHandle};
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Each;
-use tidegate::testing::{Captured, CrashingDisk, Run, Script};
+use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 
 use common::cases::{Data, for_seeds};
 use common::checks::small_drift;
@@ -24,7 +24,7 @@ fn tables_are_right_at_every_epoch() {
     for_seeds(40, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 200);
-        check_tables(&data, Run::new().workers([1, 2, 4][seed as usize % 3]).seed(seed)).map(drop)
+        check_tables(&data, TestRun::new().workers([1, 2, 4][seed as usize % 3]).seed(seed)).map(drop)
     });
 }
 
@@ -34,7 +34,7 @@ fn tables_are_right_with_partitions_that_rest_and_are_found_late() {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let script = data.script(&mut random);
-        check_tables(&data, Run::new().workers(random.usize(1..=4)).script("deals", script)).map(drop)
+        check_tables(&data, TestRun::new().workers(random.usize(1..=4)).script("deals", script)).map(drop)
     });
 }
 
@@ -44,9 +44,9 @@ fn equal_journals_give_equal_tables() {
     for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 150);
-        let (first, outcome) = tables::run(&data, Run::new().workers(2).seed(seed).options(small_drift(100)))?;
+        let (first, outcome) = tables::run(&data, TestRun::new().workers(2).seed(seed).options(small_drift(100)))?;
         for workers in [1, 2, 4] {
-            let again = Run::new().workers(workers).seed(random.u64(..)).journal(outcome.journal.clone());
+            let again = TestRun::new().workers(workers).seed(random.u64(..)).journal(outcome.journal.clone());
             let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
             let (again, _) = tables::run(&data, again.seal_at(seals))?;
             again.check_equal(&first).map_err(|why| format!("on {workers} workers: {why}"))?;
@@ -56,14 +56,14 @@ fn equal_journals_give_equal_tables() {
 }
 
 /// A record: key, value (`None` deletes), event time.
-type Said = (u8, Option<i64>, i64);
+type TableRecord = (u8, Option<i64>, i64);
 
 /// Runs a table over some records, in the epochs of a script.
-fn table_of(partitions: &[&[Said]], script: Script) -> Captured<(u8, i64)> {
-    let source = Records::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &Said| said.2);
+fn table_of(partitions: &[&[TableRecord]], script: Script) -> Captured<(u8, i64)> {
+    let source = MemorySource::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &TableRecord| said.2);
     let shown = Captured::new();
     let output = shown.clone();
-    let run = Run::new().workers(2).script("said", script).run(move |flow| {
+    let run = TestRun::new().workers(2).script("said", script).run(move |flow| {
         let said = flow.read("said", &source).key_by(|said| said.0);
         said.last_by_key_with("table", |said| said.1).write("table", &output);
     });
@@ -78,7 +78,7 @@ fn changes(shown: &Captured<(u8, i64)>) -> Vec<Vec<((u8, i64), isize)>> {
 
 #[test]
 fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
-    let said: &[Said] =
+    let said: &[TableRecord] =
         &[(1, Some(10), 100), (1, None, 300), (1, Some(20), 200), (1, Some(30), 300), (1, Some(40), 301)];
     let script = (0..5).fold(Script::new(), |script, _| script.epoch(|e| e.take(0, 1)));
     let shown = table_of(&[said], script);
@@ -89,7 +89,7 @@ fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
 
 #[test]
 fn of_equal_times_the_greatest_partition_counts_and_then_the_greatest_offset() {
-    let partitions: [&[Said]; 2] = [&[(1, Some(1), 5), (1, Some(2), 5)], &[(1, Some(3), 5), (1, Some(4), 5)]];
+    let partitions: [&[TableRecord]; 2] = [&[(1, Some(1), 5), (1, Some(2), 5)], &[(1, Some(3), 5), (1, Some(4), 5)]];
     // Partition 1 is read first; the later record of partition 0 has the lesser origin.
     let script = Script::new().epoch(|e| e.find(0).take(1, 1)).epoch(|e| e.take(0, 2)).epoch(|e| e.take(1, 1));
     assert_eq!(changes(&table_of(&partitions, script)), [vec![((1, 3), 1)], vec![((1, 3), -1), ((1, 4), 1)]]);
@@ -97,7 +97,7 @@ fn of_equal_times_the_greatest_partition_counts_and_then_the_greatest_offset() {
 
 #[test]
 fn an_epoch_shows_only_what_it_comes_to() {
-    let said: &[Said] =
+    let said: &[TableRecord] =
         &[(1, Some(1), 1), (2, Some(5), 2), (1, None, 3), (2, Some(6), 4), (1, Some(1), 5), (2, Some(6), 6)];
     let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 3)).epoch(|e| e.take(0, 1));
     let expected = [vec![((1, 1), 1), ((2, 5), 1)], vec![((2, 5), -1), ((2, 6), 1)]];
@@ -106,8 +106,8 @@ fn an_epoch_shows_only_what_it_comes_to() {
 
 #[test]
 fn names_are_unique_among_all_steps_with_rows() {
-    let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
-    let run = Run::new().run(move |flow| {
+    let source = MemorySource::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
+    let run = TestRun::new().run(move |flow| {
         let records = flow.read("records", &source);
         records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", Each::count);
         records.key_by(|record| record.0).last_by_key("mine");
@@ -119,8 +119,8 @@ fn names_are_unique_among_all_steps_with_rows() {
 /// Runs a job with a table and several outputs of it, stopped when it sees the record of that id.
 fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u32)>]) -> Ending {
     let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
-    let stop = Stop::default();
-    let run = Run::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
+    let stop = StopHandle::default();
+    let run = TestRun::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
     let run = run.state_options(|state| state.accept_changed_query(true)).run(move |flow| {
         let stop = stop.clone();
         let deals = flow.read("deals", &source).inspect(move |deal| {

@@ -13,12 +13,12 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::job::{Cluster, Ending, Stop};
-use tidegate::source::memory::Records;
+use tidegate::job::{Cluster, Ending, StopHandle};
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Each;
-use tidegate::testing::{Captured, CrashingDisk, Run, Script};
+use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 use tidegate::time::Epoch;
-use tidegate::view::{End, Refusal, Subscription, Update, Views};
+use tidegate::view::{Refusal, Subscription, SubscriptionEnd, ViewUpdate, Views};
 use tidegate::{Collection, Error, EventTime, Flow, Job, Stream, Window};
 
 use common::cases::{Data, for_seeds, within};
@@ -28,7 +28,7 @@ use common::views::{check_views, check_views_over_lives};
 fn every_answer_is_of_one_complete_epoch() {
     for_seeds(30, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
-        check_views(seed, &data, Run::new().workers(1 + seed as usize % 4).seed(seed))
+        check_views(seed, &data, TestRun::new().workers(1 + seed as usize % 4).seed(seed))
     });
 }
 
@@ -36,7 +36,7 @@ fn every_answer_is_of_one_complete_epoch() {
 fn answers_are_the_same_on_several_processes() {
     for_seeds(6, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
-        check_views(seed, &data, Run::new().processes(2).workers(1 + seed as usize % 2).seed(seed))
+        check_views(seed, &data, TestRun::new().processes(2).workers(1 + seed as usize % 2).seed(seed))
     });
 }
 
@@ -44,7 +44,7 @@ fn answers_are_the_same_on_several_processes() {
 fn after_a_crash_views_answer_when_they_are_what_they_were() {
     static WAITED: AtomicBool = AtomicBool::new(false);
     for_seeds(30, |seed| {
-        let lives = check_views_over_lives(seed, Run::new)?;
+        let lives = check_views_over_lives(seed, TestRun::new)?;
         WAITED.fetch_or(lives > 0, Ordering::Relaxed);
         Ok(())
     });
@@ -55,9 +55,9 @@ fn after_a_crash_views_answer_when_they_are_what_they_were() {
 type Payment = (String, i64, i64);
 
 /// Returns `count` payments of `accounts` accounts, each with its number as amount.
-fn payments(count: i64, accounts: i64) -> Records<Payment> {
+fn payments(count: i64, accounts: i64) -> MemorySource<Payment> {
     let payments = (0..count).map(|number| (format!("a{}", number % accounts), number, number)).collect();
-    Records::new(vec![payments], |payment: &Payment| payment.2).out_of_order(Duration::ZERO)
+    MemorySource::new(vec![payments], |payment: &Payment| payment.2).out_of_order(Duration::ZERO)
 }
 
 /// Runs an epoch for each of these numbers of payments, and subscribes to the sums by account when payment number 2 is
@@ -65,7 +65,7 @@ fn payments(count: i64, accounts: i64) -> Records<Payment> {
 fn subscribed(takes: &[u64], accounts: i64, key: Option<&'static str>, most: usize) -> Subscription {
     let count = takes.iter().sum::<u64>();
     let script = takes.iter().fold(Script::new(), |script, take| script.epoch(|e| e.take(0, *take)));
-    let run = Run::new().in_flight(1).script("payments", script);
+    let run = TestRun::new().in_flight(1).script("payments", script);
     let (views, slot, payments) = (run.views(), Arc::new(Mutex::new(None)), payments(count as i64, accounts));
     let own = Arc::clone(&slot);
     let outcome = run.run(move |flow| {
@@ -89,14 +89,14 @@ fn rows(rows: &[(&str, i64, isize)]) -> Rows {
 }
 
 /// Returns all messages of a subscription, without epochs, and the reason for its end.
-fn all(mut subscription: Subscription) -> (Vec<Rows>, End) {
+fn all(mut subscription: Subscription) -> (Vec<Rows>, SubscriptionEnd) {
     let mut heard = Vec::new();
     loop {
         match subscription.wait(Duration::ZERO) {
-            Some(Update::State(answer) | Update::Changes(answer)) => heard.push(answer.typed().unwrap()),
-            Some(Update::Progress(_)) => {}
-            Some(Update::End(end)) => {
-                assert!(matches!(subscription.wait(Duration::ZERO), Some(Update::End(again)) if again == end));
+            Some(ViewUpdate::State(answer) | ViewUpdate::Changes(answer)) => heard.push(answer.typed().unwrap()),
+            Some(ViewUpdate::Progress(_)) => {}
+            Some(ViewUpdate::End(end)) => {
+                assert!(matches!(subscription.wait(Duration::ZERO), Some(ViewUpdate::End(again)) if again == end));
                 return (heard, end);
             }
             None => panic!("there is nothing to hear after {heard:?}"),
@@ -109,24 +109,24 @@ fn a_subscriber_that_does_not_keep_up_is_cut_off_and_the_job_goes_on() {
     let takes = [1; 60];
     let first = rows(&[("a0", 0, 1), ("a1", 1, 1)]);
     let (heard, end) = all(subscribed(&takes, 100, None, 20));
-    assert_eq!((heard, end), (vec![first.clone()], End::Behind { most: 20 }));
+    assert_eq!((heard, end), (vec![first.clone()], SubscriptionEnd::Behind { most: 20 }));
     assert_eq!(end.to_string(), "the subscriber is too far behind: more than 20 changes waited for it");
     // 58 epochs with one change each.
     let (heard, end) = all(subscribed(&takes, 100, None, 2 * 58));
-    assert_eq!((heard.len(), end), (59, End::Over));
+    assert_eq!((heard.len(), end), (59, SubscriptionEnd::Over));
     assert_eq!(heard[..2], [first, rows(&[("a2", 2, 1)])]);
     // The changes of one key are few.
     let (heard, end) = all(subscribed(&takes, 20, Some("a1"), 20));
     let changes = [(1, 22), (22, 63)].map(|(was, is)| rows(&[("a1", was, -1), ("a1", is, 1)]));
-    assert_eq!((heard, end), ([vec![rows(&[("a1", 1, 1)])], changes.to_vec()].concat(), End::Over));
+    assert_eq!((heard, end), ([vec![rows(&[("a1", 1, 1)])], changes.to_vec()].concat(), SubscriptionEnd::Over));
 }
 
 #[test]
 fn one_epoch_waits_for_a_subscriber_however_much_it_changes() {
     let (heard, end) = all(subscribed(&[1, 1, 50], 100, None, 5));
-    assert_eq!((heard.len(), heard[1].len(), end), (2, 50, End::Over));
+    assert_eq!((heard.len(), heard[1].len(), end), (2, 50, SubscriptionEnd::Over));
     let (heard, end) = all(subscribed(&[1, 1, 50, 1], 100, None, 5));
-    assert_eq!((heard.len(), end), (1, End::Behind { most: 5 }));
+    assert_eq!((heard.len(), end), (1, SubscriptionEnd::Behind { most: 5 }));
 }
 
 /// Returns the sum of payments of each account.
@@ -149,7 +149,7 @@ struct Paid {
 
 #[test]
 fn rows_are_found_by_their_first_column_or_by_what_the_query_says() {
-    let (run, source) = (Run::new().workers(2), payments(6, 3));
+    let (run, source) = (TestRun::new().workers(2), payments(6, 3));
     let views = run.views();
     let outcome = run.run(move |flow| {
         assert!(flow.has_views());
@@ -182,33 +182,39 @@ fn rows_are_found_by_their_first_column_or_by_what_the_query_says() {
     assert_eq!(wrong, "rows of a view are not of type `i64` (view `pairs`)");
 }
 
-fn says(refusal: Refusal, expected: &str) {
+fn check_contains(refusal: Refusal, expected: &str) {
     let (text, error) = (refusal.to_string(), Error::from(refusal));
     assert!(text == error.to_string() && text.contains(expected), "{text}");
 }
 
 #[test]
 fn a_view_says_why_it_does_not_answer() {
-    let (run, source) = (Run::new(), payments(3, 3));
+    let (run, source) = (TestRun::new(), payments(3, 3));
     let views = run.views();
     let own = Arc::clone(&views);
-    says(views.get("paid", None).unwrap_err(), "the view is not ready (view `paid`): no epoch is complete yet");
+    check_contains(
+        views.get("paid", None).unwrap_err(),
+        "the view is not ready (view `paid`): no epoch is complete yet",
+    );
     let outcome = run.run(move |flow| {
         let views = Arc::clone(&own);
         let paid = paid(flow.read("payments", &source).inspect(move |payment| {
             if payment.1 == 0 {
-                says(views.subscribe("paid", None).unwrap_err(), "no epoch is complete yet");
-                says(views.get("payed", None).unwrap_err(), "there is no view `payed`: there is `all`, `paid`");
+                check_contains(views.subscribe("paid", None).unwrap_err(), "no epoch is complete yet");
+                check_contains(
+                    views.get("payed", None).unwrap_err(),
+                    "there is no view `payed`: there is `all`, `paid`",
+                );
             }
         }));
         paid.clone().view("all");
         paid.view("paid");
     });
     outcome.unwrap();
-    says(views.get("payed", None).unwrap_err(), "there is no view `payed`: there is `all`, `paid`");
+    check_contains(views.get("payed", None).unwrap_err(), "there is no view `payed`: there is `all`, `paid`");
     assert_eq!(texts(&views, "paid", Some("a2")), [r#"{"row":["a2",2],"diff":1}"#]);
     // A job that fails before an epoch is complete.
-    let (run, source) = (Run::new(), payments(3, 3));
+    let (run, source) = (TestRun::new(), payments(3, 3));
     let views = run.views();
     let outcome = run.run(move |flow| {
         let failing =
@@ -216,11 +222,11 @@ fn a_view_says_why_it_does_not_answer() {
         paid(failing).view("paid");
     });
     assert!(outcome.unwrap_err().to_string().contains("stop"));
-    says(views.get("paid", None).unwrap_err(), "the job ended before the view was ready (view `paid`)");
+    check_contains(views.get("paid", None).unwrap_err(), "the job ended before the view was ready (view `paid`)");
 }
 
 /// Returns the error with which a query is refused.
-fn refused(run: Run, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> String {
+fn refused(run: TestRun, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> String {
     let error = run.run(query).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
     error.to_string()
@@ -235,14 +241,14 @@ struct Different {
 fn what_cannot_be_a_view_is_refused_before_anything_runs() {
     let source = payments(3, 3);
     let own = source.clone();
-    let error = refused(Run::new(), move |flow| {
+    let error = refused(TestRun::new(), move |flow| {
         let paid = paid(flow.read("payments", &own));
         paid.clone().view("paid");
         paid.view("paid");
     });
     assert!(error.contains("two view steps of the query are named `paid`"), "{error}");
     let own = source.clone();
-    let error = refused(Run::new(), move |flow| {
+    let error = refused(TestRun::new(), move |flow| {
         paid(flow.read("payments", &own)).map(|(_, diff)| Different { diff }).view("paid");
     });
     assert!(error.contains("its field `diff` has the name of the column of differences"), "{error}");
@@ -252,9 +258,9 @@ fn what_cannot_be_a_view_is_refused_before_anything_runs() {
         windows.aggregate("counts", Each::count).on_fire().view("counts");
     };
     let disk: Arc<dyn Disk> = CrashingDisk::new().shared();
-    let error = refused(Run::new().state(&disk, "state"), on_fire.clone());
+    let error = refused(TestRun::new().state(&disk, "state"), on_fire.clone());
     assert!(error.contains("rows of closed windows are not there again"), "{error}");
-    Run::new().run(on_fire).unwrap();
+    TestRun::new().run(on_fire).unwrap();
 }
 
 /// Until a view contains everything that was committed, it answers with the reason; and views may be added and removed
@@ -269,7 +275,7 @@ fn views_come_and_go_between_lives() {
             disk.crash_at(100 + 10 * life);
         }
         let shared: Arc<dyn Disk> = disk.shared();
-        let run = Run::new().workers(1 + life % 3).seed(life as u64).in_flight(1).state(&shared, "state");
+        let run = TestRun::new().workers(1 + life % 3).seed(life as u64).in_flight(1).state(&shared, "state");
         // Some incarnations have no view, some no reader, and some a view and a reader.
         let views = (life % 3 > 0).then(|| run.views());
         let (source, own, output) = (source.clone(), views.clone(), shown.clone());
@@ -309,8 +315,8 @@ fn views_come_and_go_between_lives() {
 fn after_one_is_over(window: Window) -> [Result<usize, Refusal>; 2] {
     let (few, many, disk) = (payments(3, 3), payments(1_000, 50), CrashingDisk::new());
     let life = |disk: &CrashingDisk, last: i64| {
-        let (shared, stop): (Arc<dyn Disk>, _) = (disk.shared(), Stop::default());
-        let run = Run::new().seed(5).in_flight(1).state(&shared, "state").stop_by(&stop);
+        let (shared, stop): (Arc<dyn Disk>, _) = (disk.shared(), StopHandle::default());
+        let run = TestRun::new().seed(5).in_flight(1).state(&shared, "state").stop_by(&stop);
         let (views, few, many) = (run.views(), few.clone(), many.clone());
         let outcome = run.run(move |flow| {
             let stop = stop.clone();
@@ -338,7 +344,7 @@ fn a_view_that_cannot_be_what_it_was_says_so() {
     assert_eq!(after_one_is_over(Window::tumbling(Duration::from_millis(10))), [Ok(0), Ok(50)]);
     for window in [Window::global(), Window::count(2)] {
         for answer in after_one_is_over(window) {
-            says(answer.unwrap_err(), "a stream was over before the job went on");
+            check_contains(answer.unwrap_err(), "a stream was over before the job went on");
         }
     }
 }
@@ -349,8 +355,8 @@ fn a_view_that_cannot_be_what_it_was_says_so() {
 fn a_total_that_is_nothing_is_nothing_in_every_answer() {
     let count = 20_000;
     let given = (0..count).map(|number| (format!("a{}", number % 300), number, number)).collect();
-    let source = Records::new(vec![given], |payment: &Payment| payment.2);
-    let run = Run::new().workers(2).clock().in_flight(40_000);
+    let source = MemorySource::new(vec![given], |payment: &Payment| payment.2);
+    let run = TestRun::new().workers(2).clock().in_flight(40_000);
     let (views, over) = (run.views(), Arc::new(AtomicBool::new(false)));
     let (own, until) = (Arc::clone(&views), Arc::clone(&over));
     let reader = std::thread::spawn(move || {
@@ -401,7 +407,7 @@ fn of_two(first: bool, second: bool) -> (Refusal, bool) {
     });
     let answers: Vec<_> = answers.collect();
     let answers: Vec<_> = answers.into_iter().map(|process| process.join().unwrap()).collect();
-    let elsewhere = Refusal::Elsewhere { view: "paid".into() };
+    let elsewhere = Refusal::OtherProcess { view: "paid".into() };
     (answers[1].clone().map_or(elsewhere, Result::unwrap_err), matches!(answers[0], Some(Ok(10))))
 }
 
@@ -410,7 +416,7 @@ fn views_are_in_the_first_process_if_it_wants_them() {
     for (first, second) in [(true, false), (false, true), (true, true)] {
         let (said, has) = within(Duration::from_secs(60), move || of_two(first, second)).expect("it ends");
         assert_eq!(has, first);
-        says(said, "views are not in this process (view `paid`); ask process 0, which has them");
+        check_contains(said, "views are not in this process (view `paid`); ask process 0, which has them");
     }
 }
 
@@ -418,10 +424,10 @@ fn views_are_in_the_first_process_if_it_wants_them() {
 #[test]
 fn a_subscriber_hears_of_a_row_that_goes_before_the_one_that_comes() {
     let script = Script::new().epoch(|e| e.take(0, 3)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1));
-    let run = Run::new().in_flight(1).script("payments", script);
+    let run = TestRun::new().in_flight(1).script("payments", script);
     let (views, slot) = (run.views(), Arc::new(Mutex::new(None)));
     let payments = (0..5).map(|number| (String::from("a"), 10 - 5 * number, number)).collect();
-    let payments = Records::new(vec![payments], |payment: &Payment| payment.2).out_of_order(Duration::ZERO);
+    let payments = MemorySource::new(vec![payments], |payment: &Payment| payment.2).out_of_order(Duration::ZERO);
     let own = Arc::clone(&slot);
     let outcome = run.run(move |flow| {
         let (views, slot) = (Arc::clone(&views), Arc::clone(&own));

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use broker::Broker;
 use nix::sys::signal::Signal;
-use run::{Running, run, says, start};
+use run::{Running, check_contains, run, start};
 use tempfile::TempDir;
 
 const TOTALS: &str = "account_totals";
@@ -73,7 +73,7 @@ impl Watched {
             watched.running.push(start(TOTALS, line.split_whitespace().map(|word| word.replace("{}", &folder))));
         }
         for running in &mut watched.running {
-            let address = running.until("the address", |running| {
+            let address = running.wait_until("the address", |running| {
                 let said = running.stderr();
                 let after = said.split_once("watch it at http://")?.1;
                 after.split_once(' ').map(|(address, _)| address.to_owned())
@@ -127,7 +127,7 @@ impl Watched {
         panic!("{name} is {} instead of {value}", self.figure(name, label));
     }
 
-    fn why(&self, place: impl Display, more: &str) -> run::Ended {
+    fn why(&self, place: impl Display, more: &str) -> run::ProgramOutput {
         let line = format!("why {place} {more}");
         run(TIDEGATE, line.split_whitespace())
     }
@@ -175,16 +175,16 @@ fn a_silent_partition(watched: &mut Watched) {
     let (state, url) = (watched.path("state").display().to_string(), format!("http://{}", watched.addresses[0]));
     for place in [&state, &url] {
         let said = watched.why(place, &format!("--window {END}"));
-        says(said.code(1).stdout(), &["waits for partition 2 of transactions"]);
+        check_contains(said.code(1).stdout(), &["waits for partition 2 of transactions"]);
     }
-    says(watched.why(&url, "--window tomorrow").error(2), &["--window tomorrow", "2026-01-31T10:00:00Z"]);
-    let line = watched.running[0].until("a line of its own", |running| {
+    check_contains(watched.why(&url, "--window tomorrow").error(2), &["--window tomorrow", "2026-01-31T10:00:00Z"]);
+    let line = watched.running[0].wait_until("a line of its own", |running| {
         running.stderr().lines().find(|line| line.contains("nothing was shown for")).map(str::to_owned)
     });
-    says(&line, &["WARN", "partition 2 of transactions"]);
+    check_contains(&line, &["WARN", "partition 2 of transactions"]);
     let (status, text) = watched.get(1, "/why");
     assert_eq!(status, 409, "{text}");
-    says(&text, &["process 1 of 3", "ask process 0"]);
+    check_contains(&text, &["process 1 of 3", "ask process 0"]);
     assert_eq!(watched.get(0, "/why?window=x").0, 400);
     assert_eq!(watched.get(0, "/wherefore").0, 404);
 }
@@ -195,7 +195,7 @@ fn all_is_well(watched: &mut Watched) {
         watched.until(&format!("/why?window={END}"), "that it has closed", |_, text| text.contains("has closed"));
     assert!(!text.contains("waits"), "{text}");
     let path = watched.path("out.csv");
-    watched.running[0].until("rows", |_| fs::read_to_string(&path).ok().filter(|rows| rows.lines().count() > 2));
+    watched.running[0].wait_until("rows", |_| fs::read_to_string(&path).ok().filter(|rows| rows.lines().count() > 2));
     assert_eq!(watched.until("/healthz", "that all is well", |status, _| status == 200), "ok\n");
     let source = r#"source="transactions""#;
     watched.until_figure("tidegate_partition_offset", source, 90.0);
@@ -221,10 +221,10 @@ fn a_stopped_process(watched: &mut Watched) {
     let answer = watched.until(&format!("/why?window={later}&format=json"), "that process 1 is stopped", |_, text| {
         first(text) == "process 1"
     });
-    says(&answer, &["gives no sign of life", "kill -CONT"]);
+    check_contains(&answer, &["gives no sign of life", "kill -CONT"]);
     assert_eq!(watched.get(0, "/healthz").0, 503);
     let said = watched.why(watched.path("state").display(), "");
-    says(said.code(1).stdout(), &["the next results wait for process 1"]);
+    check_contains(said.code(1).stdout(), &["the next results wait for process 1"]);
     watched.running[1].signal(Signal::SIGCONT);
     watched.until("/healthz", "that all is well", |status, _| status == 200);
     watched.running[0].signal(Signal::SIGSTOP);
@@ -232,7 +232,7 @@ fn a_stopped_process(watched: &mut Watched) {
     let (status, text) = watched.get(1, "/why");
     watched.running[0].signal(Signal::SIGCONT);
     assert_eq!(status, 200, "{text}");
-    says(&text, &["wait for process 0"]);
+    check_contains(&text, &["wait for process 0"]);
 }
 
 /// After the job has ended, its state still shows what it waited for.
@@ -246,8 +246,8 @@ fn of_what_is_over(watched: Watched) {
     assert!(!state.join("WATCHED_AT").exists());
     let line = format!("why {} --window {}", state.display(), END + 3_600_000);
     let said = run(TIDEGATE, line.split_whitespace());
-    says(said.code(1).stdout(), &["partition 0 of transactions", "partition 2 of transactions"]);
-    says(&said.stderr, &["no process has it"]);
+    check_contains(said.code(1).stdout(), &["partition 0 of transactions", "partition 2 of transactions"]);
+    check_contains(&said.stderr, &["no process has it"]);
 }
 
 /// Returns a row of a view's answer: holder, balance, diff.
@@ -299,7 +299,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
     let mut last = (0, BTreeMap::new());
     for kills in 0..3 {
         let mut seen = BTreeSet::new();
-        up.until("balances at several epochs", |_| {
+        up.wait_until("balances at several epochs", |_| {
             let answer = get(&address, "/views/balances");
             let (epoch, rows) = balances(&answer.filter(|(status, _)| *status == 200)?.1);
             assert!(epoch >= last.0, "an epoch that was answered with is in all later answers, after crashes too");
@@ -326,7 +326,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
     assert!(list.contains(r#""view":"balances""#) && list.contains(r#""ready":true"#), "{list}");
     let (status, unknown) = get(&address, "/views/balance").unwrap();
     assert_eq!(status, 404);
-    says(&unknown, &["no view `balance`", "there is `balances`"]);
+    check_contains(&unknown, &["no view `balance`", "there is `balances`"]);
     changes_add_up(&address);
     producing.kill();
     up.signal(Signal::SIGTERM);

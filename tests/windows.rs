@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::source::memory::Records;
-use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::source::memory::MemorySource;
+use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::{Closed, Decimal, Real, Window};
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{self, Views, check_data, check_run, compare, compare_rows, totals};
-use common::oracle::{self, Judged, OVER, Row, Windows};
+use common::checks::{self, StepCaptures, check_data, check_run, compare, compare_rows, totals};
+use common::oracle::{self, OVER, OracleRecord, Row, Windows};
 
 fn windows(random: &mut Rng) -> Windows {
     checks::any_windows(random)
@@ -28,7 +28,7 @@ fn scripted_epochs_with_idle_and_late_found_partitions_show_what_the_oracle_show
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
         let script = data.script(&mut random);
-        let run = Run::new().workers(random.usize(1..=3)).script("deals", script);
+        let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script);
         check_run(&data, windows, run).map(drop)
     });
 }
@@ -38,7 +38,7 @@ fn random_epochs_show_what_the_oracle_shows() {
     for_seeds(100, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
-        let run = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        let run = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
         check_run(&data, windows, run()).map(drop)?;
         check_data(&data, windows, run())
     });
@@ -50,7 +50,7 @@ fn one_window_for_all_time_closes_when_its_stream_is_over() {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let script = data.script(&mut random);
-        check_run(&data, Windows::Global, Run::new().workers(2).script("deals", script)).map(drop)
+        check_run(&data, Windows::Global, TestRun::new().workers(2).script("deals", script)).map(drop)
     });
 }
 
@@ -70,9 +70,9 @@ fn changed_streams_keep_their_times_and_watermarks() {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
         let script = data.script(&mut random);
-        let (views, source) = (Views::default(), data.source());
+        let (views, source) = (StepCaptures::default(), data.source());
         let shown = views.clone();
-        let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
+        let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
             let deals = flow.read("deals", &source).filter(|deal| deal.amount <= 500);
             let made = deals.map(|deal| (deal.key % 2, deal)).flat_map(|(odd, deal)| {
                 assert_eq!(odd, deal.key % 2);
@@ -92,9 +92,9 @@ fn two_streams_as_one_have_the_lesser_watermark() {
         let mut random = Rng::with_seed(seed);
         let windows = windows(&mut random);
         let (one, two) = (Data::random(&mut random, 40), Data::random(&mut random, 40).renumbered(1_000_000));
-        let run = Run::new().workers(random.usize(1..=3));
+        let run = TestRun::new().workers(random.usize(1..=3));
         let run = run.script("one", one.script(&mut random)).script("two", two.script(&mut random));
-        let (views, sources) = (Views::default(), (one.source(), two.source()));
+        let (views, sources) = (StepCaptures::default(), (one.source(), two.source()));
         let shown = views.clone();
         let run = run.run(move |flow| {
             shown.of(flow.read("one", &sources.0).concat(flow.read("two", &sources.1)), windows);
@@ -115,7 +115,7 @@ fn windows_of_window_results_lose_nothing() {
         let script = data.script(&mut random);
         let (rows, late, source) = (Captured::<Row<(i64, i128)>>::new(), Captured::new(), data.source());
         let (shown, shown_late) = (rows.clone(), late.clone());
-        let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
+        let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
             let deals = flow.read("deals", &source).key_by(|deal| deal.key).window(checks::window(first));
             let deals = deals.allowed_lateness(checks::millis(first.late()));
             let totals = deals.aggregate("first", |each| (each.count(), each.sum(|deal| deal.amount)));
@@ -131,11 +131,12 @@ fn windows_of_window_results_lose_nothing() {
         });
         let outcome = run.map_err(|error| error.to_string())?;
         let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
-        let sums = |of: &[&Judged<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
+        let sums =
+            |of: &[&OracleRecord<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
         let mut closed = history.closed(&oracle::windowed(&history, first, |deal| deal.key, sums), first.late());
         // Results have no offset: those of equal time are counted in the order in which the second step sorts them.
         closed.records.sort_by_key(|row| row.data.3);
-        let add = |of: &[&Judged<Row<(i64, i128)>>]| {
+        let add = |of: &[&OracleRecord<Row<(i64, i128)>>]| {
             of.iter().fold((0, 0), |sum, row| (sum.0 + row.data.3.0, sum.1 + row.data.3.1))
         };
         let expected = oracle::windowed(&closed, second, |row| row.2 % 2, add);
@@ -147,10 +148,10 @@ fn windows_of_window_results_lose_nothing() {
 /// Counts, in windows of one second, the results of a global window.
 #[test]
 fn the_result_of_all_time_is_not_late_downstream() {
-    let source = Records::new(vec![vec![(1u8, 5i64), (2, 7), (1, 9)]], |record: &(u8, i64)| record.1);
+    let source = MemorySource::new(vec![vec![(1u8, 5i64), (2, 7), (1, 9)]], |record: &(u8, i64)| record.1);
     let (counts, late) = (Captured::<(u8, i64)>::new(), Captured::<u8>::new());
     let (shown, shown_late) = (counts.clone(), late.clone());
-    Run::new()
+    TestRun::new()
         .run(move |flow| {
             let all = flow.read("records", &source).key_by(|r| r.0).window(Window::global());
             let rows = all.aggregate("all", |each| each.count()).on_close();
@@ -166,15 +167,15 @@ fn the_result_of_all_time_is_not_late_downstream() {
 /// Sums values of any number type in one window, in any order, in random epochs.
 fn summed<N, S>(values: &[N], seed: u64) -> tidegate::Result<Vec<(S, Real)>>
 where
-    N: tidegate::stream::aggregate::Summable<Shown = S> + Copy,
+    N: tidegate::stream::aggregate::Summable<SumValue = S> + Copy,
     S: tidegate::Record,
 {
     let partitions = values.chunks(values.len().div_ceil(3)).map(|chunk| chunk.iter().map(|v| (*v, 5i64)).collect());
-    let source = Records::new(partitions.collect(), |record: &(N, i64)| record.1);
+    let source = MemorySource::new(partitions.collect(), |record: &(N, i64)| record.1);
     let (sums, shown) = (Captured::new(), Captured::new());
     let captured: Captured<(S, Real)> = sums.clone();
     let _: &Captured<(S, Real)> = &shown;
-    Run::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
+    TestRun::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
         flow.read("values", &source)
             .key_by(|_| 0u8)
             .window(Window::tumbling(Duration::from_secs(1)))
@@ -252,7 +253,7 @@ fn a_mean_is_the_exact_sum_divided_once() {
 }
 
 /// Results of the other aggregates: extremes, distinct values, quantiles, variance, and all values.
-type More = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
+type OtherAggregates = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
 
 /// Returns an amount that is small enough for quantiles to be exact.
 fn small(deal: &Deal) -> i64 {
@@ -260,7 +261,11 @@ fn small(deal: &Deal) -> i64 {
 }
 
 /// Runs a window with these aggregates, and captures the closed rows.
-fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<More>>, Outcome), String> {
+fn run_more(
+    data: &Data,
+    windows: Windows,
+    run: TestRun,
+) -> Result<(Captured<Row<OtherAggregates>>, RunOutcome), String> {
     let (source, rows) = (data.source(), Captured::new());
     let shown = rows.clone();
     let outcome = run.run(move |flow| {
@@ -290,10 +295,10 @@ fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<Mor
 }
 
 /// Computes the same from scratch.
-fn more(deals: &[&Judged<Deal>]) -> More {
+fn more(deals: &[&OracleRecord<Deal>]) -> OtherAggregates {
     let mut deals = deals.to_vec();
-    deals.sort_by_key(|deal| (deal.time, deal.place));
-    let (id, count) = (|deal: &&Judged<Deal>| deal.data.id, deals.len() as i128);
+    deals.sort_by_key(|deal| (deal.time, deal.origin));
+    let (id, count) = (|deal: &&OracleRecord<Deal>| deal.data.id, deals.len() as i128);
     let least = deals.iter().copied().min_by_key(|deal| deal.data.key).unwrap();
     let greatest = deals.iter().copied().min_by_key(|deal| Reverse(deal.data.amount)).unwrap();
     let mut amounts = deals.iter().map(|deal| (deal.data.amount, deal.data.id)).collect::<Vec<_>>();
@@ -319,20 +324,20 @@ fn every_aggregate_shows_what_the_oracle_shows_on_any_workers_and_with_any_seals
     for_seeds(40, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
-        let (rows, outcome) = run_more(&data, windows, Run::new().workers(1 + seed as usize % 3).seed(seed))?;
+        let (rows, outcome) = run_more(&data, windows, TestRun::new().workers(1 + seed as usize % 3).seed(seed))?;
         let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
         let expected = oracle::windowed(&history, windows, |deal| deal.key % 2, more).closed;
         compare_rows("rows", &rows, &expected)?;
         let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
-        let again = Run::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
+        let again = TestRun::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
         compare_rows("rows with seals", &run_more(&data, windows, again)?.0, &expected)
     });
 }
 
 #[test]
 fn an_aggregate_that_makes_no_sense_is_an_error_that_says_where() {
-    let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
-    let run = Run::new().run(move |flow| {
+    let source = MemorySource::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
+    let run = TestRun::new().run(move |flow| {
         let all = flow.read("records", &source).key_by(|record| record.0).window(Window::global());
         let step = all.aggregate("late", |each| (each.count(), each.quantile(95.0, |record| record.1)));
         step.on_close().write("rows", &Captured::new());
@@ -348,7 +353,7 @@ fn a_record_of_an_impossible_time_is_rejected_with_its_place() {
     let deals = times.iter().zip(0..).map(|(at_ms, id)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 }).collect();
     let data = Data { partitions: vec![deals], disorder: 0, turns: Vec::new() };
     let windows = Windows::Tumbling { size: 1000, offset: 0 };
-    let (views, outcome) = checks::run(&data, windows, Run::new()).unwrap();
+    let (views, outcome) = checks::run(&data, windows, TestRun::new()).unwrap();
     let rejects = views.rejects.all().into_iter().map(|reject| (reject.offset, reject.reason)).collect::<Vec<_>>();
     let reason = |time: i64| format!("its event time, {time} ms since 1970, is outside the years 1 to 9998");
     assert_eq!(rejects, [(2, reason(times[2])), (4, reason(times[4])), (5, reason(times[5]))]);

@@ -6,18 +6,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate::durable::journal::Bound;
-use tidegate::source::{self, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
+use tidegate::durable::journal::PartitionProgress;
+use tidegate::source::{
+    self, PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
+};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
 /// Generates the record of a number.
-pub(crate) type Make<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
+pub(crate) type RecordFn<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
 
 /// A source of one partition per worker, whose records are generated when they are read: as fast as possible, or **open
 /// loop**, at a fixed rate by the clock.
-pub(crate) struct Made<D> {
-    make: Make<D>,
+pub(crate) struct GeneratedSource<D> {
+    make: RecordFn<D>,
     time_of: TimeOf<D>,
     partitions: u32,
     /// Records of each partition.
@@ -28,7 +30,7 @@ pub(crate) struct Made<D> {
     endless: bool,
 }
 
-impl<D: Record> Made<D> {
+impl<D: Record> GeneratedSource<D> {
     /// Creates a source of `count` records in total; the record with number `n` of partition `p` is generated from `n *
     /// partitions + p`.
     pub(crate) fn new(
@@ -38,7 +40,14 @@ impl<D: Record> Made<D> {
         time_of: impl Fn(&D) -> i64 + Send + Sync + 'static,
     ) -> Self {
         let count = count / u64::from(partitions);
-        Made { make: Arc::new(make), time_of: source::time_of(time_of), partitions, count, paced: None, endless: false }
+        GeneratedSource {
+            make: Arc::new(make),
+            time_of: source::time_of(time_of),
+            partitions,
+            count,
+            paced: None,
+            endless: false,
+        }
     }
 
     /// Sets the pace: the first `at_once` records are due from the beginning; after `from`, `a_second` more per second.
@@ -54,7 +63,7 @@ impl<D: Record> Made<D> {
     }
 }
 
-impl<D: Record> Source for Made<D> {
+impl<D: Record> Source for GeneratedSource<D> {
     type Item = D;
 
     fn describe(&self) -> String {
@@ -69,9 +78,9 @@ impl<D: Record> Source for Made<D> {
         Some(Duration::ZERO)
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<D>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<D>>> {
         let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
-        Ok(Box::new(MadeReader {
+        Ok(Box::new(GeneratedReader {
             make: Arc::clone(&self.make),
             partitions: u64::from(self.partitions),
             count: self.count,
@@ -83,18 +92,25 @@ impl<D: Record> Source for Made<D> {
     }
 }
 
-struct MadeReader<D> {
-    make: Make<D>,
+struct GeneratedReader<D> {
+    make: RecordFn<D>,
     partitions: u64,
     count: u64,
     paced: Option<(u64, Instant, u64)>,
     endless: bool,
-    mine: Vec<(u32, Option<Slot>)>,
+    mine: Vec<(u32, Option<PartitionHandle>)>,
     made: Vec<D>,
 }
 
-impl<D: Record> MadeReader<D> {
-    fn take(&mut self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
+impl<D: Record> GeneratedReader<D> {
+    fn take(
+        &mut self,
+        epoch: Epoch,
+        id: u32,
+        slot: PartitionHandle,
+        end: u64,
+        intake: &mut PartitionTracker<D>,
+    ) -> Result<()> {
         let from = intake.next(slot);
         self.made.clear();
         self.made.extend((from..end).map(|number| (self.make)(number * self.partitions + u64::from(id))));
@@ -102,17 +118,17 @@ impl<D: Record> MadeReader<D> {
     }
 }
 
-impl<D: Record> Reader<D> for MadeReader<D> {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+impl<D: Record> Reader<D> for GeneratedReader<D> {
+    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<D>) -> Result<()> {
         for (id, slot) in &mut self.mine {
-            if let Some(place) = places.iter().find(|place| place.bound.partition == *id) {
+            if let Some(place) = places.iter().find(|place| place.progress.partition == *id) {
                 *slot = Some(intake.resume(epoch, place));
             }
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled> {
         intake.all_found();
         let count = self.count;
         let due = self.paced.map_or(count, |(at_once, from, a_second)| {
@@ -123,7 +139,7 @@ impl<D: Record> Reader<D> for MadeReader<D> {
         let mut busy = false;
         for at in 0..self.mine.len() {
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, 0, until));
+            let slot = slot.unwrap_or_else(|| intake.track(epoch, id, 0, until));
             self.mine[at].1 = Some(slot);
             let end = due.min(intake.next(slot) + budget as u64);
             if end > intake.next(slot) {
@@ -134,16 +150,17 @@ impl<D: Record> Reader<D> for MadeReader<D> {
         Ok(Polled { epoch, busy })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<D>) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until));
+            let slot =
+                slot.unwrap_or_else(|| intake.track(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset));
             self.mine[at].1 = Some(slot);
-            self.take(epoch, id, slot, bound.next, intake)?;
-            intake.repeat(slot, bound);
+            self.take(epoch, id, slot, bound.next_offset, intake)?;
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }

@@ -99,7 +99,7 @@ pub(crate) fn fill_topic(brokers: &str, records: u64, accounts: u64) -> Result<(
                 .map_err(|why| tidegate::Error::new("cannot write a transaction").because(why))?;
             publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
         }
-        publisher.settle()
+        publisher.flush()
     };
     fill().map_err(|error| error.to_string())
 }

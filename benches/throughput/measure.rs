@@ -7,7 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 /// An order-independent checksum of result rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Check {
+pub(crate) struct RowChecksum {
     /// Number of rows.
     pub(crate) rows: u64,
     /// Number of records that they count.
@@ -16,16 +16,16 @@ pub(crate) struct Check {
     pub(crate) hash: u64,
 }
 
-impl Check {
+impl RowChecksum {
     /// Returns the checksum of one row.
-    pub(crate) fn row(end: i64, key: u64, count: i64, sum: i128, least: i64, greatest: i64) -> Check {
+    pub(crate) fn row(end: i64, key: u64, count: i64, sum: i128, least: i64, greatest: i64) -> RowChecksum {
         let parts = [end as u64, key, count as u64, sum as u64, least as u64, greatest as u64];
         let mix = |hash: u64, part: u64| (hash ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
-        Check { rows: 1, records: count as u64, hash: parts.into_iter().fold(7, mix) }
+        RowChecksum { rows: 1, records: count as u64, hash: parts.into_iter().fold(7, mix) }
     }
 
     /// Adds rows.
-    pub(crate) fn add(&mut self, other: Check) {
+    pub(crate) fn add(&mut self, other: RowChecksum) {
         self.rows += other.rows;
         self.records += other.records;
         self.hash = self.hash.wrapping_add(other.hash);
@@ -34,7 +34,7 @@ impl Check {
 
 /// Measurements of one run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
+pub(crate) struct RunFigures {
     /// Wall-clock seconds, from the first record to the last result.
     pub(crate) seconds: f64,
     /// CPU seconds of the process in that time.
@@ -42,7 +42,7 @@ pub(crate) struct Figures {
     /// Peak memory of the process, in MiB.
     pub(crate) memory: f64,
     /// Checksum of the results.
-    pub(crate) check: Check,
+    pub(crate) check: RowChecksum,
 }
 
 /// Returns the CPU time of this process so far, in seconds.
@@ -56,33 +56,33 @@ fn peak_memory() -> f64 {
 }
 
 /// Runs `work`, and measures it.
-pub(crate) fn timed(work: impl FnOnce() -> Result<Check, String>) -> Result<Figures, String> {
+pub(crate) fn timed(work: impl FnOnce() -> Result<RowChecksum, String>) -> Result<RunFigures, String> {
     let (cpu, start) = (cpu_seconds(), Instant::now());
     let check = work()?;
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    Ok(Figures { seconds, cpu, memory: peak_memory(), check })
+    Ok(RunFigures { seconds, cpu, memory: peak_memory(), check })
 }
 
-impl Figures {
+impl RunFigures {
     /// Formats the measurements as a line.
     pub(crate) fn to_line(self) -> String {
-        let Figures { seconds, cpu, memory, check: Check { rows, records, hash } } = self;
+        let RunFigures { seconds, cpu, memory, check: RowChecksum { rows, records, hash } } = self;
         format!("figures {seconds} {cpu} {memory} {rows} {records} {hash}")
     }
 
-    /// Parses a line of [`Figures::to_line`].
-    pub(crate) fn from_line(line: &str) -> Option<Figures> {
+    /// Parses a line of [`RunFigures::to_line`].
+    pub(crate) fn from_line(line: &str) -> Option<RunFigures> {
         let parts: Vec<&str> = line.lines().last()?.strip_prefix("figures ")?.split(' ').collect();
         let [seconds, cpu, memory, rows, records, hash] = parts[..] else { return None };
-        let check = Check { rows: rows.parse().ok()?, records: records.parse().ok()?, hash: hash.parse().ok()? };
-        Some(Figures { seconds: seconds.parse().ok()?, cpu: cpu.parse().ok()?, memory: memory.parse().ok()?, check })
+        let check = RowChecksum { rows: rows.parse().ok()?, records: records.parse().ok()?, hash: hash.parse().ok()? };
+        Some(RunFigures { seconds: seconds.parse().ok()?, cpu: cpu.parse().ok()?, memory: memory.parse().ok()?, check })
     }
 }
 
 /// Several runs of one program.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measured {
-    runs: Vec<Figures>,
+    runs: Vec<RunFigures>,
 }
 
 /// Returns the least, the median and the greatest of some numbers.
@@ -96,18 +96,18 @@ fn spread(mut numbers: Vec<f64>) -> (f64, f64, f64) {
 
 impl Measured {
     /// Adds a run.
-    pub(crate) fn add(&mut self, figures: Figures) {
+    pub(crate) fn add(&mut self, figures: RunFigures) {
         self.runs.push(figures);
     }
 
     /// Returns the checksums of the runs: one if they agree.
-    pub(crate) fn checks(&self) -> Vec<Check> {
-        let mut checks: Vec<Check> = self.runs.iter().map(|run| run.check).collect();
+    pub(crate) fn checks(&self) -> Vec<RowChecksum> {
+        let mut checks: Vec<RowChecksum> = self.runs.iter().map(|run| run.check).collect();
         checks.dedup();
         checks
     }
 
-    fn of(&self, figure: impl Fn(&Figures) -> f64) -> (f64, f64, f64) {
+    fn of(&self, figure: impl Fn(&RunFigures) -> f64) -> (f64, f64, f64) {
         spread(self.runs.iter().map(figure).collect())
     }
 }
@@ -129,7 +129,7 @@ pub(crate) fn machine() -> String {
 /// Prints the measurements of an input, with ratios to the first program.
 pub(crate) fn show(input: &str, records: u64, programs: &[(String, usize)], measured: &[Measured], json: bool) {
     let millions = records as f64 / 1e6;
-    let rate = |run: &Figures| millions / run.seconds;
+    let rate = |run: &RunFigures| millions / run.seconds;
     let Some(base) = measured.first().map(|first| (first.of(rate).1, first.of(|run| run.cpu / millions).1)) else {
         return;
     };

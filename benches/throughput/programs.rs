@@ -16,14 +16,14 @@ use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde::{Deserialize, Serialize};
 use tidegate::source::Options;
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, kafka, ndjson};
 
 use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
-use crate::measure::{Check, Figures, timed};
+use crate::measure::{RowChecksum, RunFigures, timed};
 
 /// Parameters of a run.
-pub(crate) struct Setting {
+pub(crate) struct RunParameters {
     /// Number of records.
     pub(crate) records: u64,
     /// Number of accounts.
@@ -78,11 +78,11 @@ impl Semigroup for Totals {
 
 /// One thread, one hash map with a fast hasher, partitions in turns; late records are left out; rows leave the map when
 /// their window closes.
-pub(crate) fn memory_by_hand(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn memory_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
     let partitions: Vec<_> = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
     timed(|| {
         let mut open: HashMap<(i64, u32), Totals, FixedState> = HashMap::default();
-        let (mut marks, mut closed, mut check) = ([i64::MIN; PARTITIONS], i64::MIN, Check::default());
+        let (mut marks, mut closed, mut check) = ([i64::MIN; PARTITIONS], i64::MIN, RowChecksum::default());
         let longest = partitions.iter().map(Vec::len).max().unwrap_or(0);
         for from in (0..longest).step_by(1024) {
             for (partition, mark) in partitions.iter().zip(&mut marks) {
@@ -112,31 +112,31 @@ pub(crate) fn memory_by_hand(setting: &Setting) -> Result<Figures, String> {
     })
 }
 
-pub(crate) fn check_of(end: i64, key: u64, row: &Totals) -> Check {
-    Check::row(end, key, row.count, i128::from(row.sum), row.least, row.greatest)
+pub(crate) fn check_of(end: i64, key: u64, row: &Totals) -> RowChecksum {
+    RowChecksum::row(end, key, row.count, i128::from(row.sum), row.least, row.greatest)
 }
 
 /// A checksum to which several workers add.
 #[derive(Clone, Default)]
-struct Shared(Arc<[AtomicU64; 3]>);
+struct SharedCheck(Arc<[AtomicU64; 3]>);
 
-impl Shared {
-    fn add(&self, check: Check) {
+impl SharedCheck {
+    fn add(&self, check: RowChecksum) {
         for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
             sum.fetch_add(part, Ordering::Relaxed);
         }
     }
 
     /// Adds a row, or retracts it.
-    fn change(&self, check: Check, diff: isize) {
+    fn change(&self, check: RowChecksum, diff: isize) {
         for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
             sum.fetch_add(part.wrapping_mul(diff as u64), Ordering::Relaxed);
         }
     }
 
-    fn get(&self) -> Check {
+    fn get(&self) -> RowChecksum {
         let [rows, records, hash] = [0, 1, 2].map(|part: usize| self.0[part].load(Ordering::Relaxed));
-        Check { rows, records, hash }
+        RowChecksum { rows, records, hash }
     }
 }
 
@@ -145,11 +145,14 @@ const EPOCH: usize = 100_000;
 
 /// Runs a differential program over the records in memory: `dataflow` builds it, and `give` feeds it a record.
 fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
-    setting: &Setting,
-    dataflow: impl Fn(&mut timely::worker::Worker, &mut InputSession<u64, D, R>, Shared) -> Probe + Send + Sync + 'static,
+    setting: &RunParameters,
+    dataflow: impl Fn(&mut timely::worker::Worker, &mut InputSession<u64, D, R>, SharedCheck) -> Probe
+    + Send
+    + Sync
+    + 'static,
     give: impl Fn(&mut InputSession<u64, D, R>, i64, data::Small) + Send + Sync + 'static,
     by_window: bool,
-) -> Result<Figures, String> {
+) -> Result<RunFigures, String> {
     let partitions: Arc<Vec<_>> =
         Arc::new((0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect());
     let config = match setting.workers {
@@ -157,7 +160,7 @@ fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
         workers => timely::Config::process(workers),
     };
     timed(|| {
-        let shared = Shared::default();
+        let shared = SharedCheck::default();
         let checks = shared.clone();
         let run = timely::execute(config, move |worker| {
             let mut input = InputSession::new();
@@ -204,10 +207,10 @@ type Probe = timely::dataflow::operators::probe::Handle<u64>;
 
 /// Plain differential dataflow, as one would write it first: amounts by window and account, reduced, kept up to date in
 /// epochs of a hundred thousand records.
-pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn memory_differential(setting: &RunParameters) -> Result<RunFigures, String> {
     let dataflow = |worker: &mut timely::worker::Worker,
                     input: &mut InputSession<u64, ((i64, u32), i64), isize>,
-                    checks: Shared| {
+                    checks: SharedCheck| {
         worker.dataflow(|scope| {
             let totals = input.to_collection(scope).reduce(|_row, amounts, totals| {
                 let mut total = None::<Totals>;
@@ -236,35 +239,36 @@ pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> 
 /// Differential dataflow as an expert would write it: a record is an update of its row whose difference holds the
 /// totals, with its window's end as timestamp; an arrangement consolidates them, and the frontier follows the
 /// watermark, so that each row is emitted once, when its window closes.
-pub(crate) fn memory_differences(setting: &Setting) -> Result<Figures, String> {
-    let dataflow =
-        |worker: &mut timely::worker::Worker, input: &mut InputSession<u64, (u64, u32), Totals>, checks: Shared| {
-            worker.dataflow(|scope| {
-                let rows = input.to_collection(scope).consolidate();
-                let shown = rows.inspect(move |((end, account), _, row)| {
-                    checks.add(check_of(*end as i64, u64::from(*account), row));
-                });
-                shown.probe().0
-            })
-        };
+pub(crate) fn memory_differences(setting: &RunParameters) -> Result<RunFigures, String> {
+    let dataflow = |worker: &mut timely::worker::Worker,
+                    input: &mut InputSession<u64, (u64, u32), Totals>,
+                    checks: SharedCheck| {
+        worker.dataflow(|scope| {
+            let rows = input.to_collection(scope).consolidate();
+            let shown = rows.inspect(move |((end, account), _, row)| {
+                checks.add(check_of(*end as i64, u64::from(*account), row));
+            });
+            shown.probe().0
+        })
+    };
     let give = |input: &mut InputSession<u64, (u64, u32), Totals>, end: i64, (account, _, amount): data::Small| {
         input.update_at((end as u64, account), end as u64, Totals::of(amount));
     };
     differential(setting, dataflow, give, true)
 }
 
-fn job(setting: &Setting) -> Job {
+fn job(setting: &RunParameters) -> Job {
     let options =
         Options { until_end: true, out_of_order: Duration::from_millis(DISORDER as u64), ..Options::default() };
     Job::new("throughput").workers(setting.workers).options(options)
 }
 
 /// Tidegate's windowed totals of records in memory.
-pub(crate) fn memory_tidegate(setting: &Setting, window: Window) -> Result<Figures, String> {
+pub(crate) fn memory_tidegate(setting: &RunParameters, window: Window) -> Result<RunFigures, String> {
     let partitions = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
-    let records = Records::new(partitions, |record: &data::Small| record.1);
+    let records = MemorySource::new(partitions, |record: &data::Small| record.1);
     timed(|| {
-        let shared = Shared::default();
+        let shared = SharedCheck::default();
         let checks = shared.clone();
         let run = job(setting).run(move |flow| {
             let checks = checks.clone();
@@ -275,7 +279,14 @@ pub(crate) fn memory_tidegate(setting: &Setting, window: Window) -> Result<Figur
                 .on_close()
                 .inspect(move |row| {
                     let (count, sum, least, greatest) = row.value;
-                    checks.add(Check::row(row.window.end.millis(), u64::from(row.key), count, sum, least, greatest));
+                    checks.add(RowChecksum::row(
+                        row.window.end.millis(),
+                        u64::from(row.key),
+                        count,
+                        sum,
+                        least,
+                        greatest,
+                    ));
                 });
         });
         run.map_err(|error| error.to_string())?;
@@ -300,15 +311,15 @@ struct ByHand {
     open: HashMap<i64, HashMap<String, Totals, FixedState>, FixedState>,
     mark: i64,
     out: csv_crate::Writer<BufWriter<File>>,
-    check: Check,
+    check: RowChecksum,
 }
 
 impl ByHand {
-    fn new(setting: &Setting) -> Result<Self, String> {
+    fn new(setting: &RunParameters) -> Result<Self, String> {
         let path = setting.dir.join("by_hand.csv");
         let file = File::create(&path).map_err(|why| format!("cannot make {}: {why}", path.display()))?;
         let out = csv_crate::Writer::from_writer(BufWriter::new(file));
-        Ok(ByHand { open: HashMap::default(), mark: i64::MIN, out, check: Check::default() })
+        Ok(ByHand { open: HashMap::default(), mark: i64::MIN, out, check: RowChecksum::default() })
     }
 
     #[inline]
@@ -344,7 +355,7 @@ impl ByHand {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Check, String> {
+    fn finish(mut self) -> Result<RowChecksum, String> {
         self.close(i64::MAX)?;
         self.out.flush().map_err(|why| format!("cannot write results: {why}"))?;
         Ok(self.check)
@@ -357,7 +368,7 @@ fn key_of(account: &str) -> u64 {
 }
 
 /// The csv crate, decoding what the totals need, on one thread.
-pub(crate) fn csv_by_hand(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn csv_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
     let path = data::file(&setting.dir, "csv");
     timed(|| {
         let said = |why: csv_crate::Error| format!("cannot read {}: {why}", path.display());
@@ -385,7 +396,7 @@ struct Needed<'a> {
 }
 
 /// serde_json, decoding what the totals need, on one thread.
-pub(crate) fn ndjson_by_hand(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn ndjson_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
     let path = data::file(&setting.dir, "ndjson");
     timed(|| {
         let file = File::open(&path).map_err(|why| format!("cannot read {}: {why}", path.display()))?;
@@ -401,10 +412,13 @@ pub(crate) fn ndjson_by_hand(setting: &Setting) -> Result<Figures, String> {
 }
 
 /// Tidegate's `account_totals` over a source, results written as CSV.
-fn totals<S: tidegate::source::Source<Item = Transaction>>(setting: &Setting, source: S) -> Result<Figures, String> {
-    let out = csv::File::new(setting.dir.join("tidegate.csv"));
+fn totals<S: tidegate::source::Source<Item = Transaction>>(
+    setting: &RunParameters,
+    source: S,
+) -> Result<RunFigures, String> {
+    let out = csv::Sink::new(setting.dir.join("tidegate.csv"));
     timed(|| {
-        let shared = Shared::default();
+        let shared = SharedCheck::default();
         let checks = shared.clone();
         let run = job(setting).run(move |flow| {
             let checks = checks.clone();
@@ -418,7 +432,14 @@ fn totals<S: tidegate::source::Source<Item = Transaction>>(setting: &Setting, so
                 .on_close()
                 .inspect(move |row| {
                     let (count, sum, least, greatest) = row.value;
-                    checks.add(Check::row(row.window.end.millis(), key_of(&row.key), count, sum, least, greatest));
+                    checks.add(RowChecksum::row(
+                        row.window.end.millis(),
+                        key_of(&row.key),
+                        count,
+                        sum,
+                        least,
+                        greatest,
+                    ));
                 })
                 .map(total)
                 .write("totals", &out);
@@ -434,22 +455,22 @@ fn total(closed: Closed<String, (i64, i128, i64, i64)>) -> Total {
 }
 
 /// Tidegate from a CSV file.
-pub(crate) fn csv_tidegate(setting: &Setting) -> Result<Figures, String> {
-    totals(setting, csv::Input::new(data::file(&setting.dir, "csv")).event_time(|t: &Transaction| t.at_ms))
+pub(crate) fn csv_tidegate(setting: &RunParameters) -> Result<RunFigures, String> {
+    totals(setting, csv::Source::new(data::file(&setting.dir, "csv")).event_time(|t: &Transaction| t.at_ms))
 }
 
 /// Tidegate from a file with one JSON object a line.
-pub(crate) fn ndjson_tidegate(setting: &Setting) -> Result<Figures, String> {
-    totals(setting, ndjson::Input::new(data::file(&setting.dir, "ndjson")).event_time(|t: &Transaction| t.at_ms))
+pub(crate) fn ndjson_tidegate(setting: &RunParameters) -> Result<RunFigures, String> {
+    totals(setting, ndjson::Source::new(data::file(&setting.dir, "ndjson")).event_time(|t: &Transaction| t.at_ms))
 }
 
 /// Tidegate from a topic.
-pub(crate) fn kafka_tidegate(setting: &Setting) -> Result<Figures, String> {
-    totals(setting, kafka::Topic::json(&setting.brokers, "transaction").event_time(|t: &Transaction| t.at_ms))
+pub(crate) fn kafka_tidegate(setting: &RunParameters) -> Result<RunFigures, String> {
+    totals(setting, kafka::Source::json(&setting.brokers, "transaction").event_time(|t: &Transaction| t.at_ms))
 }
 
 /// One consumer that parses every message and keeps nothing.
-pub(crate) fn kafka_parse_only(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn kafka_parse_only(setting: &RunParameters) -> Result<RunFigures, String> {
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", &setting.brokers).set("group.id", "throughput-parse-only");
     config.set("isolation.level", "read_committed").set("fetch.queue.backoff.ms", "2");
@@ -462,7 +483,7 @@ pub(crate) fn kafka_parse_only(setting: &Setting) -> Result<Figures, String> {
             partitions.add_partition_offset("transaction", partition, start).map_err(|why| why.to_string())?;
         }
         consumer.assign(&partitions).map_err(|why| why.to_string())?;
-        let mut check = Check::default();
+        let mut check = RowChecksum::default();
         while check.records < setting.records {
             let Some(message) = consumer.poll(Duration::from_secs(10)) else {
                 return Err(format!("only {} of {} messages came", check.records, setting.records));

@@ -10,8 +10,8 @@ use tidegate::Window;
 
 use crate::Query;
 use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
-use crate::measure::{Check, Figures, timed};
-use crate::programs::{Setting, Totals, check_of};
+use crate::measure::{RowChecksum, RunFigures, timed};
+use crate::programs::{RunParameters, Totals, check_of};
 
 /// Length of a sliding window, in milliseconds.
 const SIZE: i64 = 6 * WINDOW;
@@ -28,7 +28,7 @@ pub(crate) fn of(query: Query) -> Window {
     }
 }
 
-fn partitions(setting: &Setting) -> Vec<Vec<data::Small>> {
+fn partitions(setting: &RunParameters) -> Vec<Vec<data::Small>> {
     (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect()
 }
 
@@ -53,11 +53,11 @@ fn in_turns(partitions: &[Vec<data::Small>], mut record: impl FnMut(data::Small)
 type ByAccount = HashMap<u32, Totals, FixedState>;
 
 /// Totals of ten seconds each, six of which are added up when a window closes.
-pub(crate) fn sliding_by_hand(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn sliding_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
     let partitions = partitions(setting);
     timed(|| {
         let panes = std::cell::RefCell::new(BTreeMap::<i64, ByAccount>::new());
-        let (mut closed, mut check) = (None::<i64>, Check::default());
+        let (mut closed, mut check) = (None::<i64>, RowChecksum::default());
         let record = |(account, at, amount): data::Small| {
             let end = at - at.rem_euclid(WINDOW) + WINDOW;
             let mut panes = panes.borrow_mut();
@@ -89,11 +89,11 @@ pub(crate) fn sliding_by_hand(setting: &Setting) -> Result<Figures, String> {
 type Session = (i64, i64, Totals);
 
 /// An account's open sessions in a short list; all accounts are scanned after every second of event time.
-pub(crate) fn sessions_by_hand(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn sessions_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
     let partitions = partitions(setting);
     timed(|| {
         let open = std::cell::RefCell::new(HashMap::<u32, Vec<Session>, FixedState>::default());
-        let (mut looked, mut check) = (i64::MIN, Check::default());
+        let (mut looked, mut check) = (i64::MIN, RowChecksum::default());
         let record = |(account, at, amount): data::Small| {
             let mut open = open.borrow_mut();
             let sessions = open.entry(account).or_default();

@@ -20,14 +20,14 @@ use std::time::Duration;
 use clap::Args;
 
 use super::query::{AnySink, FileFormat, check_outputs};
-use super::run::{Moment, RunArgs, Show, Watch};
-use super::{Property, note, pairs, say};
+use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs};
+use super::{Property, note, pairs, print_line};
 use crate::error::{Error, Result};
-use crate::job::Report;
+use crate::job::RunReport;
 use crate::metrics::Metrics;
 use crate::source::Options;
 use crate::source::generator::Transaction;
-use crate::source::kafka::Topic;
+use crate::source::kafka;
 
 /// Name of the source in the job, and of the step that writes the copy.
 const MESSAGES: &str = "messages";
@@ -91,20 +91,20 @@ pub struct ConsumeArgs {
 /// # Errors
 /// Fails if the topic cannot be read, a file cannot be written, the state does not fit, or another process fails.
 pub fn consume(args: &ConsumeArgs) -> Result<u8> {
-    let watch = Watch::begin(&args.run)?;
+    let watch = JobRunner::begin(&args.run)?;
     if args.sync && (args.run.workers, args.run.processes) != (1, 1) {
         let error = Error::usage("--sync takes one message at a time, which needs one worker in one process");
         return Err(error.help("leave -w and -n out, or --sync"));
     }
-    args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
-    let topic = Topic::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
+    args.run.state.as_deref().map_or(Ok(()), check_not_old_state)?;
+    let topic = kafka::Source::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
     let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
     let (out, rejects) = (AnySink::file(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
     let rejects = rejects.map(|path| AnySink::file(path, FileFormat::Ndjson, &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
-    let job = args.run.job(&name)?.options(options).one_at_a_time(args.sync);
+    let job = args.run.job(&name)?.options(options).synchronous(args.sync);
     let metrics = job.metrics();
     let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);
@@ -112,17 +112,17 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
             flow.rejects().write_in_order("rejects", rejects);
         }
     })?;
-    tell(args, &report, &metrics);
+    print_summary(args, &report, &metrics);
     Ok(code)
 }
 
 /// Prints the number of copied messages and the rate: of all processes in the first one, and in each of several its
 /// own.
-fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
+fn print_summary(args: &ConsumeArgs, report: &RunReport, metrics: &Metrics) {
     let took = metrics.working_for();
     let rate = |count: u64| (count as f64 / took.as_secs_f64().max(0.001)) as u64;
     let RunArgs { process, processes, .. } = args.run;
-    if processes > 1 && args.run.progress != Show::Off {
+    if processes > 1 && args.run.progress != ProgressMode::Off {
         let read = metrics.source(MESSAGES).read.get();
         note(format_args!("process {process} of {processes} has read {read} messages, {}/s", rate(read)));
     }
@@ -131,7 +131,7 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     }
     // The first of several processes has the figures of all.
     let copied = report.summary.sinks.iter().filter(|sink| sink.name == COPY).map(|sink| sink.rows).sum();
-    say(format_args!("{copied} messages to {}, {}/s", args.out.display(), rate(copied)));
+    print_line(format_args!("{copied} messages to {}, {}/s", args.out.display(), rate(copied)));
     let rejected: u64 = report.summary.sources.iter().map(|source| source.rejected).sum();
     if rejected > 0 {
         let kept = args.rejects.as_ref().map_or(String::new(), |path| format!("; they are in {}", path.display()));
@@ -139,12 +139,12 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     }
 }
 
-fn progress(Moment { read, rate, elapsed, .. }: &Moment) -> String {
+fn progress(JobFigures { read, rate, elapsed, .. }: &JobFigures) -> String {
     format!("{} s: {read} messages, {rate:.0}/s", elapsed.as_secs())
 }
 
 /// Refuses the state directory of a copy that an earlier version has begun.
-fn refuse_positions(state: &Path) -> Result<()> {
+fn check_not_old_state(state: &Path) -> Result<()> {
     let position = state.join("position");
     if !position.exists() {
         return Ok(());

@@ -13,8 +13,8 @@
 //! one run, as the directory is locked.
 
 mod child;
+mod display;
 mod ledger;
-mod view;
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -25,10 +25,10 @@ use clap::Args;
 use indicatif::HumanCount;
 
 use self::child::Program;
+use self::display::DemoDisplay;
 use self::ledger::{Differences, Ledger, compare_copy, compare_totals};
-use self::view::View;
-use super::stop::Stop;
-use super::{note, say};
+use super::stop::StopSignal;
+use super::{note, print_line};
 use crate::error::{Error, Result};
 use crate::sink::kafka::Publisher;
 use crate::source::generator::{Generator, Transaction};
@@ -45,20 +45,20 @@ const PARTITIONS: u32 = 4;
 /// measured to hold this many at 4,000 a second while the programs were held up to the end. Lower rates compress less:
 /// the broker then drops the oldest, which the programs have usually read long before; if not, the comparison at the
 /// end fails.
-const EMBEDDED_MOST: u64 = 100_000;
+const MAX_EMBEDDED_TRANSACTIONS: u64 = 100_000;
 
 /// Makes larger batches, which compress better: the embedded broker counts compressed bytes.
 const PROPERTIES: [(&str, &str); 2] = [("linger.ms", "25"), ("compression.type", "lz4")];
 
 /// Maximum number of transactions sent and not yet acknowledged: few enough that sending never blocks, because a
 /// blocked send could not be interrupted.
-const ON_THEIR_WAY: u64 = 100_000;
+const MAX_IN_FLIGHT: u64 = 100_000;
 
 /// Time without progress after which the brokers are considered gone, or missing rows at the end lost.
-const STALLED: Duration = Duration::from_secs(15);
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time to go on reading once all rows are there, to detect rows in excess.
-const EXTRA: Duration = Duration::from_millis(300);
+const EXTRA_ROWS_WAIT: Duration = Duration::from_millis(300);
 
 const EXAMPLES: &str = "Examples:
   tidegate demo
@@ -115,26 +115,26 @@ impl Default for DemoArgs {
 /// # Errors
 /// Fails if the broker, the directory or a program cannot be used, or the results differ from what was produced.
 pub fn demo(args: &DemoArgs) -> Result<u8> {
-    let stop = Stop::listen()?;
+    let stop = StopSignal::listen()?;
     let count = args.seconds * args.rate;
-    if args.brokers.is_none() && count > EMBEDDED_MOST {
+    if args.brokers.is_none() && count > MAX_EMBEDDED_TRANSACTIONS {
         let error = Error::usage(format!("the broker in memory does not hold {} transactions", HumanCount(count)));
-        let most = HumanCount(EMBEDDED_MOST);
+        let most = HumanCount(MAX_EMBEDDED_TRANSACTIONS);
         return Err(error.help(format!("let --seconds times --rate be at most {most}, or use --brokers")));
     }
-    let folder = Folder::prepare(&args.dir)?;
-    let beginning = stop.begin();
-    let mut place = Place::prepare(args.brokers.as_deref())?;
+    let folder = DemoDirectory::prepare(&args.dir)?;
+    let beginning = stop.begin_startup();
+    let mut place = DemoTopic::prepare(args.brokers.as_deref())?;
     drop(beginning);
     let mut programs = Programs::start(&place, &folder, args.kill_every)?;
-    say(format_args!(
+    print_line(format_args!(
         "Transactions go to the topic {} at {}, {} a second.",
         place.topic,
         place.servers,
         HumanCount(args.rate)
     ));
-    say(format_args!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:"));
-    say(format_args!(
+    print_line(format_args!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:"));
+    print_line(format_args!(
         "  tidegate account_totals --brokers {} --topic {} --out {} -w 2{}",
         place.servers,
         place.topic,
@@ -142,12 +142,12 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         args.kill_every.map_or(String::new(), |_| format!(" --state {}", folder.state().display())),
     ));
     if let Some(every) = args.kill_every {
-        say(format_args!("It is killed every {}, and restarted.", humantime::format_duration(every)));
+        print_line(format_args!("It is killed every {}, and restarted.", humantime::format_duration(every)));
     }
-    let mut run = Run {
+    let mut run = DemoRun {
         ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
-        taken: (0, Instant::now()),
-        view: View::start(
+        acknowledged: (0, Instant::now()),
+        view: DemoDisplay::start(
             count + place.publisher.partitions().0 as u64,
             &folder.copy,
             &folder.totals,
@@ -158,13 +158,13 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         stop: &stop,
     };
     let rate = run.produce(count, args.rate).and_then(|rate| {
-        run.programs.spare();
+        run.programs.stop_killing();
         run.close().map(|()| rate)
     });
     run.view.finish();
     let (rate, ledger) = (rate?, run.ledger);
     programs.stop()?;
-    if let Some(code) = stop.asked() {
+    if let Some(code) = stop.exit_code_if_stopped() {
         let count = HumanCount(ledger.count());
         note(format_args!("stopped after {count} transactions; the files in {} are not complete", folder.name()));
         return Ok(code);
@@ -174,7 +174,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
 }
 
 /// The directory of a run, locked.
-struct Folder {
+struct DemoDirectory {
     path: PathBuf,
     totals: PathBuf,
     copy: PathBuf,
@@ -183,7 +183,7 @@ struct Folder {
     _lock: File,
 }
 
-impl Folder {
+impl DemoDirectory {
     /// Creates the directory if it is missing, locks it, and removes the files of an earlier demo.
     fn prepare(path: &Path) -> Result<Self> {
         let failed = |error| Error::new("cannot use the directory").at(path.display()).because(error);
@@ -216,7 +216,7 @@ impl Folder {
                 fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
-        Ok(Folder { path: path.to_owned(), totals, copy, query_log, copy_log, _lock: lock })
+        Ok(DemoDirectory { path: path.to_owned(), totals, copy, query_log, copy_log, _lock: lock })
     }
 
     fn name(&self) -> std::path::Display<'_> {
@@ -234,27 +234,32 @@ impl Folder {
 }
 
 /// A topic that only this run uses, and the broker that has it.
-struct Place {
+struct DemoTopic {
     publisher: Publisher,
     servers: String,
     topic: String,
     _embedded: Option<EmbeddedBroker>,
 }
 
-impl Place {
+impl DemoTopic {
     fn prepare(brokers: Option<&str>) -> Result<Self> {
         let Some(brokers) = brokers else {
             let embedded = EmbeddedBroker::start()?;
             embedded.create_topic(TOPIC, PARTITIONS)?;
             let servers = embedded.servers().to_owned();
             let publisher = Publisher::open(&servers, TOPIC, PROPERTIES, None)?;
-            return Ok(Place { publisher, servers, topic: TOPIC.to_owned(), _embedded: Some(embedded) });
+            return Ok(DemoTopic { publisher, servers, topic: TOPIC.to_owned(), _embedded: Some(embedded) });
         };
         let own = format!("tidegate-demo-{:x}", now_ms());
         for topic in [TOPIC, &own] {
             let publisher = Publisher::open(brokers, topic, PROPERTIES, Some(PARTITIONS))?;
             if publisher.partitions().1 {
-                return Ok(Place { publisher, servers: brokers.to_owned(), topic: topic.to_owned(), _embedded: None });
+                return Ok(DemoTopic {
+                    publisher,
+                    servers: brokers.to_owned(),
+                    topic: topic.to_owned(),
+                    _embedded: None,
+                });
             }
         }
         Err(Error::new("there is a topic of this name already").at(own).help("try again"))
@@ -265,11 +270,11 @@ impl Place {
 struct Programs {
     query: Program,
     copy: Program,
-    kills: Option<Kills>,
+    kills: Option<KillSchedule>,
 }
 
 /// Schedule and arguments of killing and restarting the query.
-struct Kills {
+struct KillSchedule {
     every: Duration,
     due: Instant,
     arguments: Vec<OsString>,
@@ -278,7 +283,7 @@ struct Kills {
 }
 
 impl Programs {
-    fn start(place: &Place, folder: &Folder, kill_every: Option<Duration>) -> Result<Self> {
+    fn start(place: &DemoTopic, folder: &DemoDirectory, kill_every: Option<Duration>) -> Result<Self> {
         let from = ["--brokers", &place.servers, "--topic", &place.topic, "--out"];
         let arguments = |command: &[&str], out: &Path, more: &[&str]| -> Vec<OsString> {
             let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
@@ -293,7 +298,7 @@ impl Programs {
         Ok(Programs {
             kills: kill_every.map(|every| {
                 let (due, arguments, log) = (Instant::now() + every, query.clone(), folder.query_log.clone());
-                Kills { every, due, arguments, log, count: 0 }
+                KillSchedule { every, due, arguments, log, count: 0 }
             }),
             query: Program::start(QUERY, QUERY, &query, &folder.query_log)?,
             copy: Program::start("consume", "tidegate", &copy, &folder.copy_log)?,
@@ -313,7 +318,7 @@ impl Programs {
     }
 
     /// Ends the kills of the query.
-    fn spare(&mut self) {
+    fn stop_killing(&mut self) {
         if let Some(kills) = &mut self.kills {
             kills.every = Duration::MAX;
             kills.due = Instant::now() + Duration::from_secs(86_400);
@@ -330,33 +335,33 @@ impl Programs {
 }
 
 /// The state of a demo while it produces and waits.
-struct Run<'a> {
+struct DemoRun<'a> {
     publisher: &'a mut Publisher,
     programs: &'a mut Programs,
-    stop: &'a Stop,
+    stop: &'a StopSignal,
     ledger: Ledger,
     /// Number of transactions that the brokers have acknowledged, and the time at which it last changed.
-    taken: (u64, Instant),
-    view: View,
+    acknowledged: (u64, Instant),
+    view: DemoDisplay,
 }
 
-impl Run<'_> {
+impl DemoRun<'_> {
     /// Produces `count` transactions at `rate` per second; returns the actual rate. Ends early on a request to stop.
     fn produce(&mut self, count: u64, rate: u64) -> Result<f64> {
         let (begun, begun_ms) = (Instant::now(), now_ms());
-        while self.ledger.count() < count && self.stop.asked().is_none() {
+        while self.ledger.count() < count && self.stop.exit_code_if_stopped().is_none() {
             let elapsed = begun.elapsed();
             let due = (elapsed.as_secs_f64() * rate as f64) as u64 + 1;
             // Not the wall clock, which may be set back.
             let now_ms = begun_ms + elapsed.as_millis() as i64;
             // In small steps, so that their times are right even after a delay.
-            let due = due.min(count).min(self.taken.0 + ON_THEIR_WAY);
+            let due = due.min(count).min(self.acknowledged.0 + MAX_IN_FLIGHT);
             for _ in self.ledger.count()..due.min(self.ledger.count() + 500) {
                 let transaction = self.ledger.next(now_ms);
                 let message = message(&transaction)?;
                 self.publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
             }
-            self.tend(if due > self.ledger.count() { Duration::ZERO } else { Duration::from_millis(2) })?;
+            self.step(if due > self.ledger.count() { Duration::ZERO } else { Duration::from_millis(2) })?;
         }
         Ok(self.ledger.count() as f64 / begun.elapsed().as_secs_f64())
     }
@@ -366,46 +371,46 @@ impl Run<'_> {
     /// later transactions late.
     fn close(&mut self) -> Result<()> {
         self.await_rows(self.ledger.count(), 0, Duration::ZERO)?;
-        if self.stop.asked().is_some() {
+        if self.stop.exit_code_if_stopped().is_some() {
             return Ok(());
         }
         for (partition, transaction) in (0..).zip(self.ledger.close(self.publisher.partitions().0)) {
             let message = message(&transaction)?;
             self.publisher.send_to(partition, Some(transaction.account.as_bytes()), &message, None)?;
         }
-        self.await_rows(self.ledger.count(), self.ledger.totals().rows(), EXTRA)
+        self.await_rows(self.ledger.count(), self.ledger.totals().rows(), EXTRA_ROWS_WAIT)
     }
 
     /// Waits until the files have this many rows, and `longer` after that; or until no more rows come, or on a request
     /// to stop.
     fn await_rows(&mut self, copied: u64, totals: u64, longer: Duration) -> Result<()> {
         let (mut rows, mut since) = (self.view.rows(), Instant::now());
-        while self.stop.asked().is_none() {
+        while self.stop.exit_code_if_stopped().is_none() {
             if rows != self.view.rows() {
                 (rows, since) = (self.view.rows(), Instant::now());
             }
             let complete = rows.0 >= copied && rows.1 >= totals;
-            if since.elapsed() >= if complete { longer } else { STALLED } {
+            if since.elapsed() >= if complete { longer } else { STALL_TIMEOUT } {
                 break;
             }
-            self.tend(Duration::from_millis(20))?;
+            self.step(Duration::from_millis(20))?;
         }
         Ok(())
     }
 
     /// Serves the publisher, checks the brokers and programs, and refreshes the display; then sleeps for `rest`.
-    fn tend(&mut self, rest: Duration) -> Result<()> {
-        self.publisher.serve()?;
+    fn step(&mut self, rest: Duration) -> Result<()> {
+        self.publisher.poll()?;
         let taken = self.publisher.delivered();
-        if taken != self.taken.0 || taken == self.ledger.count() {
-            self.taken = (taken, Instant::now());
-        } else if self.taken.1.elapsed() >= STALLED {
-            let because = format!("nothing was taken for {} s", STALLED.as_secs());
+        if taken != self.acknowledged.0 || taken == self.ledger.count() {
+            self.acknowledged = (taken, Instant::now());
+        } else if self.acknowledged.1.elapsed() >= STALL_TIMEOUT {
+            let because = format!("nothing was taken for {} s", STALL_TIMEOUT.as_secs());
             let error = Error::new("the brokers take no more transactions").because(because);
             return Err(error.help("check that they are up and reachable"));
         }
         self.programs.check()?;
-        self.view.look(self.ledger.count());
+        self.view.refresh(self.ledger.count());
         std::thread::sleep(rest);
         Ok(())
     }
@@ -418,15 +423,15 @@ fn message(transaction: &Transaction) -> Result<Vec<u8>> {
 /// Compares the files with what was produced, and prints the result.
 fn report(
     args: &DemoArgs,
-    place: &Place,
-    folder: &Folder,
+    place: &DemoTopic,
+    folder: &DemoDirectory,
     ledger: &Ledger,
     rate: f64,
     programs: &Programs,
 ) -> Result<()> {
     let partitions = place.publisher.partitions().0;
     let (count, rate) = (HumanCount(ledger.count()), HumanCount(rate.round() as u64));
-    say(format_args!(
+    print_line(format_args!(
         "{count} transactions produced, {rate} a second; the last {partitions} only close the open windows."
     ));
     let (copy, expected) = compare_copy(&folder.copy, ledger)?;
@@ -439,24 +444,24 @@ fn report(
         }
     }
     if copy.count + totals.count > 0 {
-        programs.query.tell();
-        programs.copy.tell();
+        programs.query.print_log_tail();
+        programs.copy.print_log_tail();
         let differ = format!("{} differences in transactions.csv, {} in account_totals.csv", copy.count, totals.count);
         let error = Error::new("the results differ from what was produced").at(folder.name()).because(differ);
         return Err(error.help("the first of them are above"));
     }
     let rows = HumanCount(expected.rows());
     if let Some(kills) = &programs.kills {
-        say(format_args!("The query was killed {} times on the way, and resumed each time.", kills.count));
+        print_line(format_args!("The query was killed {} times on the way, and resumed each time.", kills.count));
     }
-    say(format_args!("{}: holds each of them once.", folder.copy.display()));
-    say(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));
-    say(format_args!("{}", next(args, place, folder)));
+    print_line(format_args!("{}: holds each of them once.", folder.copy.display()));
+    print_line(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));
+    print_line(format_args!("{}", next(args, place, folder)));
     Ok(())
 }
 
 /// Returns the text of what to try next.
-fn next(args: &DemoArgs, place: &Place, folder: &Folder) -> String {
+fn next(args: &DemoArgs, place: &DemoTopic, folder: &DemoDirectory) -> String {
     // Programs are not in the path of a user who runs this by cargo.
     let by_cargo = std::env::var_os("CARGO").is_some();
     let tidegate = if by_cargo { "cargo run --release --" } else { "tidegate" };

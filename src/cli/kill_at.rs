@@ -3,7 +3,7 @@
 //!
 //! A kill from outside comes at a random moment, mostly while nothing is being written. [`KillAt`] names one:
 //! `after:journal-sync:7` kills the process right after the seventh sync of a file of the journal, before anything can
-//! depend on it. Kinds of acts are told apart by file names; `show`, by which a sink publishes what was written to a
+//! depend on it. Kinds of acts are told apart by file names; `publish`, by which a sink publishes what was written to a
 //! file or a topic, is recognized at the sink's writer.
 //!
 //! `full:segment-sync:3` is a disk that is full at the third sync of a segment, and from then on.
@@ -23,20 +23,20 @@ use nix::unistd::Pid;
 
 use crate::durable::disk::{Disk, DiskFile, Lock};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
-use crate::sink::Writer;
+use crate::durable::{Incarnation, PublishedEpoch};
+use crate::sink::SinkWriter;
 use crate::time::Epoch;
 use crate::{Record, Result};
 
 /// Acts on files and of sinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FaultPoint {
     /// Bytes are appended to the journal.
     JournalAppend,
     /// The journal is synced.
     JournalSync,
     /// A file of the journal is removed.
-    JournalCut,
+    JournalTruncate,
     /// Rows are appended to a results file.
     SinkAppend,
     /// A commit file gets its name, which publishes what was appended.
@@ -46,31 +46,31 @@ enum Kind {
     /// A manifest gets its name.
     Manifest,
     /// The file that reserves an incarnation's number gets its name.
-    Life,
+    Incarnation,
     /// The claim of an incarnation gets its name.
     Claim,
     /// A sink publishes what was written; each sink counts its own acts.
-    Show,
+    Publish,
 }
 
-impl Kind {
-    const ALL: [(&'static str, Kind); 10] = [
-        ("journal-append", Kind::JournalAppend),
-        ("journal-sync", Kind::JournalSync),
-        ("journal-cut", Kind::JournalCut),
-        ("sink-append", Kind::SinkAppend),
-        ("sink-commit", Kind::SinkCommit),
-        ("segment-sync", Kind::SegmentSync),
-        ("manifest", Kind::Manifest),
-        ("life", Kind::Life),
-        ("claim", Kind::Claim),
-        ("show", Kind::Show),
+impl FaultPoint {
+    const ALL: [(&'static str, FaultPoint); 10] = [
+        ("journal-append", FaultPoint::JournalAppend),
+        ("journal-sync", FaultPoint::JournalSync),
+        ("journal-cut", FaultPoint::JournalTruncate),
+        ("sink-append", FaultPoint::SinkAppend),
+        ("sink-commit", FaultPoint::SinkCommit),
+        ("segment-sync", FaultPoint::SegmentSync),
+        ("manifest", FaultPoint::Manifest),
+        ("life", FaultPoint::Incarnation),
+        ("claim", FaultPoint::Claim),
+        ("show", FaultPoint::Publish),
     ];
 }
 
 /// Effect on the chosen act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
+enum FaultEffect {
     /// The process ends before it.
     Before,
     /// The process ends after it.
@@ -83,8 +83,8 @@ enum When {
 /// kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KillAt {
-    when: When,
-    kind: Kind,
+    when: FaultEffect,
+    kind: FaultPoint,
     number: u64,
 }
 
@@ -93,7 +93,7 @@ impl FromStr for KillAt {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = || {
-            let kinds = Kind::ALL.map(|(name, _)| name).join(", ");
+            let kinds = FaultPoint::ALL.map(|(name, _)| name).join(", ");
             format!("write it as before:KIND:N, after:KIND:N or full:KIND:N; KIND is one of {kinds}")
         };
         let mut parts = text.split(':');
@@ -102,14 +102,14 @@ impl FromStr for KillAt {
             return Err(wrong());
         };
         let when = match when {
-            "before" => When::Before,
-            "after" => When::After,
-            "full" => When::Full,
+            "before" => FaultEffect::Before,
+            "after" => FaultEffect::After,
+            "full" => FaultEffect::Full,
             _ => return Err(wrong()),
         };
-        let (_, kind) = Kind::ALL.into_iter().find(|(name, _)| *name == kind).ok_or_else(wrong)?;
+        let (_, kind) = FaultPoint::ALL.into_iter().find(|(name, _)| *name == kind).ok_or_else(wrong)?;
         let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
-        if when == When::Full && kind == Kind::Show {
+        if when == FaultEffect::Full && kind == FaultPoint::Publish {
             return Err(String::from("a disk is full for files: name a kind of file"));
         }
         Ok(KillAt { when, kind, number })
@@ -118,51 +118,51 @@ impl FromStr for KillAt {
 
 impl KillAt {
     /// Wraps a disk so that it injects the fault.
-    pub(super) fn on(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
-        Arc::new(KillingDisk { disk, trigger: Arc::new(Trigger::new(self)) })
+    pub(super) fn wrap_disk(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
+        Arc::new(FaultyDisk { disk, trigger: Arc::new(FaultTrigger::new(self)) })
     }
 
     /// Wraps a sink's writer so that it injects the fault.
-    pub(super) fn on_writer<D: Record>(self, writer: Box<dyn Writer<D>>) -> Box<dyn Writer<D>> {
-        Box::new(KillingWriter { writer, trigger: Trigger::new(self) })
+    pub(super) fn wrap_writer<D: Record>(self, writer: Box<dyn SinkWriter<D>>) -> Box<dyn SinkWriter<D>> {
+        Box::new(FaultyWriter { writer, trigger: FaultTrigger::new(self) })
     }
 }
 
 #[derive(Debug)]
-struct Trigger {
+struct FaultTrigger {
     at: KillAt,
     count: AtomicU64,
 }
 
-impl Trigger {
+impl FaultTrigger {
     fn new(at: KillAt) -> Self {
-        Trigger { at, count: AtomicU64::new(0) }
+        FaultTrigger { at, count: AtomicU64::new(0) }
     }
 
     /// Does an act on a file. The process may end before or after it.
     ///
     /// # Errors
     /// Fails as the act does, or because the injected fault leaves no disk space.
-    fn around<T>(&self, kind: Option<Kind>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fn run_act<T>(&self, kind: Option<FaultPoint>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let number = self.count_if(kind);
-        if self.at.when == When::Full && number >= self.at.number {
+        if self.at.when == FaultEffect::Full && number >= self.at.number {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.die_around(number, act)
+        self.run_numbered_act(number, act)
     }
 
     /// Counts an act of the chosen kind; returns its number from 1, or 0 for an act of another kind.
-    fn count_if(&self, kind: Option<Kind>) -> u64 {
+    fn count_if(&self, kind: Option<FaultPoint>) -> u64 {
         if kind == Some(self.at.kind) { self.count.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 }
     }
 
     /// Does the act with this number; the process may end before or after it.
-    fn die_around<T>(&self, number: u64, act: impl FnOnce() -> T) -> T {
-        if number == self.at.number && self.at.when == When::Before {
+    fn run_numbered_act<T>(&self, number: u64, act: impl FnOnce() -> T) -> T {
+        if number == self.at.number && self.at.when == FaultEffect::Before {
             die();
         }
         let done = act();
-        if number == self.at.number && self.at.when == When::After {
+        if number == self.at.number && self.at.when == FaultEffect::After {
             die();
         }
         done
@@ -196,34 +196,34 @@ fn is_results(path: &Path) -> bool {
 }
 
 /// Returns the kind of act that giving a file this name is; `None` if it is no such act.
-fn naming(path: &Path) -> Option<Kind> {
+fn renamed_kind(path: &Path) -> Option<FaultPoint> {
     let name = path.file_name()?.to_str()?;
     match in_directory(path, "lives") {
-        Some(life) if life.ends_with(".claim") => return Some(Kind::Claim),
-        Some(_) => return Some(Kind::Life),
+        Some(life) if life.ends_with(".claim") => return Some(FaultPoint::Claim),
+        Some(_) => return Some(FaultPoint::Incarnation),
         None => {}
     }
     match () {
-        () if in_directory(path, "manifests").is_some() => Some(Kind::Manifest),
-        () if name.contains(".commit-") => Some(Kind::SinkCommit),
+        () if in_directory(path, "manifests").is_some() => Some(FaultPoint::Manifest),
+        () if name.contains(".commit-") => Some(FaultPoint::SinkCommit),
         () => None,
     }
 }
 
 /// A disk that injects a fault.
 #[derive(Debug)]
-struct KillingDisk {
+struct FaultyDisk {
     disk: Arc<dyn Disk>,
-    trigger: Arc<Trigger>,
+    trigger: Arc<FaultTrigger>,
 }
 
-impl KillingDisk {
+impl FaultyDisk {
     fn file(&self, path: &Path, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        Box::new(KillingFile { file, path: path.to_owned(), trigger: Arc::clone(&self.trigger) })
+        Box::new(FaultyFile { file, path: path.to_owned(), trigger: Arc::clone(&self.trigger) })
     }
 }
 
-impl Disk for KillingDisk {
+impl Disk for FaultyDisk {
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
         self.disk.list(directory)
     }
@@ -241,16 +241,16 @@ impl Disk for KillingDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.trigger.around(naming(to), || self.disk.rename(from, to))
+        self.trigger.run_act(renamed_kind(to), || self.disk.rename(from, to))
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.trigger.around(naming(to), || self.disk.link(from, to))
+        self.trigger.run_act(renamed_kind(to), || self.disk.link(from, to))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let kind = ends_with(path, ".journal").then_some(Kind::JournalCut);
-        self.trigger.around(kind, || self.disk.remove(path))
+        let kind = ends_with(path, ".journal").then_some(FaultPoint::JournalTruncate);
+        self.trigger.run_act(kind, || self.disk.remove(path))
     }
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
@@ -262,19 +262,19 @@ impl Disk for KillingDisk {
     }
 }
 
-struct KillingFile {
+struct FaultyFile {
     file: Box<dyn DiskFile>,
     path: PathBuf,
-    trigger: Arc<Trigger>,
+    trigger: Arc<FaultTrigger>,
 }
 
-impl fmt::Debug for KillingFile {
+impl fmt::Debug for FaultyFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("KillingFile").field(&self.file).finish()
     }
 }
 
-impl DiskFile for KillingFile {
+impl DiskFile for FaultyFile {
     fn length(&self) -> io::Result<u64> {
         self.file.length()
     }
@@ -285,39 +285,39 @@ impl DiskFile for KillingFile {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let kind = match () {
-            () if ends_with(&self.path, ".journal") => Some(Kind::JournalAppend),
-            () if is_results(&self.path) => Some(Kind::SinkAppend),
+            () if ends_with(&self.path, ".journal") => Some(FaultPoint::JournalAppend),
+            () if is_results(&self.path) => Some(FaultPoint::SinkAppend),
             () => None,
         };
-        self.trigger.around(kind, || self.file.append(bytes))
+        self.trigger.run_act(kind, || self.file.append(bytes))
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
-        self.file.cut(length)
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let kind = match () {
-            () if ends_with(&self.path, ".journal") => Some(Kind::JournalSync),
-            () if ends_with(&self.path, ".segment") => Some(Kind::SegmentSync),
+            () if ends_with(&self.path, ".journal") => Some(FaultPoint::JournalSync),
+            () if ends_with(&self.path, ".segment") => Some(FaultPoint::SegmentSync),
             () => None,
         };
-        self.trigger.around(kind, || self.file.sync())
+        self.trigger.run_act(kind, || self.file.sync())
     }
 }
 
 /// A sink's writer that injects a fault.
-struct KillingWriter<D: Record> {
-    writer: Box<dyn Writer<D>>,
-    trigger: Trigger,
+struct FaultyWriter<D: Record> {
+    writer: Box<dyn SinkWriter<D>>,
+    trigger: FaultTrigger,
 }
 
-impl<D: Record> Writer<D> for KillingWriter<D> {
-    fn shown(&mut self) -> Result<Option<Published>> {
-        self.writer.shown()
+impl<D: Record> SinkWriter<D> for FaultyWriter<D> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        self.writer.published()
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         self.writer.begin(life)
     }
 
@@ -325,8 +325,8 @@ impl<D: Record> Writer<D> for KillingWriter<D> {
         self.writer.write(epoch, rows)
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
-        self.trigger.die_around(self.trigger.count_if(Some(Kind::Show)), || self.writer.show(ends))
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.trigger.run_numbered_act(self.trigger.count_if(Some(FaultPoint::Publish)), || self.writer.publish(ends))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -337,8 +337,8 @@ impl<D: Record> Writer<D> for KillingWriter<D> {
         self.writer.remembers()
     }
 
-    fn waits(&self) -> bool {
-        self.writer.waits()
+    fn is_blocking(&self) -> bool {
+        self.writer.is_blocking()
     }
 }
 
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_moment_is_read_or_refused() {
-        let moment = KillAt { when: When::After, kind: Kind::JournalSync, number: 7 };
+        let moment = KillAt { when: FaultEffect::After, kind: FaultPoint::JournalSync, number: 7 };
         assert_eq!("after:journal-sync:7".parse(), Ok(moment));
         for wrong in ["journal-sync:7", "after:nothing:7", "after:claim:0", "after:claim", "never:claim:1", "a:b:c:d"] {
             let why = wrong.parse::<KillAt>().unwrap_err();
@@ -359,16 +359,16 @@ mod tests {
     #[test]
     fn files_are_told_by_their_names() {
         let expected = [
-            ("s/lives/3", Some(Kind::Life), false),
-            ("s/lives/3.claim", Some(Kind::Claim), false),
-            ("s/manifests/1700-3.manifest", Some(Kind::Manifest), false),
-            ("out.csv.commit-3", Some(Kind::SinkCommit), false),
+            ("s/lives/3", Some(FaultPoint::Incarnation), false),
+            ("s/lives/3.claim", Some(FaultPoint::Claim), false),
+            ("s/manifests/1700-3.manifest", Some(FaultPoint::Manifest), false),
+            ("out.csv.commit-3", Some(FaultPoint::SinkCommit), false),
             ("out.csv", None, true),
             ("s/STATE", None, false),
             ("s/journal/1-0-0.journal", None, false),
         ];
         for (path, named, results) in expected {
-            assert_eq!((naming(Path::new(path)), is_results(Path::new(path))), (named, results), "{path}");
+            assert_eq!((renamed_kind(Path::new(path)), is_results(Path::new(path))), (named, results), "{path}");
         }
     }
 }

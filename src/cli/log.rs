@@ -21,25 +21,25 @@ const VARIABLE: &str = "TIDEGATE_LOG";
 const DEFAULT: &str = "info";
 
 /// The live view above which lines are written.
-static VIEW: Mutex<Option<ProgressBar>> = Mutex::new(None);
+static LIVE_VIEW: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// Sets the live view above which lines are written; `None` if it is gone.
-pub(super) fn above(view: Option<&ProgressBar>) {
-    *VIEW.lock().unwrap_or_else(PoisonError::into_inner) = view.cloned();
+pub(super) fn set_live_view(view: Option<&ProgressBar>) {
+    *LIVE_VIEW.lock().unwrap_or_else(PoisonError::into_inner) = view.cloned();
 }
 
 /// Writes a line to standard error. Errors are ignored: nobody may be reading it any more.
 pub fn note(line: fmt::Arguments<'_>) {
-    put(format!("{line}\n").as_bytes());
+    write_stderr(format!("{line}\n").as_bytes());
 }
 
 /// Writes a line to standard output. Errors are ignored: nobody may be reading it any more.
-pub(super) fn say(line: fmt::Arguments<'_>) {
+pub(super) fn print_line(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
 /// Installs the log subscriber. A subscriber that the program has installed before is kept.
-pub(super) fn begin() {
+pub(super) fn init_logging() {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| DEFAULT.to_owned());
     let (filter, wrong) = match wanted.parse::<Targets>() {
         Ok(filter) => (filter, None),
@@ -48,7 +48,7 @@ pub(super) fn begin() {
     let coloured = is_live() && is_coloured(std::env::var_os("NO_COLOR").as_deref());
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(coloured).log_internal_errors(false);
     // Fails if the program has a subscriber of its own: that one is used.
-    let _ = tracing_subscriber::registry().with(filter).with(lines.with_writer(|| Line)).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(lines.with_writer(|| StderrWriter)).try_init();
     if let Some(why) = wrong {
         tracing::warn!("{VARIABLE}={wanted} is not understood ({why}): level info is logged");
     }
@@ -64,8 +64,8 @@ fn is_coloured(no_color: Option<&OsStr>) -> bool {
     no_color.is_none_or(OsStr::is_empty)
 }
 
-fn put(bytes: &[u8]) {
-    let view = VIEW.lock().unwrap_or_else(PoisonError::into_inner).clone();
+fn write_stderr(bytes: &[u8]) {
+    let view = LIVE_VIEW.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let written = match view {
         Some(view) => view.suspend(|| io::stderr().write_all(bytes)),
         None => io::stderr().write_all(bytes),
@@ -75,11 +75,11 @@ fn put(bytes: &[u8]) {
 }
 
 /// A writer to standard error, above the live view.
-struct Line;
+struct StderrWriter;
 
-impl Write for Line {
+impl Write for StderrWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        put(bytes);
+        write_stderr(bytes);
         Ok(bytes.len())
     }
 

@@ -12,7 +12,7 @@ use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::say;
+use super::print_line;
 use crate::error::{Error, Result};
 
 const COMPLETIONS: &str = "Examples:
@@ -67,7 +67,7 @@ pub fn man(args: &ManArgs, command: Command) -> Result<u8> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
     let count = pages(&command, &source, directory)?;
-    say(format_args!("{}: {count} manual pages", directory.display()));
+    print_line(format_args!("{}: {count} manual pages", directory.display()));
     Ok(0)
 }
 

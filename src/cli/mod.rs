@@ -4,12 +4,12 @@
 //! stop on Ctrl-C and 143 after one on SIGTERM or SIGHUP. Results go to standard output, everything else to standard
 //! error.
 
+mod child_process;
 pub mod consume;
 pub mod demo;
 mod kill_at;
 mod log;
 pub mod manual;
-mod parent;
 pub mod produce;
 mod progress;
 mod query;
@@ -19,7 +19,7 @@ mod stop;
 pub mod up;
 pub mod why;
 
-use log::say;
+use log::print_line;
 
 pub use kill_at::KillAt;
 pub use log::note;

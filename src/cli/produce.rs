@@ -10,22 +10,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
-use super::progress::{Length, Progress};
-use super::stop::Stop;
-use super::{Property, note, pairs, say};
+use super::progress::{CommandProgress, ProgressTotal};
+use super::stop::StopSignal;
+use super::{Property, note, pairs, print_line};
 use crate::error::{Error, Result, shortened};
 use crate::sink::kafka::Publisher;
 use crate::source::csv::Csv;
-use crate::source::file::Format;
-use crate::source::file::pieces::Pieces;
+use crate::source::file::RecordFormat;
+use crate::source::file::record_reader::RecordReader;
 use crate::source::generator::{Generator, Transaction};
 use crate::source::ndjson::Ndjson;
 
 /// Maximum number of bad rows that are reported individually.
-const TOLD: u64 = 10;
+const MAX_REPORTED: u64 = 10;
 
 /// Maximum span of event time of generated transactions, in seconds, without `--rate`.
-const COVERED: u64 = 3600;
+const MAX_EVENT_TIME_SPAN_S: u64 = 3600;
 
 const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --generate 1000000
@@ -51,7 +51,7 @@ pub struct ProduceArgs {
 
     /// The input.
     #[command(flatten)]
-    pub input: Input,
+    pub input: InputArgs,
 
     /// Seed of generated transactions: equal seeds give equal ones
     #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson"])]
@@ -85,7 +85,7 @@ pub struct ProduceArgs {
 /// The input of `tidegate produce`: exactly one of these flags.
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
-pub struct Input {
+pub struct InputArgs {
     /// CSV file with a header; columns that a transaction does not have are ignored
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
@@ -111,20 +111,20 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 /// # Errors
 /// Fails if the input cannot be read, the topic cannot be reached, or a message is not delivered.
 pub fn produce(args: &ProduceArgs) -> Result<u8> {
-    let stop = Stop::listen()?;
-    let mut rows = Rows::open(args)?;
-    let beginning = stop.begin();
+    let stop = StopSignal::listen()?;
+    let mut rows = TransactionInput::open(args)?;
+    let beginning = stop.begin_startup();
     let mut publisher = Publisher::open(&args.brokers, &args.topic, pairs(&args.kafka_config), Some(args.partitions))?;
     drop(beginning);
     if let (partitions, true) = publisher.partitions() {
         note(format_args!("created the topic {} with {partitions} partitions", args.topic));
     }
-    let mut progress = Progress::start(&rows.length);
+    let mut progress = CommandProgress::start(&rows.length);
     let begun = Instant::now();
     let (mut message, mut sent, mut bad) = (Vec::with_capacity(256), 0_u64, 0_u64);
-    while stop.asked().is_none() {
+    while stop.exit_code_if_stopped().is_none() {
         if let Some(rate) = args.rate
-            && !await_turn(begun + Duration::from_secs_f64(sent as f64 / rate), &mut publisher, &stop)?
+            && !wait_until_due(begun + Duration::from_secs_f64(sent as f64 / rate), &mut publisher, &stop)?
         {
             break;
         }
@@ -133,7 +133,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
             Some(Ok(transaction)) => transaction,
             Some(Err(reason)) => {
                 bad += 1;
-                if bad <= TOLD {
+                if bad <= MAX_REPORTED {
                     progress.line(&format!("{reason}; left out"));
                 }
                 continue;
@@ -144,31 +144,31 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
             .map_err(|error| Error::new("cannot write a transaction as JSON").because(error))?;
         publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
         sent += 1;
-        progress.one(|| rows.position(sent));
+        progress.count_message(|| rows.position(sent));
         if sent.is_multiple_of(64) {
-            publisher.serve()?;
+            publisher.poll()?;
         }
     }
-    publisher.settle()?;
+    publisher.flush()?;
     progress.finish();
     let delivered = publisher.delivered();
     let each = (delivered as f64 / begun.elapsed().as_secs_f64().max(0.001)) as u64;
-    say(format_args!("{delivered} messages to topic {}, {each}/s", args.topic));
+    print_line(format_args!("{delivered} messages to topic {}, {each}/s", args.topic));
     if bad > 0 {
         note(format_args!("{bad} rows are no transactions and were left out"));
     }
-    Ok(stop.asked().unwrap_or(u8::from(bad > 0)))
+    Ok(stop.exit_code_if_stopped().unwrap_or(u8::from(bad > 0)))
 }
 
 /// Waits until a message is due; returns `false` on a request to stop.
-fn await_turn(due: Instant, publisher: &mut Publisher, stop: &Stop) -> Result<bool> {
+fn wait_until_due(due: Instant, publisher: &mut Publisher, stop: &StopSignal) -> Result<bool> {
     loop {
         let left = due.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(true);
         }
-        publisher.serve()?;
-        if stop.asked().is_some() {
+        publisher.poll()?;
+        if stop.exit_code_if_stopped().is_some() {
             return Ok(false);
         }
         std::thread::sleep(left.min(Duration::from_millis(10)));
@@ -176,46 +176,47 @@ fn await_turn(due: Instant, publisher: &mut Publisher, stop: &Stop) -> Result<bo
 }
 
 /// A transaction, or the reason why a row is none, with its place.
-type Row = std::result::Result<Transaction, String>;
+type TransactionOrReason = std::result::Result<Transaction, String>;
 
 /// The transactions to write.
-struct Rows {
-    length: Length,
-    from: Supply,
+struct TransactionInput {
+    length: ProgressTotal,
+    from: InputKind,
 }
 
-enum Supply {
+enum InputKind {
     Generator { generator: Generator, next: u64, count: u64, by_clock: bool },
-    Csv(PathBuf, Box<Pieces<Csv, File, Transaction>>),
-    Ndjson(PathBuf, Box<Pieces<Ndjson, File, Transaction>>),
+    Csv(PathBuf, Box<RecordReader<Csv, File, Transaction>>),
+    Ndjson(PathBuf, Box<RecordReader<Ndjson, File, Transaction>>),
 }
 
-impl Rows {
+impl TransactionInput {
     fn open(args: &ProduceArgs) -> Result<Self> {
         match (&args.input.csv, &args.input.ndjson, args.input.generate) {
             (Some(path), _, _) => {
                 let (length, pieces) = open_pieces(path)?;
-                Ok(Rows { length, from: Supply::Csv(path.clone(), pieces) })
+                Ok(TransactionInput { length, from: InputKind::Csv(path.clone(), pieces) })
             }
             (_, Some(path), _) => {
                 let (length, pieces) = open_pieces(path)?;
-                Ok(Rows { length, from: Supply::Ndjson(path.clone(), pieces) })
+                Ok(TransactionInput { length, from: InputKind::Ndjson(path.clone(), pieces) })
             }
             (_, _, count) => {
                 let count = count.unwrap_or(0);
-                let per_second = args.rate.map_or(count.div_ceil(COVERED).max(1000), |rate| rate.ceil() as u64);
+                let per_second =
+                    args.rate.map_or(count.div_ceil(MAX_EVENT_TIME_SPAN_S).max(1000), |rate| rate.ceil() as u64);
                 let generator = Generator::new(args.seed).accounts(args.accounts).first_id(args.first_id);
                 let generator = generator.start_ms(args.start_ms.unwrap_or_else(now_ms)).per_second(per_second);
                 let by_clock = args.rate.is_some() && args.start_ms.is_none();
-                let from = Supply::Generator { generator, next: 0, count, by_clock };
-                Ok(Rows { length: Length::Messages(count), from })
+                let from = InputKind::Generator { generator, next: 0, count, by_clock };
+                Ok(TransactionInput { length: ProgressTotal::Messages(count), from })
             }
         }
     }
 
-    fn next(&mut self) -> Result<Option<Row>> {
+    fn next(&mut self) -> Result<Option<TransactionOrReason>> {
         match &mut self.from {
-            Supply::Generator { generator, next, count, by_clock } => {
+            InputKind::Generator { generator, next, count, by_clock } => {
                 if *next == *count {
                     return Ok(None);
                 }
@@ -224,34 +225,37 @@ impl Rows {
                 let made = if *by_clock { generator.at_time(index, now_ms()) } else { generator.at(index) };
                 Ok(Some(Ok(made)))
             }
-            Supply::Csv(path, pieces) => next_of(path, pieces),
-            Supply::Ndjson(path, pieces) => next_of(path, pieces),
+            InputKind::Csv(path, pieces) => next_of(path, pieces),
+            InputKind::Ndjson(path, pieces) => next_of(path, pieces),
         }
     }
 
     /// Returns the position in the input, in the unit of `length`.
     fn position(&self, sent: u64) -> u64 {
         match &self.from {
-            Supply::Generator { .. } => sent,
-            Supply::Csv(_, pieces) => pieces.position(),
-            Supply::Ndjson(_, pieces) => pieces.position(),
+            InputKind::Generator { .. } => sent,
+            InputKind::Csv(_, pieces) => pieces.position(),
+            InputKind::Ndjson(_, pieces) => pieces.position(),
         }
     }
 }
 
 /// Parser of a file's transactions.
-type Transactions<F> = Box<Pieces<F, File, Transaction>>;
+type FileTransactions<F> = Box<RecordReader<F, File, Transaction>>;
 
 /// Opens a file of transactions; returns its length and the parser.
-fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Transactions<F>)> {
+fn open_pieces<F: RecordFormat>(path: &Path) -> Result<(ProgressTotal, FileTransactions<F>)> {
     let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, file) = file.map_err(|error| unreadable(path, error))?;
-    let pieces = Pieces::new(file).map_err(|error| error.at(path.display()))?;
-    Ok((Length::Bytes(length), Box::new(pieces)))
+    let pieces = RecordReader::new(file).map_err(|error| error.at(path.display()))?;
+    Ok((ProgressTotal::Bytes(length), Box::new(pieces)))
 }
 
 /// Returns the next transaction of a file, or the reason why the row is none, with file and line; `None` at the end.
-fn next_of<F: Format>(path: &Path, pieces: &mut Pieces<F, File, Transaction>) -> Result<Option<Row>> {
+fn next_of<F: RecordFormat>(
+    path: &Path,
+    pieces: &mut RecordReader<F, File, Transaction>,
+) -> Result<Option<TransactionOrReason>> {
     let next = pieces.next_record().map_err(|error| error.at(path.display()))?;
     Ok(next.map(|(line, row)| {
         row.map_err(|reason| format!("{}, line {line}: {}", path.display(), shortened(&reason, 500)))

@@ -7,13 +7,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{log, note};
 
 /// Interval of progress lines where there is no terminal.
-const LINES: Duration = Duration::from_secs(5);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Number of messages between two readings of the clock.
-const LOOKS: u64 = 256;
+const MESSAGES_PER_CLOCK_READ: u64 = 256;
 
 /// The progress of one command.
-pub(super) struct Progress {
+pub(super) struct CommandProgress {
     bar: Option<ProgressBar>,
     begun: Instant,
     last: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Progress {
 }
 
 /// Total of the bar, in the unit that it measures.
-pub(super) enum Length {
+pub(super) enum ProgressTotal {
     /// A number of messages.
     Messages(u64),
     /// A number of bytes of a file.
@@ -37,36 +37,36 @@ pub(super) fn bytes_bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-impl Progress {
-    pub(super) fn start(length: &Length) -> Self {
+impl CommandProgress {
+    pub(super) fn start(length: &ProgressTotal) -> Self {
         let now = Instant::now();
         let bar = log::is_live().then(|| {
             let (bar, template) = match length {
-                Length::Messages(count) => {
+                ProgressTotal::Messages(count) => {
                     (ProgressBar::new(*count), "{bar:30} {human_pos}/{human_len} messages, {per_sec}, {eta} to go")
                 }
-                Length::Bytes(count) => {
+                ProgressTotal::Bytes(count) => {
                     (ProgressBar::new(*count), "{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} to go")
                 }
             };
             bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Progress { bar, begun: now, last: now, count: 0 }
+        CommandProgress { bar, begun: now, last: now, count: 0 }
     }
 
     /// Counts one more message; `at` gives the position on the bar.
-    pub(super) fn one(&mut self, at: impl FnOnce() -> u64) {
+    pub(super) fn count_message(&mut self, at: impl FnOnce() -> u64) {
         self.count += 1;
-        if self.count.is_multiple_of(LOOKS) {
+        if self.count.is_multiple_of(MESSAGES_PER_CLOCK_READ) {
             self.show(at());
         }
     }
 
-    /// Shows the position; without a terminal at most one line every [`LINES`].
+    /// Shows the position; without a terminal at most one line every [`LINE_INTERVAL`].
     pub(super) fn show(&mut self, at: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(at);
-        } else if self.last.elapsed() >= LINES {
+        } else if self.last.elapsed() >= LINE_INTERVAL {
             self.last = Instant::now();
             note(format_args!("{} messages, {}/s", self.count, self.rate()));
         }

@@ -14,23 +14,23 @@ use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 
+use super::child_process::end_with_parent;
 use super::kill_at::KillAt;
-use super::parent::end_with_parent;
-use super::run::{Moment, RunArgs, Show, Watch, size};
+use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
 use super::{Property, duration, note, pairs};
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
-use crate::sink::{self, Rows, Shard, Sink, Writer};
-use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
+use crate::sink::{self, Sink, SinkContext, SinkRows, SinkWriter};
+use crate::source::{self, Options, Reader, Rejected, Source, TimeOf, WorkerContext};
 use crate::stream::Flow;
-use crate::thread::{Failure, guard};
+use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
 
 /// Position in a Kafka topic at the first start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum From {
+pub enum TopicStart {
     /// The first record.
     Earliest,
     /// The end of the topic.
@@ -49,8 +49,8 @@ pub struct QueryArgs {
     pub topic: String,
 
     /// Position in the topic at the first start
-    #[arg(long, value_enum, default_value_t = From::Earliest, help_heading = "Input")]
-    pub from: From,
+    #[arg(long, value_enum, default_value_t = TopicStart::Earliest, help_heading = "Input")]
+    pub from: TopicStart,
 
     /// Read a compacted topic, which is refused otherwise; its records are kept in the state's journal
     #[arg(long, help_heading = "Input")]
@@ -69,7 +69,7 @@ pub struct QueryArgs {
     pub ndjson: Option<PathBuf>,
 
     /// Longest record of a file, the end of its line included; longer ones are rejected [default: 16MiB]
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Input")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Input")]
     pub max_record: Option<u64>,
 
     /// Stop at the end that the source has at the first start, with every window closed
@@ -182,9 +182,9 @@ pub fn start_with<A: Parser>(
     adjust: impl FnOnce(clap::Command) -> clap::Command,
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
-    let failure = Arc::<Failure>::default();
+    let failure = Arc::<JobFailure>::default();
     let _entered = failure.enter();
-    super::log::begin();
+    super::log::init_logging();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
         Ok(arguments) => arguments,
         Err(usage) => usage.exit(),
@@ -213,14 +213,14 @@ impl QueryArgs {
     ) -> Result<AnySource<T>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
-            (Some(path), ..) => AnySource::Csv(source::csv::Input::new(path).event_time(time_of)),
-            (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Input::new(path).event_time(time_of)),
+            (Some(path), ..) => AnySource::Csv(source::csv::Source::new(path).event_time(time_of)),
+            (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
                 let start = match self.from {
-                    From::Earliest => source::kafka::Start::Earliest,
-                    From::Latest => source::kafka::Start::Latest,
+                    TopicStart::Earliest => source::kafka::StartOffset::Earliest,
+                    TopicStart::Latest => source::kafka::StartOffset::Latest,
                 };
-                let topic = source::kafka::Topic::json(brokers, &self.topic).event_time(time_of).from(start);
+                let topic = source::kafka::Source::json(brokers, &self.topic).event_time(time_of).from(start);
                 AnySource::Kafka(topic.configs(pairs(&self.kafka_config)).compacted(self.compacted))
             }
             _ => {
@@ -267,30 +267,30 @@ impl QueryArgs {
         check_outputs(&[("--out", out.as_deref()), ("--late", late.as_deref()), ("--rejects", rejects.as_deref())])
     }
 
-    fn target<D: Record>(&self, flag: &str, target: &str) -> Result<Target<D>> {
+    fn target<D: Record>(&self, flag: &str, target: &str) -> Result<SinkKind<D>> {
         self.check_outputs()?;
         if target == "-" {
-            return Ok(Target::Stdout(sink::stdout::Stdout::csv()));
+            return Ok(SinkKind::Stdout(sink::stdout::Stdout::csv()));
         }
         if let Some(topic) = target.strip_prefix("kafka:") {
             let Some(brokers) = &self.brokers else {
                 let error = Error::usage(format!("{flag} {target} needs the address of the brokers"));
                 return Err(error.help("add --brokers HOST:PORT"));
             };
-            self.one_kind_of_rows(flag, target)?;
-            let mut output = sink::kafka::Output::json(brokers, topic).create(4);
+            self.check_distinct_topics(flag, target)?;
+            let mut output = sink::kafka::Sink::json(brokers, topic).create(4);
             for (key, value) in pairs(&self.kafka_config) {
                 output = output.config(key, value);
             }
-            return Ok(Target::Kafka(output));
+            return Ok(SinkKind::Kafka(output));
         }
         if self.csv.iter().chain(&self.ndjson).any(|input| is_one_file(input, Path::new(target))) {
             let error = Error::usage(format!("{flag} {target} is the file that is read"));
             return Err(error.help("name another file: this one would be emptied first"));
         }
         match FileFormat::of(Path::new(target)) {
-            Some(FileFormat::Csv) => Ok(Target::Csv(sink::csv::File::new(target))),
-            Some(FileFormat::Ndjson) => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
+            Some(FileFormat::Csv) => Ok(SinkKind::Csv(sink::csv::Sink::new(target))),
+            Some(FileFormat::Ndjson) => Ok(SinkKind::Ndjson(sink::ndjson::Sink::new(target))),
             None => {
                 let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
@@ -299,7 +299,7 @@ impl QueryArgs {
     }
 
     /// Fails if another flag names the same topic: rows of two kinds could not be told apart in it.
-    fn one_kind_of_rows(&self, flag: &str, target: &str) -> Result<()> {
+    fn check_distinct_topics(&self, flag: &str, target: &str) -> Result<()> {
         let outputs =
             [("--out", Some(&self.out)), ("--late", self.late.as_ref()), ("--rejects", self.rejects.as_ref())];
         match outputs.into_iter().find(|(other, named)| *other != flag && named.is_some_and(|named| named == target)) {
@@ -317,7 +317,7 @@ impl QueryArgs {
     /// # Errors
     /// Fails as [`Job::run`] does.
     pub fn run(&self, name: &str, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<u8> {
-        let watch = Watch::begin(&self.run)?;
+        let watch = JobRunner::begin(&self.run)?;
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         let usual = Options::default();
         let job = self.run.job(name)?.options(Options {
@@ -341,7 +341,7 @@ impl QueryArgs {
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {
             note(format_args!("{name}: this state is complete, and there is no new data: nothing was done"));
-        } else if self.run.is_first() && self.run.progress != Show::Off {
+        } else if self.run.is_first() && self.run.progress != ProgressMode::Off {
             // The first of several processes has the figures of all.
             note(format_args!("{}", report.summary));
         }
@@ -350,7 +350,7 @@ impl QueryArgs {
 }
 
 /// Formats a query's line of progress.
-pub(super) fn progress_line(Moment { summary, read, rate, elapsed }: &Moment) -> String {
+pub(super) fn progress_line(JobFigures { summary, read, rate, elapsed }: &JobFigures) -> String {
     let rejected: u64 = summary.sources.iter().map(|source| source.rejected).sum();
     let late: u64 = summary.steps.iter().map(|step| step.late).sum();
     let rows: u64 = summary.sinks.iter().map(|sink| sink.rows).sum();
@@ -364,11 +364,11 @@ pub(super) fn progress_line(Moment { summary, read, rate, elapsed }: &Moment) ->
 /// The source that the flags name.
 pub enum AnySource<T: Record> {
     /// A CSV file.
-    Csv(source::csv::Input<T>),
+    Csv(source::csv::Source<T>),
     /// A file with one JSON object a line.
-    Ndjson(source::ndjson::Input<T>),
+    Ndjson(source::ndjson::Source<T>),
     /// A Kafka topic of JSON messages.
-    Kafka(source::kafka::Topic<T>),
+    Kafka(source::kafka::Source<T>),
 }
 
 impl<T: Record> std::fmt::Debug for AnySource<T> {
@@ -411,7 +411,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<T>>> {
         match self {
             AnySource::Csv(source) => source.open(at),
             AnySource::Ndjson(source) => source.open(at),
@@ -419,7 +419,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn identity(&self, at: &Place) -> Result<Option<String>> {
+    fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
         match self {
             AnySource::Csv(source) => source.identity(at),
             AnySource::Ndjson(source) => source.identity(at),
@@ -427,25 +427,25 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         match self {
-            AnySource::Csv(source) => source.grown_since(at, bounds),
-            AnySource::Ndjson(source) => source.grown_since(at, bounds),
-            AnySource::Kafka(source) => source.grown_since(at, bounds),
+            AnySource::Csv(source) => source.has_new_data(at, bounds),
+            AnySource::Ndjson(source) => source.has_new_data(at, bounds),
+            AnySource::Kafka(source) => source.has_new_data(at, bounds),
         }
     }
 }
 
 /// The sink that a flag names.
 pub struct AnySink<D: Record> {
-    target: Target<D>,
+    target: SinkKind<D>,
     kill_at: Option<KillAt>,
 }
 
-enum Target<D: Record> {
-    Csv(sink::csv::File),
-    Ndjson(sink::ndjson::File),
-    Kafka(sink::kafka::Output<D>),
+enum SinkKind<D: Record> {
+    Csv(sink::csv::Sink),
+    Ndjson(sink::ndjson::Sink),
+    Kafka(sink::kafka::Sink<D>),
     Stdout(sink::stdout::Stdout),
 }
 
@@ -453,8 +453,8 @@ impl<D: Record> AnySink<D> {
     /// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension.
     pub(super) fn file(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Self {
         let target = match FileFormat::of(path).unwrap_or(otherwise) {
-            FileFormat::Csv => Target::Csv(sink::csv::File::new(path)),
-            FileFormat::Ndjson => Target::Ndjson(sink::ndjson::File::new(path)),
+            FileFormat::Csv => SinkKind::Csv(sink::csv::Sink::new(path)),
+            FileFormat::Ndjson => SinkKind::Ndjson(sink::ndjson::Sink::new(path)),
         };
         AnySink { target, kill_at: run.kill_at }
     }
@@ -469,38 +469,38 @@ impl<D: Record> std::fmt::Debug for AnySink<D> {
 impl<D: Record> Sink<D> for AnySink<D> {
     fn describe(&self) -> String {
         match &self.target {
-            Target::Csv(sink) => Sink::<D>::describe(sink),
-            Target::Ndjson(sink) => Sink::<D>::describe(sink),
-            Target::Kafka(sink) => sink.describe(),
-            Target::Stdout(sink) => Sink::<D>::describe(sink),
+            SinkKind::Csv(sink) => Sink::<D>::describe(sink),
+            SinkKind::Ndjson(sink) => Sink::<D>::describe(sink),
+            SinkKind::Kafka(sink) => sink.describe(),
+            SinkKind::Stdout(sink) => Sink::<D>::describe(sink),
         }
     }
 
-    fn check(&self, rows: Rows) -> Result<()> {
+    fn check(&self, rows: SinkRows) -> Result<()> {
         match &self.target {
-            Target::Csv(sink) => Sink::<D>::check(sink, rows),
-            Target::Ndjson(sink) => Sink::<D>::check(sink, rows),
-            Target::Kafka(sink) => sink.check(rows),
-            Target::Stdout(sink) => Sink::<D>::check(sink, rows),
+            SinkKind::Csv(sink) => Sink::<D>::check(sink, rows),
+            SinkKind::Ndjson(sink) => Sink::<D>::check(sink, rows),
+            SinkKind::Kafka(sink) => sink.check(rows),
+            SinkKind::Stdout(sink) => Sink::<D>::check(sink, rows),
         }
     }
 
     fn topics(&self) -> Vec<source::TopicAddress> {
         match &self.target {
-            Target::Kafka(sink) => sink.topics(),
-            Target::Csv(_) | Target::Ndjson(_) | Target::Stdout(_) => Vec::new(),
+            SinkKind::Kafka(sink) => sink.topics(),
+            SinkKind::Csv(_) | SinkKind::Ndjson(_) | SinkKind::Stdout(_) => Vec::new(),
         }
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         let writer = match &self.target {
-            Target::Csv(sink) => sink.open(at)?,
-            Target::Ndjson(sink) => sink.open(at)?,
-            Target::Kafka(sink) => sink.open(at)?,
-            Target::Stdout(sink) => sink.open(at)?,
+            SinkKind::Csv(sink) => sink.open(at)?,
+            SinkKind::Ndjson(sink) => sink.open(at)?,
+            SinkKind::Kafka(sink) => sink.open(at)?,
+            SinkKind::Stdout(sink) => sink.open(at)?,
         };
         Ok(match self.kill_at {
-            Some(moment) => moment.on_writer(writer),
+            Some(moment) => moment.wrap_writer(writer),
             None => writer,
         })
     }

@@ -1,7 +1,7 @@
 //! Runs a command as a job: the flags for that, progress output and signal handling.
 //!
-//! A command flattens [`RunArgs`] into its own arguments, makes its job from them, and runs it by a [`Watch`], which
-//! shows progress on standard error and stops the job cleanly on Ctrl-C, SIGTERM and SIGHUP.
+//! A command flattens [`RunArgs`] into its own arguments, makes its job from them, and runs it by a [`JobRunner`],
+//! which shows progress on standard error and stops the job cleanly on Ctrl-C, SIGTERM and SIGHUP.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::kill_at::KillAt;
-use super::stop::Stop;
+use super::stop::StopSignal;
 use super::{duration, log, note};
 use crate::durable::disk::OsDisk;
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Ending, Job, Report, State, Watcher};
-use crate::metrics::{Metrics, Summary};
+use crate::job::{Cluster, Ending, Job, RunReport, State, Watcher};
+use crate::metrics::{JobSummary, Metrics};
 use crate::status::why;
 use crate::stream::Flow;
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Form of progress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Show {
+pub enum ProgressMode {
     /// A live line on a terminal, else a line every few seconds.
     Auto,
     /// A line every few seconds.
@@ -42,7 +42,7 @@ pub struct RunArgs {
     pub epoch: Duration,
 
     /// Maximum amount of input that each process may have read and not yet published
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size, help_heading = "Running")]
     pub in_flight: u64,
 
     /// Serve the status of the job over HTTP at this address (port 0: any free one): /status, /why, /metrics, /healthz,
@@ -65,12 +65,12 @@ pub struct RunArgs {
     pub profile: bool,
 
     /// Number of worker threads in each process
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = worker_count, help_heading = "Running")]
     pub workers: usize,
 
     /// Form of progress output on standard error
-    #[arg(long, value_enum, default_value_t = Show::Auto, help_heading = "Running")]
-    pub progress: Show,
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Running")]
+    pub progress: ProgressMode,
 
     /// Interval of progress lines where there is no terminal
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, hide = true)]
@@ -85,7 +85,7 @@ pub struct RunArgs {
     pub snapshot_every: Duration,
 
     /// Number of snapshots to keep
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = snapshot_count, help_heading = "State")]
     pub keep_snapshots: usize,
 
     /// Start a new state from a savepoint made by `tidegate snapshot export`; outputs have to be new too, and get the
@@ -116,7 +116,14 @@ pub struct RunArgs {
     pub clock_behind: Duration,
 
     /// Number of processes; each is started with the same flags, except for -p
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = processes, help_heading = "Running")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = process_count,
+        help_heading = "Running"
+    )]
     pub processes: usize,
 
     /// Number of this process, from 0
@@ -138,37 +145,37 @@ pub struct RunArgs {
     pub join_timeout: Duration,
 
     /// Maximum time without a heartbeat before a process is considered lost and the job ends; at least 2s
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = heartbeat, help_heading = "Running")]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = heartbeat_timeout, help_heading = "Running")]
     pub heartbeat_timeout: Duration,
 }
 
-pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> std::result::Result<u64, String> {
     let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
     if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
 }
 
-fn kept(text: &str) -> std::result::Result<usize, String> {
+fn snapshot_count(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=10_000) => Ok(count),
         _ => Err(String::from("it has to be a number of snapshots from 1 to 10000")),
     }
 }
 
-fn processes(text: &str) -> std::result::Result<usize, String> {
+fn process_count(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(processes @ 1..=256) => Ok(processes),
         _ => Err(String::from("it has to be a number of processes from 1 to 256")),
     }
 }
 
-fn heartbeat(text: &str) -> std::result::Result<Duration, String> {
+fn heartbeat_timeout(text: &str) -> std::result::Result<Duration, String> {
     match duration(text)? {
         timeout if timeout < Duration::from_secs(2) => Err(String::from("it has to be at least 2s")),
         timeout => Ok(timeout),
     }
 }
 
-fn workers(text: &str) -> std::result::Result<usize, String> {
+fn worker_count(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(workers @ 1..=1024) => Ok(workers),
         _ => Err(String::from("it has to be a number of threads from 1 to 1024")),
@@ -192,7 +199,7 @@ impl RunArgs {
             (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file)?,
             (None, processes) => Cluster::on_this_machine(self.process, processes)?,
         };
-        let cluster = cluster.patience(self.join_timeout, self.heartbeat_timeout);
+        let cluster = cluster.timeouts(self.join_timeout, self.heartbeat_timeout);
         self.cluster_secret_file.as_ref().map_or(Ok(cluster.clone()), |file| cluster.secret_file(file)).map(Some)
     }
 
@@ -208,21 +215,21 @@ impl RunArgs {
     pub(super) fn job(&self, name: &str) -> Result<Job> {
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight);
         let job = job.clock_behind(self.clock_behind);
-        let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
+        let job = job.stall_report_after(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
             Some(address) => self.http_host.iter().fold(job.http(address), |job, name| job.http_host(name)),
             None => job,
         };
         let job = match self.cluster()? {
             Some(cluster) => {
-                if self.progress != Show::Off {
+                if self.progress != ProgressMode::Off {
                     note(format_args!("{name}: this is {cluster}; it starts when all have joined"));
                 }
                 job.cluster(cluster)
             }
             None => job,
         };
-        if self.is_first() && self.state.is_none() && self.progress != Show::Off {
+        if self.is_first() && self.state.is_none() && self.progress != ProgressMode::Off {
             note(format_args!(
                 "{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning"
             ));
@@ -240,7 +247,7 @@ impl RunArgs {
             .accept_changed_query(self.accept_changed_query)
             .accept_changed_sources(self.accept_changed_sources);
         if let Some(moment) = self.kill_at {
-            state = state.disk(moment.on(OsDisk::shared()));
+            state = state.disk(moment.wrap_disk(OsDisk::shared()));
         }
         if let Some(savepoint) = &self.from_savepoint {
             state = state.from_savepoint(savepoint);
@@ -250,9 +257,9 @@ impl RunArgs {
 }
 
 /// The figures of a running job that progress output shows.
-pub(super) struct Moment {
+pub(super) struct JobFigures {
     /// Metrics of this process.
-    pub(super) summary: Summary,
+    pub(super) summary: JobSummary,
     /// Number of records read from all sources.
     pub(super) read: u64,
     /// Records read per second since the previous figures.
@@ -262,22 +269,22 @@ pub(super) struct Moment {
 }
 
 /// Formats a line of progress.
-pub(super) type Line = fn(&Moment) -> String;
+pub(super) type FormatFigures = fn(&JobFigures) -> String;
 
 /// Runs one job with progress output. Signals are handled from the moment it is created.
-pub(super) struct Watch<'a> {
+pub(super) struct JobRunner<'a> {
     args: &'a RunArgs,
-    stop: Stop,
+    stop: StopSignal,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> JobRunner<'a> {
     /// Starts to listen for signals.
     ///
     /// # Errors
     /// Fails if signals cannot be listened for, or the flags are not consistent.
     pub(super) fn begin(args: &'a RunArgs) -> Result<Self> {
         args.check()?;
-        Ok(Watch { args, stop: Stop::listen()? })
+        Ok(JobRunner { args, stop: StopSignal::listen()? })
     }
 
     /// Runs a query as a job; returns its report and the exit code.
@@ -287,24 +294,24 @@ impl<'a> Watch<'a> {
     pub(super) fn run(
         self,
         job: Job,
-        line: Line,
+        line: FormatFigures,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
-    ) -> Result<(Report, u8)> {
-        self.stop.stops(job.stopper(), job.watcher(), self.args.processes == 1);
+    ) -> Result<(RunReport, u8)> {
+        self.stop.set_job(job.stopper(), job.watcher(), self.args.processes == 1);
         let display = match self.args.progress {
-            Show::Off => None,
-            show => Some(ProgressThread::start(Display::new(show, self.args.progress_every, line), &job)?),
+            ProgressMode::Off => None,
+            show => Some(ProgressThread::start(ProgressDisplay::new(show, self.args.progress_every, line), &job)?),
         };
         let report = job.run(query);
         drop(display);
-        self.stop.job_has_ended();
+        self.stop.clear_job();
         let report = report?;
         if self.args.profile {
             note(format_args!("{}", report.profile));
         }
         let code = match report.ending {
             Ending::Complete | Ending::WasComplete => 0,
-            Ending::Stopped => self.stop.asked().unwrap_or(0),
+            Ending::Stopped => self.stop.exit_code_if_stopped().unwrap_or(0),
         };
         Ok((report, code))
     }
@@ -312,29 +319,29 @@ impl<'a> Watch<'a> {
 
 /// The thread that shows progress.
 struct ProgressThread {
-    over: Arc<AtomicBool>,
-    thread: Option<Handle>,
+    ended: Arc<AtomicBool>,
+    thread: Option<ThreadHandle>,
 }
 
 impl ProgressThread {
-    fn start(mut display: Display, job: &Job) -> Result<Self> {
+    fn start(mut display: ProgressDisplay, job: &Job) -> Result<Self> {
         let (metrics, watcher, over) = (job.metrics(), job.watcher(), Arc::new(AtomicBool::new(false)));
         let ended = Arc::clone(&over);
         let body = move || {
             while !ended.load(Ordering::Acquire) {
-                thread::turn();
+                thread::mark_iteration();
                 display.show(&metrics, &watcher);
                 std::thread::park_timeout(Duration::from_millis(50));
             }
         };
-        let thread = thread::start(Role::Progress, Role::Progress.name(), body)?;
-        Ok(ProgressThread { over, thread: Some(thread) })
+        let thread = thread::start(ThreadRole::Progress, ThreadRole::Progress.name(), body)?;
+        Ok(ProgressThread { ended: over, thread: Some(thread) })
     }
 }
 
 impl Drop for ProgressThread {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Release);
+        self.ended.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // The thread may be blocked on writing to a pipe that nobody reads.
@@ -344,8 +351,8 @@ impl Drop for ProgressThread {
 }
 
 /// Shows the progress of a running job.
-struct Display {
-    line: Line,
+struct ProgressDisplay {
+    line: FormatFigures,
     bar: Option<ProgressBar>,
     lines: bool,
     every: Duration,
@@ -354,16 +361,24 @@ struct Display {
     last_read: u64,
 }
 
-impl Display {
-    fn new(show: Show, every: Duration, line: Line) -> Self {
-        let live = show == Show::Auto && log::is_live();
+impl ProgressDisplay {
+    fn new(show: ProgressMode, every: Duration, line: FormatFigures) -> Self {
+        let live = show == ProgressMode::Auto && log::is_live();
         let style =
             ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
-        log::above(bar.as_ref());
+        log::set_live_view(bar.as_ref());
         let now = Instant::now();
         let every = if live { Duration::from_millis(250) } else { every };
-        Display { line, bar, lines: show != Show::Off && !live, every, begun: now, last: now, last_read: 0 }
+        ProgressDisplay {
+            line,
+            bar,
+            lines: show != ProgressMode::Off && !live,
+            every,
+            begun: now,
+            last: now,
+            last_read: 0,
+        }
     }
 
     fn show(&mut self, metrics: &Metrics, watcher: &Watcher) {
@@ -375,7 +390,7 @@ impl Display {
         let read: u64 = summary.sources.iter().map(|source| source.read).sum();
         let rate = (read - self.last_read) as f64 / since.as_secs_f64();
         (self.last, self.last_read) = (Instant::now(), read);
-        let line = (self.line)(&Moment { summary, read, rate, elapsed: self.begun.elapsed() });
+        let line = (self.line)(&JobFigures { summary, read, rate, elapsed: self.begun.elapsed() });
         let Some(bar) = &self.bar else { return note(format_args!("{line}")) };
         // The first blocker of the next results is shown below.
         let held = watcher.status().and_then(|status| why(&status, None).holds.into_iter().next());
@@ -385,9 +400,9 @@ impl Display {
 }
 
 /// Clears the live line, also if the thread that shows it panics.
-impl Drop for Display {
+impl Drop for ProgressDisplay {
     fn drop(&mut self) {
-        log::above(None);
+        log::set_live_view(None);
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

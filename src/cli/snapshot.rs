@@ -20,9 +20,9 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{note, say};
+use super::{note, print_line};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::look::{Sight, sight};
+use crate::durable::inspect::{StateSnapshots, inspect_snapshots};
 use crate::durable::manifest::Manifest;
 use crate::durable::segment::SegmentInfo;
 use crate::durable::state::StateDir;
@@ -119,7 +119,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
 }
 
 /// Opens a state directory for reading, without its lock.
-fn look_at(path: &Path) -> Result<StateDir> {
+fn open_for_reading(path: &Path) -> Result<StateDir> {
     let disk: Arc<dyn Disk> = OsDisk::shared();
     StateDir::join(disk, path)
 }
@@ -129,7 +129,7 @@ fn look_at(path: &Path) -> Result<StateDir> {
 /// # Errors
 /// Fails if there is no such snapshot, or it cannot be read.
 fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
-    let Sight { mut manifests, unreadable, .. } = sight(dir)?;
+    let StateSnapshots { mut manifests, unreadable, .. } = inspect_snapshots(dir)?;
     let place = dir.path().display();
     let known: Vec<_> = manifests.iter().map(|manifest| manifest.epoch.to_string()).collect();
     let found = match epoch {
@@ -186,12 +186,12 @@ fn rows<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> u64 {
 }
 
 /// Converts a wall clock time to one that prints as RFC 3339.
-fn clock(millis: u64) -> EventTime {
+fn wall_clock_time(millis: u64) -> EventTime {
     EventTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
 /// Formats a number of things, with a plural `s`.
-fn counted(count: usize, what: &str) -> String {
+fn pluralized(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
@@ -200,11 +200,11 @@ fn size(bytes: u64) -> String {
 }
 
 fn ls(args: &LsArgs) -> Result<u8> {
-    let dir = look_at(&args.state)?;
-    let Sight { manifests, unreadable, claim, journal_bytes } = sight(&dir)?;
+    let dir = open_for_reading(&args.state)?;
+    let StateSnapshots { manifests, unreadable, claim, journal_bytes } = inspect_snapshots(&dir)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     if !args.json {
-        say(format_args!(
+        print_line(format_args!(
             "{:>14}  {:<24}  {:>8}  {:>10}  {:>10}  {:>10}  {:>12}",
             "EPOCH", "MADE", "AGE", "SIZE", "CHANGED", "ROWS", "CHANGED ROWS"
         ));
@@ -214,8 +214,8 @@ fn ls(args: &LsArgs) -> Result<u8> {
         let is_new =
             |segment: &&SegmentInfo| before.is_none_or(|before| !before.segments().any(|file| file == segment.file));
         let (all, new) = (segments(manifest), || segments(manifest).filter(is_new));
-        let seconds = u64::try_from(now.saturating_sub(u128::from(manifest.made_ms)) / 1000).unwrap_or(u64::MAX);
-        let (epoch, made) = (manifest.epoch, clock(manifest.made_ms));
+        let seconds = u64::try_from(now.saturating_sub(u128::from(manifest.created_ms)) / 1000).unwrap_or(u64::MAX);
+        let (epoch, made) = (manifest.epoch, wall_clock_time(manifest.created_ms));
         let (stored, changed, count, changed_rows) = (bytes(all), bytes(new()), rows(segments(manifest)), rows(new()));
         if args.json {
             let line = json!({
@@ -223,12 +223,12 @@ fn ls(args: &LsArgs) -> Result<u8> {
                 "bytes": stored, "changed_bytes": changed, "rows": count, "changed_rows": changed_rows,
                 "segments": segments(manifest).count(), "ended": manifest.ended,
             });
-            say(format_args!("{line}"));
+            print_line(format_args!("{line}"));
         } else {
             let age = humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string();
             let age = age.split(' ').take(2).collect::<String>();
             let ended = if manifest.ended { "  ended" } else { "" };
-            say(format_args!(
+            print_line(format_args!(
                 "{:>14}  {made:<24}  {age:>8}  {:>10}  {:>10}  {count:>10}  {changed_rows:>12}{ended}",
                 epoch.0,
                 size(stored),
@@ -244,25 +244,30 @@ fn ls(args: &LsArgs) -> Result<u8> {
         let holder = claim.as_ref().map(|claim| {
             json!({
                 "life": claim.incarnation, "pid": claim.holder.pid, "host": claim.holder.host,
-                "since": clock(claim.holder.since_ms).to_string(),
+                "since": wall_clock_time(claim.holder.since_ms).to_string(),
             })
         });
         let line = json!({
             "state": dir.id().to_string(), "snapshots": manifests.len(), "bytes": whole,
             "journal_bytes": journal_bytes, "last_life": holder,
         });
-        say(format_args!("{line}"));
+        print_line(format_args!("{line}"));
     } else {
         let life = claim.map_or(String::from("no incarnation yet"), |claim| {
             let (holder, life) = (&claim.holder, claim.incarnation);
-            format!("last incarnation {life}, pid {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
+            format!(
+                "last incarnation {life}, pid {} on {} from {}",
+                holder.pid,
+                holder.host,
+                wall_clock_time(holder.since_ms)
+            )
         });
         let id = dir.id();
         if dir.is_savepoint()? {
-            say(format_args!("a savepoint of the state {id}"));
+            print_line(format_args!("a savepoint of the state {id}"));
         } else {
-            let (count, whole, journal) = (counted(manifests.len(), "snapshot"), size(whole), size(journal_bytes));
-            say(format_args!("state {id}: {count}, {whole} together; journal {journal}; {life}"));
+            let (count, whole, journal) = (pluralized(manifests.len(), "snapshot"), size(whole), size(journal_bytes));
+            print_line(format_args!("state {id}: {count}, {whole} together; journal {journal}; {life}"));
         }
     }
     for error in &unreadable {
@@ -273,12 +278,12 @@ fn ls(args: &LsArgs) -> Result<u8> {
 
 fn prune(args: &PruneArgs) -> Result<u8> {
     // Fails if there is no state: opening it for writing would create one.
-    look_at(&args.state)?;
+    open_for_reading(&args.state)?;
     let dir = StateDir::open(OsDisk::shared(), &args.state, false)
         .map_err(|error| error.help("stop the job first: a snapshot is not removed while it runs"))?;
-    let before = sight(&dir)?.manifests.len();
+    let before = inspect_snapshots(&dir)?.manifests.len();
     let kept = dir.prune(usize::from(args.keep))?;
-    let after = sight(&dir)?.manifests.len();
-    say(format_args!("{} of {before} snapshots removed, {} files in all", before - after, kept.removed));
+    let after = inspect_snapshots(&dir)?.manifests.len();
+    print_line(format_args!("{} of {before} snapshots removed, {} files in all", before - after, kept.removed));
     Ok(0)
 }

@@ -1,10 +1,11 @@
 //! Stops a command cleanly on Ctrl-C, SIGTERM and SIGHUP, with a limit on the wait for work that has not begun.
 //!
-//! * The first signal asks the command to stop. A repeat within [`SAME`] is the same request: service managers signal a
-//!   whole group, and wrappers pass signals on. A later one ends the process at once, with exit code 1 and one line.
+//! * The first signal asks the command to stop. A repeat within [`REPEAT_INTERVAL`] is the same request: service
+//!   managers signal a whole group, and wrappers pass signals on. A later one ends the process at once, with exit code
+//!   1 and one line.
 //! * A command that has not begun its work, because it waits for a broker or for the reader of a FIFO, has nothing to
-//!   finish: it ends [`GRACE`] after the request. One of several processes that ends by itself would fail the others,
-//!   so it gets [`TOGETHER`].
+//!   finish: it ends [`STARTUP_GRACE`] after the request. One of several processes that ends by itself would fail the
+//!   others, so it gets [`CLUSTER_STARTUP_GRACE`].
 //! * SIGHUP is left alone if the process was started with it ignored, as by `nohup`.
 //!
 //! Invariant: exit codes 130 and 143 mean that everything the command had begun was finished.
@@ -21,59 +22,59 @@ use signal_hook::{flag, low_level};
 
 use crate::error::{Error, Result};
 use crate::job::{self, Watcher};
-use crate::thread::{self, Failure, Role};
+use crate::thread::{self, JobFailure, ThreadRole};
 
 /// Interval after the first signal within which another one counts as the same request.
-const SAME: Duration = Duration::from_secs(1);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for a command that has not begun its work to notice the request by itself.
-const GRACE: Duration = Duration::from_millis(500);
+const STARTUP_GRACE: Duration = Duration::from_millis(500);
 /// The same time for one of several processes.
-const TOGETHER: Duration = Duration::from_secs(10);
+const CLUSTER_STARTUP_GRACE: Duration = Duration::from_secs(10);
 /// Polling interval of the thread that handles signals.
-const TICK: Duration = Duration::from_millis(20);
+const SIGNAL_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Tells if the command was asked to stop.
 #[derive(Clone)]
-pub(super) struct Stop(Arc<Shared>);
+pub(super) struct StopSignal(Arc<SignalState>);
 
-struct Shared {
+struct SignalState {
     /// The exit code to stop with; 0 before a signal.
     code: AtomicU8,
     /// The exit code of the last signal, set by its handler; 0 before a signal. A job that stops because another process
     /// was asked to may end before the thread of this process has heard of its own signal.
     delivered: Arc<AtomicUsize>,
     /// Time of the first signal.
-    asked: OnceLock<Instant>,
+    first_signal_at: OnceLock<Instant>,
     /// Number of startup phases of the command in progress.
-    beginning: AtomicUsize,
-    job: Mutex<Option<Stoppable>>,
-    failure: Arc<Failure>,
+    startup_phases: AtomicUsize,
+    job: Mutex<Option<RunningJob>>,
+    failure: Arc<JobFailure>,
 }
 
 /// A job that is asked to stop.
-struct Stoppable {
-    stopper: job::Stop,
+struct RunningJob {
+    stopper: job::StopHandle,
     watcher: Watcher,
     /// Time for a job that has not begun to notice the request by itself.
     grace: Duration,
 }
 
-/// Marks a startup phase of a command while it is alive; returned by [`Stop::begin`].
-pub(super) struct Beginning(Arc<Shared>);
+/// Marks a startup phase of a command while it is alive; returned by [`StopSignal::begin_startup`].
+pub(super) struct StartupPhase(Arc<SignalState>);
 
-impl Drop for Beginning {
+impl Drop for StartupPhase {
     fn drop(&mut self) {
-        self.0.beginning.fetch_sub(1, Ordering::AcqRel);
+        self.0.startup_phases.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Stop {
+impl StopSignal {
     /// Starts to listen for signals.
     ///
     /// # Errors
     /// Fails if the signal handlers or the thread cannot be set up.
     pub(super) fn listen() -> Result<Self> {
-        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !ignores(SIGHUP));
+        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
         let wanted: Vec<_> = wanted.collect();
         let cannot = |why: std::io::Error| Error::new("cannot listen for signals").because(why);
         let delivered = Arc::<AtomicUsize>::default();
@@ -82,30 +83,30 @@ impl Stop {
         }
         let signals = Signals::new(&wanted);
         let mut signals = signals.map_err(cannot)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SignalState {
             code: AtomicU8::new(0),
             delivered,
-            asked: OnceLock::new(),
-            beginning: AtomicUsize::new(0),
+            first_signal_at: OnceLock::new(),
+            startup_phases: AtomicUsize::new(0),
             job: Mutex::new(None),
-            failure: Failure::current().unwrap_or_default(),
+            failure: JobFailure::current().unwrap_or_default(),
         });
         let (own, last) = (Arc::clone(&shared), Arc::clone(&shared));
         let body = move || {
             loop {
-                thread::turn();
-                signals.pending().for_each(|signal| own.hear(signal));
-                own.tend();
-                std::thread::sleep(TICK);
+                thread::mark_iteration();
+                signals.pending().for_each(|signal| own.handle_signal(signal));
+                own.enforce_stop();
+                std::thread::sleep(SIGNAL_POLL_INTERVAL);
             }
         };
-        thread::start_telling(Role::Signals, Role::Signals.name(), move |_error| last.stop_job(), body)?;
-        Ok(Stop(shared))
+        thread::start_reporting(ThreadRole::Signals, ThreadRole::Signals.name(), move |_error| last.stop_job(), body)?;
+        Ok(StopSignal(shared))
     }
 
     /// Returns the exit code to stop with after a signal, or after the failure of a thread of this program; else
     /// `None`.
-    pub(super) fn asked(&self) -> Option<u8> {
+    pub(super) fn exit_code_if_stopped(&self) -> Option<u8> {
         let heard = self.0.code.load(Ordering::Acquire);
         let delivered = || u8::try_from(self.0.delivered.load(Ordering::Acquire)).unwrap_or(0);
         match if heard > 0 { heard } else { delivered() } {
@@ -116,36 +117,36 @@ impl Stop {
 
     /// Begins a startup phase, which lasts until the returned guard is dropped. A request to stop during a startup
     /// phase ends the process, because there is nothing to finish.
-    pub(super) fn begin(&self) -> Beginning {
-        self.0.beginning.fetch_add(1, Ordering::AcqRel);
-        Beginning(Arc::clone(&self.0))
+    pub(super) fn begin_startup(&self) -> StartupPhase {
+        self.0.startup_phases.fetch_add(1, Ordering::AcqRel);
+        StartupPhase(Arc::clone(&self.0))
     }
 
     /// Sets the job to stop when the command is asked to stop; `alone` if no other process takes part in it.
-    pub(super) fn stops(&self, stopper: job::Stop, watcher: Watcher, alone: bool) {
-        let grace = if alone { GRACE } else { TOGETHER };
-        *self.0.job() = Some(Stoppable { stopper, watcher, grace });
+    pub(super) fn set_job(&self, stopper: job::StopHandle, watcher: Watcher, alone: bool) {
+        let grace = if alone { STARTUP_GRACE } else { CLUSTER_STARTUP_GRACE };
+        *self.0.job() = Some(RunningJob { stopper, watcher, grace });
     }
 
     /// Clears the job: it has ended.
-    pub(super) fn job_has_ended(&self) {
+    pub(super) fn clear_job(&self) {
         *self.0.job() = None;
     }
 }
 
-impl Shared {
-    fn job(&self) -> std::sync::MutexGuard<'_, Option<Stoppable>> {
+impl SignalState {
+    fn job(&self) -> std::sync::MutexGuard<'_, Option<RunningJob>> {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(&self, signal: i32) {
+    fn handle_signal(&self, signal: i32) {
         let now = Instant::now();
-        let first = *self.asked.get_or_init(|| now);
+        let first = *self.first_signal_at.get_or_init(|| now);
         let _ = self.code.compare_exchange(0, code_of(signal), Ordering::AcqRel, Ordering::Acquire);
-        if now.duration_since(first) >= SAME {
+        if now.duration_since(first) >= REPEAT_INTERVAL {
             let error =
                 Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
-            end(&error.help("a job with state resumes where its results end"));
+            exit_with_error(&error.help("a job with state resumes where its results end"));
         }
     }
 
@@ -156,10 +157,10 @@ impl Shared {
     }
 
     /// Passes a request to stop on to the job, and ends the process if the job or the startup phase takes too long.
-    fn tend(&self) {
+    fn enforce_stop(&self) {
         static FAILED: OnceLock<Instant> = OnceLock::new();
         let failure = self.failure.get();
-        let since = match (self.asked.get(), failure) {
+        let since = match (self.first_signal_at.get(), failure) {
             (Some(asked), _) => *asked,
             (None, Some(_)) => *FAILED.get_or_init(Instant::now),
             (None, None) => return,
@@ -169,11 +170,11 @@ impl Shared {
                 job.stopper.stop();
                 (!job.watcher.has_begun()).then_some(job.grace)
             }
-            None => (self.beginning.load(Ordering::Acquire) > 0).then_some(GRACE),
+            None => (self.startup_phases.load(Ordering::Acquire) > 0).then_some(STARTUP_GRACE),
         };
         if grace.is_some_and(|grace| since.elapsed() >= grace) {
             match failure {
-                Some(error) => end(error),
+                Some(error) => exit_with_error(error),
                 None => low_level::exit(i32::from(self.code.load(Ordering::Acquire))),
             }
         }
@@ -186,7 +187,7 @@ fn code_of(signal: i32) -> u8 {
 }
 
 /// Ends the process with an error at once, without waiting for a reader of standard error.
-fn end(error: &Error) -> ! {
+fn exit_with_error(error: &Error) -> ! {
     let stderr = std::io::stderr();
     let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     // Not by `std`: its lock may be held by a thread that waits for the reader.
@@ -197,7 +198,7 @@ fn end(error: &Error) -> ! {
 }
 
 /// Returns `true` if this process was started with the signal ignored.
-fn ignores(signal: i32) -> bool {
+fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

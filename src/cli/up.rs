@@ -24,25 +24,25 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::sys::signal::Signal;
 
+use super::child_process::ChildProcess;
 use super::note;
-use super::parent::Offspring;
-use super::stop::Stop;
+use super::stop::StopSignal;
 use crate::durable::disk::OsDisk;
 use crate::durable::manifest;
 use crate::error::{Error, Result};
 use crate::job::Secret;
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// Time after a failure before the other processes get SIGTERM, and before they get SIGKILL. Most end by themselves;
 /// those that still wait for the failed one to join do not notice.
-const MISSING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+const FAILURE_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// Time for processes to stop after SIGTERM.
-const STOPPING: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause before the first restart, and the longest pause.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Polling interval of the processes.
-const TICK: Duration = Duration::from_millis(10);
+const PROCESS_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 const EXAMPLES: &str = "Examples:
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
@@ -73,7 +73,7 @@ pub struct UpArgs {
 /// # Errors
 /// Fails if the program cannot be started.
 pub fn up(args: &UpArgs, is_query: impl Fn(&OsStr) -> bool) -> Result<u8> {
-    let stop = Stop::listen()?;
+    let stop = StopSignal::listen()?;
     let Some((called, rest)) = args.command.split_first() else {
         return Err(Error::usage("there is no program to run").help("tidegate up -n 3 -- account_totals …"));
     };
@@ -83,23 +83,23 @@ pub fn up(args: &UpArgs, is_query: impl Fn(&OsStr) -> bool) -> Result<u8> {
         }
     }
     let (program, state) = (find(called, is_query), value_of(rest, "--state").map(PathBuf::from));
-    let (mut failed, mut pause, mut snapshot) = (0, PAUSES.0, newest(state.as_deref()));
-    let mut folder = PrivateFolder::new()?;
+    let (mut failed, mut pause, mut snapshot) = (0, RESTART_PAUSES.0, newest(state.as_deref()));
+    let mut folder = PrivateDirectory::new()?;
     loop {
         let round = Round::start(&program, called, rest, usize::from(args.processes), &mut folder)?;
         let failure = match round.run(&stop)? {
-            Outcome::Ended(code) => return Ok(code),
-            Outcome::Failed(failure) => failure,
+            RoundOutcome::Ended(code) => return Ok(code),
+            RoundOutcome::FailedProcess(failure) => failure,
         };
-        if stop.asked().is_some() {
-            return Ok(stop.asked().unwrap_or(failure.code()));
+        if stop.exit_code_if_stopped().is_some() {
+            return Ok(stop.exit_code_if_stopped().unwrap_or(failure.code()));
         }
         let known = newest(state.as_deref());
         if known > snapshot {
-            (failed, pause, snapshot) = (0, PAUSES.0, known);
+            (failed, pause, snapshot) = (0, RESTART_PAUSES.0, known);
         }
         failed += 1;
-        let what = failure.what();
+        let what = failure.describe();
         let end = |why: &str| {
             note(format_args!("up: {what}; {why}"));
             Ok(failure.code())
@@ -120,12 +120,12 @@ pub fn up(args: &UpArgs, is_query: impl Fn(&OsStr) -> bool) -> Result<u8> {
         ));
         let begun = Instant::now();
         while begun.elapsed() < pause {
-            if let Some(code) = stop.asked() {
+            if let Some(code) = stop.exit_code_if_stopped() {
                 return Ok(code);
             }
-            std::thread::sleep(TICK);
+            std::thread::sleep(PROCESS_POLL_INTERVAL);
         }
-        pause = (pause * 2).min(PAUSES.1);
+        pause = (pause * 2).min(RESTART_PAUSES.1);
     }
 }
 
@@ -161,26 +161,26 @@ fn newest(state: Option<&Path>) -> Option<Epoch> {
 }
 
 /// The outcome of a round.
-enum Outcome {
+enum RoundOutcome {
     /// All processes have ended as they should; the exit code.
     Ended(u8),
     /// The process that failed first.
-    Failed(Failed),
+    FailedProcess(FailedProcess),
 }
 
 /// A process that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Failed {
+struct FailedProcess {
     process: usize,
     status: ExitStatus,
 }
 
-impl Failed {
+impl FailedProcess {
     fn code(&self) -> u8 {
         code_of(self.status)
     }
 
-    fn what(&self) -> String {
+    fn describe(&self) -> String {
         match (self.status.code(), self.status.signal()) {
             (Some(code), _) => format!("process {} failed with exit code {code}", self.process),
             (None, Some(signal)) => format!("process {} was killed by signal {signal}", self.process),
@@ -196,14 +196,14 @@ fn code_of(status: ExitStatus) -> u8 {
 }
 
 /// A directory that only this user can enter, with the files that processes are given; removed on drop.
-struct PrivateFolder {
+struct PrivateDirectory {
     path: PathBuf,
     secret: PathBuf,
     /// Number of hostfiles written.
     rounds: u32,
 }
 
-impl PrivateFolder {
+impl PrivateDirectory {
     /// Creates the directory, with a new secret.
     fn new() -> Result<Self> {
         let name = format!("tidegate-up-{}-{}", std::process::id(), &Secret::random()?[..16]);
@@ -211,7 +211,7 @@ impl PrivateFolder {
         let cannot = |why| Error::new("cannot make a directory for the processes").at(path.display()).because(why);
         // Fails if the path exists, even as a link.
         DirBuilder::new().mode(0o700).create(&path).map_err(cannot)?;
-        let mut folder = PrivateFolder { secret: path.join("secret"), path, rounds: 0 };
+        let mut folder = PrivateDirectory { secret: path.join("secret"), path, rounds: 0 };
         folder.secret = folder.write("secret", &format!("{}\n", Secret::random()?))?;
         Ok(folder)
     }
@@ -234,7 +234,7 @@ impl PrivateFolder {
     }
 }
 
-impl Drop for PrivateFolder {
+impl Drop for PrivateDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
     }
@@ -247,9 +247,9 @@ struct Round {
 
 /// A process of a round.
 struct Member {
-    running: Offspring,
+    running: ChildProcess,
     /// The thread that forwards the process's standard error.
-    relay: Option<Handle>,
+    relay: Option<ThreadHandle>,
 }
 
 impl Round {
@@ -258,7 +258,7 @@ impl Round {
         called: &OsStr,
         arguments: &[OsString],
         processes: usize,
-        folder: &mut PrivateFolder,
+        folder: &mut PrivateDirectory,
     ) -> Result<Self> {
         let hosts = folder.hosts(processes)?;
         let mut round = Round { members: Vec::new() };
@@ -269,17 +269,17 @@ impl Round {
             command.args(["-n", &processes.to_string(), "-p", &process.to_string(), "--hostfile"]).arg(&hosts);
             command.arg("--cluster-secret-file").arg(&folder.secret);
             let failed = |why| Error::new("cannot start the query").at(program.display()).because(why);
-            let mut running = Offspring::start(&mut command).map_err(failed)?;
+            let mut running = ChildProcess::start(&mut command).map_err(failed)?;
             let said = running.child.stderr.take();
             let relay = said.map(|said| {
                 let body = move || {
                     let lines = BufReader::new(said).split(b'\n');
                     lines.map_while(std::result::Result::ok).for_each(|line| {
-                        thread::turn();
+                        thread::mark_iteration();
                         note(format_args!("[{process}] {}", String::from_utf8_lossy(&line)));
                     });
                 };
-                thread::start(Role::Relay, &format!("relay {process}"), body)
+                thread::start(ThreadRole::Relay, &format!("relay {process}"), body)
             });
             round.members.push(Member { running, relay: relay.transpose()? });
         }
@@ -287,9 +287,9 @@ impl Round {
     }
 
     /// Waits for all processes to end; returns the outcome. Asks them to stop on a request to stop and after a failure.
-    fn run(mut self, stop: &Stop) -> Result<Outcome> {
+    fn run(mut self, stop: &StopSignal) -> Result<RoundOutcome> {
         let mut asked: Option<Instant> = None;
-        let mut failed: Option<(Failed, Instant)> = None;
+        let mut failed: Option<(FailedProcess, Instant)> = None;
         let cannot = |why| Error::new("cannot watch a process").because(why);
         let mut code = 0;
         loop {
@@ -301,21 +301,21 @@ impl Round {
                 };
                 code = code.max(code_of(status));
                 if is_failure(status) && failed.is_none() {
-                    failed = Some((Failed { process, status }, Instant::now()));
+                    failed = Some((FailedProcess { process, status }, Instant::now()));
                 }
             }
             if running == 0 {
                 break;
             }
             let failed_for = failed.map_or(Duration::ZERO, |(_, since)| since.elapsed());
-            if asked.is_none() && (stop.asked().is_some() || failed_for > MISSING.0) {
+            if asked.is_none() && (stop.exit_code_if_stopped().is_some() || failed_for > FAILURE_TIMEOUTS.0) {
                 asked = Some(Instant::now());
                 self.signal(Signal::SIGTERM);
             }
-            if failed_for > MISSING.1 || asked.is_some_and(|since| since.elapsed() > STOPPING) {
+            if failed_for > FAILURE_TIMEOUTS.1 || asked.is_some_and(|since| since.elapsed() > STOP_TIMEOUT) {
                 self.signal(Signal::SIGKILL);
             }
-            std::thread::sleep(TICK);
+            std::thread::sleep(PROCESS_POLL_INTERVAL);
         }
         for member in &mut self.members {
             if let Some(relay) = member.relay.take() {
@@ -323,8 +323,8 @@ impl Round {
             }
         }
         Ok(match failed {
-            Some((failed, _)) => Outcome::Failed(failed),
-            None => Outcome::Ended(code),
+            Some((failed, _)) => RoundOutcome::FailedProcess(failed),
+            None => RoundOutcome::Ended(code),
         })
     }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
-use super::{note, say};
+use super::{note, print_line};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::look::{LastKnown, last_known};
-use crate::durable::recovery::Holder;
+use crate::durable::inspect::{RecordedProgress, recorded_progress};
+use crate::durable::recovery::ProcessInfo;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::status::{
@@ -23,7 +23,7 @@ use crate::time::EventTime;
 use crate::view::http::{encoded, get};
 
 /// Timeout of a whole request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "Examples:
   tidegate why state/                              what holds back the job with this state
@@ -56,25 +56,25 @@ pub struct WhyArgs {
 /// # Errors
 /// Fails if the job does not answer, there is no such state, or the window cannot be parsed.
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
-    let end = args.window.as_deref().map(end_of).transpose()?;
+    let end = args.window.as_deref().map(parse_window_end).transpose()?;
     if let Some(address) = server_at(&args.place, Path::exists) {
-        return ask(&address, args);
+        return ask_job(&address, args);
     }
     if args.place.starts_with("https://") {
         return Err(Error::usage("jobs serve http, not https").help("write it as http://HOST:PORT"));
     }
     let disk: Arc<dyn Disk> = OsDisk::shared();
     let dir = StateDir::join(disk, PathBuf::from(&args.place))?;
-    if let Some(address) = dir.told_where() {
-        match ask(&address, args) {
+    if let Some(address) = dir.recorded_address() {
+        match ask_job(&address, args) {
             Ok(code) => return Ok(code),
             Err(error) => note(format_args!("{error}")),
         }
     }
-    let mut status = of_state(&dir)?;
+    let mut status = status_from_state(&dir)?;
     let holder = match dir.holder() {
         None => String::from("no process has it: start its job again"),
-        Some((Holder { pid, host, .. }, stopped)) => {
+        Some((ProcessInfo { pid, host, .. }, stopped)) => {
             if stopped {
                 // A stopped process does not respond until it is continued.
                 status.processes[0].silent_ms = u64::MAX;
@@ -83,7 +83,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
         }
     };
     note(format_args!("{}: {holder}; this is what the state says", Path::new(&args.place).display()));
-    tell(&why(&status, end), args)
+    print_answer(&why(&status, end), args)
 }
 
 /// Returns the `HOST:PORT` of a URL, or of an address that is not a path; `None` for a state directory.
@@ -99,17 +99,17 @@ fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
 }
 
 /// Prints the answer, and returns the exit code.
-fn tell(why: &Why, args: &WhyArgs) -> Result<u8> {
+fn print_answer(why: &Why, args: &WhyArgs) -> Result<u8> {
     if args.json {
         let text = serde_json::to_string(why).map_err(|why| Error::new("cannot write the answer").because(why))?;
-        say(format_args!("{text}"));
+        print_line(format_args!("{text}"));
     } else {
-        say(format_args!("{why}"));
+        print_line(format_args!("{why}"));
     }
     Ok(u8::from(!why.holds.is_empty()))
 }
 
-fn end_of(window: &str) -> Result<EventTime> {
+fn parse_window_end(window: &str) -> Result<EventTime> {
     window_end(window).map_err(|why| {
         Error::usage(format!("--window {window}: {why}"))
             .help("write it as 2026-01-31T10:00:00Z, the end of the window")
@@ -117,36 +117,36 @@ fn end_of(window: &str) -> Result<EventTime> {
 }
 
 /// Asks a running job.
-fn ask(address: &str, args: &WhyArgs) -> Result<u8> {
+fn ask_job(address: &str, args: &WhyArgs) -> Result<u8> {
     let mut path = String::from("/why?format=json");
     if let Some(window) = &args.window {
         path += &format!("&window={}", encoded(window));
     }
-    let (status, answer) = get(address, &path, PATIENCE)?;
+    let (status, answer) = get(address, &path, REQUEST_TIMEOUT)?;
     let refused = || Error::new("the job does not answer the question").at(address).because(answer.trim());
     if status != 200 {
         return Err(refused());
     }
-    tell(&serde_json::from_str(&answer).map_err(|_| refused())?, args)
+    print_answer(&serde_json::from_str(&answer).map_err(|_| refused())?, args)
 }
 
 /// Reconstructs the status of a job from its state.
-fn of_state(dir: &StateDir) -> Result<JobStatus> {
-    let LastKnown { manifest, frames } = last_known(dir)?;
+fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
+    let RecordedProgress { manifest, frames } = recorded_progress(dir)?;
     let mut partitions = BTreeMap::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let from_snapshot = manifest.iter().flat_map(|manifest| {
-        let bounds = manifest.sources.iter().flat_map(|source| &source.bounds);
+        let bounds = manifest.sources.iter().flat_map(|source| &source.progress);
         bounds.map(|bound| (manifest.epoch, bound))
     });
-    let from_journal = frames.iter().flat_map(|frame| frame.bounds.iter().map(|bound| (frame.epoch, bound)));
+    let from_journal = frames.iter().flat_map(|frame| frame.progress.iter().map(|bound| (frame.epoch, bound)));
     for (epoch, bound) in from_snapshot.chain(from_journal) {
         let partition = PartitionStatus {
             source: bound.source.clone(),
             partition: bound.partition,
             watermark: bound.watermark,
-            next: bound.next,
-            end: bound.until,
+            next: bound.next_offset,
+            end: bound.end_offset,
             idle: bound.idle,
             ended: bound.ended,
             // An epoch's number is about the wall clock time at which it began.

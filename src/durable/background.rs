@@ -10,15 +10,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Result;
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
-type Act = Box<dyn FnOnce() + Send>;
+type Task = Box<dyn FnOnce() + Send>;
 
 /// A thread with a queue of tasks.
 pub struct Background {
-    queue: Mutex<Option<Sender<Act>>>,
+    queue: Mutex<Option<Sender<Task>>>,
     abandoned: Arc<AtomicBool>,
-    thread: Mutex<Option<Handle>>,
+    thread: Mutex<Option<ThreadHandle>>,
 }
 
 impl fmt::Debug for Background {
@@ -32,13 +32,13 @@ impl Background {
     ///
     /// # Errors
     /// Fails if the operating system cannot start a thread.
-    pub fn start(role: Role) -> Result<Self> {
-        let (queue, acts): (Sender<Act>, Receiver<Act>) = channel();
+    pub fn start(role: ThreadRole) -> Result<Self> {
+        let (queue, acts): (Sender<Task>, Receiver<Task>) = channel();
         let abandoned = Arc::new(AtomicBool::new(false));
         let given_up = Arc::clone(&abandoned);
         let body = move || {
             for act in acts {
-                thread::turn();
+                thread::mark_iteration();
                 if !given_up.load(Ordering::Acquire) {
                     act();
                 }
@@ -49,7 +49,7 @@ impl Background {
     }
 
     /// Queues a task, and returns at once.
-    pub fn ask(&self, act: impl FnOnce() + Send + 'static) {
+    pub fn submit(&self, act: impl FnOnce() + Send + 'static) {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // The thread ends only when the queue does, or by a panic, which has failed the job.
             let _ = queue.send(Box::new(act));
@@ -84,10 +84,10 @@ mod tests {
     #[test]
     fn acts_are_done_in_order_and_all_of_them() {
         let done = Arc::new(Mutex::new(Vec::new()));
-        let background = Background::start(Role::Segments).unwrap();
+        let background = Background::start(ThreadRole::Segments).unwrap();
         for number in 0..100 {
             let done = Arc::clone(&done);
-            background.ask(move || done.lock().unwrap().push(number));
+            background.submit(move || done.lock().unwrap().push(number));
         }
         drop(background);
         assert_eq!(*done.lock().unwrap(), (0..100).collect::<Vec<_>>());
@@ -97,10 +97,10 @@ mod tests {
     fn what_is_abandoned_is_not_done() {
         let (go, wait) = channel::<()>();
         let done = Arc::new(AtomicBool::new(false));
-        let background = Background::start(Role::Segments).unwrap();
-        background.ask(move || wait.recv().unwrap());
+        let background = Background::start(ThreadRole::Segments).unwrap();
+        background.submit(move || wait.recv().unwrap());
         let flag = Arc::clone(&done);
-        background.ask(move || flag.store(true, Ordering::Release));
+        background.submit(move || flag.store(true, Ordering::Release));
         background.abandon();
         go.send(()).unwrap();
         drop(background);
@@ -109,14 +109,14 @@ mod tests {
 
     #[test]
     fn an_act_that_panics_fails_the_job_and_nobody_waits_for_those_after_it() {
-        let failure = Arc::<thread::Failure>::default();
+        let failure = Arc::<thread::JobFailure>::default();
         let entered = failure.enter();
-        let background = Background::start(Role::Merges).unwrap();
+        let background = Background::start(ThreadRole::Merges).unwrap();
         drop(entered);
-        background.ask(|| panic!("no room"));
+        background.submit(|| panic!("no room"));
         let done = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&done);
-        background.ask(move || flag.store(true, Ordering::Release));
+        background.submit(move || flag.store(true, Ordering::Release));
         background.finish();
         let error = failure.get().unwrap().to_string();
         assert!(error.starts_with("the thread `merges` panicked (src/durable/background.rs:"), "{error}");

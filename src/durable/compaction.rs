@@ -21,29 +21,29 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire};
 
-use crate::durable::codec::{Codec, Rows};
+use crate::durable::codec::{BlockRows, Codec};
 use crate::durable::disk::Disk;
-use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
+use crate::durable::segment::{BlockBuilder, RawBlock, SegmentInfo, SegmentLabel, SegmentReader, SegmentWriter};
 use crate::error::Result;
 use crate::time::EventTime;
 
 /// Minimum number of segments of a level that are merged.
-pub const FEWEST: usize = 4;
+pub const MIN_MERGE: usize = 4;
 /// Maximum number of segments in one merge: bounds memory, and the duration of a merge.
-pub const MOST: usize = 16;
+pub const MAX_MERGE: usize = 16;
 
 /// The compaction work of a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct CompactionPlan {
     /// Segments that have only expired rows: the next manifest need not name them.
-    pub dead: Vec<SegmentInfo>,
+    pub expired: Vec<SegmentInfo>,
     /// Segments to be merged, each group into one.
-    pub merges: Vec<Group>,
+    pub merges: Vec<MergeGroup>,
 }
 
 /// Segments of one step that are to be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct MergeGroup {
     /// The inputs of the merge.
     pub inputs: Vec<SegmentInfo>,
     /// `true` if no other segment of the step has older rows: the merge may then drop tombstones.
@@ -52,12 +52,12 @@ pub struct Group {
 
 /// Plans the compaction of segments, of one step or of several. Rows of windows that end at `dead` or before are
 /// expired.
-pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
-    let mut plan = Plan::default();
+pub fn plan_compaction(segments: &[SegmentInfo], dead: EventTime) -> CompactionPlan {
+    let mut plan = CompactionPlan::default();
     let mut levels = BTreeMap::<(&str, u8), Vec<&SegmentInfo>>::new();
     for segment in segments {
-        if segment.is_dead(dead) {
-            plan.dead.push(segment.clone());
+        if segment.is_expired(dead) {
+            plan.expired.push(segment.clone());
         } else {
             levels.entry((&segment.step, segment.level)).or_default().push(segment);
         }
@@ -65,19 +65,19 @@ pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
     for mut alike in levels.into_values() {
         // Neighbours in time expire at about the same time.
         alike.sort_by_key(|segment| (segment.from, segment.to, &segment.file));
-        let groups = alike.chunks(MOST).filter(|group| group.len() >= FEWEST);
+        let groups = alike.chunks(MAX_MERGE).filter(|group| group.len() >= MIN_MERGE);
         for group in groups {
             let to = group.iter().map(|segment| segment.to).max();
             let mut others = segments.iter().filter(|other| other.step == group[0].step && !group.contains(other));
             let oldest = others.all(|other| Some(other.from) >= to);
-            plan.merges.push(Group { inputs: group.iter().copied().cloned().collect(), oldest });
+            plan.merges.push(MergeGroup { inputs: group.iter().copied().cloned().collect(), oldest });
         }
     }
     plan
 }
 
 /// The parameters of a merge of a step's segments.
-pub struct Merging<'a, T> {
+pub struct MergeOptions<'a, T> {
     /// The codec of the rows.
     pub codec: Arc<dyn Codec<T>>,
     /// The order of their keys; rows of equal keys are added up.
@@ -90,35 +90,38 @@ pub struct Merging<'a, T> {
     /// segments, which may be merged at another time.
     pub keep: &'a dyn Fn(&T) -> bool,
     /// Rows of windows that end here or before are expired, and dropped.
-    pub dead: EventTime,
+    pub expired_through: EventTime,
     /// Set when nobody waits for the merge any more: it stops at the next block.
-    pub give_up: &'a AtomicBool,
+    pub cancelled: &'a AtomicBool,
 }
 
 /// The outcome of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Merged {
+pub enum MergeOutcome {
     /// The merged segment.
     Segment(SegmentInfo),
     /// No row is left, and no file was written.
-    Nothing,
+    Empty,
     /// The merge was told to stop, and left no file.
-    GivenUp,
+    Cancelled,
 }
 
-impl Merged {
+impl MergeOutcome {
     /// Returns the segment, if there is one.
     pub fn segment(self) -> Option<SegmentInfo> {
         match self {
-            Merged::Segment(segment) => Some(segment),
-            Merged::Nothing | Merged::GivenUp => None,
+            MergeOutcome::Segment(segment) => Some(segment),
+            MergeOutcome::Empty | MergeOutcome::Cancelled => None,
         }
     }
 }
 
-impl<T> fmt::Debug for Merging<'_, T> {
+impl<T> fmt::Debug for MergeOptions<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Merging").field("codec", &self.codec).field("dead", &self.dead).finish_non_exhaustive()
+        f.debug_struct("Merging")
+            .field("codec", &self.codec)
+            .field("dead", &self.expired_through)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,45 +133,45 @@ pub fn merge<T: Clone + 'static>(
     disk: &Arc<dyn Disk>,
     directory: &Path,
     inputs: &[SegmentInfo],
-    label: &Label,
-    merging: &Merging<'_, T>,
-) -> Result<Merged> {
+    label: &SegmentLabel,
+    merging: &MergeOptions<'_, T>,
+) -> Result<MergeOutcome> {
     assert!(inputs.iter().all(|input| input.step == label.step), "only segments of one step are merged");
     let mut cursors = Vec::with_capacity(inputs.len());
     for input in inputs {
         let reader = SegmentReader::open_named(&**disk, directory, input)?;
-        cursors.push(Cursor::new(reader, merging)?);
+        cursors.push(SegmentCursor::new(reader, merging)?);
     }
     let builder = BlockBuilder::new(Arc::clone(&merging.codec));
-    let mut output = Output { disk, directory, label, merging, builder, writer: None };
+    let mut output = MergeWriter { disk, directory, label, merging, builder, writer: None };
     match (output.fill(cursors), output.writer) {
-        (Ok(true), Some(writer)) => writer.finish().map(Merged::Segment),
-        (Ok(true), None) => Ok(Merged::Nothing),
+        (Ok(true), Some(writer)) => writer.finish().map(MergeOutcome::Segment),
+        (Ok(true), None) => Ok(MergeOutcome::Empty),
         (unfinished, writer) => {
             writer.into_iter().for_each(SegmentWriter::abandon);
-            unfinished.map(|_| Merged::GivenUp)
+            unfinished.map(|_| MergeOutcome::Cancelled)
         }
     }
 }
 
 /// The output of a merge; the file is created with the first block.
-struct Output<'a, T> {
+struct MergeWriter<'a, T> {
     disk: &'a Arc<dyn Disk>,
     directory: &'a Path,
-    label: &'a Label,
-    merging: &'a Merging<'a, T>,
+    label: &'a SegmentLabel,
+    merging: &'a MergeOptions<'a, T>,
     builder: BlockBuilder<T>,
     writer: Option<SegmentWriter>,
 }
 
-impl<T: Clone + 'static> Output<'_, T> {
+impl<T: Clone + 'static> MergeWriter<'_, T> {
     /// Writes all merged rows; returns `false` if it was told to stop before the end.
-    fn fill(&mut self, mut cursors: Vec<Cursor<T>>) -> Result<bool> {
+    fn fill(&mut self, mut cursors: Vec<SegmentCursor<T>>) -> Result<bool> {
         let merging = self.merging;
         // Indices of the cursors that have a row, in descending order of that row.
         let mut waiting = Vec::with_capacity(cursors.len());
         for index in 0..cursors.len() {
-            wait(&mut waiting, &cursors, index, merging.order);
+            insert_in_order(&mut waiting, &cursors, index, merging.order);
         }
         let mut equal = Vec::with_capacity(cursors.len());
         while let Some(row) = waiting.last().and_then(|&least| cursors[least].row()) {
@@ -184,22 +187,22 @@ impl<T: Clone + 'static> Output<'_, T> {
                 self.emit(&sum)?;
             }
             for index in equal.drain(..) {
-                if cursors[index].is_at_end_of_block() && merging.give_up.load(Acquire) {
+                if cursors[index].is_at_end_of_block() && merging.cancelled.load(Acquire) {
                     return Ok(false);
                 }
                 cursors[index].advance(merging)?;
-                wait(&mut waiting, &cursors, index, merging.order);
+                insert_in_order(&mut waiting, &cursors, index, merging.order);
             }
         }
         if let Some(block) = self.builder.finish() {
             self.append(&block)?;
         }
-        Ok(!merging.give_up.load(Acquire))
+        Ok(!merging.cancelled.load(Acquire))
     }
 
     fn emit(&mut self, row: &T) -> Result<()> {
         let window = (self.merging.window)(row);
-        if window <= self.merging.dead || !(self.merging.keep)(row) {
+        if window <= self.merging.expired_through || !(self.merging.keep)(row) {
             return Ok(());
         }
         match self.builder.push(row, window)? {
@@ -210,15 +213,20 @@ impl<T: Clone + 'static> Output<'_, T> {
 
     fn append(&mut self, block: &RawBlock) -> Result<()> {
         if self.writer.is_none() {
-            let coding = self.merging.codec.coding();
-            self.writer = Some(SegmentWriter::create(self.disk, self.directory, self.label, &coding)?);
+            let encoding = self.merging.codec.encoding();
+            self.writer = Some(SegmentWriter::create(self.disk, self.directory, self.label, &encoding)?);
         }
         self.writer.as_mut().map_or(Ok(()), |writer| writer.append(block))
     }
 }
 
 /// Inserts a cursor that has a row into `waiting`, which is in descending order of rows.
-fn wait<T: 'static>(waiting: &mut Vec<usize>, cursors: &[Cursor<T>], index: usize, order: fn(&T, &T) -> Ordering) {
+fn insert_in_order<T: 'static>(
+    waiting: &mut Vec<usize>,
+    cursors: &[SegmentCursor<T>],
+    index: usize,
+    order: fn(&T, &T) -> Ordering,
+) {
     if let Some(row) = cursors[index].row() {
         let greater = |other: &usize| cursors[*other].row().is_some_and(|other| order(other, row).is_gt());
         waiting.insert(waiting.partition_point(greater), index);
@@ -226,19 +234,19 @@ fn wait<T: 'static>(waiting: &mut Vec<usize>, cursors: &[Cursor<T>], index: usiz
 }
 
 /// Iterates over the rows of an input, except for blocks that have only expired rows.
-struct Cursor<T> {
+struct SegmentCursor<T> {
     reader: SegmentReader,
     /// Number of the next block.
     next: usize,
-    rows: Rows<T>,
+    rows: BlockRows<T>,
     /// Index of the current row in `rows`.
     at: usize,
 }
 
-impl<T: 'static> Cursor<T> {
-    fn new(reader: SegmentReader, merging: &Merging<'_, T>) -> Result<Self> {
-        reader.accept(&*merging.codec)?;
-        let mut cursor = Cursor { reader, next: 0, rows: Rows::decoded(Vec::new()), at: 0 };
+impl<T: 'static> SegmentCursor<T> {
+    fn new(reader: SegmentReader, merging: &MergeOptions<'_, T>) -> Result<Self> {
+        reader.check_codec(&*merging.codec)?;
+        let mut cursor = SegmentCursor { reader, next: 0, rows: BlockRows::decoded(Vec::new()), at: 0 };
         cursor.load(merging)?;
         Ok(cursor)
     }
@@ -254,16 +262,17 @@ impl<T: 'static> Cursor<T> {
     }
 
     /// Advances to the next row.
-    fn advance(&mut self, merging: &Merging<'_, T>) -> Result<()> {
+    fn advance(&mut self, merging: &MergeOptions<'_, T>) -> Result<()> {
         self.at += 1;
         if self.at < self.rows.as_slice().len() { Ok(()) } else { self.load(merging) }
     }
 
     /// Loads the next block that has rows which are not expired; none is left after the last.
-    fn load(&mut self, merging: &Merging<'_, T>) -> Result<()> {
+    fn load(&mut self, merging: &MergeOptions<'_, T>) -> Result<()> {
         let blocks = self.reader.blocks().iter().enumerate().skip(self.next);
-        let Some((number, &block)) = blocks.into_iter().find(|(_, block)| block.greatest > merging.dead) else {
-            (self.rows, self.at) = (Rows::decoded(Vec::new()), 0);
+        let Some((number, &block)) = blocks.into_iter().find(|(_, block)| block.greatest > merging.expired_through)
+        else {
+            (self.rows, self.at) = (BlockRows::decoded(Vec::new()), 0);
             self.next = self.reader.blocks().len();
             return Ok(());
         };
@@ -291,7 +300,7 @@ mod tests {
 
     use super::*;
     use crate::durable::disk::OsDisk;
-    use crate::durable::segment::tests::{Failing, Row, codecs, label, random_rows, read, write};
+    use crate::durable::segment::tests::{FailingDisk, Row, codecs, label, random_rows, read, write};
     use crate::durable::segment::{level_of, verify};
     use crate::time::Epoch;
 
@@ -312,15 +321,15 @@ mod tests {
         sum.1.1 = sum.1.1.wrapping_add(other.1.1);
     }
 
-    fn merging(codec: &Arc<dyn Codec<Row>>, dead: EventTime) -> Merging<'static, Row> {
-        Merging {
+    fn merging(codec: &Arc<dyn Codec<Row>>, expired_through: EventTime) -> MergeOptions<'static, Row> {
+        MergeOptions {
             codec: Arc::clone(codec),
             order: |a, b| a.0.cmp(&b.0),
             add: |sum, other| add_value(&mut sum.1, &other.1),
             window: |row| row.0.0,
             keep: &|row| row.1 != (0, (0, 0)),
-            dead,
-            give_up: &NEVER,
+            expired_through,
+            cancelled: &NEVER,
         }
     }
 
@@ -352,7 +361,7 @@ mod tests {
             let (merged, alone) = segments.split_at(random.usize(1..=segments.len()));
             let dead = EventTime::from_millis(random.i64(-1..5) * 1_000);
             let inputs: Vec<_> = merged.iter().map(|(info, _)| info.clone()).collect();
-            let sum_label = Label::of_sum(&inputs, 4, 0, 0);
+            let sum_label = SegmentLabel::of_merge(&inputs, 4, 0, 0);
             let output = merge(&disk, directory.path(), &inputs, &sum_label, &merging(codec, dead)).unwrap().segment();
             let expected = sums(merged.iter().flat_map(|(_, rows)| rows.clone()), dead);
             let path = directory.path().join(sum_label.file_name());
@@ -373,7 +382,7 @@ mod tests {
             let rows = random_rows(&mut fastrand::Rng::with_seed(1), 30, 4);
             let sound = write(&disk, directory.path(), &label(0), &codec, &rows, 7).unwrap();
             let refused = |number, inputs: &[SegmentInfo], expected: &str| {
-                let sum = Label::of_sum(inputs, 4, 0, number);
+                let sum = SegmentLabel::of_merge(inputs, 4, 0, number);
                 let merging = merging(&codec, EventTime::MIN);
                 let said = merge(&disk, directory.path(), inputs, &sum, &merging).unwrap_err().to_string();
                 assert!(said.contains(expected) && said.contains(&inputs[1].file), "{said}");
@@ -392,7 +401,7 @@ mod tests {
             // A row whose window is outside the range that its block declares.
             let (mut builder, label) = (BlockBuilder::new(Arc::clone(&codec)), label(6));
             assert_eq!(builder.push(&rows[0], EventTime::from_millis(77)).unwrap(), None);
-            let mut writer = SegmentWriter::create(&disk, directory.path(), &label, &codec.coding()).unwrap();
+            let mut writer = SegmentWriter::create(&disk, directory.path(), &label, &codec.encoding()).unwrap();
             writer.append(&builder.finish().unwrap()).unwrap();
             refused(6, &[sound.clone(), writer.finish().unwrap()], "of a window that it should not have");
             // A file other than the one that the manifest names.
@@ -414,7 +423,7 @@ mod tests {
             bytes[17 + header + 4] ^= 1;
             fs::write(&path, &bytes).unwrap();
             let run = |number, dead| {
-                let sum = Label::of_sum(std::slice::from_ref(&info), 4, 0, number);
+                let sum = SegmentLabel::of_merge(std::slice::from_ref(&info), 4, 0, number);
                 merge(&disk, directory.path(), std::slice::from_ref(&info), &sum, &merging(&codec, dead))
             };
             assert!(run(1, EventTime::MIN).unwrap_err().to_string().contains("block 0"));
@@ -429,15 +438,15 @@ mod tests {
         let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
         let rows = random_rows(&mut fastrand::Rng::with_seed(5), 3_000, 4);
         let inputs = [write(&disk, directory.path(), &label(0), codec, &rows, 10).unwrap()];
-        let sum = Label::of_sum(&inputs, 4, 0, 1);
+        let sum = SegmentLabel::of_merge(&inputs, 4, 0, 1);
         let (give_up, kept) = (AtomicBool::new(false), std::cell::Cell::new(0));
         let keep = |_: &Row| {
             kept.set(kept.get() + 1);
             give_up.store(kept.get() >= 25, std::sync::atomic::Ordering::Release);
             true
         };
-        let merging = Merging { keep: &keep, give_up: &give_up, ..merging(codec, EventTime::MIN) };
-        assert_eq!(merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap(), Merged::GivenUp);
+        let merging = MergeOptions { keep: &keep, cancelled: &give_up, ..merging(codec, EventTime::MIN) };
+        assert_eq!(merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap(), MergeOutcome::Cancelled);
         assert!((25..60).contains(&kept.get()), "{} rows", kept.get());
         assert!(!directory.path().join(sum.file_name()).exists());
         // Told to stop at the very end, it leaves no file either; if it is not told, it writes all rows.
@@ -448,10 +457,10 @@ mod tests {
                 give_up.store(told && kept.get() == rows.len(), std::sync::atomic::Ordering::Release);
                 true
             };
-            let merging = Merging { keep: &keep, give_up: &give_up, ..self::merging(codec, EventTime::MIN) };
+            let merging = MergeOptions { keep: &keep, cancelled: &give_up, ..self::merging(codec, EventTime::MIN) };
             merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap()
         };
-        assert_eq!(at_end(true), Merged::GivenUp);
+        assert_eq!(at_end(true), MergeOutcome::Cancelled);
         assert_eq!(at_end(false).segment().unwrap().rows, rows.len() as u64);
     }
 
@@ -465,16 +474,16 @@ mod tests {
             write(&disk, directory.path(), &label(number), codec, rows, usize::MAX).unwrap()
         };
         let inputs: Vec<_> = (0..).zip(&all).map(write).collect();
-        let sum = Label::of_sum(&inputs, 4, 0, 9);
+        let sum = SegmentLabel::of_merge(&inputs, 4, 0, 9);
         let acts = {
-            let (disk, acts) = Failing::shared(usize::MAX);
-            let elsewhere = Label { number: 10, ..sum.clone() };
+            let (disk, acts) = FailingDisk::shared(usize::MAX);
+            let elsewhere = SegmentLabel { number: 10, ..sum.clone() };
             merge(&disk, directory.path(), &inputs, &elsewhere, &merging(codec, EventTime::MIN)).unwrap();
             acts.told().len()
         };
         assert!(acts > 8, "{acts} acts are too few for this test");
         for fail_at in 0..acts {
-            let (disk, _) = Failing::shared(fail_at);
+            let (disk, _) = FailingDisk::shared(fail_at);
             let said = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap_err();
             assert!(said.to_string().contains("it broke"), "{said}");
         }
@@ -486,7 +495,7 @@ mod tests {
     }
 
     /// The description of a segment for which there is no file.
-    fn spoken_of(step: &str, number: u64, bytes: u64, windows: (i64, i64)) -> SegmentInfo {
+    fn fake_segment(step: &str, number: u64, bytes: u64, windows: (i64, i64)) -> SegmentInfo {
         SegmentInfo {
             file: format!("{step}-{number}"),
             step: step.to_owned(),
@@ -504,10 +513,10 @@ mod tests {
     /// The segment that a merge yields if `share` of the bytes is left.
     fn merged(group: &[SegmentInfo], number: u64, share: f64, dead: EventTime) -> SegmentInfo {
         let bytes = (group.iter().map(|segment| segment.bytes).sum::<u64>() as f64 * share) as u64 + 100;
-        let Label { step, from, to, .. } = Label::of_sum(group, 1, 0, number);
+        let SegmentLabel { step, from, to, .. } = SegmentLabel::of_merge(group, 1, 0, number);
         let greatest = group.iter().map(|segment| segment.greatest).max().unwrap();
         let least = group.iter().map(|segment| segment.least).min().unwrap().max(dead);
-        SegmentInfo { from, to, ..spoken_of(&step, number, bytes, (least.millis(), greatest.millis())) }
+        SegmentInfo { from, to, ..fake_segment(&step, number, bytes, (least.millis(), greatest.millis())) }
     }
 
     #[test]
@@ -517,29 +526,34 @@ mod tests {
             let mut segments: Vec<_> = (0..random.u64(..120))
                 .map(|number| {
                     let (step, from) = (if random.bool() { "a" } else { "b" }, random.i64(0..100));
-                    spoken_of(step, number, 1 + (random.u64(..) >> random.u32(24..56)), (from, from + random.i64(0..9)))
+                    fake_segment(
+                        step,
+                        number,
+                        1 + (random.u64(..) >> random.u32(24..56)),
+                        (from, from + random.i64(0..9)),
+                    )
                 })
                 .collect();
             let dead = EventTime::from_millis(random.i64(0..60));
             let (mut number, mut turns) = (1_000, 0);
             loop {
-                let plan = choose(&segments, dead);
+                let plan = plan_compaction(&segments, dead);
                 for segment in &segments {
-                    let in_dead = plan.dead.contains(segment);
+                    let in_dead = plan.expired.contains(segment);
                     let groups = plan.merges.iter().filter(|group| group.inputs.contains(segment)).count();
                     assert_eq!(in_dead, segment.greatest <= dead, "seed {seed}");
                     assert!(groups <= usize::from(!in_dead), "seed {seed}");
                 }
-                for Group { inputs: group, .. } in &plan.merges {
+                for MergeGroup { inputs: group, .. } in &plan.merges {
                     let alike = |other: &SegmentInfo| (&other.step, other.level) == (&group[0].step, group[0].level);
-                    assert!(group.iter().all(alike) && (FEWEST..=MOST).contains(&group.len()), "seed {seed}");
+                    assert!(group.iter().all(alike) && (MIN_MERGE..=MAX_MERGE).contains(&group.len()), "seed {seed}");
                 }
-                if plan == Plan::default() {
+                if plan == CompactionPlan::default() {
                     break;
                 }
-                segments.retain(|segment| !plan.dead.contains(segment));
+                segments.retain(|segment| !plan.expired.contains(segment));
                 segments.retain(|segment| !plan.merges.iter().any(|group| group.inputs.contains(segment)));
-                for Group { inputs: group, .. } in &plan.merges {
+                for MergeGroup { inputs: group, .. } in &plan.merges {
                     number += 1;
                     segments.push(merged(group, number, random.f64(), dead));
                 }
@@ -548,7 +562,7 @@ mod tests {
             }
             let mut left = BTreeMap::<(&str, u8), usize>::new();
             segments.iter().for_each(|segment| *left.entry((&segment.step, segment.level)).or_default() += 1);
-            assert!(left.values().all(|count| *count < FEWEST), "seed {seed}");
+            assert!(left.values().all(|count| *count < MIN_MERGE), "seed {seed}");
         }
     }
 
@@ -575,11 +589,11 @@ mod tests {
                         }
                     }
                     number += 1;
-                    let info = spoken_of("step", number, 100 + 20 * rows.len() as u64, (0, i64::MAX));
+                    let info = fake_segment("step", number, 100 + 20 * rows.len() as u64, (0, i64::MAX));
                     segments.push((SegmentInfo { from: Epoch(epoch - 2), to: Epoch(epoch), ..info }, rows));
                 }
                 let infos: Vec<_> = segments.iter().map(|(info, _)| info.clone()).collect();
-                for Group { inputs, oldest } in choose(&infos, EventTime::MIN).merges {
+                for MergeGroup { inputs, oldest } in plan_compaction(&infos, EventTime::MIN).merges {
                     let (going, staying): (Vec<_>, _) =
                         segments.into_iter().partition(|(info, _)| inputs.contains(info));
                     segments = staying;
@@ -591,8 +605,8 @@ mod tests {
                     rows.retain(|_, (_, is_there)| *is_there || !oldest);
                     dropped += all - rows.len();
                     number += 1;
-                    let Label { from, to, .. } = Label::of_sum(&inputs, 1, 0, number);
-                    let info = spoken_of("step", number, 100 + 20 * rows.len() as u64, (0, i64::MAX));
+                    let SegmentLabel { from, to, .. } = SegmentLabel::of_merge(&inputs, 1, 0, number);
+                    let info = fake_segment("step", number, 100 + 20 * rows.len() as u64, (0, i64::MAX));
                     segments.push((SegmentInfo { from, to, ..info }, rows));
                 }
                 let mut latest = BTreeMap::new();
@@ -616,15 +630,20 @@ mod tests {
             let bytes = random.u64(50_000..200_000);
             taken += bytes;
             number += 1;
-            segments.push(spoken_of("a", number, bytes, (snapshot, lifetime.map_or(i64::MAX, |life| snapshot + life))));
+            segments.push(fake_segment(
+                "a",
+                number,
+                bytes,
+                (snapshot, lifetime.map_or(i64::MAX, |life| snapshot + life)),
+            ));
             let dead = EventTime::from_millis(snapshot);
             loop {
-                let plan = choose(&segments, dead);
-                if plan == Plan::default() {
+                let plan = plan_compaction(&segments, dead);
+                if plan == CompactionPlan::default() {
                     break;
                 }
-                segments.retain(|segment| !plan.dead.contains(segment));
-                for Group { inputs: group, .. } in &plan.merges {
+                segments.retain(|segment| !plan.expired.contains(segment));
+                for MergeGroup { inputs: group, .. } in &plan.merges {
                     number += 1;
                     segments.retain(|segment| !group.contains(segment));
                     let sum = merged(group, number, 1.0, dead);

@@ -5,7 +5,7 @@
 //! * [`Disk::replace_if`], [`Disk::replace`] and [`Disk::create_new`] are atomic: after a crash either the old state or
 //!   the new one is there.
 //! * A store may lack [`Disk::rename`] and [`Disk::link`], as object stores do. It then implements the atomic
-//!   operations and [`Disk::take_lock_over`] itself, and a state needs nothing else. Only files of results are renamed
+//!   operations and [`Disk::take_over_lock`] itself, and a state needs nothing else. Only files of results are renamed
 //!   otherwise.
 //!
 //! Invariant: all I/O of state and of file sinks goes through here, so a test that fails any single operation, or loses
@@ -107,7 +107,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Fails with the error of the store; either the old file or the new one is then there.
     fn replace_if(&self, path: &Path, bytes: &[u8], still: &mut dyn FnMut() -> bool) -> io::Result<bool> {
-        let beside = self.write_beside(path, bytes)?;
+        let beside = self.write_temporary(path, bytes)?;
         if !still() {
             // A file beside that is never renamed is ignored, and the later incarnation may remove it first.
             let _ = self.remove(&beside);
@@ -122,7 +122,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// Fails with the error of the store.
-    fn take_lock_over(&self, path: &Path, own: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+    fn take_over_lock(&self, path: &Path, own: &Path) -> io::Result<Option<Box<dyn Lock>>> {
         let lock = self.lock(own)?;
         if lock.is_some() {
             self.rename(own, path)?;
@@ -136,7 +136,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Fails with the error of the store; [`io::ErrorKind::AlreadyExists`] if the file exists.
     fn create_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let beside = self.write_beside(path, bytes)?;
+        let beside = self.write_temporary(path, bytes)?;
         let linked = self.link(&beside, path);
         self.remove(&beside)?;
         linked?;
@@ -147,7 +147,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// Fails with the error of the store.
-    fn write_beside(&self, path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    fn write_temporary(&self, path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let (count, process) = (COUNT.fetch_add(1, Ordering::Relaxed), std::process::id());
         let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -200,7 +200,7 @@ pub trait DiskFile: Send + fmt::Debug {
     ///
     /// # Errors
     /// Fails with the error of the store.
-    fn cut(&mut self, length: u64) -> io::Result<()>;
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
 
     /// Makes the file's bytes survive a loss of power; the file's name needs [`Disk::sync_directory`].
     ///
@@ -323,7 +323,7 @@ impl DiskFile for OsFile {
         Ok(())
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         self.file.set_len(length)?;
         self.length = length;
         Ok(())

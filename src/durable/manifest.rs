@@ -15,15 +15,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
-use super::journal::Bound;
-use super::sealed::Kind;
+use super::envelope::Envelope;
+use super::journal::PartitionProgress;
 use super::segment::SegmentInfo;
-use super::{StateId, StillCurrent, disk_error, replace_while_current, sources};
+use super::{FencingCheck, StateId, disk_error, replace_while_current, sources};
 use crate::error::{Error, Result};
 use crate::time::{Epoch, EventTime};
 
-/// Version 1 differs only in the contents of a [`StepPrint`].
-const KIND: Kind = Kind { magic: *b"TGMANIF", version: 2, name: "manifest" };
+/// Version 1 differs only in the contents of a [`StepFingerprint`].
+const KIND: Envelope = Envelope { magic: *b"TGMANIF", version: 2, name: "manifest" };
 
 /// One consistent cut of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,11 +37,12 @@ pub struct Manifest {
     /// The epoch of the cut: it includes everything up to this epoch, and nothing after it.
     pub epoch: Epoch,
     /// Wall-clock time of its creation, in milliseconds since 1970; for users.
-    pub made_ms: u64,
+    #[serde(rename = "made_ms")]
+    pub created_ms: u64,
     /// `true` if all sources had ended and all windows had closed: no job resumes from it.
     pub ended: bool,
     /// The fingerprint of the query that made it.
-    pub query: QueryPrint,
+    pub query: QueryFingerprint,
     /// The progress of the sources, and the watermarks of combined streams.
     pub sources: Vec<SourceState>,
     /// The states of the durable steps.
@@ -52,18 +53,18 @@ pub struct Manifest {
 
 /// A query's fingerprint: runs with equal ones give equal output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueryPrint {
+pub struct QueryFingerprint {
     /// The program's build id.
     pub build: String,
     /// Every flag that affects output, with its value.
     pub flags: Vec<(String, String)>,
     /// The query's steps, in order.
-    pub steps: Vec<StepPrint>,
+    pub steps: Vec<StepFingerprint>,
 }
 
 /// A step's part of its query's fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct StepPrint {
+pub struct StepFingerprint {
     /// The kind of step, such as "aggregate".
     pub kind: String,
     /// Its name in the query.
@@ -75,7 +76,7 @@ pub struct StepPrint {
     pub fingerprint: u64,
 }
 
-impl QueryPrint {
+impl QueryFingerprint {
     /// Converts the fingerprint of a file of this version to the present form. In version 1 the compiler's names of
     /// types were part of details and, except for sources, of fingerprints. Segments still record the shape of their
     /// rows.
@@ -95,14 +96,14 @@ impl QueryPrint {
     }
 }
 
-impl StepPrint {
+impl StepFingerprint {
     /// `true` if snapshots have rows of the step.
     pub(super) fn keeps_rows(&self) -> bool {
         !matches!(&*self.kind, sources::KIND | "sink" | "view")
     }
 
     /// `true` if the shapes of both steps' rows are known and differ.
-    pub(super) fn differs_in_shape(&self, other: &StepPrint) -> bool {
+    pub(super) fn differs_in_shape(&self, other: &StepFingerprint) -> bool {
         self.fingerprint != other.fingerprint && self.fingerprint != 0 && other.fingerprint != 0
     }
 }
@@ -116,17 +117,19 @@ pub struct SourceState {
     /// The name under which the flow reads it.
     pub name: String,
     /// The progress of each partition at the epoch.
-    pub bounds: Vec<Bound>,
+    #[serde(rename = "bounds")]
+    pub progress: Vec<PartitionProgress>,
     /// The stream's watermark at the epoch.
     pub watermark: EventTime,
     /// Activation watermarks, by partition number.
-    pub floors: Vec<(u32, EventTime)>,
+    #[serde(rename = "floors")]
+    pub activation_watermarks: Vec<(u32, EventTime)>,
 }
 
 impl SourceState {
     /// `true` for the watermark of combined streams, which has no partitions of its own.
     pub fn is_combined(&self) -> bool {
-        self.bounds.is_empty() && self.name.starts_with(COMBINED)
+        self.progress.is_empty() && self.name.starts_with(COMBINED)
     }
 }
 
@@ -147,7 +150,8 @@ pub struct SinkState {
     /// Its name in the query.
     pub name: String,
     /// The last epoch that it had published; `None` if it had published none.
-    pub shown: Option<Epoch>,
+    #[serde(rename = "shown")]
+    pub published: Option<Epoch>,
     /// `true` if it holds a collection whose rows may still be retracted.
     pub on_change: bool,
 }
@@ -192,7 +196,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Fails if the manifest is inconsistent, if a later incarnation has begun, or if a disk operation fails.
-    pub fn write(&self, disk: &dyn Disk, directory: &Path, still_current: &StillCurrent) -> Result<ManifestId> {
+    pub fn write(&self, disk: &dyn Disk, directory: &Path, still_current: &FencingCheck) -> Result<ManifestId> {
         self.check()?;
         let path = directory.join(self.id().to_string());
         let cannot = |why: io::Error| disk_error("cannot write the manifest", path.display(), why);
@@ -204,7 +208,7 @@ impl Manifest {
     /// # Errors
     /// Fails if the bytes are damaged, in another format, or those of another manifest or state.
     pub fn read(state: StateId, id: ManifestId, bytes: &[u8]) -> Result<Manifest> {
-        let opened = KIND.open_any(bytes).map_err(|broken| KIND.refusal(broken, id))?;
+        let opened = KIND.open_any(bytes).map_err(|broken| KIND.error_for(broken, id))?;
         let (mut manifest, version): (Manifest, u8) = opened;
         manifest.query.upgrade(version);
         if manifest.state != state {
@@ -286,12 +290,12 @@ mod tests {
     use super::*;
     use crate::durable::recovery::changes;
 
-    fn step(kind: &str, detail: &str, fingerprint: u64) -> StepPrint {
-        StepPrint { kind: kind.into(), name: kind.into(), detail: detail.into(), fingerprint }
+    fn step(kind: &str, detail: &str, fingerprint: u64) -> StepFingerprint {
+        StepFingerprint { kind: kind.into(), name: kind.into(), detail: detail.into(), fingerprint }
     }
 
-    fn print(steps: [StepPrint; 5]) -> QueryPrint {
-        QueryPrint { build: "b".into(), flags: Vec::new(), steps: steps.into() }
+    fn print(steps: [StepFingerprint; 5]) -> QueryFingerprint {
+        QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: steps.into() }
     }
 
     #[test]

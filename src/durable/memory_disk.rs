@@ -18,17 +18,17 @@ type Hook = Box<dyn FnOnce() + Send>;
 /// A disk in memory. Clones share the same disk.
 #[derive(Clone, Default)]
 pub(crate) struct MemoryDisk {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<MemoryDiskState>>,
 }
 
 #[derive(Default)]
-struct Inner {
-    files: Vec<Content>,
+struct MemoryDiskState {
+    files: Vec<FileContents>,
     names: BTreeMap<PathBuf, usize>,
     /// The names that survive a loss of power.
     safe: BTreeMap<PathBuf, usize>,
     /// Unsynced changes of names, with their directory, in order.
-    changes: Vec<(PathBuf, Vec<Change>)>,
+    changes: Vec<(PathBuf, Vec<DirectoryChange>)>,
     /// Number of crashes; files that were opened before the last one are unusable.
     generation: u64,
     /// Number of writing operations until all fail; `None` to never fail.
@@ -38,14 +38,14 @@ struct Inner {
 }
 
 #[derive(Default)]
-struct Content {
+struct FileContents {
     bytes: Vec<u8>,
     safe: Vec<u8>,
     locked: bool,
 }
 
 #[derive(Clone)]
-struct Change(PathBuf, Option<usize>);
+struct DirectoryChange(PathBuf, Option<usize>);
 
 impl MemoryDisk {
     /// A shared handle.
@@ -53,7 +53,7 @@ impl MemoryDisk {
         Arc::new(self.clone())
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, MemoryDiskState> {
         self.inner.lock().unwrap()
     }
 
@@ -122,8 +122,8 @@ impl fmt::Debug for MemoryDisk {
     }
 }
 
-fn apply(names: &mut BTreeMap<PathBuf, usize>, changes: &[Change]) {
-    for Change(path, file) in changes {
+fn apply(names: &mut BTreeMap<PathBuf, usize>, changes: &[DirectoryChange]) {
+    for DirectoryChange(path, file) in changes {
         match file {
             Some(file) => names.insert(path.clone(), *file),
             None => names.remove(path),
@@ -131,7 +131,7 @@ fn apply(names: &mut BTreeMap<PathBuf, usize>, changes: &[Change]) {
     }
 }
 
-impl Inner {
+impl MemoryDiskState {
     fn act(&mut self) -> io::Result<()> {
         match &mut self.acts_left {
             Some(0) => Err(io::Error::from(io::ErrorKind::StorageFull)),
@@ -143,7 +143,7 @@ impl Inner {
         }
     }
 
-    fn change(&mut self, directory: &Path, changes: Vec<Change>) {
+    fn change(&mut self, directory: &Path, changes: Vec<DirectoryChange>) {
         apply(&mut self.names, &changes);
         self.changes.push((directory.to_owned(), changes));
     }
@@ -185,9 +185,9 @@ impl Disk for MemoryDisk {
         let file = match inner.names.get(path) {
             Some(file) => *file,
             None => {
-                inner.files.push(Content::default());
+                inner.files.push(FileContents::default());
                 let file = inner.files.len() - 1;
-                inner.change(parent(path), vec![Change(path.to_owned(), Some(file))]);
+                inner.change(parent(path), vec![DirectoryChange(path.to_owned(), Some(file))]);
                 file
             }
         };
@@ -205,7 +205,10 @@ impl Disk for MemoryDisk {
         let mut inner = self.inner();
         inner.act()?;
         let file = inner.find(from)?;
-        inner.change(parent(to), vec![Change(from.to_owned(), None), Change(to.to_owned(), Some(file))]);
+        inner.change(
+            parent(to),
+            vec![DirectoryChange(from.to_owned(), None), DirectoryChange(to.to_owned(), Some(file))],
+        );
         Ok(())
     }
 
@@ -216,7 +219,7 @@ impl Disk for MemoryDisk {
         if inner.names.contains_key(to) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        inner.change(parent(to), vec![Change(to.to_owned(), Some(file))]);
+        inner.change(parent(to), vec![DirectoryChange(to.to_owned(), Some(file))]);
         Ok(())
     }
 
@@ -224,7 +227,7 @@ impl Disk for MemoryDisk {
         let mut inner = self.inner();
         inner.act()?;
         inner.find(path)?;
-        inner.change(parent(path), vec![Change(path.to_owned(), None)]);
+        inner.change(parent(path), vec![DirectoryChange(path.to_owned(), None)]);
         Ok(())
     }
 
@@ -262,7 +265,7 @@ struct MemoryFile {
 }
 
 impl MemoryFile {
-    fn with<T>(&self, act: impl FnOnce(&mut Content) -> T) -> io::Result<T> {
+    fn with<T>(&self, act: impl FnOnce(&mut FileContents) -> T) -> io::Result<T> {
         let mut inner = self.disk.inner();
         if inner.generation != self.generation {
             return Err(io::Error::other("the process is gone"));
@@ -294,7 +297,7 @@ impl DiskFile for MemoryFile {
         acted
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         self.disk.inner().act()?;
         self.with(|file| file.bytes.truncate(length as usize))
     }

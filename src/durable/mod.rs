@@ -32,14 +32,14 @@ pub mod background;
 pub mod codec;
 pub mod compaction;
 pub mod disk;
+mod envelope;
+pub mod inspect;
 pub mod journal;
-pub mod look;
 pub mod manifest;
 #[cfg(test)]
 pub(crate) mod memory_disk;
 pub mod recovery;
 pub mod savepoint;
-mod sealed;
 pub mod segment;
 pub(crate) mod sources;
 pub mod state;
@@ -61,12 +61,12 @@ use crate::time::Epoch;
 /// The error for a disk operation that failed; it suggests freeing space if the disk is full.
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
-    let error = Error::new(what).at(place).because(reason(&why));
+    let error = Error::new(what).at(place).because(io_reason(&why));
     if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }
 }
 
 /// The cause of a failed disk operation, in words for users.
-pub(crate) fn reason(why: &io::Error) -> String {
+pub(crate) fn io_reason(why: &io::Error) -> String {
     if is_full(why) { String::from("the disk is full") } else { why.to_string() }
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for StateId {
 }
 
 /// Fails if a later incarnation of the state has begun.
-pub type StillCurrent = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+pub type FencingCheck = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// Replaces the contents of a file durably and atomically, if the incarnation is still the current one just before.
 ///
@@ -95,7 +95,7 @@ pub(crate) fn replace_while_current(
     disk: &dyn Disk,
     path: &Path,
     bytes: &[u8],
-    still_current: &StillCurrent,
+    still_current: &FencingCheck,
     cannot: impl FnOnce(io::Error) -> Error,
 ) -> Result<()> {
     let mut asked = Ok(());
@@ -109,7 +109,7 @@ pub(crate) fn replace_while_current(
 
 /// The last epoch that a sink has published, as the sink itself knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishedEpoch {
     /// The incarnation that wrote to the sink last.
     pub incarnation: u64,
     /// The epoch; an earlier incarnation may have published it.
@@ -120,25 +120,25 @@ pub struct Published {
 
 /// The incarnation of a state that a sink writes for.
 #[derive(Clone)]
-pub struct Life {
+pub struct Incarnation {
     /// The state; `None` for a job without one.
     pub state: Option<StateId>,
     /// The number of the incarnation, from 1.
     pub incarnation: u64,
     /// The epoch of the snapshot that it resumes from; `None` if it resumes from none.
-    pub from: Option<Epoch>,
+    pub resumed_from: Option<Epoch>,
     /// Asked before anything is published.
-    pub still_current: StillCurrent,
+    pub still_current: FencingCheck,
 }
 
-impl Life {
+impl Incarnation {
     /// The only incarnation of a job without state.
     pub fn without_state() -> Self {
-        Life { state: None, incarnation: 1, from: None, still_current: Arc::new(|| Ok(())) }
+        Incarnation { state: None, incarnation: 1, resumed_from: None, still_current: Arc::new(|| Ok(())) }
     }
 }
 
-impl fmt::Debug for Life {
+impl fmt::Debug for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Life")
             .field("state", &self.state)

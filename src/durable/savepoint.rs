@@ -21,23 +21,23 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, DiskFile, is_temporary};
+use super::envelope::Envelope;
 use super::manifest::{Manifest, ManifestId};
-use super::recovery::{Claim, Decision, Holder, Survey};
-use super::sealed::Kind;
+use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
 use super::segment::{self, SegmentInfo};
 use super::state::{StateDir, now_ms};
-use super::{StateId, StillCurrent, disk_error};
+use super::{FencingCheck, StateId, disk_error};
 use crate::error::{Error, Result};
 
-const KIND: Kind = Kind { magic: *b"TGSAVEP", version: 1, name: "savepoint" };
+const KIND: Envelope = Envelope { magic: *b"TGSAVEP", version: 1, name: "savepoint" };
 /// The file that makes a directory a savepoint.
-pub(super) const MARK: &str = "SAVEPOINT";
+pub(super) const MARKER_FILE: &str = "SAVEPOINT";
 /// Number of bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
 
 /// The contents of the file `SAVEPOINT`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
+struct SavepointMarker {
     state: StateId,
     manifest: ManifestId,
     /// Wall-clock time of its creation, in milliseconds since 1970; for users.
@@ -75,7 +75,7 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
     }
     // Open files stay readable, whatever the job removes meanwhile.
     let named = manifest.steps.iter().flat_map(|step| &step.segments);
-    let opened = named.map(|named| Opened::open(disk, &dir.segments(), named)).collect::<Result<Vec<_>>>()?;
+    let opened = named.map(|named| CopySource::open(disk, &dir.segments(), named)).collect::<Result<Vec<_>>>()?;
     let mut copied = Vec::new();
     let all = (|| {
         for from in opened {
@@ -85,11 +85,11 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
         }
         disk.sync_directory(&segments).map_err(cannot)?;
         copied.push(manifests.join(id.to_string()));
-        let alone: StillCurrent = Arc::new(|| Ok(()));
+        let alone: FencingCheck = Arc::new(|| Ok(()));
         manifest.write(disk, &manifests, &alone)?;
         let program = env!("CARGO_PKG_VERSION").to_owned();
-        let mark = Mark { state: manifest.state, manifest: id, made_ms: now_ms(), program };
-        disk.create_new(&to.join(MARK), &KIND.seal(&mark)?).map_err(cannot)
+        let mark = SavepointMarker { state: manifest.state, manifest: id, made_ms: now_ms(), program };
+        disk.create_new(&to.join(MARKER_FILE), &KIND.seal(&mark)?).map_err(cannot)
     })();
     if let Err(error) = all {
         // The remaining directories are no savepoint.
@@ -100,17 +100,17 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
 }
 
 /// A segment that is open for copying.
-struct Opened<'a> {
+struct CopySource<'a> {
     named: &'a SegmentInfo,
     path: PathBuf,
     file: Box<dyn DiskFile>,
 }
 
-impl<'a> Opened<'a> {
+impl<'a> CopySource<'a> {
     fn open(disk: &dyn Disk, directory: &Path, named: &'a SegmentInfo) -> Result<Self> {
         let path = directory.join(&named.file);
         let file = disk.open(&path).map_err(|why| disk_error("cannot read a segment", path.display(), why))?;
-        Ok(Opened { named, path, file })
+        Ok(CopySource { named, path, file })
     }
 
     /// Copies the segment, syncs the copy and verifies it. The caller must sync the directory.
@@ -140,15 +140,15 @@ impl<'a> Opened<'a> {
 
 /// Returns the id of the state that a savepoint was made of; `None` if the directory is no savepoint.
 pub(super) fn state_of(disk: &dyn Disk, path: &Path) -> Result<Option<StateId>> {
-    Ok(read_mark(disk, path)?.map(|mark| mark.state))
+    Ok(read_marker(disk, path)?.map(|mark| mark.state))
 }
 
-fn read_mark(disk: &dyn Disk, path: &Path) -> Result<Option<Mark>> {
-    let file = path.join(MARK);
+fn read_marker(disk: &dyn Disk, path: &Path) -> Result<Option<SavepointMarker>> {
+    let file = path.join(MARKER_FILE);
     match disk.read(&file) {
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(why) => Err(disk_error("cannot read the savepoint", file.display(), why)),
-        Ok(bytes) => KIND.open(&bytes).map(Some).map_err(|broken| KIND.refusal(broken, file.display())),
+        Ok(bytes) => KIND.open(&bytes).map(Some).map_err(|broken| KIND.error_for(broken, file.display())),
     }
 }
 
@@ -160,7 +160,7 @@ impl Savepoint {
     /// operation fails.
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Savepoint> {
         let path = path.into();
-        let Some(mark) = read_mark(&*disk, &path)? else {
+        let Some(mark) = read_marker(&*disk, &path)? else {
             let error = Error::new("there is no savepoint here").at(path.display());
             return Err(error.help("name a directory that `tidegate snapshot export STATE DIR` has made"));
         };
@@ -187,30 +187,30 @@ impl Savepoint {
         let mut manifest = Manifest { state, incarnation, sinks: Vec::new(), ..self.manifest.clone() };
         let segments = manifest.steps.iter_mut().flat_map(|step| &mut step.segments);
         for (number, segment) in segments.enumerate() {
-            segment.file = name_of_copy(segment, number);
+            segment.file = copy_name(segment, number);
         }
         manifest
     }
 
     /// Returns the contents that a new state will have after incarnation `incarnation` has restored the savepoint, so
     /// that recovery can be decided before anything is written.
-    pub fn survey_after(&self, dir: &StateDir, incarnation: u64) -> Survey {
+    pub fn scan_after_restore(&self, dir: &StateDir, incarnation: u64) -> StateScan {
         let manifest = self.manifest_for(dir.id(), incarnation);
         let claim = Claim {
             state: dir.id(),
             incarnation,
-            holder: Holder::this_process(),
+            holder: ProcessInfo::this_process(),
             manifests: vec![manifest.id()],
             base: None,
             journals: Vec::new(),
             last_epoch: manifest.epoch,
             query: manifest.query.clone(),
         };
-        Survey {
+        StateScan {
             claims: [(incarnation, Ok(claim))].into(),
             segments: manifest.segments().map(str::to_owned).collect(),
             manifests: [(manifest.id(), Ok(manifest))].into(),
-            ..Survey::default()
+            ..StateScan::default()
         }
     }
 
@@ -224,14 +224,14 @@ impl Savepoint {
         still_current()?;
         let named = self.manifest.steps.iter().flat_map(|step| &step.segments);
         for (named, copied) in named.zip(manifest.segments()) {
-            let from = Opened::open(&*self.disk, &self.path.join("segments"), named)?;
+            let from = CopySource::open(&*self.disk, &self.path.join("segments"), named)?;
             from.copy(&**dir.disk(), &dir.segments().join(copied), &mut |_| {})?;
         }
         let synced = dir.disk().sync_directory(&dir.segments());
         synced.map_err(|why| disk_error("cannot copy the segments", dir.segments().display(), why))?;
         manifest.write(&**dir.disk(), &dir.manifests(), &still_current)?;
         // The claim is written last: it makes the state no longer new.
-        let nothing = Decision {
+        let nothing = RecoveryDecision {
             incarnation,
             base: None,
             replay: Vec::new(),
@@ -250,7 +250,7 @@ impl Savepoint {
 }
 
 /// The name of a copied segment; no incarnation writes a file of that name.
-fn name_of_copy(segment: &SegmentInfo, number: usize) -> String {
+fn copy_name(segment: &SegmentInfo, number: usize) -> String {
     let SegmentInfo { file, from, to, .. } = segment;
     let step: Vec<&str> = file.splitn(3, '-').take(2).collect();
     format!("{}-life0-worker0-{number}-{from}-{to}.segment", step.join("-"))

@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use super::journal::Frame;
-use super::manifest::{Manifest, QueryPrint, StepPrint};
+use super::manifest::{Manifest, QueryFingerprint, StepFingerprint};
 use crate::error::{Error, Result};
 
 /// The kind of a source's step.
@@ -30,25 +30,25 @@ pub(crate) fn fingerprint(identity: &str) -> u64 {
 }
 
 /// The fingerprint of the source of this name; 0 if the source or its identity is unknown.
-pub(crate) fn fingerprint_of(query: &QueryPrint, name: &str) -> u64 {
+pub(crate) fn fingerprint_of(query: &QueryFingerprint, name: &str) -> u64 {
     step_of(query, name).map_or(0, |step| step.fingerprint)
 }
 
-fn steps(query: &QueryPrint) -> impl Iterator<Item = &StepPrint> {
+fn steps(query: &QueryFingerprint) -> impl Iterator<Item = &StepFingerprint> {
     query.steps.iter().filter(|step| step.kind == KIND)
 }
 
-fn step_of<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
+fn step_of<'a>(query: &'a QueryFingerprint, name: &str) -> Option<&'a StepFingerprint> {
     steps(query).find(|step| step.name == name)
 }
 
 /// `true` if both identities are known and `other` is true of them.
-fn known(then: &StepPrint, now: &StepPrint, other: impl Fn(u64, u64) -> bool) -> bool {
+fn known(then: &StepFingerprint, now: &StepFingerprint, other: impl Fn(u64, u64) -> bool) -> bool {
     then.fingerprint != 0 && now.fingerprint != 0 && other(then.fingerprint, now.fingerprint)
 }
 
 /// Describes how a source of one name changed between two queries; `None` if it did not.
-pub(super) fn change(then: &StepPrint, now: &StepPrint) -> Option<String> {
+pub(super) fn change(then: &StepFingerprint, now: &StepFingerprint) -> Option<String> {
     if known(then, now, |then, now| then != now) {
         return Some(format!("the source {} is another one", now.name));
     }
@@ -60,14 +60,14 @@ pub(super) fn change(then: &StepPrint, now: &StepPrint) -> Option<String> {
 /// Checks that a query has the sources that the state has read, and no new ones. `then` is the query that ran last; the
 /// state resumes from `base` and replays `replay`.
 pub(super) fn check_sources(
-    then: &QueryPrint,
-    now: &QueryPrint,
+    then: &QueryFingerprint,
+    now: &QueryFingerprint,
     base: Option<&Manifest>,
     replay: &[Frame],
 ) -> Result<()> {
-    let saved = base.into_iter().flat_map(|base| &base.sources).filter(|source| !source.bounds.is_empty());
+    let saved = base.into_iter().flat_map(|base| &base.sources).filter(|source| !source.progress.is_empty());
     let saved = saved.map(|source| source.name.as_str());
-    let replayed = replay.iter().flat_map(|frame| &frame.bounds).map(|bound| bound.source.as_str());
+    let replayed = replay.iter().flat_map(|frame| &frame.progress).map(|bound| bound.source.as_str());
     let progress: BTreeSet<&str> = saved.chain(replayed).collect();
     if progress.is_empty() {
         return Ok(());
@@ -89,7 +89,7 @@ pub(super) fn check_sources(
     }
 }
 
-fn missing(name: &str, new: Option<&StepPrint>) -> Error {
+fn missing(name: &str, new: Option<&StepFingerprint>) -> Error {
     let error = Error::new("the state has read a source that the query does not have").at(format!("source {name}"));
     let error = match new {
         None => error.because("how far it was read would be lost"),
@@ -101,7 +101,7 @@ fn missing(name: &str, new: Option<&StepPrint>) -> Error {
     error.help(format!("give the source its name back, begin a new state, or pass {ACCEPT} to leave it out for good"))
 }
 
-fn another(then: &StepPrint, now: &StepPrint) -> Error {
+fn another(then: &StepFingerprint, now: &StepFingerprint) -> Error {
     let error = Error::new("a source is not the one that the state has read").at(format!("source {}", now.name));
     if then.detail == now.detail {
         let why = format!("{} was deleted and created again", now.detail);
@@ -116,30 +116,30 @@ fn another(then: &StepPrint, now: &StepPrint) -> Error {
 mod tests {
     use super::*;
     use crate::durable::StateId;
-    use crate::durable::journal::Bound;
+    use crate::durable::journal::PartitionProgress;
     use crate::durable::manifest::SourceState;
     use crate::time::{Epoch, EventTime};
 
     /// Sources as `name=detail#fingerprint`.
-    fn query(sources: &str) -> QueryPrint {
+    fn query(sources: &str) -> QueryFingerprint {
         let steps = sources.split_whitespace().map(|source| {
             let (name, rest) = source.split_once('=').unwrap();
             let (detail, fingerprint) = rest.split_once('#').unwrap();
             let (name, detail) = (name.to_owned(), detail.to_owned());
-            StepPrint { kind: KIND.into(), name, detail, fingerprint: fingerprint.parse().unwrap() }
+            StepFingerprint { kind: KIND.into(), name, detail, fingerprint: fingerprint.parse().unwrap() }
         });
-        QueryPrint { build: "b".into(), flags: Vec::new(), steps: steps.collect() }
+        QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: steps.collect() }
     }
 
-    fn bound(source: &str) -> Bound {
-        Bound {
+    fn bound(source: &str) -> PartitionProgress {
+        PartitionProgress {
             source: source.into(),
             partition: 0,
-            found_at: None,
-            next: 7,
+            start_offset: None,
+            next_offset: 7,
             watermark: EventTime::MIN,
             idle: false,
-            until: None,
+            end_offset: None,
             ended: false,
             check: None,
             values: None,
@@ -149,18 +149,18 @@ mod tests {
     fn base(sources: &str) -> Manifest {
         let state = |name: &str| SourceState {
             name: name.into(),
-            bounds: vec![bound(name)],
+            progress: vec![bound(name)],
             watermark: EventTime::MIN,
-            floors: Vec::new(),
+            activation_watermarks: Vec::new(),
         };
         Manifest {
             state: StateId(1),
             job: "j".into(),
             incarnation: 1,
             epoch: Epoch(2),
-            made_ms: 0,
+            created_ms: 0,
             ended: false,
-            query: QueryPrint::default(),
+            query: QueryFingerprint::default(),
             sources: sources.split_whitespace().map(state).collect(),
             steps: Vec::new(),
             sinks: Vec::new(),
@@ -169,7 +169,7 @@ mod tests {
 
     /// Returns `ok` or the error, for a query that recovers from a snapshot with `saved` and replays `replayed`.
     fn said(then: &str, saved: &str, replayed: &str, now: &str) -> String {
-        let replay = replayed.split_whitespace().map(|name| Frame { epoch: Epoch(4), bounds: vec![bound(name)] });
+        let replay = replayed.split_whitespace().map(|name| Frame { epoch: Epoch(4), progress: vec![bound(name)] });
         let replay: Vec<_> = replay.collect();
         let base = (!saved.is_empty()).then(|| base(saved));
         check_sources(&query(then), &query(now), base.as_ref(), &replay)

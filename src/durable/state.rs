@@ -11,10 +11,11 @@
 //! WATCHED_AT            HTTP address of the job that uses the state, for users; may be out of date
 //! ```
 //!
-//! An incarnation starts in these steps: [`StateDir::open`] takes the lock; [`StateDir::begin`] takes the next number,
-//! so that every older incarnation fails its check for being current; the sinks are fenced and report what they have
-//! published; [`StateDir::survey`] reads the directory and makes everything it has read survive a loss of power;
-//! [`decide`] decides; and [`StateDir::claim`] writes the decision, unless a later incarnation has begun meanwhile.
+//! An incarnation starts in these steps: [`StateDir::open`] takes the lock; [`StateDir::begin_incarnation`] takes the
+//! next number, so that every older incarnation fails its check for being current; the sinks are fenced and report what
+//! they have published; [`StateDir::scan_and_sync`] reads the directory and makes everything it has read survive a loss
+//! of power; [`decide`] decides; and [`StateDir::claim`] writes the decision, unless a later incarnation has begun
+//! meanwhile.
 //!
 //! The number is taken before anything is read, and not only with the claim. Otherwise an older incarnation that is
 //! still running could publish an epoch, or remove files that a newer snapshot of its own had made superfluous, after
@@ -49,32 +50,32 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, Lock, is_temporary};
-use super::journal::{FileId, JournalFile, Place};
-use super::manifest::{self, Manifest, ManifestId, QueryPrint};
-use super::recovery::{Claim, Decision, Holder, Survey};
+use super::envelope::Envelope;
+use super::journal::{FileId, JournalConfig, JournalFile};
+use super::manifest::{self, Manifest, ManifestId, QueryFingerprint};
+use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
 use super::savepoint;
-use super::sealed::Kind;
-use super::{StateId, StillCurrent, disk_error};
+use super::{FencingCheck, StateId, disk_error};
 use crate::error::{Error, Result};
 use crate::time::{Epoch, EventTime};
 
-const IDENTITY: Kind = Kind { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
-const LIFE: Kind = Kind { magic: *b"TGALIFE", version: 1, name: "record of a life" };
-/// Version 1 differs only in the contents of a `StepPrint`.
-const CLAIM: Kind = Kind { magic: *b"TGCLAIM", version: 2, name: "claim" };
+const IDENTITY: Envelope = Envelope { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
+const INCARNATION_RECORD: Envelope = Envelope { magic: *b"TGALIFE", version: 1, name: "record of a life" };
+/// Version 1 differs only in the contents of a `StepFingerprint`.
+const CLAIM: Envelope = Envelope { magic: *b"TGCLAIM", version: 2, name: "claim" };
 
 /// The file with the job's HTTP address.
 const WATCHED_AT: &str = "WATCHED_AT";
 /// The subdirectories of a state.
 const DIRECTORIES: [&str; 4] = ["lives", "journal", "manifests", "segments"];
 /// Number of incarnations before the current one whose records are kept, for users.
-const LIVES_KEPT: u64 = 16;
+const RECORDS_KEPT: u64 = 16;
 /// Maximum number of incarnation numbers that are tried: others may take them, or the store may hide taken ones.
 const NUMBERS_TRIED: usize = 1_000;
 
 /// The contents of the file `STATE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
+struct StateIdentity {
     id: StateId,
     /// Wall-clock time of its creation, in milliseconds since 1970; for users.
     made_ms: u64,
@@ -94,7 +95,7 @@ pub struct StateDir {
 
 /// The outcome of [`StateDir::collect_garbage`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct GarbageCollected {
     /// The epoch of the oldest manifest that was kept, up to which journals may be truncated; `None` if there is no
     /// manifest.
     pub oldest: Option<Epoch>,
@@ -111,7 +112,7 @@ impl StateDir {
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
-        if disk.list(&path).map_err(cannot)?.iter().any(|name| name == savepoint::MARK) {
+        if disk.list(&path).map_err(cannot)?.iter().any(|name| name == savepoint::MARKER_FILE) {
             let error = Error::new("this is a savepoint, and no state").at(path.display());
             return Err(error.help("begin a new state with it: --state NEW-DIR --from-savepoint DIR"));
         }
@@ -132,7 +133,7 @@ impl StateDir {
         if second.is_none() && !take_over {
             return Err(in_use(&*disk, &path));
         }
-        let lock = lock.map(|mut lock| lock.sign(&signature(&Holder::this_process())).map(|()| lock));
+        let lock = lock.map(|mut lock| lock.sign(&signature(&ProcessInfo::this_process())).map(|()| lock));
         let lock = lock.transpose().map_err(cannot)?;
         Ok(StateDir { disk, path, id, _locks: lock.into_iter().chain(second).collect() })
     }
@@ -144,7 +145,7 @@ impl StateDir {
     pub fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
         let path = path.into();
         match read_identity(&*disk, &path)? {
-            Some(Identity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
+            Some(StateIdentity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
             None => match savepoint::state_of(&*disk, &path)? {
                 Some(id) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
                 None => Err(Error::new("there is no state here").at(path.display())),
@@ -157,7 +158,7 @@ impl StateDir {
     /// # Errors
     /// Fails if the directory cannot be listed.
     pub fn is_savepoint(&self) -> Result<bool> {
-        Ok(self.disk.list(&self.path).map_err(self.cannot("read"))?.iter().any(|name| name == savepoint::MARK))
+        Ok(self.disk.list(&self.path).map_err(self.cannot("read"))?.iter().any(|name| name == savepoint::MARKER_FILE))
     }
 
     /// `true` if no incarnation has ever claimed the state or written a journal: a savepoint may then be restored to
@@ -167,7 +168,12 @@ impl StateDir {
     /// Fails if a directory cannot be listed.
     pub fn is_new(&self) -> Result<bool> {
         let cannot = self.cannot("read");
-        let claims = self.disk.list(&self.lives()).map_err(&cannot)?.iter().any(|name| claimed(name).is_some());
+        let claims = self
+            .disk
+            .list(&self.records_path())
+            .map_err(&cannot)?
+            .iter()
+            .any(|name| incarnation_of_claim(name).is_some());
         Ok(!claims && self.disk.list(&self.journal()).map_err(&cannot)?.is_empty())
     }
 
@@ -188,10 +194,10 @@ impl StateDir {
 
     /// Returns the process that signed the lock last, and `true` if that process is stopped. `None` if no signature is
     /// readable, or if the process was on this machine and has ended. The lock itself is not tested.
-    pub fn holder(&self) -> Option<(Holder, bool)> {
+    pub fn holder(&self) -> Option<(ProcessInfo, bool)> {
         let text = self.disk.read(&self.path.join("LOCK")).ok()?;
         let holder = read_signature(&String::from_utf8_lossy(&text))?;
-        if holder.host != Holder::this_process().host {
+        if holder.host != ProcessInfo::this_process().host {
             return Some((holder, false));
         }
         let stopped = is_stopped(holder.pid);
@@ -200,7 +206,7 @@ impl StateDir {
 
     /// Records the HTTP address of the job that uses the state; `None` removes the record. It is for users: a failure
     /// is ignored, and the record may be out of date.
-    pub fn tell_where(&self, address: Option<&str>) {
+    pub fn record_address(&self, address: Option<&str>) {
         let path = self.path.join(WATCHED_AT);
         let _ = match address {
             Some(address) => self.disk.replace(&path, format!("{address}\n").as_bytes()),
@@ -209,7 +215,7 @@ impl StateDir {
     }
 
     /// Reads the address that the job recorded; `None` if there is none.
-    pub fn told_where(&self) -> Option<String> {
+    pub fn recorded_address(&self) -> Option<String> {
         let told = self.disk.read(&self.path.join(WATCHED_AT)).ok()?;
         String::from_utf8(told).ok().map(|told| told.trim().to_owned())
     }
@@ -229,7 +235,7 @@ impl StateDir {
         self.path.join("segments")
     }
 
-    fn lives(&self) -> PathBuf {
+    fn records_path(&self) -> PathBuf {
         self.path.join("lives")
     }
 
@@ -240,39 +246,39 @@ impl StateDir {
     }
 
     /// Takes the next incarnation's number. From then on no older incarnation is current, even if the new one fails.
-    /// Records of incarnations that are more than `LIVES_KEPT` back are removed, so that failing starts do not
+    /// Records of incarnations that are more than `RECORDS_KEPT` back are removed, so that failing starts do not
     /// accumulate files.
     ///
     /// # Errors
     /// Fails if a disk operation fails, or if listing the directory does not show the records in it.
-    pub fn begin(&self) -> Result<u64> {
+    pub fn begin_incarnation(&self) -> Result<u64> {
         let cannot = self.cannot("begin a life of");
-        let record = LIFE.seal(&Holder::this_process())?;
+        let record = INCARNATION_RECORD.seal(&ProcessInfo::this_process())?;
         for _ in 0..NUMBERS_TRIED {
-            let next = latest(&*self.disk, &self.lives()).map_err(&cannot)? + 1;
-            match self.disk.create_new(&self.lives().join(next.to_string()), &record) {
+            let next = latest(&*self.disk, &self.records_path()).map_err(&cannot)? + 1;
+            match self.disk.create_new(&self.records_path().join(next.to_string()), &record) {
                 Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
                 made => made.map_err(&cannot)?,
             }
-            let mut names = self.disk.list(&self.lives()).map_err(&cannot)?;
+            let mut names = self.disk.list(&self.records_path()).map_err(&cannot)?;
             // Records of old incarnations are removed, which may be why the number was free.
-            if names.iter().filter_map(|name| number_of(name)).max() == Some(next) {
+            if names.iter().filter_map(|name| incarnation_of_record(name)).max() == Some(next) {
                 // Claims stay: the last one decides from what the state resumes. Removing the records does not change
                 // the greatest number.
-                names.retain(|name| claimed(name).is_none() && is_long_gone(name, next));
+                names.retain(|name| incarnation_of_claim(name).is_none() && is_obsolete_record(name, next));
                 self.remove(names.iter().map(|name| format!("lives/{name}"))).map_err(&cannot)?;
                 return Ok(next);
             }
         }
         Err(Error::new("cannot begin a life of the state")
-            .at(self.lives().display())
+            .at(self.records_path().display())
             .because("the directory does not show files that are in it")
             .help("keep the state on a disk of this machine"))
     }
 
     /// Returns a check that fails once a later incarnation than this one has begun.
-    pub fn still_current(&self, incarnation: u64) -> StillCurrent {
-        let (disk, lives, place) = (self.disk.clone(), self.lives(), self.path.display().to_string());
+    pub fn still_current(&self, incarnation: u64) -> FencingCheck {
+        let (disk, lives, place) = (self.disk.clone(), self.records_path(), self.path.display().to_string());
         Arc::new(move || {
             let latest = latest(&*disk, &lives).map_err(|why| disk_error("cannot ask the state", &place, why))?;
             if latest <= incarnation {
@@ -289,27 +295,27 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.
-    pub fn survey(&self) -> Result<Survey> {
+    pub fn scan_and_sync(&self) -> Result<StateScan> {
         self.look_at(true, true)
     }
 
-    /// Like [`StateDir::survey`], but for inspection: nothing is synced or copied. Without `journals` those are left
-    /// out.
+    /// Like [`StateDir::scan_and_sync`], but for inspection: nothing is synced or copied. Without `journals` those are
+    /// left out.
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.
-    pub fn look(&self, journals: bool) -> Result<Survey> {
+    pub fn scan(&self, journals: bool) -> Result<StateScan> {
         self.look_at(journals, false)
     }
 
-    fn look_at(&self, journals: bool, sync: bool) -> Result<Survey> {
-        let mut survey = Survey::default();
+    fn look_at(&self, journals: bool, sync: bool) -> Result<StateScan> {
+        let mut scan = StateScan::default();
         let cannot = self.cannot("read");
         let mut written = BTreeMap::new();
         for directory in DIRECTORIES {
             let names = self.disk.list(&self.path.join(directory)).map_err(&cannot)?;
             let unfinished = names.iter().filter(|name| is_temporary(name));
-            survey.unfinished.extend(unfinished.map(|name| format!("{directory}/{name}")));
+            scan.unfinished.extend(unfinished.map(|name| format!("{directory}/{name}")));
             match directory {
                 "journal" if journals => {
                     for id in names.iter().filter_map(|name| FileId::parse(name)) {
@@ -320,33 +326,30 @@ impl StateDir {
                             }
                             Ok(file)
                         };
-                        survey
-                            .journals
-                            .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
+                        scan.journals.extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
                     }
                 }
                 "manifests" => {
                     for id in names.iter().filter_map(|name| ManifestId::parse(name)) {
                         let read = |bytes: &[u8]| Manifest::read(self.id, id, bytes);
-                        survey
-                            .manifests
+                        scan.manifests
                             .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
                     }
                 }
-                "segments" => survey.segments.extend(names.into_iter().filter(|name| !is_temporary(name))),
+                "segments" => scan.segments.extend(names.into_iter().filter(|name| !is_temporary(name))),
                 _ => {}
             }
         }
         let names = self.disk.list(&self.path).map_err(&cannot)?;
-        survey.unfinished.extend(names.into_iter().filter(|name| is_temporary(name)));
+        scan.unfinished.extend(names.into_iter().filter(|name| is_temporary(name)));
         // Claims are read last: if files of an incarnation were seen, so is its claim.
-        let names = self.disk.list(&self.lives()).map_err(&cannot)?;
-        for (name, number) in names.iter().filter_map(|name| Some((name, claimed(name)?))) {
+        let names = self.disk.list(&self.records_path()).map_err(&cannot)?;
+        for (name, number) in names.iter().filter_map(|name| Some((name, incarnation_of_claim(name)?))) {
             let read = |bytes: &[u8]| read_claim(self.id, number, bytes);
-            survey.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
+            scan.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
         }
         // Journals of earlier incarnations were copied by the incarnation that claimed them.
-        let last = survey.claims.last_key_value().map_or(0, |(life, _)| *life);
+        let last = scan.claims.last_key_value().map_or(0, |(incarnation, _)| *incarnation);
         written.retain(|id, _| id.incarnation >= last);
         for (id, bytes) in written {
             let path = self.journal().join(id.to_string());
@@ -359,7 +362,7 @@ impl StateDir {
             }
             self.disk.sync_directory(&self.path).map_err(&cannot)?;
         }
-        Ok(survey)
+        Ok(scan)
     }
 
     /// Reads a file, and syncs it if `sync`; `None` if it does not exist any more.
@@ -390,23 +393,23 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the incarnation has a claim already, or if a disk operation fails.
-    pub fn claim(&self, decision: &Decision, query: &QueryPrint) -> Result<Option<Claim>> {
+    pub fn claim(&self, decision: &RecoveryDecision, query: &QueryFingerprint) -> Result<Option<Claim>> {
         let cannot = self.cannot("claim");
         let claim = Claim {
             state: self.id,
             incarnation: decision.incarnation,
-            holder: Holder::this_process(),
+            holder: ProcessInfo::this_process(),
             manifests: decision.manifests.clone(),
             base: decision.base.as_ref().map(Manifest::id),
             journals: decision.accepted.clone(),
             last_epoch: decision.last_epoch,
             query: query.clone(),
         };
-        let is_latest = || latest(&*self.disk, &self.lives()).map(|latest| latest == claim.incarnation);
+        let is_latest = || latest(&*self.disk, &self.records_path()).map(|latest| latest == claim.incarnation);
         if !is_latest().map_err(&cannot)? {
             return Ok(None);
         }
-        let path = self.lives().join(format!("{}.claim", claim.incarnation));
+        let path = self.records_path().join(format!("{}.claim", claim.incarnation));
         self.disk.create_new(&path, &CLAIM.seal(&claim)?).map_err(&cannot)?;
         Ok(is_latest().map_err(&cannot)?.then_some(claim))
     }
@@ -416,13 +419,17 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails.
-    pub fn damaged_lives(&self) -> Result<Vec<Error>> {
-        let names = self.disk.list(&self.lives()).map_err(self.cannot("read"))?;
+    pub fn damaged_records(&self) -> Result<Vec<Error>> {
+        let names = self.disk.list(&self.records_path()).map_err(self.cannot("read"))?;
         let mut wrong = Vec::new();
-        for name in names.iter().filter(|name| number_of(name).is_some() && claimed(name).is_none()) {
+        for name in
+            names.iter().filter(|name| incarnation_of_record(name).is_some() && incarnation_of_claim(name).is_none())
+        {
             let place = format!("lives/{name}");
             let read = |bytes: &[u8]| {
-                let opened = LIFE.open::<Holder>(bytes).map_err(|broken| LIFE.refusal(broken, &place));
+                let opened = INCARNATION_RECORD
+                    .open::<ProcessInfo>(bytes)
+                    .map_err(|broken| INCARNATION_RECORD.error_for(broken, &place));
                 opened.map_err(|why| why.help("a job goes on all the same: only the name of this file counts"))
             };
             wrong.extend(self.read("lives", name, false, read)?.and_then(std::result::Result::err));
@@ -435,37 +442,37 @@ impl StateDir {
     /// # Errors
     /// Fails if the claim is missing or damaged, or if a disk operation fails.
     pub fn claim_of(&self, incarnation: u64) -> Result<Claim> {
-        let path = self.lives().join(format!("{incarnation}.claim"));
+        let path = self.records_path().join(format!("{incarnation}.claim"));
         let bytes = self.disk.read(&path).map_err(|why| disk_error("cannot read the claim", path.display(), why))?;
         read_claim(self.id, incarnation, &bytes)
     }
 
     /// The journal configuration of a process. Process 0 removes the files of earlier incarnations when they are
     /// superfluous.
-    pub fn place(&self, claim: &Claim, process: u32, workers: usize) -> Place {
-        Place {
+    pub fn journal_config(&self, claim: &Claim, process: u32, workers: usize) -> JournalConfig {
+        JournalConfig {
             disk: self.disk.clone(),
             directory: self.journal(),
             state: self.id,
             incarnation: claim.incarnation,
             process,
             workers,
-            limit: Place::LIMIT,
+            file_limit: JournalConfig::DEFAULT_FILE_LIMIT,
             inherited: if process == 0 { claim.journals.clone() } else { Vec::new() },
             still_current: self.still_current(claim.incarnation),
         }
     }
 
     /// Removes superfluous files: all valid manifests but the `keep` newest, segments that only those named or that
-    /// earlier incarnations left behind, records of incarnations that are more than `LIVES_KEPT` back, and `obsolete`
+    /// earlier incarnations left behind, records of incarnations that are more than `RECORDS_KEPT` back, and `obsolete`
     /// files, as decided by recovery.
     ///
     /// Segments of this incarnation that no manifest names stay: they may be about to be named.
     ///
     /// # Errors
     /// Fails if a manifest to be kept is unreadable, if a later incarnation has begun, or if a disk operation fails.
-    pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<Kept> {
-        self.remove_superfluous(claim, keep, obsolete, &self.still_current(claim.incarnation))
+    pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<GarbageCollected> {
+        self.collect_files(claim, keep, obsolete, &self.still_current(claim.incarnation))
     }
 
     /// Removes segments of the claim's incarnation that no manifest names or will ever name.
@@ -483,25 +490,25 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the last claim is damaged, if a manifest to be kept is unreadable, or if a disk operation fails.
-    pub fn prune(&self, keep: usize) -> Result<Kept> {
-        let survey = self.look(false)?;
-        match survey.claims.last_key_value() {
-            None => Ok(Kept::default()),
+    pub fn prune(&self, keep: usize) -> Result<GarbageCollected> {
+        let scan = self.scan(false)?;
+        match scan.claims.last_key_value() {
+            None => Ok(GarbageCollected::default()),
             // The holder of the lock is the only user: an incarnation that has begun without a claim has ended.
             Some((_, claim)) => {
-                let alone: StillCurrent = Arc::new(|| Ok(()));
-                self.remove_superfluous(claim.as_ref().map_err(Error::clone)?, keep, &[], &alone)
+                let alone: FencingCheck = Arc::new(|| Ok(()));
+                self.collect_files(claim.as_ref().map_err(Error::clone)?, keep, &[], &alone)
             }
         }
     }
 
-    fn remove_superfluous(
+    fn collect_files(
         &self,
         claim: &Claim,
         keep: usize,
         obsolete: &[String],
-        still_current: &StillCurrent,
-    ) -> Result<Kept> {
+        still_current: &FencingCheck,
+    ) -> Result<GarbageCollected> {
         let cannot = self.cannot("remove old files of");
         let mut manifests = manifest::list(&*self.disk, &self.manifests())?;
         manifests.retain(|id| claim.counts(*id));
@@ -518,10 +525,11 @@ impl StateDir {
             }
         }
         let mut segments = self.disk.list(&self.segments()).map_err(&cannot)?;
-        let is_older = |name: &str| life_of_segment(name).is_some_and(|life| life < claim.incarnation);
+        let is_older =
+            |name: &str| incarnation_of_segment(name).is_some_and(|incarnation| incarnation < claim.incarnation);
         segments.retain(|name| !named.contains(name) && (is_older(name) || superfluous.contains(name)));
-        let mut lives = self.disk.list(&self.lives()).map_err(&cannot)?;
-        lives.retain(|name| is_long_gone(name, claim.incarnation));
+        let mut lives = self.disk.list(&self.records_path()).map_err(&cannot)?;
+        lives.retain(|name| is_obsolete_record(name, claim.incarnation));
 
         // All files to be removed are known, so no file of an incarnation that begins from here on is among them.
         still_current()?;
@@ -535,7 +543,7 @@ impl StateDir {
         removed += self.remove(obsolete.iter().cloned()).map_err(&cannot)?;
         removed += self.remove(segments.iter().map(|name| format!("segments/{name}"))).map_err(&cannot)?;
         removed += self.remove(lives.iter().map(|name| format!("lives/{name}"))).map_err(&cannot)?;
-        Ok(Kept { oldest: manifests.first().map(|id| id.epoch), removed })
+        Ok(GarbageCollected { oldest: manifests.first().map(|id| id.epoch), removed })
     }
 
     /// Reads a manifest.
@@ -566,34 +574,34 @@ impl StateDir {
 }
 
 /// Parses the incarnation that wrote a segment from the segment's file name.
-pub(super) fn life_of_segment(name: &str) -> Option<u64> {
+pub(super) fn incarnation_of_segment(name: &str) -> Option<u64> {
     name.strip_suffix(".segment")?.split('-').nth(2)?.strip_prefix("life")?.parse().ok()
 }
 
 /// Parses the incarnation that a file in `lives` belongs to.
-fn number_of(name: &str) -> Option<u64> {
+fn incarnation_of_record(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".claim").unwrap_or(name);
     digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
 }
 
 /// `true` if a file in `lives` belongs to an incarnation whose record is removed once `current` has begun.
-fn is_long_gone(name: &str, current: u64) -> bool {
-    number_of(name).is_some_and(|life| life + LIVES_KEPT < current)
+fn is_obsolete_record(name: &str, current: u64) -> bool {
+    incarnation_of_record(name).is_some_and(|incarnation| incarnation + RECORDS_KEPT < current)
 }
 
 /// Parses the incarnation that a file is the claim of; `None` for other files.
-fn claimed(name: &str) -> Option<u64> {
-    number_of(name).filter(|_| name.ends_with(".claim"))
+fn incarnation_of_claim(name: &str) -> Option<u64> {
+    incarnation_of_record(name).filter(|_| name.ends_with(".claim"))
 }
 
 /// The greatest incarnation number that was taken; 0 if none was.
 fn latest(disk: &dyn Disk, lives: &Path) -> io::Result<u64> {
-    Ok(disk.list(lives)?.iter().filter_map(|name| number_of(name)).max().unwrap_or(0))
+    Ok(disk.list(lives)?.iter().filter_map(|name| incarnation_of_record(name)).max().unwrap_or(0))
 }
 
 fn read_claim(state: StateId, number: u64, bytes: &[u8]) -> Result<Claim> {
     let place = format!("{number}.claim");
-    let opened = CLAIM.open_any(bytes).map_err(|broken| CLAIM.refusal(broken, &place))?;
+    let opened = CLAIM.open_any(bytes).map_err(|broken| CLAIM.error_for(broken, &place))?;
     let (mut claim, version): (Claim, u8) = opened;
     claim.query.upgrade(version);
     if claim.state != state || claim.incarnation != number {
@@ -603,19 +611,19 @@ fn read_claim(state: StateId, number: u64, bytes: &[u8]) -> Result<Claim> {
     Ok(claim)
 }
 
-fn read_identity(disk: &dyn Disk, path: &Path) -> Result<Option<Identity>> {
+fn read_identity(disk: &dyn Disk, path: &Path) -> Result<Option<StateIdentity>> {
     let file = path.join("STATE");
     match disk.read(&file) {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(why) => Err(disk_error("cannot read the identity of the state", file.display(), why)),
         Ok(bytes) => {
             let identity = IDENTITY.open(&bytes);
-            identity.map(Some).map_err(|broken| IDENTITY.refusal(broken, file.display()))
+            identity.map(Some).map_err(|broken| IDENTITY.error_for(broken, file.display()))
         }
     }
 }
 
-fn make_identity(disk: &dyn Disk, path: &Path) -> Result<Identity> {
+fn make_identity(disk: &dyn Disk, path: &Path) -> Result<StateIdentity> {
     let cannot = |why: io::Error| disk_error("cannot make the state", path.display(), why);
     for directory in DIRECTORIES {
         let names = disk.list(&path.join(directory)).map_err(cannot)?;
@@ -627,7 +635,7 @@ fn make_identity(disk: &dyn Disk, path: &Path) -> Result<Identity> {
         }
     }
     let program = env!("CARGO_PKG_VERSION").to_owned();
-    let identity = Identity { id: StateId(random()), made_ms: now_ms(), program };
+    let identity = StateIdentity { id: StateId(random()), made_ms: now_ms(), program };
     match disk.create_new(&path.join("STATE"), &IDENTITY.seal(&identity)?) {
         // The process that came first has written the identity.
         Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
@@ -649,29 +657,29 @@ pub(super) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Holder {
+impl ProcessInfo {
     /// The calling process, with the present time.
-    pub fn this_process() -> Holder {
+    pub fn this_process() -> ProcessInfo {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
         let host = host.unwrap_or_default().trim().replace(char::is_whitespace, "-");
         let host = if host.is_empty() { "unknown".into() } else { host };
-        Holder { pid: std::process::id(), host, since_ms: now_ms() }
+        ProcessInfo { pid: std::process::id(), host, since_ms: now_ms() }
     }
 }
 
-fn signature(holder: &Holder) -> String {
+fn signature(holder: &ProcessInfo) -> String {
     format!("{} {} {}\n", holder.pid, holder.host, holder.since_ms)
 }
 
-fn read_signature(text: &str) -> Option<Holder> {
+fn read_signature(text: &str) -> Option<ProcessInfo> {
     let mut words = text.split_whitespace();
     let (pid, host, since) = (words.next()?, words.next()?, words.next()?);
-    Some(Holder { pid: pid.parse().ok()?, host: host.to_owned(), since_ms: since.parse().ok()? })
+    Some(ProcessInfo { pid: pid.parse().ok()?, host: host.to_owned(), since_ms: since.parse().ok()? })
 }
 
 /// Replaces a lock that another process holds with a lock of our own. `None` if even that cannot be locked.
 fn take_lock_over(disk: &dyn Disk, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
-    disk.take_lock_over(&path.join("LOCK"), &path.join(format!("LOCK.{}", std::process::id())))
+    disk.take_over_lock(&path.join("LOCK"), &path.join(format!("LOCK.{}", std::process::id())))
 }
 
 fn in_use(disk: &dyn Disk, path: &Path) -> Error {
@@ -682,10 +690,10 @@ fn in_use(disk: &dyn Disk, path: &Path) -> Error {
     let Some(holder) = signed.or_else(|| last_holder(disk, &path.join("lives"))) else {
         return error.because("another process has it").help(format!("wait for it or end it; {take_over}"));
     };
-    let Holder { pid, host, since_ms } = &holder;
+    let ProcessInfo { pid, host, since_ms } = &holder;
     let since = EventTime::from_millis(i64::try_from(*since_ms).unwrap_or(i64::MAX));
     let who = format!("process {pid} on {host} has it since {since}");
-    if *host == Holder::this_process().host && is_stopped(*pid) {
+    if *host == ProcessInfo::this_process().host && is_stopped(*pid) {
         return error
             .because(format!("{who}; it is stopped"))
             .help(format!("let it go on (kill -CONT {pid}) or end it (kill -KILL {pid}); {take_over}"));
@@ -694,9 +702,9 @@ fn in_use(disk: &dyn Disk, path: &Path) -> Error {
 }
 
 /// The process of the last incarnation that has begun, if no process has signed the lock.
-fn last_holder(disk: &dyn Disk, lives: &Path) -> Option<Holder> {
+fn last_holder(disk: &dyn Disk, lives: &Path) -> Option<ProcessInfo> {
     let record = disk.read(&lives.join(latest(disk, lives).ok()?.to_string())).ok()?;
-    LIFE.open(&record).ok()
+    INCARNATION_RECORD.open(&record).ok()
 }
 
 /// `true` if a process of this machine has been stopped, as by Ctrl-Z.

@@ -29,24 +29,24 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::operator::Operator;
 
 use crate::durable::background::Background;
-use crate::durable::compaction::{self, Group, Merged};
-use crate::durable::journal::{Bound, Journal};
-use crate::durable::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepState};
+use crate::durable::compaction::{self, MergeGroup, MergeOutcome};
+use crate::durable::journal::{Journal, PartitionProgress};
+use crate::durable::manifest::{Manifest, QueryFingerprint, SinkState, SourceState, StepState};
 use crate::durable::recovery::Claim;
-use crate::durable::segment::{Label, SegmentInfo};
+use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::durable::state::StateDir;
 use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
-use crate::stream::Failure;
-use crate::stream::cut::{Merges, Part};
-use crate::thread::Role;
+use crate::stream::JobFailure;
+use crate::stream::checkpoint::{MergeRegistry, SnapshotAck};
+use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 
 /// Gathers the acknowledgements of each snapshot on worker 0, and hands them over when all are there; worker 0 is in
 /// the process that writes the manifests.
-pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Snapshots>>) {
-    let mut gathered = BTreeMap::<u64, Vec<Part>>::new();
-    parts.sink(Exchange::new(|_part: &Part| 0), "Commit", move |(input, frontier)| {
+pub(crate) fn commit(parts: Stream<'_, u64, Vec<SnapshotAck>>, snapshots: Option<Arc<Snapshots>>) {
+    let mut gathered = BTreeMap::<u64, Vec<SnapshotAck>>::new();
+    parts.sink(Exchange::new(|_part: &SnapshotAck| 0), "Commit", move |(input, frontier)| {
         input.for_each(|capability, parts| {
             let Some(&epoch) = capability.least() else { return };
             gathered.entry(epoch).or_default().append(parts);
@@ -61,9 +61,9 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Sn
 }
 
 /// The context of an incarnation's snapshots.
-pub(crate) struct Terms {
+pub(crate) struct SnapshotContext {
     pub(crate) job: String,
-    pub(crate) query: QueryPrint,
+    pub(crate) query: QueryFingerprint,
     /// The claim of the incarnation, with the point that it resumed from.
     pub(crate) claim: Claim,
     /// Number of manifests to keep.
@@ -73,11 +73,11 @@ pub(crate) struct Terms {
 
 /// Writer of the manifests of one incarnation, and driver of its merges.
 pub(crate) struct Snapshots {
-    terms: Terms,
+    terms: SnapshotContext,
     dir: Arc<StateDir>,
     journal: Arc<dyn Journal>,
-    merges: Arc<Merges>,
-    failure: Arc<Failure>,
+    merges: Arc<MergeRegistry>,
+    failure: Arc<JobFailure>,
     /// The epoch of the last manifest that was written; 0 before the first of this incarnation.
     committed: AtomicU64,
     /// One more than the last epoch whose journal frames are not needed any more; 0 before there is one.
@@ -86,7 +86,7 @@ pub(crate) struct Snapshots {
     last: AtomicU64,
     /// The time at which the epoch of the pending snapshot ended.
     ended_at: Mutex<Instant>,
-    kept: Mutex<Kept>,
+    live_segments: Mutex<LiveSegments>,
     /// `true` once the job ends: a merge gives up then.
     ending: AtomicBool,
     manifests: Background,
@@ -95,7 +95,7 @@ pub(crate) struct Snapshots {
 
 /// The segments in use, and the files to remove.
 #[derive(Default)]
-struct Kept {
+struct LiveSegments {
     /// The segments of each step that the next manifest names, apart from new ones.
     live: BTreeMap<String, Vec<SegmentInfo>>,
     /// By step, the end of the last windows that had expired as of the last manifest.
@@ -112,17 +112,17 @@ struct Kept {
 impl Snapshots {
     /// Starts the threads, with the segments of the manifest to resume from, if there is one.
     pub(crate) fn start(
-        terms: Terms,
+        terms: SnapshotContext,
         dir: Arc<StateDir>,
         journal: Arc<dyn Journal>,
-        merges: Arc<Merges>,
-        failure: Arc<Failure>,
+        merges: Arc<MergeRegistry>,
+        failure: Arc<JobFailure>,
         base: Option<&Manifest>,
     ) -> Result<Arc<Self>> {
         let steps = base.map(|base| base.steps.clone()).unwrap_or_default();
         let closed = steps.iter().map(|step| (step.name.clone(), step.closed)).collect();
         let live = steps.into_iter().map(|step| (step.name, step.segments)).collect();
-        let kept = Kept { live, closed, ..Kept::default() };
+        let live_segments = LiveSegments { live, closed, ..LiveSegments::default() };
         Ok(Arc::new(Snapshots {
             terms,
             dir,
@@ -133,10 +133,10 @@ impl Snapshots {
             cut: AtomicU64::new(0),
             last: AtomicU64::new(u64::MAX),
             ended_at: Mutex::new(Instant::now()),
-            kept: Mutex::new(kept),
+            live_segments: Mutex::new(live_segments),
             ending: AtomicBool::new(false),
-            manifests: Background::start(Role::Manifests)?,
-            merger: Background::start(Role::Merges)?,
+            manifests: Background::start(ThreadRole::Manifests)?,
+            merger: Background::start(ThreadRole::Merges)?,
         }))
     }
 
@@ -171,17 +171,17 @@ impl Snapshots {
         self.manifests.finish();
         self.merger.finish();
         let (orphans, unnamed) = {
-            let mut kept = self.kept();
-            (std::mem::take(&mut kept.orphans), std::mem::take(&mut kept.unnamed))
+            let mut live_segments = self.live_segments();
+            (std::mem::take(&mut live_segments.orphans), std::mem::take(&mut live_segments.unnamed))
         };
         // Files that remain are named by no manifest, and the next incarnation removes them.
         let _what_stays_is_harmless = self.dir.remove_orphans(&self.terms.claim, orphans.into_iter().chain(unnamed));
     }
 
     /// Queues the manifest of an epoch, to be made of the acknowledgements.
-    fn make(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) {
+    fn make(self: &Arc<Self>, epoch: Epoch, parts: Vec<SnapshotAck>) {
         let own = Arc::clone(self);
-        self.manifests.ask(move || {
+        self.manifests.submit(move || {
             if own.failure.get().is_none()
                 && let Err(error) = own.write(epoch, parts)
             {
@@ -190,62 +190,62 @@ impl Snapshots {
         });
     }
 
-    fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) -> Result<()> {
-        let new = |part: &Part| match part {
-            Part::Cut(_, _, Some(segment)) => (segment.rows, segment.bytes),
+    fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<SnapshotAck>) -> Result<()> {
+        let new = |part: &SnapshotAck| match part {
+            SnapshotAck::Operator(_, _, Some(segment)) => (segment.rows, segment.bytes),
             _ => (0, 0),
         };
         let (rows, bytes) = parts.iter().map(new).fold((0, 0), |sum, new| (sum.0 + new.0, sum.1 + new.1));
-        let manifest = self.assemble(epoch, parts, &mut self.kept());
+        let manifest = self.assemble(epoch, parts, &mut self.live_segments());
         let still_current = self.dir.still_current(self.terms.claim.incarnation);
         manifest.write(&**self.dir.disk(), &self.dir.manifests(), &still_current)?;
         let took = self.ended_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         self.terms.metrics.snapshots.add(Snapshot { epoch: epoch.0, took, rows, bytes });
         self.committed.store(epoch.0, Ordering::Release);
         // Removes files that nothing names any more, and the journal that no snapshot needs.
-        let orphans = std::mem::take(&mut self.kept().orphans);
+        let orphans = std::mem::take(&mut self.live_segments().orphans);
         let obsolete: Vec<_> = orphans.iter().map(|name| format!("segments/{name}")).collect();
         if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &obsolete)?.oldest {
-            self.journal.cut(oldest);
+            self.journal.truncate(oldest);
             self.cut.store(oldest.0 + 1, Ordering::Release);
         }
-        self.kept().closed = manifest.steps.into_iter().map(|step| (step.name, step.closed)).collect();
-        self.wake_merger();
+        self.live_segments().closed = manifest.steps.into_iter().map(|step| (step.name, step.closed)).collect();
+        self.start_merging();
         Ok(())
     }
 
-    /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
-    fn assemble(&self, epoch: Epoch, parts: Vec<Part>, kept: &mut Kept) -> Manifest {
-        let mut sources = BTreeMap::<String, (Vec<Bound>, EventTime, Vec<(u32, EventTime)>)>::new();
+    /// Builds the manifest of an epoch, and updates `live_segments` with the segments that it names.
+    fn assemble(&self, epoch: Epoch, parts: Vec<SnapshotAck>, live_segments: &mut LiveSegments) -> Manifest {
+        let mut sources = BTreeMap::<String, (Vec<PartitionProgress>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();
         let mut sinks = Vec::<SinkState>::new();
         for part in parts {
             match part {
-                Part::Source(name, bounds) => sources.entry(name).or_default().0.extend(bounds),
-                Part::Mark(name, watermark, floors) => {
+                SnapshotAck::Source(name, bounds) => sources.entry(name).or_default().0.extend(bounds),
+                SnapshotAck::Watermark(name, watermark, activation_watermarks) => {
                     let source = sources.entry(name).or_default();
-                    (source.1, source.2) = (watermark, floors);
+                    (source.1, source.2) = (watermark, activation_watermarks);
                 }
-                Part::Cut(name, closed, segment) => {
+                SnapshotAck::Operator(name, closed, segment) => {
                     let known = steps.entry(name.clone()).or_insert(closed);
                     assert!(*known == closed, "all workers have closed the same windows of step `{name}`");
-                    kept.unnamed.extend(segment.iter().map(|segment| segment.file.clone()));
-                    kept.live.entry(name).or_default().extend(segment);
+                    live_segments.unnamed.extend(segment.iter().map(|segment| segment.file.clone()));
+                    live_segments.live.entry(name).or_default().extend(segment);
                 }
-                Part::Sink(state) => sinks.push(state),
+                SnapshotAck::Sink(state) => sinks.push(state),
             }
         }
         let states = steps.into_iter().map(|(name, closed)| {
-            let live = kept.live.entry(name.clone()).or_default();
-            live.retain(|segment| !segment.is_dead(closed));
+            let live = live_segments.live.entry(name.clone()).or_default();
+            live.retain(|segment| !segment.is_expired(closed));
             StepState { name, closed, segments: live.clone() }
         });
         let steps: Vec<StepState> = states.collect();
-        kept.named_by(&steps);
+        live_segments.named_by(&steps);
         sinks.sort_by(|a, b| a.name.cmp(&b.name));
-        let sources = sources.into_iter().map(|(name, (mut bounds, watermark, floors))| {
-            bounds.sort();
-            SourceState { name, bounds, watermark, floors }
+        let sources = sources.into_iter().map(|(name, (mut progress, watermark, activation_watermarks))| {
+            progress.sort();
+            SourceState { name, progress, watermark, activation_watermarks }
         });
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Manifest {
@@ -253,7 +253,7 @@ impl Snapshots {
             job: self.terms.job.clone(),
             incarnation: self.terms.claim.incarnation,
             epoch,
-            made_ms: u64::try_from(wall.as_millis()).unwrap_or_default(),
+            created_ms: u64::try_from(wall.as_millis()).unwrap_or_default(),
             ended: self.last.load(Ordering::Acquire) == epoch.0,
             query: self.terms.query.clone(),
             sources: sources.collect(),
@@ -263,33 +263,34 @@ impl Snapshots {
     }
 
     /// Starts merging, unless the merging thread is at work already.
-    fn wake_merger(self: &Arc<Self>) {
-        if !std::mem::replace(&mut self.kept().merging, true) {
+    fn start_merging(self: &Arc<Self>) {
+        if !std::mem::replace(&mut self.live_segments().merging, true) {
             let own = Arc::clone(self);
-            self.merger.ask(move || while own.merge_next() {});
+            self.merger.submit(move || while own.merge_next() {});
         }
     }
 
     /// Merges one group of segments, if there is one; returns `true` if there may be more.
     fn merge_next(&self) -> bool {
         let chosen = {
-            let mut kept = self.kept();
-            let chosen = kept.neediest(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
-            kept.merging = chosen.is_some();
+            let mut live_segments = self.live_segments();
+            let chosen =
+                live_segments.next_merge(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
+            live_segments.merging = chosen.is_some();
             chosen
         };
         let Some((step, closed, group, merge)) = chosen else { return false };
         let label = self.label(&group.inputs);
         match merge(&group, closed, &label, &self.ending) {
-            Ok(merged @ (Merged::Segment(_) | Merged::Nothing)) => {
+            Ok(merged @ (MergeOutcome::Segment(_) | MergeOutcome::Empty)) => {
                 let output = merged.segment();
                 self.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
-                self.kept().take_merged(&step, &group.inputs, output);
+                self.live_segments().take_merged(&step, &group.inputs, output);
                 true
             }
-            Ok(Merged::GivenUp) => false,
+            Ok(MergeOutcome::Cancelled) => false,
             // Inputs that have expired meanwhile are removed when no kept manifest names them any more.
-            Err(_) if !self.kept().are_live(&step, &group.inputs) => true,
+            Err(_) if !self.live_segments().are_live(&step, &group.inputs) => true,
             Err(error) => {
                 self.failure.set(error);
                 false
@@ -298,26 +299,26 @@ impl Snapshots {
     }
 
     /// Returns a label for a merged segment that no worker and no other merge uses.
-    fn label(&self, group: &[SegmentInfo]) -> Label {
-        let mut kept = self.kept();
-        kept.merges += 1;
-        Label::of_sum(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
+    fn label(&self, group: &[SegmentInfo]) -> SegmentLabel {
+        let mut live_segments = self.live_segments();
+        live_segments.merges += 1;
+        SegmentLabel::of_merge(group, self.terms.claim.incarnation, u32::MAX, live_segments.merges)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn live_segments(&self) -> MutexGuard<'_, LiveSegments> {
+        self.live_segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl LiveSegments {
     /// Returns the next merge: of the steps that have something to merge and are known to `merge`, the one with the
     /// most segments; its smallest first. With it the end of its last expired windows.
-    fn neediest<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, Group, M)> {
+    fn next_merge<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, MergeGroup, M)> {
         let mut steps: Vec<_> = self.live.iter().collect();
         steps.sort_by_key(|(_, live)| Reverse(live.len()));
         steps.into_iter().find_map(|(name, live)| {
             let closed = *self.closed.get(name)?;
-            let group = compaction::choose(live, closed).merges.into_iter().next()?;
+            let group = compaction::plan_compaction(live, closed).merges.into_iter().next()?;
             Some((name.clone(), closed, group, merge(name)?))
         })
     }

@@ -13,12 +13,12 @@
 
 mod cluster;
 mod commit;
+mod monitor;
 mod profile;
 mod prometheus;
-mod reading;
-pub(crate) mod state;
+pub(crate) mod start;
 mod state_options;
-mod watch;
+mod view_routes;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -28,38 +28,38 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
-use crate::durable::manifest::{Manifest, QueryPrint};
-use crate::durable::recovery::Found;
+use crate::durable::manifest::{Manifest, QueryFingerprint};
+use crate::durable::recovery::RecoveryInput;
 use crate::durable::state::StateDir;
-use crate::durable::{Life, StateId};
+use crate::durable::{Incarnation, StateId};
 use crate::error::{Error, Result};
-use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
+use crate::job::cluster::{Gathered, JoinRequest, Mesh, StartDecision};
+use crate::job::monitor::MonitorHandle;
 use crate::job::profile::Profile;
-use crate::job::state::{Beginning, Begun};
-use crate::job::watch::Watching;
-use crate::job::worker::Dry;
-use crate::metrics::{Metrics, Summary};
-use crate::sink::{Rows, Shard};
+use crate::job::start::{StartOutcome, StartedRun};
+use crate::job::worker::PlanBuild;
+use crate::metrics::{JobSummary, Metrics};
+use crate::sink::{SinkContext, SinkRows};
 use crate::source;
-use crate::status::Board;
-use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
-use crate::thread::{Failure, guard};
+use crate::status::StatusBoard;
+use crate::stream::{BuildMode, DurableContext, Fault, Flow, OpenedSinks, PlannedStep, merge_while_idle};
+use crate::thread::{JobFailure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
 use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
 pub(crate) use cluster::secret::Secret;
+pub use monitor::Watcher;
 pub use profile::{JobProfile, StepProfile};
 pub use state_options::State;
-pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
 /// Handle that asks a running job to stop; usable from any thread, such as a signal handler's.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct StopHandle(Arc<AtomicBool>);
 
-impl Stop {
+impl StopHandle {
     /// Asks the job to stop: it finishes and publishes its current epoch, and ends without firing open windows.
     pub fn stop(&self) {
         self.0.store(true, Ordering::Release);
@@ -84,30 +84,31 @@ pub enum Ending {
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct RunReport {
     /// The way the run ended.
     pub ending: Ending,
     /// The counters of the run.
-    pub summary: Summary,
+    pub summary: JobSummary,
     /// Time spent in this process, by step; empty unless profiling was enabled with [`Job::profile`].
     pub profile: JobProfile,
 }
 
-impl Report {
+impl RunReport {
     /// Returns the report of a run that ended before it did any work.
     fn without_work(ending: Ending) -> Self {
-        Report { ending, summary: Summary::default(), profile: JobProfile::default() }
+        RunReport { ending, summary: JobSummary::default(), profile: JobProfile::default() }
     }
 }
 
 /// A query and the settings it runs with.
 ///
 /// ```
-/// use tidegate::{Job, Window, source::memory::Records, stream::Observer};
+/// use tidegate::{Job, Window, source::memory::MemorySource, stream::Observer};
 /// use std::time::Duration;
 ///
 /// # fn main() -> tidegate::Result<()> {
-/// let clicks = Records::new(vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]], |click: &(String, i64)| click.1);
+/// let clicks = vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]];
+/// let clicks = MemorySource::new(clicks, |click: &(String, i64)| click.1);
 /// let report = Job::new("clicks").workers(2).run(move |flow| {
 ///     flow.read("clicks", &clicks)
 ///         .key_by(|click| click.0.clone())
@@ -126,9 +127,9 @@ pub struct Job {
     epoch: Duration,
     clock_behind: Duration,
     in_flight: u64,
-    one_at_a_time: bool,
+    synchronous: bool,
     options: source::Options,
-    stop: Stop,
+    stop: StopHandle,
     metrics: Arc<Metrics>,
     views: Arc<Views>,
     pub(crate) state: Option<State>,
@@ -139,7 +140,7 @@ pub struct Job {
     seals: Vec<Epoch>,
     fault: Option<Fault>,
     http: Endpoint,
-    quiet: Duration,
+    stall_report_after: Duration,
     watcher: Watcher,
     profile: Option<Arc<Profile>>,
 }
@@ -160,20 +161,20 @@ impl Job {
             epoch: Duration::from_millis(100),
             clock_behind: Duration::ZERO,
             in_flight: 64 << 20,
-            one_at_a_time: false,
+            synchronous: false,
             options: source::Options::default(),
-            stop: Stop::default(),
+            stop: StopHandle::default(),
             metrics: Arc::default(),
             views: Arc::default(),
             state: None,
             flags: BTreeMap::new(),
-            journal: Arc::new(MemoryJournal::forgetful()),
+            journal: Arc::new(MemoryJournal::discarding()),
             repeat: Vec::new(),
             pace: Pace::Clock,
             seals: Vec::new(),
             fault: None,
             http: Endpoint::default(),
-            quiet: Duration::from_secs(30),
+            stall_report_after: Duration::from_secs(30),
             watcher: Watcher::default(),
             profile: None,
         }
@@ -185,7 +186,7 @@ impl Job {
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http.address = address.to_owned();
-        self.views.want();
+        self.views.enable();
         self
     }
 
@@ -198,7 +199,7 @@ impl Job {
         self
     }
 
-    /// Measures the time spent in each step; see [`Report::profile`]. It adds a cost to every activation of an
+    /// Measures the time spent in each step; see [`RunReport::profile`]. It adds a cost to every activation of an
     /// operator.
     #[must_use]
     pub fn profile(mut self, profile: bool) -> Self {
@@ -214,8 +215,8 @@ impl Job {
     /// Sets the time without output after which the job logs what holds it back; 30 s by default. Each further line
     /// follows after twice the previous time.
     #[must_use]
-    pub fn tell_when_quiet_for(mut self, quiet: Duration) -> Self {
-        self.quiet = quiet.max(Duration::from_millis(1));
+    pub fn stall_report_after(mut self, stall_report_after: Duration) -> Self {
+        self.stall_report_after = stall_report_after.max(Duration::from_millis(1));
         self
     }
 
@@ -254,8 +255,8 @@ impl Job {
     /// results of the previous one. Files are synced each time, also without state, so a writer to a source knows
     /// exactly what a crash can lose. Each record costs several disk syncs.
     #[must_use]
-    pub fn one_at_a_time(mut self, one_at_a_time: bool) -> Self {
-        self.one_at_a_time = one_at_a_time;
+    pub fn synchronous(mut self, synchronous: bool) -> Self {
+        self.synchronous = synchronous;
         self
     }
 
@@ -284,7 +285,7 @@ impl Job {
     }
 
     /// Returns the handle that asks the job to stop.
-    pub fn stopper(&self) -> Stop {
+    pub fn stopper(&self) -> StopHandle {
         self.stop.clone()
     }
 
@@ -297,7 +298,7 @@ impl Job {
     /// views that nobody can read are not maintained. After the job has ended they answer with their last contents. In
     /// a job of several processes only process 0 holds them, and only if this is called there.
     pub fn views(&self) -> Arc<Views> {
-        self.views.want();
+        self.views.enable();
         Arc::clone(&self.views)
     }
 
@@ -312,7 +313,7 @@ impl Job {
         self
     }
 
-    pub(crate) fn stop_by(mut self, stop: Stop) -> Self {
+    pub(crate) fn stop_by(mut self, stop: StopHandle) -> Self {
         self.stop = stop;
         self
     }
@@ -322,7 +323,7 @@ impl Job {
         self
     }
 
-    pub(crate) fn repeat(mut self, frames: Vec<Frame>) -> Self {
+    pub(crate) fn replay_frames(mut self, frames: Vec<Frame>) -> Self {
         self.repeat = frames;
         self
     }
@@ -351,7 +352,7 @@ impl Job {
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
-        let steps = self.dry(Purpose::Plan, Arc::default(), self.shard(None), None, query)?;
+        let steps = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
         if !steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }
@@ -359,23 +360,23 @@ impl Job {
     }
 
     /// Builds the flow on an idle worker, without running it.
-    fn dry(
+    fn build_plan(
         &self,
-        purpose: Purpose,
+        mode: BuildMode,
         opened: Arc<OpenedSinks>,
-        shard: Shard,
-        durable: Option<Durable>,
+        shard: SinkContext,
+        durable: Option<DurableContext>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
         let views = Arc::clone(&self.views);
-        let dry = Dry { place: self.place(0), purpose, opened, shard, views, durable };
-        let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
+        let dry = PlanBuild { place: self.place(0), mode, opened, shard, views, durable };
+        let dry = || timely::execute_directly(move |worker| worker::build_plan(worker, dry, &query));
         guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
 
-    fn place(&self, worker: usize) -> source::Place {
+    fn place(&self, worker: usize) -> source::WorkerContext {
         let (job, options) = (self.name.clone(), self.options.clone());
-        source::Place { worker, workers: self.all_workers(), threads: self.workers, job, options }
+        source::WorkerContext { worker, workers: self.all_workers(), threads: self.workers, job, options }
     }
 
     /// Returns the number of workers of all processes.
@@ -384,62 +385,72 @@ impl Job {
     }
 
     /// Returns the context that all sinks of the job share.
-    fn shard(&self, state: Option<StateId>) -> Shard {
-        let shard = Shard { state, synced: self.one_at_a_time, ..Shard::new(&self.name, "", Rows::Events) };
+    fn shard(&self, state: Option<StateId>) -> SinkContext {
+        let shard = SinkContext {
+            state,
+            sync_on_publish: self.synchronous,
+            ..SinkContext::new(&self.name, "", SinkRows::Events)
+        };
         match &self.state {
-            Some(state) => Shard { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
+            Some(state) => SinkContext { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
             None => shard,
         }
     }
 
     /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
-    fn print(&self, query: &Query) -> Result<Option<QueryPrint>> {
+    fn query_fingerprint(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
         let views = steps.iter().filter(|step| step.kind == "view");
-        self.views.know(views.map(|step| step.name.clone()));
+        self.views.set_names(views.map(|step| step.name.clone()));
         if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
-        state::print(&steps, &self.flags()).map(Some)
+        start::query_fingerprint(&steps, &self.flags()).map(Some)
     }
 
     /// Starts an incarnation of the job's state; `None` in a job without state.
-    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
+    fn begin(
+        &self,
+        query: &Query,
+        opened: &Arc<OpenedSinks>,
+        failure: &Arc<JobFailure>,
+    ) -> Result<Option<StartOutcome>> {
         let Some(options) = &self.state else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
-        let savepoint = state::savepoint(options, &dir)?;
-        let mut incarnation = dir.begin()?;
+        let savepoint = start::savepoint(options, &dir)?;
+        let mut incarnation = dir.begin_incarnation()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let steps =
+            self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         // Its sources have reported their fingerprints now.
-        let print = &state::print(&steps, &self.flags())?;
-        let sinks = opened.shown();
+        let print = &start::query_fingerprint(&steps, &self.flags())?;
+        let sinks = opened.published();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
-            let survey = &savepoint.survey_after(&dir, incarnation);
+            let scan = &savepoint.scan_after_restore(&dir, incarnation);
             let next = incarnation + 1;
-            let found = Found {
+            let found = RecoveryInput {
                 incarnation: next,
-                survey,
+                survey: scan,
                 sinks: &sinks,
                 query: print,
                 accept_changed_query,
                 accept_changed_sources,
             };
-            state::restore(&savepoint, &dir, incarnation, &found)?;
-            incarnation = dir.begin()?;
+            start::restore(&savepoint, &dir, incarnation, &found)?;
+            incarnation = dir.begin_incarnation()?;
         }
-        let found = Found {
+        let found = RecoveryInput {
             incarnation,
-            survey: &dir.survey()?,
+            survey: &dir.scan_and_sync()?,
             sinks: &sinks,
             query: print,
             accept_changed_query,
             accept_changed_sources,
         };
-        state::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
+        start::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
     /// Returns the settings outside the query that affect its output.
@@ -464,9 +475,9 @@ impl Job {
     /// # Errors
     /// Fails if the query is invalid, a source or sink fails, a computed value cannot be represented, the state cannot
     /// be resumed, or user code panics.
-    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
+    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
         let views = Arc::clone(&self.views);
-        let failure = Failure::within_current();
+        let failure = JobFailure::within_current();
         let entered = failure.enter();
         let report = guard(|| self.run_query(Arc::new(query), &failure));
         drop(entered);
@@ -476,26 +487,26 @@ impl Job {
         failure.get().map_or(report, |error| Err(error.clone()))
     }
 
-    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<Report> {
+    fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
         self.http.check()?;
-        let print = self.print(&query)?;
+        let print = self.query_fingerprint(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
             Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
-                None => return Ok(Report::without_work(Ending::Stopped)),
+                None => return Ok(RunReport::without_work(Ending::Stopped)),
                 gathered => gathered,
             },
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_first(query, None, failure),
-            Some(gathered) if is_first => self.run_first(query, Some(gathered), failure),
-            Some(gathered) => self.run_along(&query, gathered, failure),
+            None => self.run_as_leader(query, None, failure),
+            Some(gathered) if is_first => self.run_as_leader(query, Some(gathered), failure),
+            Some(gathered) => self.run_as_follower(&query, gathered, failure),
         }
     }
 
-    fn hello(&self, cluster: &Cluster, print: &QueryPrint) -> Hello {
-        Hello {
+    fn hello(&self, cluster: &Cluster, print: &QueryFingerprint) -> JoinRequest {
+        JoinRequest {
             process: cluster.process(),
             processes: cluster.processes(),
             threads: self.workers,
@@ -506,97 +517,98 @@ impl Job {
     }
 
     /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
-    fn run_first(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<Report> {
+    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<JobFailure>) -> Result<RunReport> {
         let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
             return match self.begin(&query, &opened, failure)? {
-                None => self.run_life(&query, None, opened, failure, None),
-                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
-                Some(Beginning::Ended(last)) => self.was_complete(query, *last),
+                None => self.run_incarnation(&query, None, opened, failure, None),
+                Some(StartOutcome::Started(begun)) => self.run_incarnation(&query, Some(*begun), opened, failure, None),
+                Some(StartOutcome::Complete(last)) => self.report_complete(query, *last),
             };
         };
         let begun = match self.begin(&query, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
-            Ok(Some(Beginning::Ended(last))) => {
-                let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;
+            Ok(Some(StartOutcome::Complete(last))) => {
+                let report = self.report_complete(query, *last).map_err(|error| gathered.refuse(error))?;
                 return gathered.ended().map(|()| report);
             }
-            Ok(Some(Beginning::Begun(begun))) => Some(*begun),
+            Ok(Some(StartOutcome::Started(begun))) => Some(*begun),
             Ok(None) => None,
         };
-        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_wanted())?;
-        self.run_together(&query, (decided, gathered), begun, opened, failure)
+        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_enabled())?;
+        self.connect_and_run(&query, (decided, gathered), begun, opened, failure)
     }
 
     /// Runs the query in a process other than process 0.
-    fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
+    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<JobFailure>) -> Result<RunReport> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.state, &self.cluster) {
-            (Decided::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
+            (StartDecision::Run { life: Some(incarnation), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = state::join(options, life, process, self.all_workers(), failure);
+                let joined = start::join(options, incarnation, process, self.all_workers(), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
         };
-        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
+        self.connect_and_run(query, (decided, gathered), begun, Arc::default(), failure)
     }
 
     /// Connects with the other processes, and runs the query.
-    fn run_together(
+    fn connect_and_run(
         self,
         query: &Query,
-        (decided, gathered): (Decided, Gathered),
-        begun: Option<Begun>,
+        (decided, gathered): (StartDecision, Gathered),
+        begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
-    ) -> Result<Report> {
+        failure: &Arc<JobFailure>,
+    ) -> Result<RunReport> {
         let number = match decided {
-            Decided::Run { number, views, .. } => {
+            StartDecision::Run { number, views, .. } => {
                 if self.cluster.as_ref().is_some_and(|cluster| cluster.process() > 0) {
-                    self.views.are_elsewhere(views);
+                    self.views.set_remote(views);
                 }
                 number
             }
-            Decided::Ended => return Ok(Report::without_work(Ending::WasComplete)),
-            Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
+            StartDecision::Ended => return Ok(RunReport::without_work(Ending::WasComplete)),
+            StartDecision::Stopped => return Ok(RunReport::without_work(Ending::Stopped)),
         };
         // A stop after all processes have started is handled by their workers, on all of them; none leaves the others
         // here.
-        match gathered.connect(number, &Stop::default())? {
-            None => Ok(Report::without_work(Ending::Stopped)),
-            mesh => self.run_life(query, begun, opened, failure, mesh),
+        match gathered.connect(number, &StopHandle::default())? {
+            None => Ok(RunReport::without_work(Ending::Stopped)),
+            mesh => self.run_incarnation(query, begun, opened, failure, mesh),
         }
     }
 
     /// Runs one incarnation of the job, from its start to its end.
-    fn run_life(
+    fn run_incarnation(
         self,
         query: &Query,
-        begun: Option<Begun>,
+        begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
+        failure: &Arc<JobFailure>,
         mesh: Option<Mesh>,
-    ) -> Result<Report> {
+    ) -> Result<RunReport> {
         let metrics = Arc::clone(&self.metrics);
         let http = Some(self.http.clone()).filter(Endpoint::is_some);
-        let (quiet, watcher) = (self.quiet, self.watcher.clone());
+        let (stall_report_after, watcher) = (self.stall_report_after, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
         let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
         let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
         if let Some(side) = &side {
-            side.tell_of(Arc::clone(&shared.board));
+            side.attach_board(Arc::clone(&shared.board));
         }
         let profile = shared.profile.clone();
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // After the start a failure in one process fails all of them.
-        let watching = Watching::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
-        let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
+        let watching =
+            MonitorHandle::start(&watch, http.as_ref(), stall_report_after).map_err(|error| failure.set(error)).ok();
+        let told = watching.as_ref().and_then(MonitorHandle::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
-            dir.tell_where(Some(&address.to_string()));
+            dir.record_address(Some(&address.to_string()));
         }
         let endings = run_workers(shared, query, mesh);
         // The last manifest is on disk once its thread has ended; only then may another process take the state.
@@ -612,14 +624,14 @@ impl Job {
             failure.set(error);
         }
         if let Some(dir) = dir.as_ref().filter(|_| told.is_some()) {
-            dir.tell_where(None);
+            dir.record_address(None);
         }
         drop((watching, watch));
         let mut summary = metrics.summary();
         if let Some(side) = &side {
             if !is_first {
                 side.done(summary.clone());
-            } else if let Some(others) = side.all_done() {
+            } else if let Some(others) = side.wait_for_summaries() {
                 others.into_iter().for_each(|other| summary.add(other));
             }
         }
@@ -636,62 +648,66 @@ impl Job {
         }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         let profile = profile.map(|profile| profile.now()).unwrap_or_default();
-        Ok(Report { ending, summary, profile })
+        Ok(RunReport { ending, summary, profile })
     }
 
     /// Builds the state that the workers share, and returns it with the state directory, if there is one.
     fn shared(
         self,
-        begun: Option<Begun>,
+        begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
-        failure: Arc<Failure>,
-    ) -> (worker::Shared, Option<Arc<StateDir>>) {
+        failure: Arc<JobFailure>,
+    ) -> (worker::WorkerShared, Option<Arc<StateDir>>) {
         let process = self.cluster.as_ref().map_or(0, Cluster::process);
-        let mut shared = worker::Shared {
+        let mut shared = worker::WorkerShared {
             place: self.place(0),
             epoch: self.epoch,
             clock_behind: self.clock_behind,
             in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
-            one_at_a_time: self.one_at_a_time,
+            synchronous: self.synchronous,
             shard: self.shard(None),
             snapshot_every: self.state.as_ref().map_or(Duration::MAX, |state| state.snapshot_every),
             stop: self.stop,
             failure,
             metrics: self.metrics,
             journal: self.journal,
-            repeat: self.repeat,
-            goes_on: false,
+            replay_frames: self.repeat,
+            continues_live: false,
             last: Epoch::default(),
             snapshots: None,
             durable: None,
             opened,
-            life: Life::without_state(),
+            incarnation: Incarnation::without_state(),
             views: self.views,
-            news: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
             pace: self.pace,
             seals: self.seals,
             fault: self.fault,
-            hurry: AtomicBool::new(false),
-            board: Arc::new(Board::new(process, self.workers)),
+            early_tick: AtomicBool::new(false),
+            board: Arc::new(StatusBoard::new(process, self.workers)),
             profile: self.profile,
             caught_up: AtomicUsize::new(0),
         };
-        let Some(Begun { dir, journal, snapshots, durable, life, replay, last }) = begun else { return (shared, None) };
-        shared.shard.state = life.state;
+        let Some(StartedRun { dir, journal, snapshots, durable, life: incarnation, replay, last }) = begun else {
+            return (shared, None);
+        };
+        shared.shard.state = incarnation.state;
         shared.journal = journal;
-        shared.news = AtomicBool::new(!replay.is_empty());
-        (shared.repeat, shared.goes_on, shared.last) = (replay, true, last);
-        (shared.snapshots, shared.durable, shared.life) = (snapshots, Some(durable), life);
-        let on_record = shared.repeat.last().map(|frame| frame.epoch).max(shared.life.from);
+        shared.dirty = AtomicBool::new(!replay.is_empty());
+        (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
+        (shared.snapshots, shared.durable, shared.incarnation) = (snapshots, Some(durable), incarnation);
+        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.incarnation.resumed_from);
         shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
         (shared, Some(dir))
     }
 
     /// Reports a job whose state is complete; fails if its sources have grown since.
-    fn was_complete(self, query: Query, last: Manifest) -> Result<Report> {
-        let durable = Durable::ended(self.all_workers(), last)?;
-        self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
-        Ok(Report::without_work(Ending::WasComplete))
+    fn report_complete(self, query: Query, last: Manifest) -> Result<RunReport> {
+        let durable = DurableContext::ended(self.all_workers(), last)?;
+        self.build_plan(BuildMode::AskNewData, Arc::default(), self.shard(None), Some(durable), move |flow| {
+            query(flow);
+        })?;
+        Ok(RunReport::without_work(Ending::WasComplete))
     }
 }
 
@@ -699,7 +715,7 @@ impl Job {
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
 /// Runs the workers of this process to their ends, then drops their shared state.
-fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
+fn run_workers(shared: worker::WorkerShared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
     let shared = Arc::new(shared);
     let cannot = |why: String| Error::new("cannot start the workers").because(why);
     let threads = shared.place.threads;
@@ -719,13 +735,13 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     let endings = Arc::new(Mutex::new(Vec::new()));
     let (ended, own, query) = (Arc::clone(&endings), Arc::clone(&shared), Arc::clone(query));
     let mut config = timely::WorkerConfig::default();
-    merge_at_rest(&mut config);
+    merge_while_idle(&mut config);
     let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
         let _entered = own.failure.enter();
         match guard(|| worker::run(timely_worker, &own, &*query)) {
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
             Err(panic) => {
-                own.failure.set(panic.error(own.board.place_of(timely_worker.index())));
+                own.failure.set(panic.error(own.board.describe_worker(timely_worker.index())));
                 // The rest of the dataflow is in an unknown state: it must not be run to its end. Its operators may
                 // panic when they are dropped.
                 for dataflow in timely_worker.installed_dataflows() {

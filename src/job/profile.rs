@@ -81,13 +81,13 @@ impl fmt::Display for JobProfile {
 
 /// Collector of a running process's figures.
 #[derive(Debug, Default)]
-pub(crate) struct Profile(Mutex<Vec<Arc<Mutex<Listener>>>>);
+pub(crate) struct Profile(Mutex<Vec<Arc<Mutex<ProfileCollector>>>>);
 
 impl Profile {
     /// Registers loggers on a worker. Must be called before the worker has dataflows.
     pub(crate) fn listen(&self, worker: &Worker) {
         let Some(mut loggers) = worker.log_register() else { return };
-        let listener = Arc::<Mutex<Listener>>::default();
+        let listener = Arc::<Mutex<ProfileCollector>>::default();
         locked(&self.0).push(Arc::clone(&listener));
         let own = Arc::clone(&listener);
         loggers.insert::<TimelyEventBuilder, _>(TIMELY, move |_time, events| {
@@ -142,7 +142,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Accumulator of one worker's log events.
 #[derive(Debug, Default)]
-struct Listener {
+struct ProfileCollector {
     operators: HashMap<usize, Operator>,
     /// Identifiers of operators by address.
     places: HashMap<Vec<usize>, usize>,
@@ -159,7 +159,7 @@ struct Operator {
     name: String,
 }
 
-impl Listener {
+impl ProfileCollector {
     fn hear(&mut self, at: Duration, event: TimelyEvent) {
         match event {
             TimelyEvent::Operates(operates) => {
@@ -222,13 +222,13 @@ impl Listener {
 mod tests {
     use super::*;
     use crate::job::Job;
-    use crate::source::memory::Records;
+    use crate::source::memory::MemorySource;
     use crate::stream::{Observer, Window};
 
     #[test]
     fn named_steps_have_their_figures_and_arrangements_their_size() {
         let rows: Vec<(u64, i64)> = (0..1_000).map(|number| (number % 10, number as i64)).collect();
-        let source = Records::new(vec![rows], |row: &(u64, i64)| row.1);
+        let source = MemorySource::new(vec![rows], |row: &(u64, i64)| row.1);
         let report = Job::new("profiled").workers(2).profile(true).run(move |flow| {
             flow.read("rows", &source)
                 .key_by(|row| row.0)
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn an_arrangement_holds_what_came_less_what_merges_and_drops_took() {
         use differential_dataflow::logging::{BatchEvent, DropEvent, MergeEvent};
-        let mut listener = Listener::default();
+        let mut listener = ProfileCollector::default();
         let merge = |complete| MergeEvent { operator: 1, scale: 0, length1: 10, length2: 5, complete };
         for event in [
             DifferentialEvent::Batch(BatchEvent { operator: 1, length: 10 }),

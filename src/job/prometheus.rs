@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::metrics::{Metrics, Summary, SyncMetrics};
+use crate::metrics::{JobSummary, Metrics, SyncMetrics};
 use crate::status::ProcessStatus;
 use crate::time::EventTime;
 
@@ -62,8 +62,8 @@ impl Exposition {
     }
 
     /// Adds the counters of a process.
-    pub(crate) fn of_metrics(&mut self, metrics: &Metrics) {
-        let Summary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
+    pub(crate) fn add_metrics(&mut self, metrics: &Metrics) {
+        let JobSummary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
         self.counter("tidegate_epochs_total", "Epochs started.", &[], epochs);
         for source in &sources {
             let of = [("source", source.name.as_str())];
@@ -76,7 +76,7 @@ impl Exposition {
         for step in &steps {
             let of = [("step", step.name.as_str())];
             let help = "Records that entered a window step, once for every window they belong to.";
-            self.counter("tidegate_step_records_total", help, &of, step.taken);
+            self.counter("tidegate_step_records_total", help, &of, step.received);
             self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
             let help = "Late records that were in order, of partitions or streams that had been idle.";
             self.counter("tidegate_step_late_after_idle_total", help, &of, step.late_after_idle);
@@ -88,7 +88,7 @@ impl Exposition {
         }
         for table in &tables {
             let of = [("table", table.name.as_str())];
-            self.counter("tidegate_table_records_total", "Records that entered a table.", &of, table.taken);
+            self.counter("tidegate_table_records_total", "Records that entered a table.", &of, table.received);
             self.counter("tidegate_table_changes_total", "Rows of a table that changed.", &of, table.changes);
         }
         for sink in &sinks {
@@ -115,7 +115,7 @@ impl Exposition {
     }
 
     /// Adds the status of a process's workers and sinks.
-    pub(crate) fn of_process(&mut self, process: &ProcessStatus) {
+    pub(crate) fn add_process(&mut self, process: &ProcessStatus) {
         let of_workers = |of: fn(&crate::status::WorkerStatus) -> u64| process.workers.iter().map(of);
         let bytes = of_workers(|worker| worker.in_flight_bytes).sum::<u64>() as f64;
         self.gauge("tidegate_in_flight_bytes", "Bytes of records read and not yet published.", &[], bytes);
@@ -155,7 +155,7 @@ impl Exposition {
     }
 
     /// Adds the counters of the journal.
-    pub(crate) fn of_journal(&mut self, syncs: &SyncMetrics) {
+    pub(crate) fn add_journal(&mut self, syncs: &SyncMetrics) {
         self.counter("tidegate_journal_syncs_total", "Syncs of the journal.", &[], syncs.count.get());
         self.counter("tidegate_journal_bytes_total", "Bytes written to the journal.", &[], syncs.bytes.get());
         let help = "Time spent writing and syncing the journal.";
@@ -179,7 +179,7 @@ mod tests {
         metrics.source("a\"b").read.add(3);
         metrics.source("c").read.add(4);
         let mut page = Exposition::new("job", 1);
-        page.of_metrics(&metrics);
+        page.add_metrics(&metrics);
         let partition = PartitionStatus {
             source: "c".into(),
             partition: 2,
@@ -189,7 +189,7 @@ mod tests {
             ..PartitionStatus::default()
         };
         let worker = WorkerStatus { partitions: vec![partition], ..WorkerStatus::default() };
-        page.of_process(&ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() });
+        page.add_process(&ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() });
         let text = page.text();
         for line in [
             "# TYPE tidegate_source_records_total counter",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::journal::Place;
+use crate::durable::journal::JournalConfig;
 
 /// Durable state of a job: its directory, and how it is kept. See [`Job::state`](crate::Job::state).
 ///
@@ -41,7 +41,7 @@ impl State {
             accept_changed_query: false,
             accept_changed_sources: false,
             savepoint: None,
-            journal_file: Place::LIMIT,
+            journal_file: JournalConfig::DEFAULT_FILE_LIMIT,
         }
     }
 

@@ -42,30 +42,31 @@ use timely::dataflow::operators::vec::{Broadcast, Input};
 use timely::dataflow::operators::{core, probe};
 use timely::worker::Worker;
 
-use crate::durable::Life;
-use crate::durable::journal::{Bound, Frame, Journal};
+use crate::durable::Incarnation;
+use crate::durable::journal::{Frame, Journal, PartitionProgress};
 use crate::error::Result;
-use crate::job::cluster::side::Side;
+use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::{Snapshots, commit};
+use crate::job::monitor::JobMonitor;
 use crate::job::profile::Profile;
-use crate::job::watch::Watch;
-use crate::job::{Ending, Stop};
+use crate::job::{Ending, StopHandle};
 use crate::metrics::Metrics;
-use crate::sink::Shard;
-use crate::source::Place;
-use crate::status::{Board, Stage, WorkerNow};
+use crate::sink::SinkContext;
+use crate::source::WorkerContext;
+use crate::status::{Stage, StatusBoard, WorkerReport};
 use crate::stream::{
-    Build, Driver, Durable, EndsInput, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals,
+    BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, JobFailure, OpenedSinks, PlannedStep,
+    SnapshotEpochs,
 };
 use crate::time::Epoch;
 use crate::view::Views;
 
 /// Maximum number of records that a source is asked for per call.
-const BUDGET: usize = 1024;
+const RECORDS_PER_POLL: usize = 1024;
 /// Maximum number of epochs with records that may be read and not yet published.
 const EPOCHS_IN_FLIGHT: usize = 64;
 /// Time that an idle worker sleeps before it polls its sources again.
-const NAP: Duration = Duration::from_millis(1);
+const IDLE_SLEEP: Duration = Duration::from_millis(1);
 
 /// The pacing of epochs: when they end, and how much is read in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,51 +78,51 @@ pub(crate) enum Pace {
 }
 
 /// State shared by all workers of a process.
-pub(crate) struct Shared {
-    pub(crate) place: Place,
+pub(crate) struct WorkerShared {
+    pub(crate) place: WorkerContext,
     pub(crate) epoch: Duration,
     /// Test hook: subtracted from the wall clock.
     pub(crate) clock_behind: Duration,
     pub(crate) in_flight: usize,
-    pub(crate) one_at_a_time: bool,
-    pub(crate) stop: Stop,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) synchronous: bool,
+    pub(crate) stop: StopHandle,
+    pub(crate) failure: Arc<JobFailure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
     /// Epochs of a journal to replay.
-    pub(crate) repeat: Vec<Frame>,
+    pub(crate) replay_frames: Vec<Frame>,
     /// `true` if the job reads live input after the replay; the replayed epochs are in its state's journal already.
-    pub(crate) goes_on: bool,
+    pub(crate) continues_live: bool,
     /// The greatest epoch of all earlier incarnations.
     pub(crate) last: Epoch,
     pub(crate) snapshots: Option<Arc<Snapshots>>,
     /// Minimum interval between two snapshots.
     pub(crate) snapshot_every: Duration,
-    pub(crate) durable: Option<Durable>,
+    pub(crate) durable: Option<DurableContext>,
     pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) life: Life,
-    pub(crate) shard: Shard,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
     /// `true` if input was committed since the last snapshot was announced.
-    pub(crate) news: AtomicBool,
+    pub(crate) dirty: AtomicBool,
     pub(crate) pace: Pace,
     pub(crate) seals: Vec<Epoch>,
     pub(crate) fault: Option<Fault>,
     /// `true` if a worker's epoch is full: worker 0 ends it early.
-    pub(crate) hurry: AtomicBool,
+    pub(crate) early_tick: AtomicBool,
     /// Number of workers of this process that have read all they will read in this incarnation, of sources that have
     /// not ended.
     pub(crate) caught_up: AtomicUsize,
     /// The status that workers report.
-    pub(crate) board: Arc<Board>,
+    pub(crate) board: Arc<StatusBoard>,
     /// The profile of this process, if profiling is enabled.
     pub(crate) profile: Option<Arc<Profile>>,
 }
 
-impl Shared {
+impl WorkerShared {
     /// Returns the parts that can be observed from outside the job while it runs.
-    pub(crate) fn watch(&self, side: Option<Arc<Side>>) -> Watch {
-        Watch {
+    pub(crate) fn watch(&self, side: Option<Arc<ControlChannel>>) -> JobMonitor {
+        JobMonitor {
             job: self.place.job.clone(),
             process: self.board.process(),
             processes: self.place.workers / self.place.threads,
@@ -145,7 +146,7 @@ enum Control {
     /// Like `Tick`, and the new epoch has a snapshot.
     Snapshot(u64),
     /// Journals are not needed up to and including this epoch, and may be truncated.
-    Cut(u64),
+    TruncateJournals(u64),
     /// No further epoch follows.
     Stop,
 }
@@ -154,9 +155,9 @@ enum Control {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Request {
     /// An epoch is full.
-    Hurry,
+    EarlyTick,
     /// Input was committed since the last snapshot was announced.
-    News,
+    Dirty,
     /// The process was asked to stop.
     Stop,
     /// All workers of the process have caught up.
@@ -164,40 +165,40 @@ enum Request {
 }
 
 /// The inputs for building a flow on an idle worker, without running it.
-pub(crate) struct Dry {
-    pub(crate) place: Place,
-    pub(crate) purpose: Purpose,
+pub(crate) struct PlanBuild {
+    pub(crate) place: WorkerContext,
+    pub(crate) mode: BuildMode,
     pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) shard: Shard,
+    pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
     /// The recovered state, if the sources are to be asked for data beyond it.
-    pub(crate) durable: Option<Durable>,
+    pub(crate) durable: Option<DurableContext>,
 }
 
 /// Builds the flow on an idle worker, and returns its steps.
-pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
-    let Dry { place, purpose, opened, shard, views, durable } = dry;
-    let build = Rc::new(Build {
+pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+    let PlanBuild { place, mode, opened, shard, views, durable } = dry;
+    let build = Rc::new(BuildContext {
         place,
-        purpose,
+        mode,
         failure: Arc::default(),
         metrics: Arc::default(),
-        board: Arc::new(Board::new(0, 0)),
+        board: Arc::new(StatusBoard::new(0, 0)),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
-        seals: Seals::default(),
+        snapshot_epochs: SnapshotEpochs::default(),
         fault: None,
         durable,
         opened,
-        life: Life::without_state(),
+        incarnation: Incarnation::without_state(),
         shard,
         views,
     });
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
         query(&flow);
-        drop(flow.parts());
+        drop(flow.snapshot_acks());
     });
     for dataflow in worker.installed_dataflows() {
         worker.drop_dataflow(dataflow);
@@ -209,27 +210,27 @@ pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> R
 }
 
 /// Runs one worker until the job ends; `None` if the job failed.
-pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
+pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
     if let Some(profile) = &shared.profile {
         profile.listen(worker);
     }
     let controls = Controls::new(worker, &shared.place);
-    let seals = Seals::default();
+    let seals = SnapshotEpochs::default();
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));
-    let build = Rc::new(Build {
-        place: Place { worker: worker.index(), ..shared.place.clone() },
-        purpose: Purpose::Run,
+    let build = Rc::new(BuildContext {
+        place: WorkerContext { worker: worker.index(), ..shared.place.clone() },
+        mode: BuildMode::Run,
         failure: Arc::clone(&shared.failure),
         metrics: Arc::clone(&shared.metrics),
         board: Arc::clone(&shared.board),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
-        seals: seals.clone(),
+        snapshot_epochs: seals.clone(),
         fault: shared.fault,
-        durable: shared.durable.clone().map(|durable| Durable { worker: worker.index(), ..durable }),
+        durable: shared.durable.clone().map(|durable| DurableContext { worker: worker.index(), ..durable }),
         opened: Arc::clone(&shared.opened),
-        life: shared.life.clone(),
+        incarnation: shared.incarnation.clone(),
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),
     });
@@ -242,12 +243,12 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         let (ends, told) = EndsInput::new(scope, shared.place.threads);
         let flow = flow.with_ends(told);
         query(&flow);
-        commit(flow.parts(), shared.snapshots.clone());
+        commit(flow.snapshot_acks(), shared.snapshots.clone());
         Some(ends)
     });
     shared.journal.wake(worker.index(), std::thread::current());
     let drivers = build.drivers.take();
-    let mut turning = Turning {
+    let mut turning = WorkerLoop {
         index: worker.index(),
         drivers,
         ends,
@@ -257,13 +258,13 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         open: VecDeque::new(),
         shown: None,
         ticker: Ticker::new(shared),
-        random: Random::new(shared.pace, worker.index()),
+        random: RandomPacer::new(shared.pace, worker.index()),
         proposed: 0,
         replayed: 0,
         exhausted: false,
         caught_up: false,
         others_caught_up: 0,
-        catch_up_told: false,
+        catch_up_reported: false,
         begun: false,
         bound: false,
         seals,
@@ -275,7 +276,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         stopped: None,
         reported: Reported::default(),
     };
-    let ending = turning.resume().and_then(|()| turning.until_the_end(worker));
+    let ending = turning.resume().and_then(|()| turning.run_until_end(worker));
     if let Err(error) = &ending {
         shared.failure.set(error.clone());
     }
@@ -289,23 +290,23 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
 }
 
 /// Input handle for messages of one type.
-type Way<T> = core::input::Handle<u64, CapacityContainerBuilder<Vec<T>>>;
+type MessageInput<T> = core::input::Handle<u64, CapacityContainerBuilder<Vec<T>>>;
 /// Queue of received messages.
-type Received<T> = Rc<RefCell<VecDeque<T>>>;
+type MessageQueue<T> = Rc<RefCell<VecDeque<T>>>;
 
 /// The channel of worker 0's commands to all workers, and the channel of the other processes' requests to worker 0.
 /// Each is a dataflow of its own.
 struct Controls {
-    input: Option<Way<Control>>,
-    received: Received<Control>,
+    input: Option<MessageInput<Control>>,
+    received: MessageQueue<Control>,
     sent: u64,
     /// Set on the first worker of each process but process 0.
-    asks: Option<Way<Request>>,
-    asked: Received<Request>,
+    asks: Option<MessageInput<Request>>,
+    asked: MessageQueue<Request>,
 }
 
 impl Controls {
-    fn new(worker: &mut Worker, place: &Place) -> Self {
+    fn new(worker: &mut Worker, place: &WorkerContext) -> Self {
         let (asks, asked) = Self::requests(worker, place);
         let received = Rc::new(RefCell::new(VecDeque::new()));
         let queue = Rc::clone(&received);
@@ -322,7 +323,7 @@ impl Controls {
 
     /// Builds the channel from the first worker of each process to worker 0; the input is `None` on other workers, and
     /// in a job of one process.
-    fn requests(worker: &mut Worker, place: &Place) -> (Option<Way<Request>>, Received<Request>) {
+    fn requests(worker: &mut Worker, place: &WorkerContext) -> (Option<MessageInput<Request>>, MessageQueue<Request>) {
         let asked = Rc::new(RefCell::new(VecDeque::new()));
         if place.threads == place.workers {
             return (None, asked);
@@ -374,8 +375,8 @@ struct Ticker {
 }
 
 impl Ticker {
-    fn new(shared: &Shared) -> Self {
-        let last = shared.repeat.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
+    fn new(shared: &WorkerShared) -> Self {
+        let last = shared.replay_frames.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
         let now = Instant::now();
         let started_at = SystemTime::now().checked_sub(shared.clock_behind).unwrap_or(SystemTime::UNIX_EPOCH);
         Ticker { started: now, started_at, due: now, every: shared.epoch, last }
@@ -392,7 +393,7 @@ impl Ticker {
 }
 
 /// Seeded random numbers that pace the loop in tests. Some seeds make many short epochs, some few long ones.
-struct Random {
+struct RandomPacer {
     state: Option<u64>,
     /// Average number of iterations after which worker 0 ends an epoch.
     turns: u64,
@@ -400,15 +401,15 @@ struct Random {
     records: u64,
 }
 
-impl Random {
+impl RandomPacer {
     fn new(pace: Pace, worker: usize) -> Self {
         match pace {
-            Pace::Clock => Random { state: None, turns: 0, records: 0 },
+            Pace::Clock => RandomPacer { state: None, turns: 0, records: 0 },
             Pace::Random(seed) => {
                 let state = (seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
                 let (turns, records) = ([2, 4, 8, 20], [2, 6, 15, 40]);
                 let (turns, records) = (turns[seed as usize % 4], records[seed as usize / 4 % 4]);
-                Random { state: Some(state), turns, records }
+                RandomPacer { state: Some(state), turns, records }
             }
         }
     }
@@ -439,7 +440,7 @@ impl Random {
 struct OpenEpoch {
     epoch: Epoch,
     /// For each source, the input committed to the epoch; `None` until it is known.
-    bound: Vec<Option<Vec<Bound>>>,
+    bound: Vec<Option<Vec<PartitionProgress>>>,
     /// `true` if nothing is added to it any more.
     closed: bool,
     /// `true` if the journal has its frame, or it needs none.
@@ -461,19 +462,19 @@ impl OpenEpoch {
 }
 
 /// The state of one worker's loop.
-struct Turning {
+struct WorkerLoop {
     index: usize,
     drivers: Vec<Box<dyn Driver>>,
     /// Input that reports how far the worker's journal reaches; `None` in a job without state.
     ends: Option<EndsInput>,
     probe: probe::Handle<u64>,
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
     controls: Controls,
     /// Epochs that are not published, oldest first; the last one is current unless it is closed.
     open: VecDeque<OpenEpoch>,
     shown: Option<Epoch>,
     ticker: Ticker,
-    random: Random,
+    random: RandomPacer,
     /// Number of journal epochs that worker 0 has proposed.
     proposed: usize,
     /// Number of journal frames that have been replayed.
@@ -485,12 +486,12 @@ struct Turning {
     /// On worker 0: number of other processes that have reported to have caught up.
     others_caught_up: usize,
     /// `true` once this process has reported to worker 0 that it has caught up.
-    catch_up_told: bool,
+    catch_up_reported: bool,
     /// `true` once the first epoch has started.
     begun: bool,
     /// `true` once an epoch of this incarnation has been committed.
     bound: bool,
-    seals: Seals,
+    seals: SnapshotEpochs,
     /// The last snapshot that worker 0 has announced in this incarnation, and when.
     announced: Epoch,
     announced_at: Instant,
@@ -506,33 +507,33 @@ struct Turning {
     reported: Reported,
 }
 
-impl Turning {
+impl WorkerLoop {
     /// Moves the sources to their positions in the snapshot that the job resumes from.
     fn resume(&mut self) -> Result<()> {
         self.drivers.iter_mut().try_for_each(|driver| driver.resume())
     }
 
     /// `true` while epochs of a journal are still to be replayed.
-    fn repeats(&self) -> bool {
-        self.replayed < self.shared.repeat.len()
+    fn is_replaying(&self) -> bool {
+        self.replayed < self.shared.replay_frames.len()
     }
 
-    fn until_the_end(&mut self, worker: &mut Worker) -> Result<Ending> {
+    fn run_until_end(&mut self, worker: &mut Worker) -> Result<Ending> {
         loop {
             if let Some(error) = self.shared.failure.get() {
                 return Err(error.clone());
             }
             self.follow_controls()?;
             if self.index == 0 {
-                self.hear();
+                self.take_requests();
                 self.propose();
             } else {
                 self.ask();
             }
             let busy = self.read()?;
-            self.settle()?;
+            self.commit_and_release()?;
             // In a job with state worker 0 decides when it ends, as it takes a last snapshot then.
-            if self.shared.durable.is_none() && self.drivers.iter().all(|driver| driver.finished()) {
+            if self.shared.durable.is_none() && self.drivers.iter().all(|driver| driver.is_complete()) {
                 self.stopped.get_or_insert(Ending::Complete);
             }
             if let Some(ending) = self.stopped
@@ -542,24 +543,24 @@ impl Turning {
                     if let Some(error) = self.shared.failure.get() {
                         return Err(error.clone());
                     }
-                    worker.step_or_park(Some(NAP));
+                    worker.step_or_park(Some(IDLE_SLEEP));
                 }
                 // The sources may end in the very epoch that was announced as the last.
-                let over = self.drivers.iter().all(|driver| driver.finished());
+                let over = self.drivers.iter().all(|driver| driver.is_complete());
                 return Ok(if over { Ending::Complete } else { ending });
             }
             if busy {
                 worker.step();
             } else {
-                worker.step_or_park(Some(NAP));
+                worker.step_or_park(Some(IDLE_SLEEP));
             }
-            self.note_shown();
+            self.drop_published();
             self.report();
         }
     }
 
     fn follow_controls(&mut self) -> Result<()> {
-        while self.stopped.is_none() && !self.repeats_too_fast() && self.replay()? {
+        while self.stopped.is_none() && !self.replays_too_fast() && self.replay()? {
             match self.controls.next() {
                 None => break,
                 Some(Control::Tick(epoch)) => self.begin(Epoch(epoch))?,
@@ -568,10 +569,10 @@ impl Turning {
                     self.seals.add(Epoch(epoch));
                     self.begin(Epoch(epoch))?;
                 }
-                Some(Control::Cut(epoch)) => {
+                Some(Control::TruncateJournals(epoch)) => {
                     // Process 0 truncates its own journal where it decides.
                     if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
-                        self.shared.journal.cut(Epoch(epoch));
+                        self.shared.journal.truncate(Epoch(epoch));
                     }
                 }
                 Some(Control::Stop) => {
@@ -585,8 +586,8 @@ impl Turning {
 
     /// `true` if the replay has to wait for the sinks. An epoch that is in flight alone is read on, however large: it
     /// cannot complete before all of it is read.
-    fn repeats_too_fast(&self) -> bool {
-        self.repeats() && self.open.len() > 1 && self.is_behind()
+    fn replays_too_fast(&self) -> bool {
+        self.is_replaying() && self.open.len() > 1 && self.is_behind()
     }
 
     fn end_current(&mut self) {
@@ -601,7 +602,7 @@ impl Turning {
     /// the new one: its offsets and watermarks must not include later records.
     fn begin(&mut self, epoch: Epoch) -> Result<()> {
         self.end_current();
-        self.bind()?;
+        self.commit_input()?;
         if self.index == 0 {
             self.shared.metrics.epochs.add(1);
         }
@@ -625,8 +626,8 @@ impl Turning {
             released: false,
             bytes: 0,
         });
-        if !std::mem::replace(&mut self.begun, true) && !self.repeats() {
-            self.look()?;
+        if !std::mem::replace(&mut self.begun, true) && !self.is_replaying() {
+            self.discover_partitions()?;
         }
         Ok(())
     }
@@ -634,8 +635,8 @@ impl Turning {
     /// Polls every source once in the first epoch, before that can end, so that all workers find the existing
     /// partitions in one epoch. Otherwise the stream's watermark could pass the partitions of a worker that starts
     /// slowly, and the lateness of their records would depend on its speed.
-    fn look(&mut self) -> Result<()> {
-        let faulty = self.shared.fault == Some(Fault::FindLate);
+    fn discover_partitions(&mut self) -> Result<()> {
+        let faulty = self.shared.fault == Some(Fault::DiscoverLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
             current.bytes += driver.poll(0)?.bytes;
@@ -650,12 +651,12 @@ impl Turning {
             return Ok(true);
         };
         let shared = Arc::clone(&self.shared);
-        let Some(frame) = shared.repeat.get(self.replayed).filter(|frame| frame.epoch == current) else {
+        let Some(frame) = shared.replay_frames.get(self.replayed).filter(|frame| frame.epoch == current) else {
             return Ok(true);
         };
         let (mut reached, mut taken) = (true, 0);
         for driver in &mut self.drivers {
-            let (all, bytes) = driver.replay(&frame.bounds)?;
+            let (all, bytes) = driver.replay(&frame.progress)?;
             reached &= all;
             taken += bytes;
         }
@@ -675,8 +676,8 @@ impl Turning {
         if self.stopped.is_some() || self.ending || pending {
             return;
         }
-        let repeats = &self.shared.repeat;
-        if self.proposed < repeats.len() || (!repeats.is_empty() && !self.shared.goes_on) {
+        let repeats = &self.shared.replay_frames;
+        if self.proposed < repeats.len() || (!repeats.is_empty() && !self.shared.continues_live) {
             // An epoch of the journal is proposed when this worker has read the one before.
             if self.proposed == self.replayed {
                 let control = repeats.get(self.proposed).map_or(Control::Stop, |frame| Control::Tick(frame.epoch.0));
@@ -686,16 +687,16 @@ impl Turning {
             }
             return;
         }
-        let is_over = self.shared.snapshots.is_some() && self.drivers.iter().all(|driver| driver.finished());
+        let is_over = self.shared.snapshots.is_some() && self.drivers.iter().all(|driver| driver.is_complete());
         if (self.shared.stop.is_asked() || is_over) && self.is_free_for_snapshot() {
             return self.end(is_over);
         }
         let due = match self.random.is_due() {
             Some(due) => due,
-            None => Instant::now() >= self.ticker.due || self.shared.hurry.load(Ordering::Relaxed),
+            None => Instant::now() >= self.ticker.due || self.shared.early_tick.load(Ordering::Relaxed),
         };
         if due || self.open.is_empty() {
-            self.shared.hurry.store(false, Ordering::Relaxed);
+            self.shared.early_tick.store(false, Ordering::Relaxed);
             let epoch = self.ticker.propose();
             let snapshot = self.is_snapshot_due();
             self.announce(epoch, snapshot);
@@ -703,11 +704,11 @@ impl Turning {
     }
 
     /// Worker 0: takes the requests of other processes, and tells them how far journals may be truncated.
-    fn hear(&mut self) {
+    fn take_requests(&mut self) {
         while let Some(request) = self.controls.asked.borrow_mut().pop_front() {
             match request {
-                Request::Hurry => self.shared.hurry.store(true, Ordering::Relaxed),
-                Request::News => self.shared.news.store(true, Ordering::Release),
+                Request::EarlyTick => self.shared.early_tick.store(true, Ordering::Relaxed),
+                Request::Dirty => self.shared.dirty.store(true, Ordering::Release),
                 Request::Stop => self.shared.stop.stop(),
                 Request::CaughtUp => self.others_caught_up += 1,
             }
@@ -722,7 +723,7 @@ impl Turning {
             && let Some(cut) = self.shared.snapshots.as_ref().and_then(|snapshots| snapshots.cut())
             && self.cut.replace(cut) != Some(cut)
         {
-            self.controls.send(Control::Cut(cut.0));
+            self.controls.send(Control::TruncateJournals(cut.0));
         }
     }
 
@@ -731,16 +732,16 @@ impl Turning {
         if self.controls.asks.is_none() {
             return;
         }
-        if self.shared.hurry.swap(false, Ordering::Relaxed) {
-            self.controls.ask(Request::Hurry);
+        if self.shared.early_tick.swap(false, Ordering::Relaxed) {
+            self.controls.ask(Request::EarlyTick);
         }
-        if self.shared.news.swap(false, Ordering::AcqRel) {
-            self.controls.ask(Request::News);
+        if self.shared.dirty.swap(false, Ordering::AcqRel) {
+            self.controls.ask(Request::Dirty);
         }
         if self.shared.stop.is_asked() && !std::mem::replace(&mut self.stop_asked, true) {
             self.controls.ask(Request::Stop);
         }
-        if self.all_here_have_caught_up() && !std::mem::replace(&mut self.catch_up_told, true) {
+        if self.all_here_have_caught_up() && !std::mem::replace(&mut self.catch_up_reported, true) {
             self.controls.ask(Request::CaughtUp);
         }
     }
@@ -754,7 +755,7 @@ impl Turning {
         if snapshot {
             (self.announced, self.announced_at) = (epoch, Instant::now());
             self.shared.board.announced(epoch);
-            self.shared.news.store(false, Ordering::Release);
+            self.shared.dirty.store(false, Ordering::Release);
         }
         self.controls.send(if snapshot { Control::Snapshot(epoch.0) } else { Control::Tick(epoch.0) });
     }
@@ -788,16 +789,16 @@ impl Turning {
             // Replayed input gets a snapshot at once: even a series of short incarnations does not replay it again and
             // again.
             None => {
-                let repeated = self.announced == Epoch(0) && !self.shared.repeat.is_empty();
+                let repeated = self.announced == Epoch(0) && !self.shared.replay_frames.is_empty();
                 let due = repeated || self.announced_at.elapsed() >= self.shared.snapshot_every;
-                due && self.shared.news.load(Ordering::Acquire)
+                due && self.shared.dirty.load(Ordering::Acquire)
             }
         }
     }
 
     /// `true` if the sinks are behind: reading pauses.
     fn is_behind(&self) -> bool {
-        if self.shared.one_at_a_time {
+        if self.shared.synchronous {
             return self.open.iter().any(|open| open.bytes > 0);
         }
         let allowed = self.shared.in_flight / self.shared.place.threads;
@@ -808,7 +809,10 @@ impl Turning {
 
     /// Reads from the sources into the current epoch. Returns `true` if there may be more to read at once.
     fn read(&mut self) -> Result<bool> {
-        if self.repeats() || self.stopped.is_some() || (!self.shared.repeat.is_empty() && !self.shared.goes_on) {
+        if self.is_replaying()
+            || self.stopped.is_some()
+            || (!self.shared.replay_frames.is_empty() && !self.shared.continues_live)
+        {
             return Ok(true);
         }
         let (allowed, behind) = (self.shared.in_flight / self.shared.place.threads, self.is_behind());
@@ -816,8 +820,8 @@ impl Turning {
         let budget = match self.random.amount() {
             Some(None) => return Ok(true), // A stall.
             Some(Some(amount)) => amount,
-            None if self.shared.one_at_a_time => 1,
-            None => BUDGET,
+            None if self.shared.synchronous => 1,
+            None => RECORDS_PER_POLL,
         };
         let (mut busy, mut exhausted, mut rests, mut reads) = (false, true, false, false);
         for driver in &mut self.drivers {
@@ -833,23 +837,23 @@ impl Turning {
         }
         // A worker that has just exhausted its sources ends the epoch early: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
-        let full = current.bytes > if self.shared.one_at_a_time { 0 } else { allowed / 8 };
+        let full = current.bytes > if self.shared.synchronous { 0 } else { allowed / 8 };
         if full || just_exhausted {
-            self.shared.hurry.store(true, Ordering::Relaxed);
+            self.shared.early_tick.store(true, Ordering::Relaxed);
         }
         Ok(busy)
     }
 
     /// Collects the input committed to epochs that have ended, and hands it to the journal.
-    fn bind(&mut self) -> Result<()> {
+    fn commit_input(&mut self) -> Result<()> {
         let on_record = {
-            let last = self.shared.repeat.last().filter(|_| self.shared.goes_on).map(|last| last.epoch);
+            let last = self.shared.replay_frames.last().filter(|_| self.shared.continues_live).map(|last| last.epoch);
             move |epoch: Epoch| Some(epoch) <= last
         };
         for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
             for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
                 if bound.is_none() {
-                    *bound = driver.bind(open.epoch)?;
+                    *bound = driver.commit_input(open.epoch)?;
                 }
                 if bound.is_none() {
                     // Buffered records would keep the epoch open, whether or not anything is polled now.
@@ -859,27 +863,27 @@ impl Turning {
             if !open.bound.iter().all(Option::is_some) {
                 break; // Epochs are committed in order.
             }
-            let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
+            let progress: Vec<PartitionProgress> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
             let live = !on_record(open.epoch);
             // In the first epoch of an incarnation every worker writes a frame: without all of them the journal commits
             // nothing.
-            let first = live && self.shared.goes_on && !std::mem::replace(&mut self.bound, true);
-            open.needs_sync = live && (!bounds.is_empty() || first);
+            let first = live && self.shared.continues_live && !std::mem::replace(&mut self.bound, true);
+            open.needs_sync = live && (!progress.is_empty() || first);
             if open.needs_sync {
-                self.shared.news.store(true, Ordering::Release);
+                self.shared.dirty.store(true, Ordering::Release);
                 if let Some(ends) = &mut self.ends {
                     ends.tell(open.epoch);
                 }
-                self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;
+                self.shared.journal.append(self.index, Frame { epoch: open.epoch, progress })?;
             }
         }
         Ok(())
     }
 
     /// Commits the input of epochs that have ended, and releases the epochs that the journal has synced.
-    fn settle(&mut self) -> Result<()> {
-        self.bind()?;
+    fn commit_and_release(&mut self) -> Result<()> {
+        self.commit_input()?;
         if self.open.iter().all(|open| open.released || !open.written) {
             return Ok(()); // The journal is shared between threads: not locked without need.
         }
@@ -903,7 +907,7 @@ impl Turning {
     /// Drops all capabilities once all input is committed and synced; returns `true` if that is so.
     fn finish(&mut self) -> Result<bool> {
         self.end_current();
-        self.settle()?;
+        self.commit_and_release()?;
         if !self.open.iter().all(|open| open.released || open.written && !open.needs_sync) {
             return Ok(false);
         }
@@ -914,7 +918,7 @@ impl Turning {
     }
 
     /// Drops the epochs that all sinks have published, and tells the sources.
-    fn note_shown(&mut self) {
+    fn drop_published(&mut self) {
         let mut shown = None;
         while let Some(open) = self.open.front().filter(|open| open.released && !self.probe.less_equal(&open.epoch.0)) {
             shown = Some(open.epoch);
@@ -939,8 +943,8 @@ impl Turning {
         let in_flight = self.open.iter().filter(|open| open.bytes > 0);
         board.put(
             self.index,
-            WorkerNow {
-                repeats: self.repeats(),
+            WorkerReport {
+                repeats: self.is_replaying(),
                 shown: self.shown,
                 front,
                 since: self.reported.since,

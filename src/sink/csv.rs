@@ -1,10 +1,10 @@
 //! CSV files as sinks: a header with the row type's field names, then one line per row.
 //!
-//! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
-//! * `Line`, a serde serializer for one row of plain values, writes a row's fields. Its bytes are those that the `csv`
-//!   crate writes with its defaults: a field is quoted if it contains a comma, a quote or a line break, or if it is
-//!   empty and alone on its line. It exists for speed: on rows of seven fields it takes about half the time of the
-//!   crate, not counting the formatting of event times.
+//! * [`Sink`] is the sink; its `Encoder` turns rows into lines without any I/O.
+//! * `LineSerializer`, a serde serializer for one row of plain values, writes a row's fields. Its bytes are those
+//!   that the `csv` crate writes with its defaults: a field is quoted if it contains a comma, a quote or a line break,
+//!   or if it is empty and alone on its line. It exists for speed: on rows of seven fields it takes about half the time
+//!   of the crate, not counting the formatting of event times.
 //!
 //! Invariants: row types that are no table are refused before the file is touched; the header is written even if no row
 //! is; every line has the header's columns in its order, or the epoch fails and none of it is written. Lines end in
@@ -15,36 +15,36 @@ use std::path::PathBuf;
 
 use serde::ser::{self, Impossible, Serialize, SerializeStruct, Serializer};
 
-use super::encode::{DIFF, Encode, check_diff};
-use super::{Rows, Shard, Sink, Writer, fields, file};
+use super::encode::{DIFF, EncodeRows, check_diff};
 use crate::error::{self, Error};
 use crate::record::Record;
+use crate::sink::{self, SinkContext, SinkRows, SinkWriter, fields, file};
 
 /// A CSV file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state has
 /// written is continued, each epoch in it exactly once, and any other file is refused. A file `<file>.commit-<number>`
 /// beside it records how far it is published.
 #[derive(Clone, Debug)]
-pub struct File {
+pub struct Sink {
     path: PathBuf,
 }
 
-impl File {
+impl Sink {
     /// Creates a sink that writes to the CSV file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        File { path: path.into() }
+        Sink { path: path.into() }
     }
 }
 
-impl<D: Record> Sink<D> for File {
+impl<D: Record> sink::Sink<D> for Sink {
     fn describe(&self) -> String {
         format!("file {}", self.path.display())
     }
 
-    fn check(&self, rows: Rows) -> error::Result<()> {
+    fn check(&self, rows: SinkRows) -> error::Result<()> {
         Encoder::new::<D>(rows).map(drop)
     }
 
-    fn open(&self, at: &Shard) -> error::Result<Box<dyn Writer<D>>> {
+    fn open(&self, at: &SinkContext) -> error::Result<Box<dyn SinkWriter<D>>> {
         let encoder = Encoder::new::<D>(at.rows)?;
         Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder, at)?))
     }
@@ -53,7 +53,7 @@ impl<D: Record> Sink<D> for File {
 /// Encodes rows as lines of CSV.
 #[derive(Clone, Debug)]
 pub(crate) struct Encoder {
-    rows: Rows,
+    rows: SinkRows,
     row: &'static str,
     names: Vec<&'static str>,
 }
@@ -63,17 +63,17 @@ impl Encoder {
     ///
     /// # Errors
     /// Fails if such rows are no table, or if a field has the name of the column of differences.
-    pub(crate) fn new<D: Record>(rows: Rows) -> error::Result<Self> {
+    pub(crate) fn new<D: Record>(rows: SinkRows) -> error::Result<Self> {
         let fields = fields::of::<D>()?;
         check_diff(rows, fields.row, fields.names.iter())?;
         Ok(Encoder { rows, row: fields.row, names: fields.names })
     }
 }
 
-impl<D: Record> Encode<D> for Encoder {
+impl<D: Record> EncodeRows<D> for Encoder {
     fn header(&self, out: &mut Vec<u8>) {
         let start = out.len();
-        let diff = (self.rows == Rows::Changes).then_some(DIFF);
+        let diff = (self.rows == SinkRows::Changes).then_some(DIFF);
         for (at, name) in self.names.iter().copied().chain(diff).enumerate() {
             if at > 0 {
                 out.push(b',');
@@ -85,13 +85,13 @@ impl<D: Record> Encode<D> for Encoder {
 
     fn row(&mut self, row: &D, diff: isize, out: &mut Vec<u8>) -> error::Result<()> {
         let start = out.len();
-        let mut line = Line { out, names: &mut self.names, at: 0, inside: false };
-        if let Err(Refused(why)) = row.serialize(&mut line).and_then(|()| line.complete()) {
+        let mut line = LineSerializer { out, names: &mut self.names, at: 0, in_field: false };
+        if let Err(RowRefused(why)) = row.serialize(&mut line).and_then(|()| line.complete()) {
             return Err(Error::new(format!("cannot write a row of type `{}` as CSV", self.row))
                 .because(why)
                 .help("map the rows to a struct whose fields are all written, under the names they are read by"));
         }
-        if self.rows == Rows::Changes {
+        if self.rows == SinkRows::Changes {
             out.push(b',');
             out.extend_from_slice(itoa::Buffer::new().format(diff).as_bytes());
         }
@@ -99,7 +99,7 @@ impl<D: Record> Encode<D> for Encoder {
         Ok(())
     }
 
-    fn kind(&self) -> Rows {
+    fn kind(&self) -> SinkRows {
         self.rows
     }
 }
@@ -132,24 +132,24 @@ fn text(out: &mut Vec<u8>, text: &[u8]) {
 
 /// Reason why a row cannot be a line of the table.
 #[derive(Debug)]
-struct Refused(String);
+struct RowRefused(String);
 
-impl fmt::Display for Refused {
+impl fmt::Display for RowRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for RowRefused {}
 
-impl ser::Error for Refused {
+impl ser::Error for RowRefused {
     fn custom<T: fmt::Display>(why: T) -> Self {
-        Refused(why.to_string())
+        RowRefused(why.to_string())
     }
 }
 
 /// Serializer of a line: first the row itself, then each of its fields, serializes into it.
-struct Line<'a> {
+struct LineSerializer<'a> {
     out: &'a mut Vec<u8>,
     /// Names of the header. Each is replaced by the equal one that rows are serialized with, so that from the second
     /// row on equal names have equal addresses.
@@ -157,19 +157,19 @@ struct Line<'a> {
     /// Number of fields written so far.
     at: usize,
     /// `true` inside a field, `false` at the row.
-    inside: bool,
+    in_field: bool,
 }
 
-impl Line<'_> {
-    fn complete(&self) -> Result<(), Refused> {
+impl LineSerializer<'_> {
+    fn complete(&self) -> Result<(), RowRefused> {
         match self.names.get(self.at) {
             None => Ok(()),
-            Some(missing) => Err(Refused(format!("it does not write its field `{missing}`, which is a column"))),
+            Some(missing) => Err(RowRefused(format!("it does not write its field `{missing}`, which is a column"))),
         }
     }
 
-    fn nested<T>(&self, holds: &str) -> Result<T, Refused> {
-        Err(Refused(match self.at.checked_sub(1).and_then(|at| self.names.get(at)) {
+    fn nested<T>(&self, holds: &str) -> Result<T, RowRefused> {
+        Err(RowRefused(match self.at.checked_sub(1).and_then(|at| self.names.get(at)) {
             Some(field) => format!("its field `{field}` holds {holds}, and a column holds one value"),
             None => format!("it is {holds} and not a struct with named fields"),
         }))
@@ -179,23 +179,23 @@ impl Line<'_> {
 /// Appends a number as a library formats it; numbers never need quotes.
 macro_rules! numbers {
     ($($method:ident($number:ty) $library:ident;)*) => {$(
-        fn $method(self, number: $number) -> Result<(), Refused> {
+        fn $method(self, number: $number) -> Result<(), RowRefused> {
             self.out.extend_from_slice($library::Buffer::new().format(number).as_bytes());
             Ok(())
         }
     )*};
 }
 
-impl Serializer for &mut Line<'_> {
+impl Serializer for &mut LineSerializer<'_> {
     type Ok = ();
-    type Error = Refused;
-    type SerializeSeq = Impossible<(), Refused>;
-    type SerializeTuple = Impossible<(), Refused>;
-    type SerializeTupleStruct = Impossible<(), Refused>;
-    type SerializeTupleVariant = Impossible<(), Refused>;
-    type SerializeMap = Impossible<(), Refused>;
+    type Error = RowRefused;
+    type SerializeSeq = Impossible<(), RowRefused>;
+    type SerializeTuple = Impossible<(), RowRefused>;
+    type SerializeTupleStruct = Impossible<(), RowRefused>;
+    type SerializeTupleVariant = Impossible<(), RowRefused>;
+    type SerializeMap = Impossible<(), RowRefused>;
     type SerializeStruct = Self;
-    type SerializeStructVariant = Impossible<(), Refused>;
+    type SerializeStructVariant = Impossible<(), RowRefused>;
 
     numbers! {
         serialize_i8(i8) itoa;
@@ -212,47 +212,47 @@ impl Serializer for &mut Line<'_> {
         serialize_f64(f64) ryu;
     }
 
-    fn serialize_bool(self, value: bool) -> Result<(), Refused> {
+    fn serialize_bool(self, value: bool) -> Result<(), RowRefused> {
         self.out.extend_from_slice(if value { b"true" } else { b"false" });
         Ok(())
     }
 
-    fn serialize_char(self, value: char) -> Result<(), Refused> {
+    fn serialize_char(self, value: char) -> Result<(), RowRefused> {
         text(self.out, value.encode_utf8(&mut [0; 4]).as_bytes());
         Ok(())
     }
 
-    fn serialize_str(self, value: &str) -> Result<(), Refused> {
+    fn serialize_str(self, value: &str) -> Result<(), RowRefused> {
         text(self.out, value.as_bytes());
         Ok(())
     }
 
-    fn serialize_bytes(self, value: &[u8]) -> Result<(), Refused> {
+    fn serialize_bytes(self, value: &[u8]) -> Result<(), RowRefused> {
         text(self.out, value);
         Ok(())
     }
 
-    fn serialize_none(self) -> Result<(), Refused> {
+    fn serialize_none(self) -> Result<(), RowRefused> {
         Ok(())
     }
 
-    fn serialize_some<T: ?Sized + Serialize>(self, value: &T) -> Result<(), Refused> {
+    fn serialize_some<T: ?Sized + Serialize>(self, value: &T) -> Result<(), RowRefused> {
         value.serialize(self)
     }
 
-    fn serialize_unit(self) -> Result<(), Refused> {
+    fn serialize_unit(self) -> Result<(), RowRefused> {
         Ok(())
     }
 
-    fn serialize_unit_struct(self, name: &'static str) -> Result<(), Refused> {
+    fn serialize_unit_struct(self, name: &'static str) -> Result<(), RowRefused> {
         self.serialize_str(name)
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), Refused> {
+    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), RowRefused> {
         self.serialize_str(variant)
     }
 
-    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, _: &'static str, value: &T) -> Result<(), Refused> {
+    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, _: &'static str, value: &T) -> Result<(), RowRefused> {
         value.serialize(self)
     }
 
@@ -262,19 +262,19 @@ impl Serializer for &mut Line<'_> {
         _: u32,
         _: &'static str,
         _: &T,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), RowRefused> {
         self.nested("an enum with data")
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Self::SerializeSeq, Refused> {
+    fn serialize_seq(self, _: Option<usize>) -> Result<Self::SerializeSeq, RowRefused> {
         self.nested("a list")
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, Refused> {
+    fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, RowRefused> {
         self.nested("a tuple")
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeTupleStruct, Refused> {
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeTupleStruct, RowRefused> {
         self.nested("a tuple")
     }
 
@@ -284,19 +284,19 @@ impl Serializer for &mut Line<'_> {
         _: u32,
         _: &'static str,
         _: usize,
-    ) -> Result<Self::SerializeTupleVariant, Refused> {
+    ) -> Result<Self::SerializeTupleVariant, RowRefused> {
         self.nested("an enum with data")
     }
 
-    fn serialize_map(self, _: Option<usize>) -> Result<Self::SerializeMap, Refused> {
+    fn serialize_map(self, _: Option<usize>) -> Result<Self::SerializeMap, RowRefused> {
         self.nested("a map")
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, Refused> {
-        if self.inside {
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, RowRefused> {
+        if self.in_field {
             return self.nested("a struct");
         }
-        self.inside = true;
+        self.in_field = true;
         Ok(self)
     }
 
@@ -306,22 +306,22 @@ impl Serializer for &mut Line<'_> {
         _: u32,
         _: &'static str,
         _: usize,
-    ) -> Result<Self::SerializeStructVariant, Refused> {
+    ) -> Result<Self::SerializeStructVariant, RowRefused> {
         self.nested("an enum with data")
     }
 }
 
-impl SerializeStruct for &mut Line<'_> {
+impl SerializeStruct for &mut LineSerializer<'_> {
     type Ok = ();
-    type Error = Refused;
+    type Error = RowRefused;
 
-    fn serialize_field<T: ?Sized + Serialize>(&mut self, key: &'static str, value: &T) -> Result<(), Refused> {
+    fn serialize_field<T: ?Sized + Serialize>(&mut self, key: &'static str, value: &T) -> Result<(), RowRefused> {
         let Some(name) = self.names.get_mut(self.at) else {
-            return Err(Refused(format!("it writes a field `{key}`, which is not a column")));
+            return Err(RowRefused(format!("it writes a field `{key}`, which is not a column")));
         };
         if !std::ptr::eq(*name, key) {
             if *name != key {
-                return Err(Refused(format!("it writes a field `{key}` where the column is `{name}`")));
+                return Err(RowRefused(format!("it writes a field `{key}` where the column is `{name}`")));
             }
             *name = key;
         }
@@ -332,12 +332,12 @@ impl SerializeStruct for &mut Line<'_> {
         value.serialize(&mut **self)
     }
 
-    fn end(self) -> Result<(), Refused> {
+    fn end(self) -> Result<(), RowRefused> {
         Ok(())
     }
 
-    fn skip_field(&mut self, key: &'static str) -> Result<(), Refused> {
-        Err(Refused(format!("it does not write its field `{key}`, which is a column")))
+    fn skip_field(&mut self, key: &'static str) -> Result<(), RowRefused> {
+        Err(RowRefused(format!("it does not write its field `{key}`, which is a column")))
     }
 }
 
@@ -348,7 +348,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::durable::Life;
+    use crate::durable::Incarnation;
     use crate::record::{Decimal, Real, records};
     use crate::source::Rejected;
     use crate::time::{Epoch, EventTime};
@@ -407,14 +407,14 @@ mod tests {
         }
     }
 
-    fn shard(rows: Rows) -> Shard {
-        Shard::new("job", "totals", rows)
+    fn shard(rows: SinkRows) -> SinkContext {
+        SinkContext::new("job", "totals", rows)
     }
 
-    fn lines<D: Record>(kind: Rows, rows: &[(D, isize)]) -> error::Result<String> {
+    fn lines<D: Record>(kind: SinkRows, rows: &[(D, isize)]) -> error::Result<String> {
         let mut out = Vec::new();
         let mut encoder = Encoder::new::<D>(kind)?;
-        Encode::<D>::header(&encoder, &mut out);
+        EncodeRows::<D>::header(&encoder, &mut out);
         encoder.rows(rows, &mut out)?;
         Ok(String::from_utf8(out).unwrap())
     }
@@ -425,16 +425,16 @@ mod tests {
 
     #[test]
     fn the_header_is_there_even_when_no_row_is() {
-        assert_eq!(lines::<Total>(Rows::Events, &[]).unwrap(), "key,count\n");
-        assert_eq!(lines::<Total>(Rows::Changes, &[]).unwrap(), "key,count,diff\n");
+        assert_eq!(lines::<Total>(SinkRows::Events, &[]).unwrap(), "key,count\n");
+        assert_eq!(lines::<Total>(SinkRows::Changes, &[]).unwrap(), "key,count,diff\n");
         assert_eq!(
-            lines::<Rejected>(Rows::Events, &[]).unwrap(),
+            lines::<Rejected>(SinkRows::Events, &[]).unwrap(),
             "source,place,partition,offset,line,reason,encoding,record\n"
         );
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("totals.csv");
-        let mut writer = Sink::<Total>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
-        writer.begin(&Life::without_state()).unwrap();
+        let mut writer = sink::Sink::<Total>::open(&Sink::new(&path), &shard(SinkRows::Events)).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "key,count\n");
         writer.finish().unwrap();
     }
@@ -442,12 +442,12 @@ mod tests {
     #[test]
     fn a_collection_has_a_last_column_diff_and_events_are_repeated() {
         let rows = [(total("a", 1), -1), (total("a", 2), 3)];
-        assert_eq!(lines(Rows::Changes, &rows).unwrap(), "key,count,diff\na,1,-1\na,2,3\n");
-        assert_eq!(lines(Rows::Events, &rows[1..]).unwrap(), "key,count\na,2\na,2\na,2\n");
-        let refused = lines(Rows::Events, &rows).unwrap_err().to_string();
+        assert_eq!(lines(SinkRows::Changes, &rows).unwrap(), "key,count,diff\na,1,-1\na,2,3\n");
+        assert_eq!(lines(SinkRows::Events, &rows[1..]).unwrap(), "key,count\na,2\na,2\na,2\n");
+        let refused = lines(SinkRows::Events, &rows).unwrap_err().to_string();
         assert!(refused.starts_with("an event came with the difference -1"), "{refused}");
-        assert!(lines::<Different>(Rows::Events, &[]).is_ok());
-        let refused = lines::<Different>(Rows::Changes, &[]).unwrap_err().to_string();
+        assert!(lines::<Different>(SinkRows::Events, &[]).is_ok());
+        let refused = lines::<Different>(SinkRows::Changes, &[]).unwrap_err().to_string();
         assert!(refused.contains("its field `diff` has the name of the column of differences"), "{refused}");
     }
 
@@ -457,10 +457,10 @@ mod tests {
         let (new, old) = (directory.path().join("new.csv"), directory.path().join("old.csv"));
         fs::write(&old, "precious\n").unwrap();
         for path in [&new, &old] {
-            let sink = File::new(path);
-            let checked = Sink::<Nested>::check(&sink, Rows::Events).unwrap_err();
+            let sink = Sink::new(path);
+            let checked = sink::Sink::<Nested>::check(&sink, SinkRows::Events).unwrap_err();
             assert!(checked.to_string().contains("`Nested` as CSV: its field `place` holds a struct"), "{checked}");
-            assert_eq!(Sink::<Nested>::open(&sink, &shard(Rows::Events)).err(), Some(checked));
+            assert_eq!(sink::Sink::<Nested>::open(&sink, &shard(SinkRows::Events)).err(), Some(checked));
         }
         assert!(!new.exists());
         assert_eq!(fs::read_to_string(&old).unwrap(), "precious\n");
@@ -471,8 +471,8 @@ mod tests {
         fn check<D: Record>(fine: Option<D>, bad: D, why: &str) {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("out.csv");
-            let mut writer = Sink::<D>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
-            writer.begin(&Life::without_state()).unwrap();
+            let mut writer = sink::Sink::<D>::open(&Sink::new(&path), &shard(SinkRows::Events)).unwrap();
+            writer.begin(&Incarnation::without_state()).unwrap();
             let before = fs::read(&path).unwrap();
             let rows: Vec<_> = fine.into_iter().chain([bad]).map(|row| (row, 1)).collect();
             let error = writer.write(Epoch(2), &rows).unwrap_err().to_string();
@@ -558,10 +558,10 @@ mod tests {
         }
         fn check<D: Record>(seed: u64, rows: &[(D, isize)]) {
             let events: Vec<_> = rows.iter().map(|(row, _)| (row.clone(), 1)).collect();
-            let same = lines(Rows::Events, &events).unwrap().as_bytes() == expected(&events, false);
+            let same = lines(SinkRows::Events, &events).unwrap().as_bytes() == expected(&events, false);
             assert!(same, "events of seed {seed} differ");
-            let changes = lines(Rows::Changes, rows).unwrap();
-            let (_, changes) = changes.split_at(lines::<D>(Rows::Changes, &[]).unwrap().len());
+            let changes = lines(SinkRows::Changes, rows).unwrap();
+            let (_, changes) = changes.split_at(lines::<D>(SinkRows::Changes, &[]).unwrap().len());
             assert_eq!(changes.as_bytes(), expected(rows, true), "changes of seed {seed}");
         }
         for seed in 0..300 {
@@ -577,7 +577,7 @@ mod tests {
     fn rows_read_back_as_they_were() {
         let mut random = Random(7);
         let rows: Vec<_> = (0..200).map(|_| (Total { key: random.text(), count: 1 }, 1)).collect();
-        let written = lines(Rows::Events, &rows).unwrap();
+        let written = lines(SinkRows::Events, &rows).unwrap();
         let read: Vec<Total> =
             ::csv::Reader::from_reader(written.as_bytes()).deserialize().map(Result::unwrap).collect();
         assert!(read.iter().eq(rows.iter().map(|(row, _)| row)), "seed 7");

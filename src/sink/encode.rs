@@ -1,6 +1,6 @@
 //! Encoding of rows as bytes: the parts that all formats share.
 //!
-//! * An [`Encode`] turns rows into **lines** of one format; each line ends in `\n`.
+//! * An [`EncodeRows`] turns rows into **lines** of one format; each line ends in `\n`.
 //! * The **column of differences** is the last column, [`DIFF`], of a written collection.
 //!
 //! Invariants: an encoder does no I/O and depends on nothing but the rows, so the bytes of an epoch are the same on
@@ -8,13 +8,13 @@
 //! bytes is not known here.
 
 use crate::error::{Error, Result};
-use crate::sink::Rows;
+use crate::sink::SinkRows;
 
 /// Name of the column of differences.
 pub(crate) const DIFF: &str = "diff";
 
 /// Encodes rows as lines of one format.
-pub(crate) trait Encode<D>: Clone + Send + 'static {
+pub(crate) trait EncodeRows<D>: Clone + Send + 'static {
     /// Appends the header, if the format has one.
     fn header(&self, out: &mut Vec<u8>);
 
@@ -25,7 +25,7 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
     fn row(&mut self, row: &D, diff: isize, out: &mut Vec<u8>) -> Result<()>;
 
     /// Returns the kind of rows that are encoded.
-    fn kind(&self) -> Rows;
+    fn kind(&self) -> SinkRows;
 
     /// Appends rows of an epoch: an event as often as its difference says, a change once and with its difference,
     /// retractions first.
@@ -36,7 +36,7 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
         let before = out.len();
         let encoded = retractions_first(rows).try_for_each(|(row, diff)| {
             let start = out.len();
-            let times = times(self.kind(), *diff)?;
+            let times = line_count(self.kind(), *diff)?;
             self.row(row, *diff, out)?;
             let end = out.len();
             for _ in 1..times {
@@ -61,14 +61,14 @@ pub(crate) fn retractions_first<D>(rows: &[(D, isize)]) -> impl Iterator<Item = 
 ///
 /// # Errors
 /// Fails if the difference is 0, or negative for an event.
-pub(crate) fn times(rows: Rows, diff: isize) -> Result<usize> {
+pub(crate) fn line_count(rows: SinkRows, diff: isize) -> Result<usize> {
     match (rows, diff) {
-        (Rows::Events, 1..) => Ok(diff.unsigned_abs()),
-        (Rows::Changes, ..=-1 | 1..) => Ok(1),
-        (Rows::Events, _) => Err(Error::new(format!("an event came with the difference {diff}"))
+        (SinkRows::Events, 1..) => Ok(diff.unsigned_abs()),
+        (SinkRows::Changes, ..=-1 | 1..) => Ok(1),
+        (SinkRows::Events, _) => Err(Error::new(format!("an event came with the difference {diff}"))
             .because("events are only ever added")
             .help("this is a bug in Tidegate: please report it")),
-        (Rows::Changes, 0) => Err(Error::new("a change came with the difference 0")
+        (SinkRows::Changes, 0) => Err(Error::new("a change came with the difference 0")
             .because("changes are consolidated before they are published")
             .help("this is a bug in Tidegate: please report it")),
     }
@@ -78,8 +78,8 @@ pub(crate) fn times(rows: Rows, diff: isize) -> Result<usize> {
 ///
 /// # Errors
 /// Fails if the rows are changes and a field is called [`DIFF`].
-pub(crate) fn check_diff(rows: Rows, row: &str, mut names: impl Iterator<Item = impl AsRef<str>>) -> Result<()> {
-    if rows == Rows::Changes && names.any(|name| name.as_ref() == DIFF) {
+pub(crate) fn check_diff(rows: SinkRows, row: &str, mut names: impl Iterator<Item = impl AsRef<str>>) -> Result<()> {
+    if rows == SinkRows::Changes && names.any(|name| name.as_ref() == DIFF) {
         return Err(Error::usage(format!("cannot write a collection of rows of type `{row}`"))
             .because(format!("its field `{DIFF}` has the name of the column of differences"))
             .help("rename the field"));
@@ -93,9 +93,9 @@ mod tests {
 
     /// An encoder of numbers that fails at 13.
     #[derive(Clone)]
-    struct Numbers(Rows);
+    struct Numbers(SinkRows);
 
-    impl Encode<u8> for Numbers {
+    impl EncodeRows<u8> for Numbers {
         fn header(&self, _: &mut Vec<u8>) {}
 
         fn row(&mut self, row: &u8, _: isize, out: &mut Vec<u8>) -> Result<()> {
@@ -103,7 +103,7 @@ mod tests {
             if *row == 13 { Err(Error::new("unlucky")) } else { Ok(()) }
         }
 
-        fn kind(&self) -> Rows {
+        fn kind(&self) -> SinkRows {
             self.0
         }
     }
@@ -111,8 +111,8 @@ mod tests {
     #[test]
     fn events_are_written_as_often_as_they_are_there_and_changes_once() {
         let mut out = Vec::new();
-        Numbers(Rows::Events).rows(&[(1, 1), (2, 3)], &mut out).unwrap();
-        Numbers(Rows::Changes).rows(&[(3, -2), (4, 5)], &mut out).unwrap();
+        Numbers(SinkRows::Events).rows(&[(1, 1), (2, 3)], &mut out).unwrap();
+        Numbers(SinkRows::Changes).rows(&[(3, -2), (4, 5)], &mut out).unwrap();
         assert_eq!(out, b"1\n2\n2\n2\n3\n4\n");
     }
 
@@ -120,17 +120,17 @@ mod tests {
     fn retractions_come_first() {
         let mut out = Vec::new();
         let changes = [(1, 1), (2, -1), (3, 2), (4, -3), (5, 1)];
-        Numbers(Rows::Changes).rows(&changes, &mut out).unwrap();
+        Numbers(SinkRows::Changes).rows(&changes, &mut out).unwrap();
         assert_eq!(out, b"2\n4\n1\n3\n5\n");
     }
 
     #[test]
     fn what_cannot_be_encoded_leaves_nothing_behind() {
         for (kind, rows, why) in [
-            (Rows::Events, [(1, 1), (13, 1)], "unlucky"),
-            (Rows::Events, [(1, 1), (2, -1)], "an event came with the difference -1"),
-            (Rows::Events, [(1, 1), (2, 0)], "an event came with the difference 0"),
-            (Rows::Changes, [(1, 1), (2, 0)], "a change came with the difference 0"),
+            (SinkRows::Events, [(1, 1), (13, 1)], "unlucky"),
+            (SinkRows::Events, [(1, 1), (2, -1)], "an event came with the difference -1"),
+            (SinkRows::Events, [(1, 1), (2, 0)], "an event came with the difference 0"),
+            (SinkRows::Changes, [(1, 1), (2, 0)], "a change came with the difference 0"),
         ] {
             let mut out = b"before".to_vec();
             let error = Numbers(kind).rows(&rows, &mut out).unwrap_err();

@@ -32,9 +32,9 @@ pub(crate) struct Fields {
 
 /// Shape of a row type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum RowShape {
     /// A struct with named fields.
-    Struct(Fields, Option<Nested>),
+    Struct(Fields, Option<NestedField>),
     /// A map, or a struct with a flattened field, which deserializes as one: its keys differ from row to row.
     Map,
     /// Anything else.
@@ -43,7 +43,7 @@ pub(crate) enum Shape {
 
 /// First field of a struct that cannot be a column, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Nested {
+pub(crate) struct NestedField {
     field: &'static str,
     holds: &'static str,
 }
@@ -56,17 +56,17 @@ pub(crate) fn of<D: Record>() -> error::Result<Fields> {
     let refused =
         |row: &str, why: String| Error::usage(format!("cannot write rows of type `{row}` as CSV")).because(why);
     match shape::<D>() {
-        Shape::Struct(Fields { row, names }, None) if names.is_empty() => {
+        RowShape::Struct(Fields { row, names }, None) if names.is_empty() => {
             Err(refused(row, "it has no fields".into()).help("map the rows to a struct with named fields"))
         }
-        Shape::Struct(fields, None) => Ok(fields),
-        Shape::Struct(Fields { row, .. }, Some(Nested { field, holds })) => {
+        RowShape::Struct(fields, None) => Ok(fields),
+        RowShape::Struct(Fields { row, .. }, Some(NestedField { field, holds })) => {
             Err(refused(row, format!("its field `{field}` holds {holds}, and a column holds one value"))
                 .help("map the rows to a struct of plain fields, or write NDJSON"))
         }
-        Shape::Map => Err(refused(&name::<D>(), "its keys are not known before there is a row".into())
+        RowShape::Map => Err(refused(&name::<D>(), "its keys are not known before there is a row".into())
             .help("map the rows to a struct with named fields and without `#[serde(flatten)]`, or write NDJSON")),
-        Shape::Other => Err(refused(&name::<D>(), "it has no names for columns".into())
+        RowShape::Other => Err(refused(&name::<D>(), "it has no names for columns".into())
             .help("map the rows to a struct with named fields")),
     }
 }
@@ -78,22 +78,22 @@ pub(crate) fn name<D>() -> String {
 }
 
 /// Determines the shape of a row type.
-pub(crate) fn shape<D: Record>() -> Shape {
-    let mut seen = Seen::default();
-    run::<D>(&mut seen, None, 0);
+pub(crate) fn shape<D: Record>() -> RowShape {
+    let mut seen = ProbeFindings::default();
+    run_probe::<D>(&mut seen, None, 0);
     let Some((row, keys)) = seen.named else {
-        return if seen.map { Shape::Map } else { Shape::Other };
+        return if seen.map { RowShape::Map } else { RowShape::Other };
     };
     let (mut names, mut nested) = (Vec::new(), None);
     for &key in keys {
         let (mut name, mut variant) = (key, 0);
         loop {
-            let mut seen = Seen::default();
+            let mut seen = ProbeFindings::default();
             // A second value for a field is an error that contains the field's own name, even if the key was an alias.
-            if let Stop::Duplicate(primary) = run::<D>(&mut seen, Some(key), variant) {
+            if let ProbeEnd::Duplicate(primary) = run_probe::<D>(&mut seen, Some(key), variant) {
                 name = primary;
             }
-            nested = nested.or(seen.holds.map(|holds| Nested { field: name, holds }));
+            nested = nested.or(seen.holds.map(|holds| NestedField { field: name, holds }));
             variant += 1;
             if variant >= seen.variants {
                 break;
@@ -103,20 +103,20 @@ pub(crate) fn shape<D: Record>() -> Shape {
             names.push(name);
         }
     }
-    Shape::Struct(Fields { row, names }, nested)
+    RowShape::Struct(Fields { row, names }, nested)
 }
 
 /// Probes a type: only its first level, or also the field `key`, with one variant if that is an enum.
-fn run<D: Record>(seen: &mut Seen, key: Option<&'static str>, variant: usize) -> Stop {
-    match D::deserialize(RowProbe { at: Probe { seen, variant, depth: 0 }, key }) {
-        Ok(_) => Stop::Told,
+fn run_probe<D: Record>(seen: &mut ProbeFindings, key: Option<&'static str>, variant: usize) -> ProbeEnd {
+    match D::deserialize(RowProbe { at: ProbeState { seen, variant, depth: 0 }, key }) {
+        Ok(_) => ProbeEnd::Complete,
         Err(stop) => stop,
     }
 }
 
 /// Observations of the probes of one run.
 #[derive(Default)]
-struct Seen {
+struct ProbeFindings {
     /// Name and keys of the row, if it is a struct.
     named: Option<(&'static str, &'static [&'static str])>,
     /// `true` if the row is a map.
@@ -129,87 +129,87 @@ struct Seen {
 
 /// Reason why a run ended.
 #[derive(Debug)]
-enum Stop {
+enum ProbeEnd {
     /// A field of this name got a second value.
     Duplicate(&'static str),
     /// Everything needed is known, or a type refused a dummy.
-    Told,
+    Complete,
 }
 
-impl fmt::Display for Stop {
+impl fmt::Display for ProbeEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a probe has no data")
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for ProbeEnd {}
 
-impl de::Error for Stop {
+impl de::Error for ProbeEnd {
     fn custom<T: fmt::Display>(_: T) -> Self {
-        Stop::Told
+        ProbeEnd::Complete
     }
 
     fn duplicate_field(field: &'static str) -> Self {
-        Stop::Duplicate(field)
+        ProbeEnd::Duplicate(field)
     }
 }
 
 /// State of a run.
-struct Probe<'a> {
-    seen: &'a mut Seen,
+struct ProbeState<'a> {
+    seen: &'a mut ProbeFindings,
     variant: usize,
     /// Depth of nested newtypes and options: a type may contain itself.
     depth: u8,
 }
 
-impl Probe<'_> {
+impl ProbeState<'_> {
     const DEEPEST: u8 = 32;
 
-    fn deeper(self) -> Result<Self, Stop> {
+    fn deeper(self) -> Result<Self, ProbeEnd> {
         if self.depth == Self::DEEPEST {
             self.seen.holds = Some("itself");
-            return Err(Stop::Told);
+            return Err(ProbeEnd::Complete);
         }
-        Ok(Probe { depth: self.depth + 1, ..self })
+        Ok(ProbeState { depth: self.depth + 1, ..self })
     }
 
-    fn nested<T>(self, holds: &'static str) -> Result<T, Stop> {
+    fn nested<T>(self, holds: &'static str) -> Result<T, ProbeEnd> {
         self.seen.holds = Some(holds);
-        Err(Stop::Told)
+        Err(ProbeEnd::Complete)
     }
 }
 
 /// Deserializer of a row.
 struct RowProbe<'a> {
-    at: Probe<'a>,
+    at: ProbeState<'a>,
     key: Option<&'static str>,
 }
 
 impl<'de> Deserializer<'de> for RowProbe<'_> {
-    type Error = Stop;
+    type Error = ProbeEnd;
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ProbeEnd> {
         self.at.seen.named = Some((name, fields));
-        let key = self.key.ok_or(Stop::Told)?;
+        let key = self.key.ok_or(ProbeEnd::Complete)?;
         visitor.visit_map(OneField { at: Some(self.at), key, keys: 0 })
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_newtype_struct(RowProbe { at: self.at.deeper()?, key: self.key })
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
+    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
         self.at.seen.map = true;
-        Err(Stop::Told)
+        Err(ProbeEnd::Complete)
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
-        Err(Stop::Told)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
+        Err(ProbeEnd::Complete)
     }
 
     forward_to_deserialize_any! {
@@ -220,41 +220,41 @@ impl<'de> Deserializer<'de> for RowProbe<'_> {
 
 /// Data of a struct in which one field comes twice.
 struct OneField<'a> {
-    at: Option<Probe<'a>>,
+    at: Option<ProbeState<'a>>,
     key: &'static str,
     keys: u8,
 }
 
 impl<'de> MapAccess<'de> for OneField<'_> {
-    type Error = Stop;
+    type Error = ProbeEnd;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Stop> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ProbeEnd> {
         self.keys += 1;
         if self.keys > 2 {
-            return Err(Stop::Told);
+            return Err(ProbeEnd::Complete);
         }
         seed.deserialize(de::value::StrDeserializer::new(self.key)).map(Some)
     }
 
-    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Stop> {
-        seed.deserialize(FieldProbe(self.at.take().ok_or(Stop::Told)?))
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, ProbeEnd> {
+        seed.deserialize(FieldProbe(self.at.take().ok_or(ProbeEnd::Complete)?))
     }
 }
 
 /// Deserializer of a field's value.
-struct FieldProbe<'a>(Probe<'a>);
+struct FieldProbe<'a>(ProbeState<'a>);
 
 /// Answers with a dummy. It is 1, not 0, because some types have no 0.
 macro_rules! dummies {
     ($($asked:ident: $visit:ident($dummy:expr),)*) => {$(
-        fn $asked<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        fn $asked<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
             visitor.$visit($dummy)
         }
     )*};
 }
 
 impl<'de> Deserializer<'de> for FieldProbe<'_> {
-    type Error = Stop;
+    type Error = ProbeEnd;
 
     dummies! {
         deserialize_any: visit_i64(1),
@@ -279,39 +279,39 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
         deserialize_byte_buf: visit_bytes(b"1"),
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_some(FieldProbe(self.0.deeper()?))
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_unit()
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeEnd> {
         visitor.visit_newtype_struct(FieldProbe(self.0.deeper()?))
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
+    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
         self.0.nested("a list")
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Stop> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, ProbeEnd> {
         self.0.nested("a tuple")
     }
 
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, _: V) -> Result<V::Value, Stop> {
+    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, _: V) -> Result<V::Value, ProbeEnd> {
         self.0.nested("a tuple")
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
+    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
         self.0.nested("a map")
     }
 
@@ -320,7 +320,7 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
         _: &'static str,
         _: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ProbeEnd> {
         self.0.nested("a struct")
     }
 
@@ -329,44 +329,44 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
         _: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ProbeEnd> {
         self.0.seen.variants = variants.len();
-        let name = variants.get(self.0.variant).ok_or(Stop::Told)?;
+        let name = variants.get(self.0.variant).ok_or(ProbeEnd::Complete)?;
         visitor.visit_enum(OneVariant { at: self.0, name })
     }
 }
 
 /// Data of an enum: one variant.
 struct OneVariant<'a> {
-    at: Probe<'a>,
+    at: ProbeState<'a>,
     name: &'static str,
 }
 
 impl<'de, 'a> EnumAccess<'de> for OneVariant<'a> {
-    type Error = Stop;
-    type Variant = Probe<'a>;
+    type Error = ProbeEnd;
+    type Variant = ProbeState<'a>;
 
-    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Probe<'a>), Stop> {
+    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, ProbeState<'a>), ProbeEnd> {
         Ok((seed.deserialize(de::value::StrDeserializer::new(self.name))?, self.at))
     }
 }
 
-impl<'de> VariantAccess<'de> for Probe<'_> {
-    type Error = Stop;
+impl<'de> VariantAccess<'de> for ProbeState<'_> {
+    type Error = ProbeEnd;
 
-    fn unit_variant(self) -> Result<(), Stop> {
+    fn unit_variant(self) -> Result<(), ProbeEnd> {
         Ok(())
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, Stop> {
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, ProbeEnd> {
         self.nested("an enum with data")
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Stop> {
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, ProbeEnd> {
         self.nested("an enum with data")
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Stop> {
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, ProbeEnd> {
         self.nested("an enum with data")
     }
 }
@@ -440,9 +440,9 @@ mod tests {
             assert_eq!((fields.row, &fields.names[..]), ("Flat", &names[..]));
         }
         assert_eq!(of::<Renamed>().unwrap().names, ["firstName"]);
-        assert_eq!(shape::<Flattened>(), Shape::Map);
-        assert_eq!(shape::<BTreeMap<String, i64>>(), Shape::Map);
-        assert_eq!(shape::<Payment>(), Shape::Other);
+        assert_eq!(shape::<Flattened>(), RowShape::Map);
+        assert_eq!(shape::<BTreeMap<String, i64>>(), RowShape::Map);
+        assert_eq!(shape::<Payment>(), RowShape::Other);
     }
 
     #[test]
@@ -460,7 +460,9 @@ mod tests {
                  map the rows to a struct of plain fields, or write NDJSON"
             );
             assert_eq!(error.to_string(), expected);
-            assert!(matches!(shape::<Row<F>>(), Shape::Struct(fields, _) if fields.names == ["email", "bad", "after"]));
+            assert!(
+                matches!(shape::<Row<F>>(), RowShape::Struct(fields, _) if fields.names == ["email", "bad", "after"])
+            );
         }
         check::<Point>("a struct");
         check::<Option<Point>>("a struct");

@@ -1,7 +1,7 @@
 //! Files that rows are appended to, epoch by epoch, in any format.
 //!
 //! * Without a state, the file is replaced when the job starts. Nothing records how far it is published; it is synced
-//!   at the end, or at every publication if [`Shard::synced`] is set.
+//!   at the end, or at every publication if [`SinkContext::sync_on_publish`] is set.
 //! * With a state, a [commit file](Commit) beside it records how far it is **published**: readers that need each epoch
 //!   exactly once read it up to there. Rows after that were written by an incarnation that ended before it could
 //!   publish them.
@@ -31,52 +31,52 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::encode::Encode;
-use super::{Shard, Writer};
+use super::encode::EncodeRows;
+use super::{SinkContext, SinkWriter};
 use crate::durable::disk::{Disk, DiskFile, Lock, parent};
 use crate::durable::journal::JournalEnds;
-use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published, StateId, reason};
+use crate::durable::recovery::ReportedSink;
+use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
 use commit::{Commit, Commits};
 
 /// Largest capacity of the line buffer that is kept from one epoch to the next, in bytes.
-const KEPT: usize = 1 << 20;
+const KEPT_CAPACITY: usize = 1 << 20;
 
 /// Number of bytes that are read from a file at once.
-const PIECE: usize = 1 << 20;
+const READ_SIZE: usize = 1 << 20;
 
 /// Largest number of chained symbolic links that are followed, as in the system.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// Writer that appends epochs to a file.
 pub(super) struct FileWriter<E> {
     place: String,
     encoder: E,
     lines: Vec<u8>,
-    file: Appended,
+    file: AppendFile,
     /// Last epoch that was written.
     last: Option<Epoch>,
     begun: bool,
     /// `true` to sync the file at every publication even without a state.
     synced: bool,
-    kind: Kind,
+    kind: TargetKind,
 }
 
 /// Kind of the target.
-enum Kind {
+enum TargetKind {
     /// A device or a pipe.
     Special,
     /// A file of a job without a state.
-    Plain(Held),
+    Stateless(LockedFile),
     /// A file of a job with a state.
-    Stated(Box<Stated>),
+    Stateful(Box<StatefulFile>),
 }
 
 /// A file that this process may write to.
-struct Held {
+struct LockedFile {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     commits: Commits,
@@ -87,47 +87,56 @@ struct Held {
 }
 
 /// A file whose published epochs are recorded in a commit file.
-struct Stated {
-    held: Held,
+struct StatefulFile {
+    held: LockedFile,
     state: StateId,
     sink: String,
-    /// Newest commit when [`Writer::shown`] was called: `None` before that, `Some(None)` if there was no commit.
+    /// Newest commit when [`SinkWriter::published`] was called: `None` before that, `Some(None)` if there was no
+    /// commit.
     found: Option<Option<Commit>>,
-    life: Option<Life>,
+    incarnation: Option<Incarnation>,
     /// `true` if anything was written since the last commit.
-    unshown: bool,
+    unpublished: bool,
     /// `true` if a commit failed: the contents of the disk are then unknown.
     broken: bool,
 }
 
 impl<E> FileWriter<E> {
     /// Opens and locks a file, and creates it if it is missing.
-    pub(super) fn open<D: Record>(path: &Path, encoder: E, at: &Shard) -> Result<Self>
+    pub(super) fn open<D: Record>(path: &Path, encoder: E, at: &SinkContext) -> Result<Self>
     where
-        E: Encode<D>,
+        E: EncodeRows<D>,
     {
         let place = path.display().to_string();
         let writer = |target, kind| FileWriter {
             place: place.clone(),
             encoder,
             lines: Vec::new(),
-            file: Appended::to(target, place.clone()),
+            file: AppendFile::to(target, place.clone()),
             last: None,
             begun: false,
-            synced: at.synced,
+            synced: at.sync_on_publish,
             kind,
         };
         if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
             let opened = fs::OpenOptions::new().write(true).open(path);
             let file = opened.map_err(|why| Error::new("cannot open the results file").at(&place).because(why))?;
-            return Ok(writer(Box::new(Special { file, written: 0 }), Kind::Special));
+            return Ok(writer(Box::new(DeviceFile { file, written: 0 }), TargetKind::Special));
         }
-        let (held, target) = Held::hold(path, at)?;
+        let (held, target) = LockedFile::lock(path, at)?;
         let kind = match at.state {
-            None => Kind::Plain(held),
+            None => TargetKind::Stateless(held),
             Some(state) => {
-                let (sink, found, life) = (at.name.clone(), None, None);
-                Kind::Stated(Box::new(Stated { held, state, sink, found, life, unshown: false, broken: false }))
+                let (sink, found, incarnation) = (at.name.clone(), None, None);
+                TargetKind::Stateful(Box::new(StatefulFile {
+                    held,
+                    state,
+                    sink,
+                    found,
+                    incarnation,
+                    unpublished: false,
+                    broken: false,
+                }))
             }
         };
         Ok(writer(target, kind))
@@ -135,12 +144,12 @@ impl<E> FileWriter<E> {
 }
 
 /// Reads what a results file has published: see [`super::published_in`].
-pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
     let commit = Commits::of(disk, &resolved(file)).newest()?;
     // Only queries that have changed need to know whether it is a collection.
     let found = |commit: Commit| {
         let published = commit.published();
-        (commit.state, SinkFound { name: commit.sink, published, on_change: false })
+        (commit.state, ReportedSink { name: commit.sink, published, on_change: false })
     };
     Ok(commit.map(found))
 }
@@ -149,15 +158,15 @@ pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(
 /// link to it.
 fn resolved(path: &Path) -> PathBuf {
     let mut target = path.to_owned();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         let Ok(next) = fs::read_link(&target) else { break };
         target = parent(&target).join(next);
     }
     target
 }
 
-impl Held {
-    fn hold(path: &Path, at: &Shard) -> Result<(Held, Box<dyn DiskFile>)> {
+impl LockedFile {
+    fn lock(path: &Path, at: &SinkContext) -> Result<(LockedFile, Box<dyn DiskFile>)> {
         let place = path.display();
         let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").at(&place).because(why);
         let path = resolved(path);
@@ -184,14 +193,21 @@ impl Held {
             Err(why) => return Err(failed(&why)),
         };
         let target = disk.open(&path).map_err(|why| failed(&why))?;
-        Ok((Held { disk, path, commits, lock, is_of_another }, target))
+        Ok((LockedFile { disk, path, commits, lock, is_of_another }, target))
     }
 
     /// Copies the first `length` bytes of the file to a new one, and renames that to the file's name.
-    fn copy(&mut self, from: &dyn DiskFile, length: u64, checksum: u32, life: &Life) -> Result<Box<dyn DiskFile>> {
-        let failed =
-            |why: io::Error| Error::new("cannot copy the results file").at(self.path.display()).because(reason(&why));
-        let path = self.commits.path_of_copy(life.incarnation);
+    fn copy(
+        &mut self,
+        from: &dyn DiskFile,
+        length: u64,
+        checksum: u32,
+        incarnation: &Incarnation,
+    ) -> Result<Box<dyn DiskFile>> {
+        let failed = |why: io::Error| {
+            Error::new("cannot copy the results file").at(self.path.display()).because(io_reason(&why))
+        };
+        let path = self.commits.path_of_copy(incarnation.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
         let lock = self.disk.lock(&path).unwrap_or_default();
         let copied = read_through(from, length, |piece| copy.append(piece)).map_err(failed)?;
@@ -199,7 +215,7 @@ impl Held {
             return Err(failed(io::Error::other("it was changed meanwhile")));
         }
         copy.sync().map_err(failed)?;
-        (life.still_current)()?;
+        (incarnation.still_current)()?;
         self.disk.rename(&path, &self.path).map_err(failed)?;
         self.disk.sync_directory(parent(&self.path)).map_err(failed)?;
         (self.lock, self.is_of_another) = (lock, false);
@@ -207,7 +223,7 @@ impl Held {
     }
 }
 
-impl Stated {
+impl StatefulFile {
     /// Verifies that a file is what its commit records; `header` is the one that the file would begin with now.
     fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<()> {
         let length = file.length().map_err(|why| Error::new("cannot read the results file").because(why))?;
@@ -246,17 +262,17 @@ impl Stated {
         Ok(())
     }
 
-    /// Returns the commit that [`Writer::shown`] found; fails if there is another one by now.
-    fn still_found(&self, file: &Appended, life: &Life) -> Result<Option<Commit>> {
+    /// Returns the commit that [`SinkWriter::published`] found; fails if there is another one by now.
+    fn check_unchanged(&self, file: &AppendFile, incarnation: &Incarnation) -> Result<Option<Commit>> {
         // After this, no earlier incarnation can swap in a commit.
-        self.held.commits.remove_temporaries(life.incarnation)?;
+        self.held.commits.remove_temporaries(incarnation.incarnation)?;
         let newest = self.held.commits.newest()?;
         if Some(&newest) != self.found.as_ref() {
             let error = file.failed("begin the results file", "another process wrote to it meanwhile");
             return Err(error.help("start again"));
         }
-        if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= life.incarnation) {
-            let (theirs, ours) = (commit.incarnation, life.incarnation);
+        if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= incarnation.incarnation) {
+            let (theirs, ours) = (commit.incarnation, incarnation.incarnation);
             return Err(refused(format!("life {theirs} of the state wrote it, and this is only life {ours}"))
                 .at(&file.place)
                 .help("use the newest copy of the state directory"));
@@ -265,36 +281,38 @@ impl Stated {
     }
 
     /// Starts an incarnation at the position that was last published.
-    fn begin(&mut self, file: &mut Appended, life: &Life, header: &[u8]) -> Result<()> {
-        let found = self.still_found(file, life)?;
-        self.life = Some(life.clone());
+    fn begin(&mut self, file: &mut AppendFile, incarnation: &Incarnation, header: &[u8]) -> Result<()> {
+        let found = self.check_unchanged(file, incarnation)?;
+        self.incarnation = Some(incarnation.clone());
         let (length, checksum) = found.as_ref().map_or((0, 0), |commit| (commit.length, commit.checksum));
         if self.held.is_of_another {
-            file.target = self.held.copy(&*file.target, length, checksum, life)?;
+            file.target = self.held.copy(&*file.target, length, checksum, incarnation)?;
         }
         file.begin(length, checksum)?;
         if found.is_none() {
             // The file's name is durable before there is a commit, and there is a commit before the file has contents:
             // so a file with contents has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
-            synced.map_err(|why| file.failed("begin the results file", reason(&why)))?;
+            synced.map_err(|why| file.failed("begin the results file", io_reason(&why)))?;
             self.commit(file, None, &JournalEnds::default())?;
         }
         if length == 0 {
             file.append(header)?;
         }
         self.commit(file, found.and_then(|commit| commit.epoch), &JournalEnds::default())?;
-        self.held.commits.remove_before(life.incarnation)
+        self.held.commits.remove_before(incarnation.incarnation)
     }
 
     /// Fails if a later incarnation has started, which then owns the file.
     fn still_current(&self) -> Result<()> {
-        self.life.as_ref().map_or(Ok(()), |life| (life.still_current)())
+        self.incarnation.as_ref().map_or(Ok(()), |incarnation| (incarnation.still_current)())
     }
 
     /// Syncs what was written, and publishes it with a commit.
-    fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
-        let Some(life) = &self.life else { return Err(bug("a results file was to be published before it was begun")) };
+    fn commit(&mut self, file: &mut AppendFile, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
+        let Some(incarnation) = &self.incarnation else {
+            return Err(bug("a results file was to be published before it was begun"));
+        };
         if self.broken {
             return Err(file.failed("show the results", "showing earlier ones failed"));
         }
@@ -303,15 +321,15 @@ impl Stated {
         let commit = Commit {
             state: self.state,
             sink: self.sink.clone(),
-            incarnation: life.incarnation,
+            incarnation: incarnation.incarnation,
             epoch,
             length: file.length,
             checksum: file.checksum.clone().finalize(),
             process: std::process::id(),
             ends: ends.clone(),
         };
-        self.held.commits.publish(&commit, life)?;
-        (self.broken, self.unshown) = (false, false);
+        self.held.commits.publish(&commit, incarnation)?;
+        (self.broken, self.unpublished) = (false, false);
         Ok(())
     }
 }
@@ -347,9 +365,9 @@ fn has_no_locks(why: &io::Error) -> bool {
 /// Reads the first `length` bytes of a file piece by piece, and returns their checksum.
 fn read_through(file: &dyn DiskFile, length: u64, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u32> {
     let mut checksum = crc32fast::Hasher::new();
-    let (mut piece, mut at) = (vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))], 0);
+    let (mut piece, mut at) = (vec![0; READ_SIZE.min(usize::try_from(length).unwrap_or(READ_SIZE))], 0);
     while at < length {
-        let size = piece.len().min(usize::try_from(length - at).unwrap_or(PIECE));
+        let size = piece.len().min(usize::try_from(length - at).unwrap_or(READ_SIZE));
         let piece = &mut piece[..size];
         file.read_at(at, piece)?;
         checksum.update(piece);
@@ -360,7 +378,7 @@ fn read_through(file: &dyn DiskFile, length: u64, mut each: impl FnMut(&[u8]) ->
 }
 
 /// A file that lines are appended to, all or none.
-struct Appended {
+struct AppendFile {
     target: Box<dyn DiskFile>,
     place: String,
     /// Length of the file without appends that failed.
@@ -372,9 +390,9 @@ struct Appended {
     torn: bool,
 }
 
-impl Appended {
+impl AppendFile {
     fn to(target: Box<dyn DiskFile>, place: String) -> Self {
-        Appended { target, place, length: 0, checksum: crc32fast::Hasher::new(), unsynced: false, torn: false }
+        AppendFile { target, place, length: 0, checksum: crc32fast::Hasher::new(), unsynced: false, torn: false }
     }
 
     fn failed(&self, to: &str, why: impl fmt::Display) -> Error {
@@ -383,9 +401,9 @@ impl Appended {
 
     /// Truncates the file to its first `length` bytes, whose checksum is given; appending continues there.
     fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
-        let found = self.target.length().map_err(|why| self.failed("begin the results file", reason(&why)))?;
+        let found = self.target.length().map_err(|why| self.failed("begin the results file", io_reason(&why)))?;
         if found != length {
-            self.target.cut(length).map_err(|why| self.failed("begin the results file", reason(&why)))?;
+            self.target.truncate(length).map_err(|why| self.failed("begin the results file", io_reason(&why)))?;
             self.unsynced = true;
         }
         self.length = length;
@@ -403,8 +421,8 @@ impl Appended {
         }
         self.unsynced = true;
         if let Err(why) = self.target.append(lines) {
-            let failed = self.failed("write the results", reason(&why));
-            return Err(match self.target.cut(self.length) {
+            let failed = self.failed("write the results", io_reason(&why));
+            return Err(match self.target.truncate(self.length) {
                 Ok(()) => failed,
                 Err(why) => {
                     self.torn = true;
@@ -419,7 +437,7 @@ impl Appended {
 
     fn sync(&mut self) -> Result<()> {
         if self.unsynced {
-            self.target.sync().map_err(|why| self.failed("sync the results", reason(&why)))?;
+            self.target.sync().map_err(|why| self.failed("sync the results", io_reason(&why)))?;
             self.unsynced = false;
         }
         Ok(())
@@ -428,12 +446,12 @@ impl Appended {
 
 /// A device or a pipe: written bytes cannot be read back.
 #[derive(Debug)]
-struct Special {
+struct DeviceFile {
     file: fs::File,
     written: u64,
 }
 
-impl DiskFile for Special {
+impl DiskFile for DeviceFile {
     fn length(&self) -> io::Result<u64> {
         Ok(self.written)
     }
@@ -457,7 +475,7 @@ impl DiskFile for Special {
         Ok(())
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         if length == self.written { Ok(()) } else { Err(io::Error::other("it is no file")) }
     }
 
@@ -466,9 +484,9 @@ impl DiskFile for Special {
     }
 }
 
-impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
-    fn shown(&mut self) -> Result<Option<Published>> {
-        let FileWriter { kind: Kind::Stated(stated), file, encoder, place, .. } = self else { return Ok(None) };
+impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        let FileWriter { kind: TargetKind::Stateful(stated), file, encoder, place, .. } = self else { return Ok(None) };
         let mut header = Vec::new();
         encoder.header(&mut header);
         let commit = stated.held.commits.newest()?;
@@ -479,30 +497,30 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         Ok(published)
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, incarnation: &Incarnation) -> Result<()> {
         let mut header = Vec::new();
         self.encoder.header(&mut header);
-        if let Kind::Stated(stated) = &self.kind
+        if let TargetKind::Stateful(stated) = &self.kind
             && stated.found.is_none()
         {
-            Writer::<D>::shown(self)?;
+            SinkWriter::<D>::published(self)?;
         }
         match &mut self.kind {
-            Kind::Special => self.file.append(&header)?,
-            Kind::Plain(held) => {
+            TargetKind::Special => self.file.append(&header)?,
+            TargetKind::Stateless(held) => {
                 // The commit files are removed first, so that nobody takes the emptied file for the former one.
                 held.commits.remove_all()?;
                 if held.is_of_another {
-                    self.file.target = held.copy(&*self.file.target, 0, 0, life)?;
+                    self.file.target = held.copy(&*self.file.target, 0, 0, incarnation)?;
                 }
                 self.file.begin(0, 0)?;
                 self.file.append(&header)?;
                 if self.synced {
                     let synced = held.disk.sync_directory(parent(&held.path));
-                    synced.map_err(|why| self.file.failed("begin the results file", reason(&why)))?;
+                    synced.map_err(|why| self.file.failed("begin the results file", io_reason(&why)))?;
                 }
             }
-            Kind::Stated(stated) => stated.begin(&mut self.file, life, &header)?,
+            TargetKind::Stateful(stated) => stated.begin(&mut self.file, incarnation, &header)?,
         }
         self.begun = true;
         Ok(())
@@ -518,21 +536,21 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         self.lines.clear();
         let encoded = self.encoder.rows(rows, &mut self.lines);
         encoded.map_err(|error| error.at(&self.place))?;
-        if let Kind::Stated(stated) = &mut self.kind {
+        if let TargetKind::Stateful(stated) = &mut self.kind {
             stated.still_current()?;
-            stated.unshown = true;
+            stated.unpublished = true;
         }
         self.file.append(&self.lines)?;
         self.lines.clear();
-        self.lines.shrink_to(KEPT);
+        self.lines.shrink_to(KEPT_CAPACITY);
         self.last = Some(epoch);
         Ok(())
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
         match &mut self.kind {
-            Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last, ends),
-            Kind::Plain(_) if self.synced => self.file.sync(),
+            TargetKind::Stateful(stated) if stated.unpublished => stated.commit(&mut self.file, self.last, ends),
+            TargetKind::Stateless(_) if self.synced => self.file.sync(),
             _ => Ok(()),
         }
     }
@@ -540,43 +558,43 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
     fn finish(&mut self) -> Result<()> {
         match self.kind {
             // Published rows were synced when they were published.
-            Kind::Stated(_) => Ok(()),
+            TargetKind::Stateful(_) => Ok(()),
             _ => self.file.sync(),
         }
     }
 
-    fn waits(&self) -> bool {
-        !matches!(self.kind, Kind::Special)
+    fn is_blocking(&self) -> bool {
+        !matches!(self.kind, TargetKind::Special)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::{Rows, Sink, csv, ndjson};
+    use crate::sink::{Sink, SinkRows, csv, ndjson};
 
-    fn shard() -> Shard {
-        Shard::new("job", "totals", Rows::Events)
+    fn shard() -> SinkContext {
+        SinkContext::new("job", "totals", SinkRows::Events)
     }
 
     /// Returns a writer whose incarnation has started.
-    fn begun(sink: &impl Sink<u32>) -> Box<dyn Writer<u32>> {
+    fn begun(sink: &impl Sink<u32>) -> Box<dyn SinkWriter<u32>> {
         let mut writer = sink.open(&shard()).unwrap();
-        assert_eq!(writer.shown().unwrap(), None);
-        writer.begin(&Life::without_state()).unwrap();
+        assert_eq!(writer.published().unwrap(), None);
+        writer.begin(&Incarnation::without_state()).unwrap();
         writer
     }
 
-    fn show(writer: &mut Box<dyn Writer<u32>>, epoch: u64, rows: &[(u32, isize)]) -> Result<()> {
+    fn show(writer: &mut Box<dyn SinkWriter<u32>>, epoch: u64, rows: &[(u32, isize)]) -> Result<()> {
         writer.write(Epoch(epoch), rows)?;
-        writer.show(&JournalEnds::default())
+        writer.publish(&JournalEnds::default())
     }
 
     #[test]
     fn an_epoch_is_shown_once_and_in_order() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out.ndjson");
-        let mut writer = begun(&ndjson::File::new(&path));
+        let mut writer = begun(&ndjson::Sink::new(&path));
         show(&mut writer, 4, &[(1, 1)]).unwrap();
         for epoch in [2, 4] {
             let error = show(&mut writer, epoch, &[(1, 1)]).unwrap_err().to_string();
@@ -591,12 +609,12 @@ mod tests {
         let path = directory.path().join("out.ndjson");
         let old = "old and long\n".repeat(10);
         fs::write(&path, &old).unwrap();
-        let sink = ndjson::File::new(&path);
+        let sink = ndjson::Sink::new(&path);
         let mut writer = Sink::<u32>::open(&sink, &shard()).unwrap();
         let error = show(&mut writer, 2, &[(1, 1)]).unwrap_err().to_string();
         assert!(error.contains("before it was begun"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), old);
-        writer.begin(&Life::without_state()).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
         show(&mut writer, 2, &[(1, 1), (2, 2)]).unwrap();
         writer.finish().unwrap();
@@ -606,7 +624,7 @@ mod tests {
     #[test]
     fn a_file_has_one_writer_at_a_time_and_keeps_its_rows() {
         let directory = tempfile::tempdir().unwrap();
-        let sink = ndjson::File::new(directory.path().join("out.ndjson"));
+        let sink = ndjson::Sink::new(directory.path().join("out.ndjson"));
         let mut writer = begun(&sink);
         show(&mut writer, 2, &[(1, 1)]).unwrap();
         let error = Sink::<u32>::open(&sink, &shard()).err().unwrap().to_string();
@@ -625,8 +643,8 @@ mod tests {
         std::os::unix::fs::symlink(&real, &link).unwrap();
         let state = StateId(1);
         let mut writer =
-            Sink::<u32>::open(&ndjson::File::new(&link), &Shard { state: Some(state), ..shard() }).unwrap();
-        writer.begin(&Life { state: Some(state), ..Life::without_state() }).unwrap();
+            Sink::<u32>::open(&ndjson::Sink::new(&link), &SinkContext { state: Some(state), ..shard() }).unwrap();
+        writer.begin(&Incarnation { state: Some(state), ..Incarnation::without_state() }).unwrap();
         show(&mut writer, 2, &[(1, 1)]).unwrap();
         assert_eq!(fs::read(&real).unwrap(), b"{\"row\":1}\n");
         assert!(fs::exists(directory.path().join("real/out.ndjson.commit-1")).unwrap());
@@ -643,11 +661,11 @@ mod tests {
         std::os::unix::fs::symlink("real/out.ndjson", &second).unwrap();
         for (incarnation, epoch) in [(1, 2), (2, 4)] {
             let state = StateId(1);
-            let sink = ndjson::File::new(&link);
-            let mut writer = Sink::<u32>::open(&sink, &Shard { state: Some(state), ..shard() }).unwrap();
-            let shown = writer.shown().unwrap().map(|found| found.epoch);
+            let sink = ndjson::Sink::new(&link);
+            let mut writer = Sink::<u32>::open(&sink, &SinkContext { state: Some(state), ..shard() }).unwrap();
+            let shown = writer.published().unwrap().map(|found| found.epoch);
             assert_eq!(shown, (incarnation > 1).then_some(Epoch(2)));
-            writer.begin(&Life { state: Some(state), incarnation, ..Life::without_state() }).unwrap();
+            writer.begin(&Incarnation { state: Some(state), incarnation, ..Incarnation::without_state() }).unwrap();
             show(&mut writer, epoch, &[(1, 1)]).unwrap();
         }
         let real = directory.path().join("real");
@@ -659,7 +677,7 @@ mod tests {
         let (lost, circle) = (directory.path().join("lost"), directory.path().join("circle"));
         std::os::unix::fs::symlink("missing/out", &lost).unwrap();
         std::os::unix::fs::symlink("circle", &circle).unwrap();
-        let said = |path: &Path| Sink::<u32>::open(&ndjson::File::new(path), &shard()).err().unwrap().to_string();
+        let said = |path: &Path| Sink::<u32>::open(&ndjson::Sink::new(path), &shard()).err().unwrap().to_string();
         assert!(said(&lost).contains(&format!("there is no directory {}/missing", directory.path().display())));
         assert!(said(&circle).contains("oo many"), "{}", said(&circle));
     }
@@ -668,14 +686,14 @@ mod tests {
     fn what_cannot_be_written_to_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
-        let error = Sink::<u32>::open(&ndjson::File::new(missing.join("out")), &shard()).err().unwrap();
+        let error = Sink::<u32>::open(&ndjson::Sink::new(missing.join("out")), &shard()).err().unwrap();
         let expected = format!(
             "cannot open the results file ({missing}/out): there is no directory {missing}; \
              create the directory, or name another file",
             missing = missing.display()
         );
         assert_eq!(error.to_string(), expected);
-        let error = Sink::<u32>::open(&ndjson::File::new(directory.path()), &shard()).err().unwrap();
+        let error = Sink::<u32>::open(&ndjson::Sink::new(directory.path()), &shard()).err().unwrap();
         assert!(error.to_string().contains("Is a directory"), "{error}");
     }
 
@@ -684,12 +702,12 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_an_error_that_names_the_file() {
         let full = "cannot write the results (/dev/full): the disk is full";
-        let mut writer = begun(&ndjson::File::new("/dev/full"));
+        let mut writer = begun(&ndjson::Sink::new("/dev/full"));
         assert_eq!(writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string(), full);
-        let mut header = Sink::<crate::source::Rejected>::open(&csv::File::new("/dev/full"), &shard()).unwrap();
-        assert_eq!(header.begin(&Life::without_state()).unwrap_err().to_string(), full);
+        let mut header = Sink::<crate::source::Rejected>::open(&csv::Sink::new("/dev/full"), &shard()).unwrap();
+        assert_eq!(header.begin(&Incarnation::without_state()).unwrap_err().to_string(), full);
 
-        let sink = ndjson::File::new("/dev/null");
+        let sink = ndjson::Sink::new("/dev/null");
         for writer in &mut [begun(&sink), begun(&sink)] {
             show(writer, 2, &[(1, 1)]).unwrap();
             writer.finish().unwrap();

@@ -1,11 +1,11 @@
 //! Sinks: outputs that publish results epoch by epoch.
 //!
-//! * A [`Sink`] is a value made before a job runs; in each incarnation a [`Writer`] of a shard of it is opened.
+//! * A [`Sink`] is a value made before a job runs; in each incarnation a [`SinkWriter`] of a shard of it is opened.
 //! * An epoch is **published** when others can read its rows. A writer publishes an epoch whole, or not at all.
 //!
-//! The calls of a writer: opening it locks or fences the target and changes nothing that readers see; [`Writer::shown`]
-//! returns what the target has published; [`Writer::begin`] starts the incarnation; then epochs are written in order
-//! and published, one or several at a time; [`Writer::finish`] ends the job.
+//! The calls of a writer: opening it locks or fences the target and changes nothing that readers see;
+//! [`SinkWriter::published`] returns what the target has published; [`SinkWriter::begin`] starts the incarnation; then
+//! epochs are written in order and published, one or several at a time; [`SinkWriter::finish`] ends the job.
 //!
 //! Invariants: epochs are written in order, each once; the rows of an epoch are consolidated and sorted; what was
 //! published is known from the sink itself, never from the job's own state, and the number of an epoch is published in
@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::JournalEnds;
-use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published, StateId};
+use crate::durable::recovery::ReportedSink;
+use crate::durable::{Incarnation, PublishedEpoch, StateId};
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::TopicAddress;
@@ -36,7 +36,7 @@ use crate::time::Epoch;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a sink of `{D}` rows",
     label = "not a `Sink<{D}>`",
-    note = "sinks are values such as `csv::File`, `ndjson::File`, `kafka::Output`, `stream::Observer` and `testing::Captured`"
+    note = "sinks are values such as `csv::Sink`, `ndjson::Sink`, `kafka::Sink`, `stream::Observer` and `testing::Captured`"
 )]
 pub trait Sink<D: Record>: Send + Sync + 'static {
     /// Returns a description for people, such as "file totals.csv".
@@ -46,7 +46,7 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the format cannot hold the row type, or if the target can never be written to.
-    fn check(&self, _rows: Rows) -> Result<()> {
+    fn check(&self, _rows: SinkRows) -> Result<()> {
         Ok(())
     }
 
@@ -59,12 +59,12 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the target cannot be written to, or if another process writes to it.
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>>;
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>>;
 }
 
 /// Kind of the rows that a sink gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
+pub enum SinkRows {
     /// Events of a stream: rows are never retracted.
     Events,
     /// Changes of a collection: each row comes with a difference, which is written in a last column `diff`.
@@ -73,29 +73,29 @@ pub enum Rows {
 
 /// The shard of a sink to open, and its job.
 #[derive(Clone, Debug)]
-pub struct Shard {
+pub struct SinkContext {
     /// Name of the job.
     pub job: String,
     /// Name under which the flow writes the sink.
     pub name: String,
     /// Kind of the rows that the sink gets.
-    pub rows: Rows,
+    pub rows: SinkRows,
     /// Id of the job's state; `None` without a state. With a state, the sink keeps what was published, and reads it
     /// back when it is opened again.
     pub state: Option<StateId>,
     /// `true` to sync rows when they are published even without a state.
-    pub synced: bool,
+    pub sync_on_publish: bool,
     /// `true` to go on although another process holds the lock: it may be suspended.
     pub take_over: bool,
     /// Disk on which files are written.
     pub disk: Arc<dyn Disk>,
 }
 
-impl Shard {
+impl SinkContext {
     /// Creates the shard of a job without a state, with its files on the operating system's disk.
-    pub fn new(job: &str, name: &str, rows: Rows) -> Self {
+    pub fn new(job: &str, name: &str, rows: SinkRows) -> Self {
         let (job, name, disk) = (job.to_owned(), name.to_owned(), OsDisk::shared());
-        Shard { job, name, rows, state: None, synced: false, take_over: false, disk }
+        SinkContext { job, name, rows, state: None, sync_on_publish: false, take_over: false, disk }
     }
 }
 
@@ -105,31 +105,31 @@ impl Shard {
 ///
 /// # Errors
 /// Fails if the commit file is damaged, or cannot be read.
-pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
     file::published_in(disk, file)
 }
 
 /// Writes and publishes the epochs of one shard of a sink.
 ///
 /// A target without a record of what was published, such as standard output, may show rows to readers in
-/// [`Writer::write`] already.
-pub trait Writer<D: Record>: Send {
+/// [`SinkWriter::write`] already.
+pub trait SinkWriter<D: Record>: Send {
     /// Returns the last epoch that was published, as recorded in the target itself, with the ends of the journals that
-    /// were written with it; `None` if the target has no record. Called once, before [`Writer::begin`].
+    /// were written with it; `None` if the target has no record. Called once, before [`SinkWriter::begin`].
     ///
     /// # Errors
     /// Fails if the target cannot be read, belongs to another state, or was changed since it was last published.
-    fn shown(&mut self) -> Result<Option<Published>>;
+    fn published(&mut self) -> Result<Option<PublishedEpoch>>;
 
     /// Starts an incarnation: drops whatever was written but not published. Without a state, or if nothing was ever
     /// published, the sink starts afresh; a file is then emptied. Called once, before anything is written.
     ///
     /// # Errors
     /// Fails if the target cannot be written to.
-    fn begin(&mut self, life: &Life) -> Result<()>;
+    fn begin(&mut self, life: &Incarnation) -> Result<()>;
 
-    /// Writes an epoch, to be published by the next call of [`Writer::show`]. `rows` are sorted and consolidated; a
-    /// difference is never zero, and at least 1 for events.
+    /// Writes an epoch, to be published by the next call of [`SinkWriter::publish`]. `rows` are sorted and
+    /// consolidated; a difference is never zero, and at least 1 for events.
     ///
     /// # Errors
     /// Fails if the target fails; the epoch is then never published.
@@ -137,12 +137,12 @@ pub trait Writer<D: Record>: Send {
 
     /// Publishes all epochs that were written since the last call, atomically and durably. `ends` are the ends of the
     /// journals at the last of those epochs. A target that remembers what was published keeps them in the same atomic
-    /// act, and [`Writer::shown`] returns them; [`Writer::begin`] clears them.
+    /// act, and [`SinkWriter::published`] returns them; [`SinkWriter::begin`] clears them.
     ///
     /// # Errors
     /// Fails if the target fails, or if a later incarnation of the state has started; the epochs are then not
     /// published.
-    fn show(&mut self, ends: &JournalEnds) -> Result<()>;
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()>;
 
     /// Completes everything that was published; called once, at the end of a job.
     ///
@@ -150,13 +150,14 @@ pub trait Writer<D: Record>: Send {
     /// Fails if the target fails.
     fn finish(&mut self) -> Result<()>;
 
-    /// `true` if what was published outlives the job and [`Writer::shown`] returns it; a state then relies on it.
+    /// `true` if what was published outlives the job and [`SinkWriter::published`] returns it; a state then relies on
+    /// it.
     fn remembers(&self) -> bool {
-        self.waits()
+        self.is_blocking()
     }
 
     /// `true` if publishing waits for a disk or a network; it is then done on a thread of its own.
-    fn waits(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         false
     }
 }

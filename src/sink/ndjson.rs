@@ -1,6 +1,6 @@
 //! NDJSON files as sinks: one JSON object per line.
 //!
-//! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
+//! * [`Sink`] is the sink; its `Encoder` turns rows into lines without any I/O.
 //! * A row that is a struct with named fields is its own object: keys are columns. A written collection has a last key
 //!   `diff`.
 //! * Any other row is put under a key `row`, except maps and structs with flattened fields: as events they are objects
@@ -14,37 +14,37 @@ use std::path::PathBuf;
 
 use serde::de::IgnoredAny;
 
-use super::encode::{DIFF, Encode, check_diff};
-use super::fields::{self, Shape};
-use super::{Rows, Shard, Sink, Writer, file};
+use super::encode::{DIFF, EncodeRows, check_diff};
+use super::fields::{self, RowShape};
 use crate::error::{Error, Result};
 use crate::record::Record;
+use crate::sink::{self, SinkContext, SinkRows, SinkWriter, file};
 
 /// An NDJSON file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state
 /// has written is continued, each epoch in it exactly once, and any other file is refused. A file
 /// `<file>.commit-<number>` beside it records how far it is published.
 #[derive(Clone, Debug)]
-pub struct File {
+pub struct Sink {
     path: PathBuf,
 }
 
-impl File {
+impl Sink {
     /// Creates a sink that writes to the NDJSON file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        File { path: path.into() }
+        Sink { path: path.into() }
     }
 }
 
-impl<D: Record> Sink<D> for File {
+impl<D: Record> sink::Sink<D> for Sink {
     fn describe(&self) -> String {
         format!("file {}", self.path.display())
     }
 
-    fn check(&self, rows: Rows) -> Result<()> {
+    fn check(&self, rows: SinkRows) -> Result<()> {
         Encoder::new::<D>(rows).map(drop)
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         let encoder = Encoder::new::<D>(at.rows)?;
         Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder, at)?))
     }
@@ -53,7 +53,7 @@ impl<D: Record> Sink<D> for File {
 /// Encodes rows as lines of NDJSON.
 #[derive(Clone, Debug)]
 pub(crate) struct Encoder {
-    rows: Rows,
+    rows: SinkRows,
     row: String,
     /// `true` if a row is put under the key `row`.
     wrapped: bool,
@@ -66,14 +66,14 @@ impl Encoder {
     ///
     /// # Errors
     /// Fails if a field has the name of the column of differences.
-    pub(crate) fn new<D: Record>(rows: Rows) -> Result<Self> {
+    pub(crate) fn new<D: Record>(rows: SinkRows) -> Result<Self> {
         let (row, wrapped) = match fields::shape::<D>() {
-            Shape::Struct(fields, _) => {
+            RowShape::Struct(fields, _) => {
                 check_diff(rows, fields.row, fields.names.iter())?;
                 (fields.row.into(), false)
             }
-            Shape::Map => (fields::name::<D>(), rows == Rows::Changes),
-            Shape::Other => (fields::name::<D>(), true),
+            RowShape::Map => (fields::name::<D>(), rows == SinkRows::Changes),
+            RowShape::Other => (fields::name::<D>(), true),
         };
         Ok(Encoder { rows, row, wrapped, seen: false })
     }
@@ -83,7 +83,7 @@ impl Encoder {
     }
 }
 
-impl<D: Record> Encode<D> for Encoder {
+impl<D: Record> EncodeRows<D> for Encoder {
     fn header(&self, _: &mut Vec<u8>) {}
 
     fn row(&mut self, row: &D, diff: isize, out: &mut Vec<u8>) -> Result<()> {
@@ -102,7 +102,7 @@ impl<D: Record> Encode<D> for Encoder {
             check_diff(self.rows, &self.row, keys.keys())?;
             self.seen = true;
         }
-        if self.rows == Rows::Changes {
+        if self.rows == SinkRows::Changes {
             out.pop();
             if out.len() > start + 1 {
                 out.push(b',');
@@ -117,7 +117,7 @@ impl<D: Record> Encode<D> for Encoder {
         Ok(())
     }
 
-    fn kind(&self) -> Rows {
+    fn kind(&self) -> SinkRows {
         self.rows
     }
 }
@@ -151,10 +151,10 @@ mod tests {
         }
     }
 
-    fn lines<D: Record>(kind: Rows, rows: &[(D, isize)]) -> Result<String> {
+    fn lines<D: Record>(kind: SinkRows, rows: &[(D, isize)]) -> Result<String> {
         let mut out = Vec::new();
         let mut encoder = Encoder::new::<D>(kind)?;
-        Encode::<D>::header(&encoder, &mut out);
+        EncodeRows::<D>::header(&encoder, &mut out);
         encoder.rows(rows, &mut out)?;
         Ok(String::from_utf8(out).unwrap())
     }
@@ -171,18 +171,18 @@ mod tests {
             large: i128::MIN,
         };
         let plain = serde_json::to_string(&row).unwrap();
-        assert_eq!(lines(Rows::Events, &[(row.clone(), 2)]).unwrap(), format!("{plain}\n{plain}\n"));
+        assert_eq!(lines(SinkRows::Events, &[(row.clone(), 2)]).unwrap(), format!("{plain}\n{plain}\n"));
         let with_diff = format!("{},\"diff\":-3}}\n", plain.strip_suffix('}').unwrap());
-        assert_eq!(lines(Rows::Changes, &[(row.clone(), -3)]).unwrap(), with_diff);
+        assert_eq!(lines(SinkRows::Changes, &[(row.clone(), -3)]).unwrap(), with_diff);
         assert_eq!(serde_json::from_str::<Outer>(&with_diff).unwrap(), row);
-        assert_eq!(lines(Rows::Changes, &[(Nothing {}, 1)]).unwrap(), "{\"diff\":1}\n");
+        assert_eq!(lines(SinkRows::Changes, &[(Nothing {}, 1)]).unwrap(), "{\"diff\":1}\n");
     }
 
     #[test]
     fn every_line_is_an_object_and_what_has_no_columns_is_put_under_row() {
         fn check<D: Record>(row: &D, events: &str, changes: &str) {
-            assert_eq!(lines(Rows::Events, &[(row.clone(), 1)]).unwrap(), format!("{events}\n"));
-            assert_eq!(lines(Rows::Changes, &[(row.clone(), 1)]).unwrap(), format!("{changes}\n"));
+            assert_eq!(lines(SinkRows::Events, &[(row.clone(), 1)]).unwrap(), format!("{events}\n"));
+            assert_eq!(lines(SinkRows::Changes, &[(row.clone(), 1)]).unwrap(), format!("{changes}\n"));
         }
         check(&("a".to_owned(), 1), r#"{"row":["a",1]}"#, r#"{"row":["a",1],"diff":1}"#);
         check(&5, r#"{"row":5}"#, r#"{"row":5,"diff":1}"#);
@@ -198,10 +198,10 @@ mod tests {
 
     #[test]
     fn a_key_never_comes_twice() {
-        assert_eq!(lines(Rows::Events, &[(Different { diff: 1 }, 1)]).unwrap(), "{\"diff\":1}\n");
+        assert_eq!(lines(SinkRows::Events, &[(Different { diff: 1 }, 1)]).unwrap(), "{\"diff\":1}\n");
         let refused = "cannot write a collection of rows of type";
-        let known = Sink::<Different>::check(&File::new("never-written"), Rows::Changes).unwrap_err();
-        let found = lines(Rows::Changes, &[(Renamed { other: 1 }, 1)]).unwrap_err();
+        let known = sink::Sink::<Different>::check(&Sink::new("never-written"), SinkRows::Changes).unwrap_err();
+        let found = lines(SinkRows::Changes, &[(Renamed { other: 1 }, 1)]).unwrap_err();
         for error in [known, found] {
             assert!(error.to_string().starts_with(refused), "{error}");
         }
@@ -209,12 +209,12 @@ mod tests {
 
     #[test]
     fn what_is_not_written_as_it_is_read_is_refused() {
-        let error = lines(Rows::Events, &[(Hidden { value: 1 }, 1)]).unwrap_err();
+        let error = lines(SinkRows::Events, &[(Hidden { value: 1 }, 1)]).unwrap_err();
         assert!(
             error.to_string().contains("`Hidden` as NDJSON: it reads as a struct, but is not written as one"),
             "{error}"
         );
-        let error = lines(Rows::Events, &[(BTreeMap::from([((1, 2), 3)]), 1)]).unwrap_err();
+        let error = lines(SinkRows::Events, &[(BTreeMap::from([((1, 2), 3)]), 1)]).unwrap_err();
         assert!(error.to_string().contains("key must be a string"), "{error}");
     }
 
@@ -234,7 +234,7 @@ mod tests {
             let list = (0..random(4)).map(|_| (random(3) > 0).then(|| random(256) as u8 as i8)).collect();
             rows.push((Inner { text, list }, random(9) as isize - 9));
         }
-        let lines = lines(Rows::Changes, &rows).unwrap();
+        let lines = lines(SinkRows::Changes, &rows).unwrap();
         assert_eq!(lines.lines().count(), rows.len());
         for (line, (row, diff)) in lines.lines().zip(rows) {
             let mut expected = serde_json::to_value(&row).unwrap();

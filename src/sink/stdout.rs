@@ -6,10 +6,10 @@
 
 use std::io::{self, Write};
 
-use super::encode::Encode;
-use super::{Rows, Shard, Sink, Writer, csv, ndjson};
+use super::encode::EncodeRows;
+use super::{Sink, SinkContext, SinkRows, SinkWriter, csv, ndjson};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -17,11 +17,11 @@ use crate::time::Epoch;
 /// Standard output.
 #[derive(Clone, Copy, Debug)]
 pub struct Stdout {
-    format: Format,
+    format: StdoutFormat,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Format {
+enum StdoutFormat {
     Csv,
     Ndjson,
 }
@@ -29,12 +29,12 @@ enum Format {
 impl Stdout {
     /// Prints a CSV header, then one line per row.
     pub fn csv() -> Self {
-        Stdout { format: Format::Csv }
+        Stdout { format: StdoutFormat::Csv }
     }
 
     /// Prints one JSON object per row, each on a line of its own.
     pub fn ndjson() -> Self {
-        Stdout { format: Format::Ndjson }
+        Stdout { format: StdoutFormat::Ndjson }
     }
 }
 
@@ -43,17 +43,17 @@ impl<D: Record> Sink<D> for Stdout {
         "stdout".into()
     }
 
-    fn check(&self, rows: Rows) -> Result<()> {
+    fn check(&self, rows: SinkRows) -> Result<()> {
         match self.format {
-            Format::Csv => csv::Encoder::new::<D>(rows).map(drop),
-            Format::Ndjson => ndjson::Encoder::new::<D>(rows).map(drop),
+            StdoutFormat::Csv => csv::Encoder::new::<D>(rows).map(drop),
+            StdoutFormat::Ndjson => ndjson::Encoder::new::<D>(rows).map(drop),
         }
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         Ok(match self.format {
-            Format::Csv => Box::new(Printer::start::<D>(io::stdout(), csv::Encoder::new::<D>(at.rows)?)?),
-            Format::Ndjson => Box::new(Printer::start::<D>(io::stdout(), ndjson::Encoder::new::<D>(at.rows)?)?),
+            StdoutFormat::Csv => Box::new(Printer::start::<D>(io::stdout(), csv::Encoder::new::<D>(at.rows)?)?),
+            StdoutFormat::Ndjson => Box::new(Printer::start::<D>(io::stdout(), ndjson::Encoder::new::<D>(at.rows)?)?),
         })
     }
 }
@@ -68,7 +68,7 @@ struct Printer<E, T> {
 impl<E, T: Write> Printer<E, T> {
     fn start<D: Record>(target: T, encoder: E) -> Result<Self>
     where
-        E: Encode<D>,
+        E: EncodeRows<D>,
     {
         let mut lines = Vec::new();
         encoder.header(&mut lines);
@@ -91,16 +91,16 @@ impl<E, T: Write> Printer<E, T> {
     }
 }
 
-impl<D: Record, E: Encode<D>, T: Write + Send> Writer<D> for Printer<E, T> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+impl<D: Record, E: EncodeRows<D>, T: Write + Send> SinkWriter<D> for Printer<E, T> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, _life: &Incarnation) -> Result<()> {
         Ok(())
     }
 
-    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
+    fn publish(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 
@@ -136,18 +136,18 @@ mod tests {
 
     #[test]
     fn an_epoch_is_one_write() {
-        let encoder = ndjson::Encoder::new::<u32>(Rows::Changes).unwrap();
+        let encoder = ndjson::Encoder::new::<u32>(SinkRows::Changes).unwrap();
         let mut printer = Printer::start::<u32>(Writes::default(), encoder).unwrap();
         printer.write(Epoch(2), &[(1, 1), (2, -1)]).unwrap(); // Retractions come first.
         printer.write(Epoch(3), &[(2, 1)]).unwrap();
         let expected = ["{\"row\":2,\"diff\":-1}\n{\"row\":1,\"diff\":1}\n", "{\"row\":2,\"diff\":1}\n"];
         assert_eq!(printer.target.0, expected);
-        assert_eq!(Writer::<u32>::shown(&mut printer).unwrap(), None);
+        assert_eq!(SinkWriter::<u32>::published(&mut printer).unwrap(), None);
     }
 
     #[test]
     fn the_header_is_printed_before_there_is_a_row() {
-        let encoder = csv::Encoder::new::<Rejected>(Rows::Events).unwrap();
+        let encoder = csv::Encoder::new::<Rejected>(SinkRows::Events).unwrap();
         let printer = Printer::start::<Rejected>(Writes::default(), encoder).unwrap();
         assert_eq!(printer.target.0, ["source,place,partition,offset,line,reason,encoding,record\n"]);
     }
@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn a_reader_that_goes_away_is_an_error_that_says_so() {
         let (reader, writer) = io::pipe().unwrap();
-        let mut printer = Printer::start::<u32>(writer, ndjson::Encoder::new::<u32>(Rows::Events).unwrap()).unwrap();
+        let mut printer =
+            Printer::start::<u32>(writer, ndjson::Encoder::new::<u32>(SinkRows::Events).unwrap()).unwrap();
         printer.write(Epoch(2), &[(1, 1)]).unwrap();
         drop(reader);
         let error = printer.write(Epoch(4), &[(1, 1)]).unwrap_err();
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn rows_that_a_format_cannot_hold_are_refused() {
-        assert!(Sink::<(u8, u8)>::check(&Stdout::csv(), Rows::Events).is_err());
-        assert!(Sink::<(u8, u8)>::check(&Stdout::ndjson(), Rows::Events).is_ok());
+        assert!(Sink::<(u8, u8)>::check(&Stdout::csv(), SinkRows::Events).is_err());
+        assert!(Sink::<(u8, u8)>::check(&Stdout::ndjson(), SinkRows::Events).is_ok());
     }
 }

@@ -21,21 +21,21 @@ use ::csv::ByteRecord;
 
 use crate::error::{Error, Result, shortened};
 use crate::record::Record;
-use crate::source::file::dispenser::Within;
-use crate::source::file::{self, Format, Untimed};
+use crate::source::file::chunks::ScanState;
+use crate::source::file::{self, RecordFormat, Untimed};
 
-use fields::Row;
-use rows::{Misquoted, Splitter};
+use fields::RowFields;
+use rows::{QuoteFault, Splitter};
 
-/// A CSV file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
-pub type Input<T = Untimed> = file::Input<Csv, T>;
+/// A CSV file to read records from: `Source::new(path).event_time(|t: &T| t.at_ms)`.
+pub type Source<T = Untimed> = file::FileSource<Csv, T>;
 
 /// The format of CSV files.
 #[derive(Debug)]
 pub enum Csv {}
 
 /// Number of rows that are decoded both ways before decoding by position is trusted.
-const TRIED: usize = 64;
+const TRIAL_ROWS: usize = 64;
 
 /// Columns of a file, from its header.
 #[derive(Debug)]
@@ -53,13 +53,13 @@ pub struct Scratch {
     record: ByteRecord,
 }
 
-impl Format for Csv {
+impl RecordFormat for Csv {
     const NAME: &'static str = "csv file";
 
     type Layout = Layout;
     type Scratch = Scratch;
 
-    fn lay_out<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Layout, usize)>> {
+    fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Layout, usize)>> {
         let mark = file::BYTE_ORDER_MARK;
         let mut start = if bytes.starts_with(mark) { mark.len() } else { 0 };
         while matches!(bytes.get(start), Some(b'\n' | b'\r')) {
@@ -74,7 +74,7 @@ impl Format for Csv {
             return Ok(Some((Layout { header: ByteRecord::new(), order: None }, start)));
         }
         let header: ByteRecord = splitter.row(bytes, None).fields().collect();
-        let misquoted = splitter.misquoted();
+        let misquoted = splitter.quote_fault();
         let head = end + bytes[end..].iter().take(2).take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
         let order = shape::order::<T>(&header).map_err(|problem| {
             let error = Error::new(problem).because(format!("the header names {}", names_of(&header)));
@@ -93,11 +93,11 @@ impl Format for Csv {
         Ok(Some((layout, head)))
     }
 
-    fn last_end(bytes: &[u8]) -> Option<usize> {
+    fn last_record_end(bytes: &[u8]) -> Option<usize> {
         rows::last_end(bytes)
     }
 
-    fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
+    fn record_end(within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
         rows::end_of(within, bytes)
     }
 
@@ -113,7 +113,7 @@ impl Format for Csv {
         while let Some(at) = rows::begin(bytes, start) {
             let end = splitter.split(bytes, at);
             let row = splitter.row(bytes, text);
-            let parsed = match (splitter.misquoted(), layout.by_position(&row)) {
+            let parsed = match (splitter.quote_fault(), layout.by_position(&row)) {
                 (None, Some(data)) => Ok(data),
                 (None, None) => layout.by_name(&row, record),
                 (Some((field, how)), _) => Err(layout.misquoted(field, how)),
@@ -125,11 +125,11 @@ impl Format for Csv {
 }
 
 /// Number of names of a header that an error quotes, and length of each in characters.
-const QUOTED: (usize, usize) = (12, 40);
+const QUOTED_NAMES: (usize, usize) = (12, 40);
 
 /// Lists the names of a header for an error message: the first ones, each shortened.
 fn names_of(header: &ByteRecord) -> String {
-    let (most, length) = QUOTED;
+    let (most, length) = QUOTED_NAMES;
     let names = header.iter().take(most);
     let names: Vec<_> = names.map(|name| format!("`{}`", shortened(&String::from_utf8_lossy(name), length))).collect();
     match header.len().saturating_sub(most) {
@@ -141,27 +141,27 @@ fn names_of(header: &ByteRecord) -> String {
 impl Layout {
     /// Decodes a row by position; `None` if only the `csv` crate can tell what it is.
     #[inline]
-    fn by_position<T: Record>(&self, row: &Row<'_>) -> Option<T> {
+    fn by_position<T: Record>(&self, row: &RowFields<'_>) -> Option<T> {
         let order = self.order.as_ref().filter(|_| row.len() == self.header.len())?;
         row.decode(order).ok()
     }
 
     /// Returns the reason for rejecting a row with wrong quotes.
-    fn misquoted(&self, field: usize, how: Misquoted) -> String {
+    fn misquoted(&self, field: usize, how: QuoteFault) -> String {
         let column = match self.header.get(field) {
             Some(name) => format!("column `{}`", shortened(&String::from_utf8_lossy(name), 60)),
             None => format!("field {}", field + 1),
         };
         match how {
-            Misquoted::TextBehind => {
+            QuoteFault::TextAfter => {
                 format!("{column}: there is text behind its closing quote (a quote within quotes is doubled)")
             }
-            Misquoted::Unclosed => format!("{column}: its quote is never closed"),
+            QuoteFault::Unclosed => format!("{column}: its quote is never closed"),
         }
     }
 
     /// Decodes a row with the `csv` crate, or returns the reason for rejecting it.
-    fn by_name<T: Record>(&self, row: &Row<'_>, record: &mut ByteRecord) -> std::result::Result<T, String> {
+    fn by_name<T: Record>(&self, row: &RowFields<'_>, record: &mut ByteRecord) -> std::result::Result<T, String> {
         if row.len() != self.header.len() {
             let fields = if row.len() == 1 { "field" } else { "fields" };
             return Err(format!("it has {} {fields} where the header names {}", row.len(), self.header.len()));
@@ -181,7 +181,7 @@ impl Layout {
     /// `true` if none of the first rows decodes to different records by position and by name.
     fn agrees<T: Record>(&self, rows: &[u8]) -> bool {
         let (mut splitter, mut record, mut start) = (Splitter::default(), ByteRecord::new(), 0);
-        for _ in 0..TRIED {
+        for _ in 0..TRIAL_ROWS {
             let Some(at) = rows::begin(rows, start) else { break };
             start = splitter.split(rows, at);
             let row = splitter.row(rows, None);

@@ -2,7 +2,7 @@
 //!
 //! * A [`Generator`] makes a sequence of transactions. The n-th depends on the seed and n alone, so any part of the
 //!   sequence can be made again, and equal seeds give equal sequences.
-//! * [`Transactions`] is a source over it: the offset of a record is its index in its partition.
+//! * [`GeneratorSource`] is a source over it: the offset of a record is its index in its partition.
 //!
 //! Accounts are skewed: a tenth of them have about half of the transactions. Event times grow with the sequence, but
 //! most are a little behind, and a few by up to two seconds ([`DISORDER`]).
@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
-use crate::source::memory::{check_there, grown};
-use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf, time_of};
+use crate::source::memory::{check_there, new_data};
+use crate::source::{
+    PartitionHandle, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
+    time_of,
+};
 use crate::time::Epoch;
 
 /// Greatest disorder: the event time of a transaction is less than this behind the greatest one before it.
@@ -96,7 +99,7 @@ impl Generator {
     /// Returns the `index`-th transaction of the sequence with an event time at, or a little before, `now_ms`.
     pub fn at_time(&self, index: u64, now_ms: i64) -> Transaction {
         let id = self.first_id.wrapping_add(index);
-        let mut dice = Dice(mixed(self.seed ^ mixed(id)));
+        let mut dice = SplitMix(mix(self.seed ^ mix(id)));
         let (who, what) = (dice.roll(), dice.roll());
         // The cube of an even chance prefers small numbers.
         let chance = (who >> 11) as f64 / (1u64 << 53) as f64;
@@ -138,18 +141,18 @@ impl Iterator for Generator {
 
 /// Mixes a number over all 64 bits. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators"
 /// (SplitMix64), with Stafford's thirteenth mix.
-fn mixed(number: u64) -> u64 {
+fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-struct Dice(u64);
+struct SplitMix(u64);
 
-impl Dice {
+impl SplitMix {
     fn roll(&mut self) -> u64 {
-        let rolled = mixed(self.0);
+        let rolled = mix(self.0);
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         rolled
     }
@@ -173,16 +176,16 @@ fn numbered(name: &str, number: u64, digits: usize) -> String {
 ///
 /// Partition p of n has the transactions p, p + n, p + 2n, … of the sequence.
 #[derive(Clone, Debug)]
-pub struct Transactions {
+pub struct GeneratorSource {
     generator: Generator,
     count: u64,
     partitions: u32,
 }
 
-impl Transactions {
+impl GeneratorSource {
     /// Creates a source of the first `count` transactions of a sequence, in one partition.
     pub fn new(generator: Generator, count: u64) -> Self {
-        Transactions { generator, count, partitions: 1 }
+        GeneratorSource { generator, count, partitions: 1 }
     }
 
     /// Sets the number of partitions; 0 is taken as 1.
@@ -201,7 +204,7 @@ impl Transactions {
     }
 }
 
-impl Source for Transactions {
+impl Source for GeneratorSource {
     type Item = Transaction;
 
     fn describe(&self) -> String {
@@ -216,28 +219,35 @@ impl Source for Transactions {
         Some(DISORDER)
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<Transaction>>> {
-        let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
-        Ok(Box::new(GeneratorReader { source: self.clone(), mine, turn: 0 }))
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<Transaction>>> {
+        let assigned = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
+        Ok(Box::new(GeneratorReader { source: self.clone(), mine: assigned, turn: 0 }))
     }
 
-    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         let lengths: Vec<u64> = (0..self.partitions).map(|id| self.length(id)).collect();
-        Ok(grown(&lengths, bounds))
+        Ok(new_data(&lengths, bounds))
     }
 }
 
 struct GeneratorReader {
-    source: Transactions,
+    source: GeneratorSource,
     /// This worker's partitions with their handles in the intake; `None` until they are found.
-    mine: Vec<(u32, Option<Slot>)>,
+    mine: Vec<(u32, Option<PartitionHandle>)>,
     turn: usize,
 }
 
 impl GeneratorReader {
-    fn take(&self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<Transaction>) -> Result<()> {
+    fn take(
+        &self,
+        epoch: Epoch,
+        id: u32,
+        slot: PartitionHandle,
+        end: u64,
+        intake: &mut PartitionTracker<Transaction>,
+    ) -> Result<()> {
         for offset in intake.next(slot)..end {
-            let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
             let index = offset * u64::from(self.source.partitions) + u64::from(id);
             intake.accept(epoch, slot, found, self.source.generator.at(index))?;
         }
@@ -246,29 +256,34 @@ impl GeneratorReader {
 }
 
 impl Reader<Transaction> for GeneratorReader {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Transaction>) -> Result<()> {
+    fn resume(
+        &mut self,
+        epoch: Epoch,
+        places: &[RestoredPartition],
+        intake: &mut PartitionTracker<Transaction>,
+    ) -> Result<()> {
         for place in places {
             intake.begin(epoch);
-            check_there(intake.name(), self.source.length(place.bound.partition), &place.bound)?;
+            check_there(intake.name(), self.source.length(place.progress.partition), &place.progress)?;
         }
         for (id, slot) in &mut self.mine {
-            let Some(place) = places.iter().find(|place| place.bound.partition == *id) else { continue };
+            let Some(place) = places.iter().find(|place| place.progress.partition == *id) else { continue };
             *slot = Some(intake.resume(epoch, place));
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<Transaction>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<Transaction>) -> Result<Polled> {
         intake.all_found();
         for (id, slot) in &mut self.mine {
             let end = self.source.length(*id);
-            slot.get_or_insert_with(|| intake.find(epoch, *id, 0, Some(end)));
+            slot.get_or_insert_with(|| intake.track(epoch, *id, 0, Some(end)));
         }
         // Partitions take turns, so that none runs ahead of the others.
         for _ in 0..self.mine.len() {
             self.turn = (self.turn + 1) % self.mine.len();
             let (id, slot) = self.mine[self.turn];
-            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
+            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.is_paused(*slot)) else { continue };
             let end = intake.until(slot).unwrap_or_else(|| self.source.length(id));
             let end = end.min(intake.next(slot) + budget as u64);
             self.take(epoch, id, slot, end, intake)?;
@@ -277,7 +292,12 @@ impl Reader<Transaction> for GeneratorReader {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Transaction>) -> Result<bool> {
+    fn replay(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        intake: &mut PartitionTracker<Transaction>,
+    ) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
@@ -285,11 +305,11 @@ impl Reader<Transaction> for GeneratorReader {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,
-                None => intake.find(epoch, bound.partition, bound.found_at.unwrap_or(0), bound.until),
+                None => intake.track(epoch, bound.partition, bound.start_offset.unwrap_or(0), bound.end_offset),
             };
             self.mine[at].1 = Some(slot);
-            self.take(epoch, bound.partition, slot, bound.next, intake)?;
-            intake.repeat(slot, bound);
+            self.take(epoch, bound.partition, slot, bound.next_offset, intake)?;
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }
@@ -341,7 +361,7 @@ mod tests {
 
     #[test]
     fn partitions_deal_the_sequence_out() {
-        let source = Transactions::new(Generator::new(1), 10).partitions(4);
+        let source = GeneratorSource::new(Generator::new(1), 10).partitions(4);
         assert_eq!((0..4).map(|id| source.length(id)).collect::<Vec<_>>(), [3, 3, 2, 2]);
         assert_eq!(numbered("x-", 1234567, 6), "x-1234567");
     }

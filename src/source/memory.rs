@@ -1,33 +1,35 @@
 //! A source of records in memory, for tests, examples and measurements.
 //!
-//! A [`Records`] has partitions of records; the offset of a record is its index. A partition ends after its last
+//! A [`MemorySource`] has partitions of records; the offset of a record is its index. A partition ends after its last
 //! record.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf, time_of};
+use crate::source::{
+    PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext, time_of,
+};
 use crate::time::{Epoch, EventTime};
 
 /// Partitions of records in memory.
 #[derive(Clone)]
-pub struct Records<D> {
+pub struct MemorySource<D> {
     partitions: Arc<Vec<Vec<D>>>,
     time_of: TimeOf<D>,
     out_of_order: Option<Duration>,
 }
 
-impl<D: Record> Records<D> {
+impl<D: Record> MemorySource<D> {
     /// Creates a source of these partitions, each in the order in which it is to be read. `event_time` returns a record's event
     /// time: milliseconds since 1970, a `SystemTime`, a `jiff::Timestamp` or an [`EventTime`].
     pub fn new<E: Into<EventTime>>(
         partitions: Vec<Vec<D>>,
         event_time: impl Fn(&D) -> E + Send + Sync + 'static,
     ) -> Self {
-        Records { partitions: Arc::new(partitions), time_of: time_of(event_time), out_of_order: None }
+        MemorySource { partitions: Arc::new(partitions), time_of: time_of(event_time), out_of_order: None }
     }
 
     /// Sets the allowed disorder: how far an event time may be behind the greatest one of its partition.
@@ -38,7 +40,7 @@ impl<D: Record> Records<D> {
     }
 }
 
-impl<D: Record> Source for Records<D> {
+impl<D: Record> Source for MemorySource<D> {
     type Item = D;
 
     fn describe(&self) -> String {
@@ -53,29 +55,30 @@ impl<D: Record> Source for Records<D> {
         self.out_of_order
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<D>>> {
-        let mine = (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
-        Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), mine, turn: 0 }))
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<D>>> {
+        let assigned =
+            (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
+        Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), assigned, turn: 0 }))
     }
 
-    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         let lengths: Vec<u64> = self.partitions.iter().map(|records| records.len() as u64).collect();
-        Ok(grown(&lengths, bounds))
+        Ok(new_data(&lengths, bounds))
     }
 }
 
 /// Describes what partitions of these lengths have beyond an ended state; `None` if they have nothing more.
-pub(super) fn grown(lengths: &[u64], bounds: &[Bound]) -> Option<String> {
+pub(super) fn new_data(lengths: &[u64], bounds: &[PartitionProgress]) -> Option<String> {
     (0..).zip(lengths).find_map(|(id, length)| {
         let bound = bounds.iter().find(|bound| bound.partition == id);
-        let end = bound.map_or(0, |bound| bound.until.unwrap_or(bound.next));
+        let end = bound.map_or(0, |bound| bound.end_offset.unwrap_or(bound.next_offset));
         (*length > end).then(|| format!("partition {id} has records from offset {end} on"))
     })
 }
 
 /// Refuses a state that has read, or is to read, past the `length` of a partition.
-pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()> {
-    let end = bound.next.max(bound.until.unwrap_or(0));
+pub(super) fn check_there(source: &str, length: u64, bound: &PartitionProgress) -> Result<()> {
+    let end = bound.next_offset.max(bound.end_offset.unwrap_or(0));
     if length >= end {
         return Ok(());
     }
@@ -87,7 +90,7 @@ pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()
 struct MemoryReader<D> {
     partitions: Arc<Vec<Vec<D>>>,
     /// This worker's partitions with their handles in the intake; `None` until they are found.
-    mine: Vec<(u32, Option<Slot>)>,
+    assigned: Vec<(u32, Option<PartitionHandle>)>,
     turn: usize,
 }
 
@@ -97,7 +100,14 @@ impl<D: Record> MemoryReader<D> {
         self.partitions.get(partition as usize).map_or(0, |records| records.len() as u64)
     }
 
-    fn take(&self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
+    fn take(
+        &self,
+        epoch: Epoch,
+        id: u32,
+        slot: PartitionHandle,
+        end: u64,
+        intake: &mut PartitionTracker<D>,
+    ) -> Result<()> {
         let from = intake.next(slot);
         let records = &self.partitions[id as usize][from as usize..end as usize];
         intake.events.reserve(records.len());
@@ -106,29 +116,29 @@ impl<D: Record> MemoryReader<D> {
 }
 
 impl<D: Record> Reader<D> for MemoryReader<D> {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<D>) -> Result<()> {
         for place in places {
             intake.begin(epoch);
-            check_there(intake.name(), self.length(place.bound.partition), &place.bound)?;
+            check_there(intake.name(), self.length(place.progress.partition), &place.progress)?;
         }
-        for (id, slot) in &mut self.mine {
-            let Some(place) = places.iter().find(|place| place.bound.partition == *id) else { continue };
+        for (id, slot) in &mut self.assigned {
+            let Some(place) = places.iter().find(|place| place.progress.partition == *id) else { continue };
             *slot = Some(intake.resume(epoch, place));
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled> {
         intake.all_found();
-        for (id, slot) in &mut self.mine {
+        for (id, slot) in &mut self.assigned {
             let end = self.partitions[*id as usize].len() as u64;
-            slot.get_or_insert_with(|| intake.find(epoch, *id, 0, Some(end)));
+            slot.get_or_insert_with(|| intake.track(epoch, *id, 0, Some(end)));
         }
         // Partitions take turns, so that none runs ahead of the others.
-        for _ in 0..self.mine.len() {
-            self.turn = (self.turn + 1) % self.mine.len();
-            let (id, slot) = self.mine[self.turn];
-            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
+        for _ in 0..self.assigned.len() {
+            self.turn = (self.turn + 1) % self.assigned.len();
+            let (id, slot) = self.assigned[self.turn];
+            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.is_paused(*slot)) else { continue };
             let end = intake.until(slot).unwrap_or_else(|| self.length(id));
             let end = end.min(intake.next(slot) + budget as u64);
             self.take(epoch, id, slot, end, intake)?;
@@ -137,20 +147,20 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<D>) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
             let id = bound.partition;
             check_there(intake.name(), self.length(id), bound)?;
-            let Some(at) = self.mine.iter().position(|(mine, _)| *mine == id) else { continue };
-            let slot = match self.mine[at].1 {
+            let Some(at) = self.assigned.iter().position(|(assigned, _)| *assigned == id) else { continue };
+            let slot = match self.assigned[at].1 {
                 Some(slot) => slot,
-                None => intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until),
+                None => intake.track(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset),
             };
-            self.mine[at].1 = Some(slot);
-            self.take(epoch, id, slot, bound.next, intake)?;
-            intake.repeat(slot, bound);
+            self.assigned[at].1 = Some(slot);
+            self.take(epoch, id, slot, bound.next_offset, intake)?;
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }
@@ -160,39 +170,42 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
 mod tests {
     use super::*;
     use crate::metrics::SourceMetrics;
-    use crate::source::{Options, StreamView};
+    use crate::source::{Options, WatermarkView};
     use crate::time::EventTime;
     use std::rc::Rc;
 
     /// Returns a reader of one partition, resumed at epoch 4 after its first record, with the flow's view of its
     /// watermark.
-    fn resumed(watermark: i64, floor: i64) -> (Box<dyn Reader<i64>>, Intake<i64>, Rc<StreamView>) {
-        let source = Records::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
+    fn resumed(
+        watermark: i64,
+        activation_watermark: i64,
+    ) -> (Box<dyn Reader<i64>>, PartitionTracker<i64>, Rc<WatermarkView>) {
+        let source = MemorySource::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
         let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
-        let (view, metrics) = (Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
-        let mut intake = Intake::new("s", 0, &source, &options, Rc::clone(&view), metrics);
+        let (view, metrics) = (Rc::new(WatermarkView::default()), Arc::new(SourceMetrics::default()));
+        let mut intake = PartitionTracker::new("s", 0, &source, &options, Rc::clone(&view), metrics);
         let mut reader =
-            source.open(&Place { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
-        let bound = Bound {
+            source.open(&WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
+        let progress = PartitionProgress {
             source: String::from("s"),
             partition: 0,
-            found_at: None,
-            next: 1,
+            start_offset: None,
+            next_offset: 1,
             watermark: EventTime::from_millis(watermark),
             idle: false,
-            until: Some(5),
+            end_offset: Some(5),
             ended: false,
             check: None,
             values: None,
         };
-        let floor = EventTime::from_millis(floor);
-        reader.resume(Epoch(4), &[Resumed { bound, floor }], &mut intake).unwrap();
+        let activation_watermark = EventTime::from_millis(activation_watermark);
+        reader.resume(Epoch(4), &[RestoredPartition { progress, activation_watermark }], &mut intake).unwrap();
         (reader, intake, view)
     }
 
-    fn poll(reader: &mut Box<dyn Reader<i64>>, intake: &mut Intake<i64>) -> Vec<(i64, bool)> {
+    fn poll(reader: &mut Box<dyn Reader<i64>>, intake: &mut PartitionTracker<i64>) -> Vec<(i64, bool)> {
         reader.poll(Epoch(6), 1, intake).unwrap();
-        intake.hand_over().1.drain(..).map(|event| (event.data, event.origin.fresh)).collect()
+        intake.finish_poll().1.drain(..).map(|event| (event.data, event.origin.unresolved)).collect()
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Sources: the trait that connectors implement, and the bookkeeping of a worker's partitions.
 //!
 //! * A [`Source`] is a value made before a job runs; each worker opens a [`Reader`] of it.
-//! * A reader takes the records of its partitions in offset order and hands them to its [`Intake`], which rejects
-//!   unusable ones, follows the partitions' watermarks and collects what the current epoch commits.
+//! * A reader takes the records of its partitions in offset order and hands them to its [`PartitionTracker`], which
+//!   rejects unusable ones, follows the partitions' watermarks and collects what the current epoch commits.
 //! * [`Rejected`] describes a record that cannot be used.
 //!
 //! Invariants: the epochs of a job take contiguous, successive pieces of every partition; a record's place (source,
@@ -27,12 +27,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::{Bound, Check, Value};
+use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, Result, shortened};
-use crate::metrics::{Peak, SourceMetrics};
+use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::status::PartitionStatus;
-use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
+use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
 use crate::time::{Epoch, EventTime, Span};
 
 /// Function that returns a record's event time.
@@ -48,7 +48,7 @@ pub fn time_of<D, E: Into<EventTime>>(event_time: impl Fn(&D) -> E + Send + Sync
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a source",
     label = "not a `Source`",
-    note = "sources are values such as `csv::Input`, `ndjson::Input`, `kafka::Topic` and `source::memory::Records`",
+    note = "sources are values such as `csv::Source`, `ndjson::Source`, `kafka::Source` and `source::memory::MemorySource`",
     note = "an input without `.event_time(|record: &YourRecord| …)` is not a source yet: nothing says what its records are"
 )]
 pub trait Source: Send + Sync + 'static {
@@ -75,7 +75,7 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the source does not exist or cannot be read.
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<Self::Item>>>;
 
     /// Returns the source's identity, which does not depend on its location or name: a topic's id, a file's format. A
     /// state is recovered only with the source that it was read from. Called before the source is opened. `None`: no
@@ -83,7 +83,7 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the source does not exist or does not answer.
-    fn identity(&self, at: &Place) -> Result<Option<String>> {
+    fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
         let _ = at;
         Ok(None)
     }
@@ -99,7 +99,7 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the source does not exist, does not answer, or is not the one that the state was read from.
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         let _ = (at, bounds);
         Ok(None)
     }
@@ -107,7 +107,7 @@ pub trait Source: Send + Sync + 'static {
 
 /// The worker that opens a source, and the settings of its job.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct WorkerContext {
     /// Index of this worker, from 0.
     pub worker: usize,
     /// Number of workers of the job, over all processes.
@@ -120,7 +120,7 @@ pub struct Place {
     pub options: Options,
 }
 
-impl Place {
+impl WorkerContext {
     /// `true` if this worker reads the partition.
     pub fn owns(&self, partition: u32) -> bool {
         partition as usize % self.workers == self.worker
@@ -165,7 +165,7 @@ impl Default for Options {
             max_drift: Duration::from_secs(3600),
             max_ahead: Duration::from_secs(24 * 3600),
             max_ahead_in_files: false,
-            max_record: file::dispenser::LONGEST as u64,
+            max_record: file::chunks::MAX_RECORD as u64,
             fail_on_reject: false,
         }
     }
@@ -183,28 +183,30 @@ pub struct Polled {
 
 /// One worker's input of an epoch, and the state of its partitions at the epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Binding {
+pub struct EpochInput {
     /// Progress of the partitions that changed, for the journal.
-    pub bounds: Vec<Bound>,
+    pub partitions: Vec<PartitionProgress>,
     /// The worker's contribution to the stream's watermark.
-    pub mark: WorkerMark,
+    pub watermark: WorkerWatermark,
 }
 
 /// Position of a partition in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Resumed {
+pub struct RestoredPartition {
     /// Progress of the partition up to the snapshot.
-    pub bound: Bound,
+    #[serde(rename = "bound")]
+    pub progress: PartitionProgress,
     /// Activation watermark of the partition; [`EventTime::MIN`] if it has none. It has an effect only while it is
     /// above the partition's own watermark.
-    pub floor: EventTime,
+    #[serde(rename = "floor")]
+    pub activation_watermark: EventTime,
 }
 
 /// Reads one worker's share of a source.
 ///
-/// Polled epochs never go back. `bind` is called for each epoch, in order: first after the last poll with that epoch
-/// and before any poll with a later one, then again for as long as it returns `None`. A reader that continues a state
-/// gets `resume` if there is a snapshot, then `replay` for the journal's epochs after it, then `poll`.
+/// Polled epochs never go back. `close_epoch` is called for each epoch, in order: first after the last poll with that
+/// epoch and before any poll with a later one, then again for as long as it returns `None`. A reader that continues a
+/// state gets `resume` if there is a snapshot, then `replay` for the journal's epochs after it, then `poll`.
 pub trait Reader<D: Record> {
     /// Restores this worker's partitions to their positions in a snapshot, and reads nothing. Called at most once,
     /// before `replay` and `poll`, with the positions of all partitions of the source at `epoch`, whichever worker read
@@ -215,13 +217,13 @@ pub trait Reader<D: Record> {
     /// # Errors
     /// Fails if the source no longer has the records after the snapshot, or is not the one that the state was read
     /// from.
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()>;
+    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<D>) -> Result<()>;
 
     /// Moves available records, about `budget` of them at most, into the intake without waiting.
     ///
     /// # Errors
     /// Fails if the source is broken for good, or if a record is rejected and rejects fail the job.
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled>;
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled>;
 
     /// Hands over records that were read earlier and held back, and reads nothing new. Returns their epoch, `None` if
     /// there were none. Called instead of `poll` while back-pressure keeps new records out: held records would keep
@@ -229,7 +231,7 @@ pub trait Reader<D: Record> {
     ///
     /// # Errors
     /// Fails if the source is broken for good, or if a record is rejected and rejects fail the job.
-    fn deliver(&mut self, _intake: &mut Intake<D>) -> Result<Option<Epoch>> {
+    fn deliver(&mut self, _intake: &mut PartitionTracker<D>) -> Result<Option<Epoch>> {
         Ok(None)
     }
 
@@ -238,8 +240,8 @@ pub trait Reader<D: Record> {
     ///
     /// # Errors
     /// Fails if the source is broken for good.
-    fn bind(&mut self, epoch: Epoch, intake: &mut Intake<D>) -> Result<Option<Binding>> {
-        Ok(Some(intake.bind(epoch)))
+    fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<D>) -> Result<Option<EpochInput>> {
+        Ok(Some(intake.close_epoch(epoch)))
     }
 
     /// Replays an epoch of the journal: for each partition of `bounds` that this worker owns, takes everything before
@@ -247,10 +249,10 @@ pub trait Reader<D: Record> {
     ///
     /// # Errors
     /// Fails if records that the journal names no longer exist.
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool>;
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<D>) -> Result<bool>;
 
     /// `true` if this worker will never read anything more. An epoch then ends at once instead of at the next tick.
-    fn exhausted(&self, intake: &Intake<D>) -> bool {
+    fn exhausted(&self, intake: &PartitionTracker<D>) -> bool {
         intake.exhausted()
     }
 
@@ -266,12 +268,12 @@ pub trait Reader<D: Record> {
     }
 
     /// Reports that all sinks have published everything up to this epoch; used for monitoring only.
-    fn shown(&mut self, _epoch: Epoch) {}
+    fn notify_published(&mut self, _epoch: Epoch) {}
 
     /// Returns the status of this worker's partitions for monitoring, without times.
-    fn partitions(&self, intake: &Intake<D>) -> Vec<PartitionStatus> {
+    fn partitions(&self, intake: &PartitionTracker<D>) -> Vec<PartitionStatus> {
         let mut partitions: Vec<_> = intake.partitions().collect();
-        for Note { partition, position, end, note } in self.notes() {
+        for PartitionNote { partition, position, end, note } in self.partition_notes() {
             if let Some(known) = partitions.iter_mut().find(|known| known.partition == partition) {
                 known.next = known.next.max(position.unwrap_or(0));
                 (known.end, known.note) = (end, note);
@@ -281,14 +283,14 @@ pub trait Reader<D: Record> {
     }
 
     /// Returns the source's notes on this worker's partitions, for monitoring.
-    fn notes(&self) -> Vec<Note> {
+    fn partition_notes(&self) -> Vec<PartitionNote> {
         Vec::new()
     }
 }
 
 /// Monitoring data that a source adds to the status of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+pub struct PartitionNote {
     /// The partition.
     pub partition: u32,
     /// Position that reading has reached, if it is past the next offset to take: transaction markers lie between.
@@ -302,26 +304,36 @@ pub struct Note {
 
 /// A reader that has no partitions and never will: the source is read by other workers.
 #[derive(Clone, Copy, Debug)]
-pub struct Elsewhere;
+pub struct NullReader;
 
-impl<D: Record> Reader<D> for Elsewhere {
-    fn resume(&mut self, _epoch: Epoch, _places: &[Resumed], _intake: &mut Intake<D>) -> Result<()> {
+impl<D: Record> Reader<D> for NullReader {
+    fn resume(
+        &mut self,
+        _epoch: Epoch,
+        _places: &[RestoredPartition],
+        _intake: &mut PartitionTracker<D>,
+    ) -> Result<()> {
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, _budget: usize, _intake: &mut Intake<D>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, _budget: usize, _intake: &mut PartitionTracker<D>) -> Result<Polled> {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn bind(&mut self, _epoch: Epoch, _intake: &mut Intake<D>) -> Result<Option<Binding>> {
-        Ok(Some(Binding { bounds: Vec::new(), mark: WorkerMark::without_partitions() }))
+    fn close_epoch(&mut self, _epoch: Epoch, _intake: &mut PartitionTracker<D>) -> Result<Option<EpochInput>> {
+        Ok(Some(EpochInput { partitions: Vec::new(), watermark: WorkerWatermark::without_partitions() }))
     }
 
-    fn replay(&mut self, _epoch: Epoch, _bounds: &[Bound], _intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(
+        &mut self,
+        _epoch: Epoch,
+        _bounds: &[PartitionProgress],
+        _intake: &mut PartitionTracker<D>,
+    ) -> Result<bool> {
         Ok(true)
     }
 
-    fn exhausted(&self, _intake: &Intake<D>) -> bool {
+    fn exhausted(&self, _intake: &PartitionTracker<D>) -> bool {
         true
     }
 }
@@ -329,12 +341,12 @@ impl<D: Record> Reader<D> for Elsewhere {
 /// A stream's watermark as the flow publishes it to the worker's readers, for watermark alignment and activation
 /// watermarks.
 #[derive(Debug, Default)]
-pub struct StreamView {
+pub struct WatermarkView {
     watermark: Cell<Option<EventTime>>,
     complete: Cell<Option<Epoch>>,
 }
 
-impl StreamView {
+impl WatermarkView {
     /// Publishes the stream's watermark, which is final for all epochs up to `epoch`.
     pub fn publish(&self, epoch: Epoch, watermark: EventTime) {
         self.watermark.set(Some(watermark));
@@ -375,34 +387,34 @@ pub struct Rejected {
 
 /// A partition that a worker reads.
 #[derive(Debug)]
-struct Partition {
+struct TrackedPartition {
     id: u32,
     clock: PartitionClock,
     /// Offset of the next record to take.
     next: u64,
     found_at: Option<u64>,
     /// Epoch at which the partition was found or activated, while its activation watermark may still have an effect.
-    fresh_since: Option<Epoch>,
-    woken: bool,
+    unresolved_since: Option<Epoch>,
+    activated: bool,
     idle: bool,
     until: Option<u64>,
     ended: bool,
     changed: bool,
     /// Fingerprint of the data read so far.
-    check: Option<Check>,
+    check: Option<ContentCheck>,
     /// Records of the current epoch; `None` if the journal does not keep them by value.
-    values: Option<Vec<Value>>,
+    values: Option<Vec<JournaledRecord>>,
     /// Its first watermark; watermark alignment compares with it while the stream has no watermark.
-    first_mark: Option<EventTime>,
+    first_watermark: Option<EventTime>,
 }
 
 /// Handle of a partition within an intake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(usize);
+pub struct PartitionHandle(usize);
 
 /// A record as read, before it is accepted or rejected.
 #[derive(Clone, Copy, Debug)]
-pub struct Found<'a> {
+pub struct RawRecord<'a> {
     /// Offset in the partition.
     pub offset: u64,
     /// Offset of the following record as far as it is known: one more in Kafka, the position of the next line in a
@@ -417,11 +429,11 @@ pub struct Found<'a> {
 }
 
 /// Longest reason that is kept, in characters: a library may quote a whole record in it.
-const REASON: usize = 500;
+const MAX_REASON: usize = 500;
 
 /// Tracks the partitions that one worker reads of one source: accepts or rejects their records, and collects each
 /// epoch's input.
-pub struct Intake<D> {
+pub struct PartitionTracker<D> {
     /// Accepted events of the epoch that the last poll returned. The driver of the reader drains them.
     pub events: Vec<Event<D>>,
     /// Rejected records of the same epoch, drained likewise.
@@ -435,29 +447,29 @@ pub struct Intake<D> {
     ahead: Span,
     ahead_in_files: bool,
     fail_on_reject: bool,
-    partitions: Vec<Partition>,
+    partitions: Vec<TrackedPartition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
-    /// Records taken since the last [`Intake::hand_over`], and their bytes in `held`: the shared counters are raised
-    /// once a poll.
+    /// Records taken since the last [`PartitionTracker::finish_poll`], and their bytes in `held`: the shared counters
+    /// are raised once a poll.
     taken: u64,
     held: usize,
-    stream: Rc<StreamView>,
+    stream: Rc<WatermarkView>,
     metrics: Arc<SourceMetrics>,
 }
 
-impl<D: Record> Intake<D> {
+impl<D: Record> PartitionTracker<D> {
     /// Creates the tracker of the flow's `index`-th source, which is read under `name`.
     pub fn new(
         name: &str,
         index: u16,
         source: &impl Source<Item = D>,
         options: &Options,
-        stream: Rc<StreamView>,
+        stream: Rc<WatermarkView>,
         metrics: Arc<SourceMetrics>,
     ) -> Self {
         metrics.idle_after.set(source.idle_after().unwrap_or(options.idle_timeout));
-        Intake {
+        PartitionTracker {
             events: Vec::new(),
             rejects: Vec::new(),
             name: name.to_owned(),
@@ -497,7 +509,7 @@ impl<D: Record> Intake<D> {
 
     /// Checks an event time against `greatest`, the greatest one before it in the file. Returns the reason if it is to
     /// be rejected.
-    pub fn ahead_of(&self, time: EventTime, greatest: EventTime) -> Option<String> {
+    pub fn check_ahead(&self, time: EventTime, greatest: EventTime) -> Option<String> {
         (time > greatest.plus(self.ahead)).then(|| {
             let ahead = humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs()));
             format!(
@@ -513,13 +525,13 @@ impl<D: Record> Intake<D> {
 
     /// Keeps the place of the record with the greatest event time of a file.
     pub fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
-        self.metrics.notices.note_peak(Peak { time, place: self.place.clone(), offset, line });
+        self.metrics.notices.note_peak(LatestRecord { time, place: self.place.clone(), offset, line });
     }
 
     /// Warns once per source if an event time looks like seconds since 1970.
     pub fn notice_unit(&self, time: EventTime) {
         // Seconds of the years 2001 to 2286; milliseconds of January to April 1970.
-        if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.tell_of_unit() {
+        if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.should_log_unit() {
             let (seconds, place) = (time.millis(), &self.place);
             tracing::warn!(
                 "the event times of {place} look like seconds since 1970 and are taken as milliseconds: the first one, \
@@ -529,7 +541,7 @@ impl<D: Record> Intake<D> {
     }
 
     /// Returns the flow's view of the stream's watermark.
-    pub fn stream(&self) -> &StreamView {
+    pub fn stream(&self) -> &WatermarkView {
         &self.stream
     }
 
@@ -538,51 +550,52 @@ impl<D: Record> Intake<D> {
         self.all_found = true;
     }
 
-    /// Starts to track a partition that was found in `epoch`, from offset `start` on, to `until` if its end is fixed.
-    pub fn find(&mut self, epoch: Epoch, id: u32, start: u64, until: Option<u64>) -> Slot {
+    /// Starts to track a partition that was found in `epoch`, from offset `start` on, to `end_offset` if its end is
+    /// fixed.
+    pub fn track(&mut self, epoch: Epoch, id: u32, start: u64, until: Option<u64>) -> PartitionHandle {
         // Partitions of a stream's first epoch have no activation watermark: nothing can have closed before.
         let first = *self.first_epoch.get_or_insert(epoch);
         let late_comer = epoch > first;
-        self.partitions.push(Partition {
+        self.partitions.push(TrackedPartition {
             id,
             clock: PartitionClock::new(EventTime::MIN, self.disorder),
             next: start,
             found_at: Some(start),
-            fresh_since: late_comer.then_some(epoch),
-            woken: late_comer,
+            unresolved_since: late_comer.then_some(epoch),
+            activated: late_comer,
             idle: false,
             until,
             ended: until.is_some_and(|until| start >= until),
             changed: true,
             check: None,
             values: None,
-            first_mark: None,
+            first_watermark: None,
         });
-        Slot(self.partitions.len() - 1)
+        PartitionHandle(self.partitions.len() - 1)
     }
 
     /// Continues a partition from its position in a snapshot at `epoch`.
-    pub fn resume(&mut self, epoch: Epoch, place: &Resumed) -> Slot {
+    pub fn resume(&mut self, epoch: Epoch, place: &RestoredPartition) -> PartitionHandle {
         self.begin(epoch);
-        let Resumed { bound, floor } = place;
+        let RestoredPartition { progress, activation_watermark } = place;
         let mut clock = PartitionClock::new(EventTime::MIN, self.disorder);
-        clock.raise(bound.watermark);
-        self.partitions.push(Partition {
-            id: bound.partition,
+        clock.raise(progress.watermark);
+        self.partitions.push(TrackedPartition {
+            id: progress.partition,
             clock,
-            next: bound.next,
+            next: progress.next_offset,
             found_at: None,
-            fresh_since: (*floor > bound.watermark).then_some(epoch),
-            woken: false,
-            idle: bound.idle,
-            until: bound.until,
-            ended: bound.ended,
+            unresolved_since: (*activation_watermark > progress.watermark).then_some(epoch),
+            activated: false,
+            idle: progress.idle,
+            until: progress.end_offset,
+            ended: progress.ended,
             changed: false,
-            check: bound.check,
+            check: progress.check,
             values: None,
-            first_mark: (bound.watermark > EventTime::MIN).then_some(bound.watermark),
+            first_watermark: (progress.watermark > EventTime::MIN).then_some(progress.watermark),
         });
-        Slot(self.partitions.len() - 1)
+        PartitionHandle(self.partitions.len() - 1)
     }
 
     /// Marks the stream as begun even if this worker has found no partition: those found later get an activation
@@ -592,17 +605,17 @@ impl<D: Record> Intake<D> {
     }
 
     /// Returns the offset of the next record to take.
-    pub fn next(&self, slot: Slot) -> u64 {
+    pub fn next(&self, slot: PartitionHandle) -> u64 {
         self.partitions[slot.0].next
     }
 
     /// Returns the offset at which the partition ends for this job; `None` if no end is fixed.
-    pub fn until(&self, slot: Slot) -> Option<u64> {
+    pub fn until(&self, slot: PartitionHandle) -> Option<u64> {
         self.partitions[slot.0].until
     }
 
     /// Fixes the partition's end, unless it is fixed already.
-    pub fn limit(&mut self, slot: Slot, until: u64) {
+    pub fn fix_end(&mut self, slot: PartitionHandle, until: u64) {
         let partition = &mut self.partitions[slot.0];
         if partition.until.is_none() {
             partition.until = Some(until);
@@ -612,29 +625,29 @@ impl<D: Record> Intake<D> {
     }
 
     /// Sets the partition's fingerprint, which covers the records taken so far.
-    pub fn remember(&mut self, slot: Slot, check: Check) {
+    pub fn set_fingerprint(&mut self, slot: PartitionHandle, check: ContentCheck) {
         self.partitions[slot.0].check = Some(check);
     }
 
-    /// Makes the journal keep the partition's records by value: see [`Intake::keep_value`].
-    pub fn keep_values(&mut self, slot: Slot) {
+    /// Makes the journal keep the partition's records by value: see [`PartitionTracker::keep_value`].
+    pub fn keep_values(&mut self, slot: PartitionHandle) {
         self.partitions[slot.0].values.get_or_insert_default();
     }
 
     /// Keeps a taken record by value, if the journal keeps this partition's records so.
-    pub fn keep_value(&mut self, slot: Slot, value: impl FnOnce() -> Value) {
+    pub fn keep_value(&mut self, slot: PartitionHandle, value: impl FnOnce() -> JournaledRecord) {
         if let Some(values) = &mut self.partitions[slot.0].values {
             values.push(value());
         }
     }
 
     /// Returns the partition's fingerprint; `None` if there is none.
-    pub fn check(&self, slot: Slot) -> Option<Check> {
+    pub fn fingerprint(&self, slot: PartitionHandle) -> Option<ContentCheck> {
         self.partitions[slot.0].check
     }
 
     /// `true` if the partition has reached its end.
-    pub fn ended(&self, slot: Slot) -> bool {
+    pub fn ended(&self, slot: PartitionHandle) -> bool {
         self.partitions[slot.0].ended
     }
 
@@ -644,29 +657,29 @@ impl<D: Record> Intake<D> {
     }
 
     /// Returns the partition's watermark.
-    pub fn watermark(&self, slot: Slot) -> EventTime {
+    pub fn watermark(&self, slot: PartitionHandle) -> EventTime {
         self.partitions[slot.0].clock.watermark()
     }
 
     /// `true` if the partition's watermark is so far ahead of the stream's that reading must pause.
-    pub fn drifted(&self, slot: Slot) -> bool {
+    pub fn is_paused(&self, slot: PartitionHandle) -> bool {
         let partition = &self.partitions[slot.0];
         let stream = self.stream.watermark();
-        let from = if stream > EventTime::MIN { Some(stream) } else { partition.first_mark };
+        let from = if stream > EventTime::MIN { Some(stream) } else { partition.first_watermark };
         from.is_some_and(|from| partition.clock.watermark() > from.plus(self.drift))
     }
 
     /// Activates the partition if it was idle, because a record of it is taken in `epoch`.
-    fn wake(&mut self, slot: Slot, epoch: Epoch) {
+    fn activate(&mut self, slot: PartitionHandle, epoch: Epoch) {
         let partition = &mut self.partitions[slot.0];
         if partition.idle {
             partition.idle = false;
-            partition.woken = true;
-            partition.fresh_since = Some(epoch);
+            partition.activated = true;
+            partition.unresolved_since = Some(epoch);
         }
     }
 
-    fn passed(&mut self, slot: Slot, next: u64) {
+    fn advance_to(&mut self, slot: PartitionHandle, next: u64) {
         let partition = &mut self.partitions[slot.0];
         debug_assert!(next >= partition.next, "offsets grow");
         partition.next = next;
@@ -681,25 +694,27 @@ impl<D: Record> Intake<D> {
     /// # Errors
     /// Fails if the record is rejected and rejects fail the job.
     #[inline]
-    pub fn accept(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, data: D) -> Result<()> {
+    pub fn accept(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>, data: D) -> Result<()> {
         let time = (self.time_of)(&data);
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
-            return self.reject(epoch, slot, found, &self.why_not(time, found.stamped));
+            return self.reject(epoch, slot, found, &self.invalid_time_reason(time, found.stamped));
         }
-        self.took(found.bytes.len());
+        self.count_taken(found.bytes.len());
         if self.partitions[slot.0].idle {
-            self.wake(slot, epoch);
+            self.activate(slot, epoch);
         }
         let partition = &mut self.partitions[slot.0];
-        let mark = partition.clock.observe(time);
-        let is_first = partition.first_mark.is_none();
+        let watermark = partition.clock.observe(time);
+        let is_first = partition.first_watermark.is_none();
         if is_first {
-            partition.first_mark = Some(partition.clock.watermark());
+            partition.first_watermark = Some(partition.clock.watermark());
         }
-        let fresh = partition.fresh_since.is_some() && Self::still_fresh(partition, mark, &self.stream);
-        let origin = Origin { source: self.index, fresh, raised: false, partition: partition.id, offset: found.offset };
-        self.events.push(Event { time, mark, origin, data });
-        self.passed(slot, found.next);
+        let unresolved =
+            partition.unresolved_since.is_some() && Self::is_unresolved(partition, watermark, &self.stream);
+        let origin =
+            Origin { source: self.index, unresolved, raised: false, partition: partition.id, offset: found.offset };
+        self.events.push(Event { time, watermark, origin, data });
+        self.advance_to(slot, found.next);
         if is_first {
             self.notice_unit(time);
         }
@@ -711,17 +726,17 @@ impl<D: Record> Intake<D> {
     ///
     /// # Errors
     /// Fails if a record is rejected and rejects fail the job.
-    pub fn accept_all(&mut self, epoch: Epoch, slot: Slot, first: u64, records: &[D]) -> Result<()> {
+    pub fn accept_all(&mut self, epoch: Epoch, slot: PartitionHandle, first: u64, records: &[D]) -> Result<()> {
         let mut rest = records;
         let mut offset = first;
         while let Some((record, others)) = rest.split_first() {
             // The first one takes the long way: it may activate the partition, be unresolved, or be rejected.
-            let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
             self.accept(epoch, slot, found, record.clone())?;
             rest = others;
             offset += 1;
             let partition = &mut self.partitions[slot.0];
-            if partition.fresh_since.is_some() || partition.idle {
+            if partition.unresolved_since.is_some() || partition.idle {
                 continue;
             }
             let (mut clock, time_of, id, source) = (partition.clock.clone(), &*self.time_of, partition.id, self.index);
@@ -731,17 +746,17 @@ impl<D: Record> Intake<D> {
                 if !time.is_writable() {
                     return None;
                 }
-                let mark = clock.observe(time);
-                let origin = Origin { source, fresh: false, raised: false, partition: id, offset };
+                let watermark = clock.observe(time);
+                let origin = Origin { source, unresolved: false, raised: false, partition: id, offset };
                 offset += 1;
-                Some(Event { time, mark, origin, data: record.clone() })
+                Some(Event { time, watermark, origin, data: record.clone() })
             });
             self.events.extend(usual);
             let taken = self.events.len() - before;
             partition.clock = clock;
             rest = &rest[taken..];
             self.taken += taken as u64;
-            self.passed(slot, offset);
+            self.advance_to(slot, offset);
         }
         Ok(())
     }
@@ -749,12 +764,12 @@ impl<D: Record> Intake<D> {
     /// `true` if the activation watermark may still decide whether a record is late. It is known once the epoch of the
     /// activation is complete, and is at most the stream's watermark since. From the record on whose own watermark has
     /// reached that, it has no effect.
-    fn still_fresh(partition: &mut Partition, mark: EventTime, stream: &StreamView) -> bool {
-        let known = stream.complete() >= partition.fresh_since;
+    fn is_unresolved(partition: &mut TrackedPartition, mark: EventTime, stream: &WatermarkView) -> bool {
+        let known = stream.complete() >= partition.unresolved_since;
         if known && mark >= stream.watermark() {
-            partition.fresh_since = None;
+            partition.unresolved_since = None;
         }
-        partition.fresh_since.is_some()
+        partition.unresolved_since.is_some()
     }
 
     #[inline]
@@ -762,7 +777,7 @@ impl<D: Record> Intake<D> {
         stamped.is_some_and(|stamped| time > EventTime::from_millis(stamped).plus(self.ahead))
     }
 
-    fn why_not(&self, time: EventTime, stamped: Option<i64>) -> String {
+    fn invalid_time_reason(&self, time: EventTime, stamped: Option<i64>) -> String {
         match stamped {
             _ if !time.is_writable() => {
                 // Microseconds of the year 2001, read as milliseconds, are in the year 33658.
@@ -790,19 +805,19 @@ impl<D: Record> Intake<D> {
     /// Fails with the reason if the event time is impossible.
     pub fn time_of(&self, data: &D) -> std::result::Result<EventTime, String> {
         let time = (self.time_of)(data);
-        if time.is_writable() { Ok(time) } else { Err(self.why_not(time, None)) }
+        if time.is_writable() { Ok(time) } else { Err(self.invalid_time_reason(time, None)) }
     }
 
     /// Takes a record that cannot be used.
     ///
     /// # Errors
     /// Fails if rejects fail the job.
-    pub fn reject(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, reason: &str) -> Result<()> {
+    pub fn reject(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>, reason: &str) -> Result<()> {
         if self.partitions[slot.0].idle {
-            self.wake(slot, epoch);
+            self.activate(slot, epoch);
         }
         let (partition, mark) = (self.partitions[slot.0].id, self.partitions[slot.0].clock.watermark());
-        self.passed(slot, found.next);
+        self.advance_to(slot, found.next);
         self.reject_at(partition, mark, found, reason)
     }
 
@@ -810,9 +825,15 @@ impl<D: Record> Intake<D> {
     ///
     /// # Errors
     /// Fails if rejects fail the job.
-    pub fn reject_at(&mut self, partition: u32, mark: EventTime, found: Found<'_>, reason: &str) -> Result<()> {
-        self.took(found.bytes.len());
-        let reason = &*shortened(reason, REASON);
+    pub fn reject_at(
+        &mut self,
+        partition: u32,
+        watermark: EventTime,
+        found: RawRecord<'_>,
+        reason: &str,
+    ) -> Result<()> {
+        self.count_taken(found.bytes.len());
+        let reason = &*shortened(reason, MAX_REASON);
         let (encoding, record) = match std::str::from_utf8(found.bytes) {
             Ok(text) => ("text", text.to_owned()),
             Err(_) => ("hex", found.bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
@@ -833,26 +854,26 @@ impl<D: Record> Intake<D> {
             let error = Error::new("a record was rejected").at(place).because(reason);
             return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
-        if self.metrics.notices.tell_of_reject() {
+        if self.metrics.notices.should_log_reject() {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
             tracing::warn!(
                 "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
             );
         }
-        let origin = Origin { source: self.index, fresh: false, raised: false, partition, offset: found.offset };
-        self.rejects.push(Event { time: EventTime::MIN, mark, origin, data: rejected });
+        let origin = Origin { source: self.index, unresolved: false, raised: false, partition, offset: found.offset };
+        self.rejects.push(Event { time: EventTime::MIN, watermark, origin, data: rejected });
         self.metrics.rejected.add(1);
         Ok(())
     }
 
     #[inline]
-    fn took(&mut self, bytes: usize) {
+    fn count_taken(&mut self, bytes: usize) {
         self.held += bytes;
         self.taken += 1;
     }
 
-    /// Counts records of a reader that makes its events itself, without [`Intake::accept`].
+    /// Counts records of a reader that makes its events itself, without [`PartitionTracker::accept`].
     pub fn count_read(&mut self, records: u64, bytes: u64) {
         self.held += bytes as usize;
         self.taken += records;
@@ -860,70 +881,70 @@ impl<D: Record> Intake<D> {
 
     /// Returns the origin of a record of this source whose partition has no activation watermark.
     pub fn origin(&self, partition: u32, offset: u64) -> Origin {
-        Origin { source: self.index, fresh: false, raised: false, partition, offset }
+        Origin { source: self.index, unresolved: false, raised: false, partition, offset }
     }
 
     /// Skips offsets that hold no record: transaction markers, compacted records.
-    pub fn skip_to(&mut self, slot: Slot, next: u64) {
+    pub fn skip_to(&mut self, slot: PartitionHandle, next: u64) {
         if next > self.partitions[slot.0].next {
-            self.passed(slot, next);
+            self.advance_to(slot, next);
         }
     }
 
     /// Marks the partition as ended for this job, at whatever offset.
-    pub fn end(&mut self, slot: Slot) {
+    pub fn mark_ended(&mut self, slot: PartitionHandle) {
         let partition = &mut self.partitions[slot.0];
         partition.changed |= !partition.ended;
         partition.ended = true;
     }
 
     /// Marks the partition as idle: it no longer holds the watermark back, until its next record.
-    pub fn set_idle(&mut self, slot: Slot) {
+    pub fn set_idle(&mut self, slot: PartitionHandle) {
         let partition = &mut self.partitions[slot.0];
         partition.changed |= !partition.idle;
         partition.idle = true;
     }
 
     /// Raises the partition's watermark and next offset to what other workers have read of it.
-    pub fn raise(&mut self, slot: Slot, watermark: EventTime, next: u64) {
+    pub fn raise(&mut self, slot: PartitionHandle, watermark: EventTime, next: u64) {
         self.partitions[slot.0].clock.raise(watermark);
         if next > self.partitions[slot.0].next {
-            self.passed(slot, next);
+            self.advance_to(slot, next);
         }
     }
 
     /// Closes an epoch: returns the progress of the partitions that changed, and the worker's contribution to the
     /// watermark.
-    pub fn bind(&mut self, epoch: Epoch) -> Binding {
+    pub fn close_epoch(&mut self, epoch: Epoch) -> EpochInput {
         self.begin(epoch);
-        let mut binding = Binding::default();
+        let mut binding = EpochInput::default();
         for partition in &mut self.partitions {
-            if std::mem::take(&mut partition.woken) {
+            if std::mem::take(&mut partition.activated) {
                 let source = u32::from(self.index);
-                binding.mark.woken.push(PartitionId { source, partition: partition.id });
+                binding.watermark.activated.push(PartitionId { source, partition: partition.id });
             }
             if !partition.idle && !partition.ended {
                 let watermark = partition.clock.watermark();
-                binding.mark.least = Some(binding.mark.least.map_or(watermark, |least| least.min(watermark)));
+                binding.watermark.least = Some(binding.watermark.least.map_or(watermark, |least| least.min(watermark)));
             }
             if std::mem::take(&mut partition.changed) {
-                binding.bounds.push(Bound {
+                binding.partitions.push(PartitionProgress {
                     source: self.name.clone(),
                     partition: partition.id,
-                    found_at: partition.found_at.take(),
-                    next: partition.next,
+                    start_offset: partition.found_at.take(),
+                    next_offset: partition.next,
                     watermark: partition.clock.watermark(),
                     idle: partition.idle,
-                    until: partition.until,
+                    end_offset: partition.until,
                     ended: partition.ended,
                     check: partition.check,
                     values: partition.values.as_mut().map(std::mem::take),
                 });
             }
         }
-        binding.mark.ended = self.exhausted();
-        if binding.mark.least.is_none() {
-            binding.mark.greatest = self.partitions.iter().map(|partition| partition.clock.watermark()).max();
+        binding.watermark.ended = self.exhausted();
+        if binding.watermark.least.is_none() {
+            binding.watermark.greatest = self.partitions.iter().map(|partition| partition.clock.watermark()).max();
         }
         binding
     }
@@ -938,27 +959,27 @@ impl<D: Record> Intake<D> {
             end: partition.until,
             idle: partition.idle,
             ended: partition.ended,
-            rests: self.drifted(Slot(at)),
+            rests: self.is_paused(PartitionHandle(at)),
             ..PartitionStatus::default()
         })
     }
 
     /// Sets a partition's flags to those that a replayed epoch of the journal had at its end.
-    pub fn repeat(&mut self, slot: Slot, bound: &Bound) {
+    pub fn replay_flags(&mut self, slot: PartitionHandle, bound: &PartitionProgress) {
         let partition = &mut self.partitions[slot.0];
         partition.idle = bound.idle;
         partition.ended = bound.ended;
-        partition.until = bound.until;
+        partition.until = bound.end_offset;
         partition.check = bound.check;
         partition.changed = true;
-        if bound.next > partition.next {
-            partition.next = bound.next;
+        if bound.next_offset > partition.next {
+            partition.next = bound.next_offset;
         }
     }
 
     /// Ends a poll: returns an estimate of the memory that its records hold, and the events and rejects for the caller
     /// to drain. Raises the shared counters.
-    pub fn hand_over(&mut self) -> (usize, &mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
+    pub fn finish_poll(&mut self) -> (usize, &mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
         let bytes = std::mem::take(&mut self.held);
         self.metrics.read.add(std::mem::take(&mut self.taken));
         self.metrics.bytes.add(bytes as u64);

@@ -8,23 +8,23 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::file::dispenser::Within;
-use crate::source::file::{self, Format, Untimed};
+use crate::source::file::chunks::ScanState;
+use crate::source::file::{self, RecordFormat, Untimed};
 
-/// An NDJSON file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
-pub type Input<T = Untimed> = file::Input<Ndjson, T>;
+/// An NDJSON file to read records from: `Source::new(path).event_time(|t: &T| t.at_ms)`.
+pub type Source<T = Untimed> = file::FileSource<Ndjson, T>;
 
 /// The format of NDJSON files.
 #[derive(Debug)]
 pub enum Ndjson {}
 
-impl Format for Ndjson {
+impl RecordFormat for Ndjson {
     const NAME: &'static str = "ndjson file";
 
     type Layout = ();
     type Scratch = ();
 
-    fn lay_out<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<((), usize)>> {
+    fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<((), usize)>> {
         let mark = file::BYTE_ORDER_MARK;
         if bytes.len() < mark.len() && mark.starts_with(bytes) && !whole {
             return Ok(None);
@@ -32,11 +32,11 @@ impl Format for Ndjson {
         Ok(Some(((), if bytes.starts_with(mark) { mark.len() } else { 0 })))
     }
 
-    fn last_end(bytes: &[u8]) -> Option<usize> {
+    fn last_record_end(bytes: &[u8]) -> Option<usize> {
         memchr::memrchr(b'\n', bytes).map(|at| at + 1)
     }
 
-    fn end_of(_within: &mut Within, bytes: &[u8]) -> Option<usize> {
+    fn record_end(_within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
         memchr::memchr(b'\n', bytes).map(|at| at + 1)
     }
 

@@ -13,7 +13,7 @@ use crate::time::Epoch;
 
 /// The current status of a process, written by its workers and sinks.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct StatusBoard {
     process: usize,
     first_worker: usize,
     begun: Instant,
@@ -34,20 +34,20 @@ struct WorkerCell {
     turned: AtomicU64,
     /// The step that it is executing, counted from 1; 0 for none.
     step: AtomicUsize,
-    now: Mutex<Option<WorkerNow>>,
-    partitions: Mutex<BTreeMap<(String, u32), Moved>>,
+    now: Mutex<Option<WorkerReport>>,
+    partitions: Mutex<BTreeMap<(String, u32), ReachedOffset>>,
 }
 
 /// The offset of a partition, and the time at which it was reached.
 #[derive(Clone, Copy, Debug)]
-struct Moved {
+struct ReachedOffset {
     next: u64,
     since: Instant,
 }
 
 /// A worker's own part of its status.
 #[derive(Clone, Debug)]
-pub(crate) struct WorkerNow {
+pub(crate) struct WorkerReport {
     pub(crate) repeats: bool,
     pub(crate) shown: Option<Epoch>,
     pub(crate) front: Option<(Epoch, Stage)>,
@@ -75,9 +75,9 @@ impl SinkCell {
 }
 
 /// Guard that marks a worker as executing a step until it is dropped.
-pub(crate) struct Doing<'a>(&'a AtomicUsize);
+pub(crate) struct StepGuard<'a>(&'a AtomicUsize);
 
-impl Drop for Doing<'_> {
+impl Drop for StepGuard<'_> {
     fn drop(&mut self) {
         // The step in which a worker has panicked is kept for the report.
         if !std::thread::panicking() {
@@ -86,10 +86,10 @@ impl Drop for Doing<'_> {
     }
 }
 
-impl Board {
+impl StatusBoard {
     /// Creates a board for the `threads` workers of a process.
     pub(crate) fn new(process: usize, threads: usize) -> Self {
-        Board {
+        StatusBoard {
             process,
             first_worker: process * threads,
             begun: Instant::now(),
@@ -123,15 +123,15 @@ impl Board {
     }
 
     /// Stores a worker's status.
-    pub(crate) fn put(&self, worker: usize, now: WorkerNow) {
+    pub(crate) fn put(&self, worker: usize, now: WorkerReport) {
         let Some(cell) = self.cell(worker) else { return };
         let at = Instant::now();
         let mut known = locked(&cell.partitions);
         for partition in &now.partitions {
             let moved = known.entry((partition.source.clone(), partition.partition));
-            let moved = moved.or_insert(Moved { next: partition.next, since: at });
+            let moved = moved.or_insert(ReachedOffset { next: partition.next, since: at });
             if moved.next != partition.next {
-                *moved = Moved { next: partition.next, since: at };
+                *moved = ReachedOffset { next: partition.next, since: at };
             }
         }
         drop(known);
@@ -143,7 +143,7 @@ impl Board {
         self.workers.iter().all(|worker| locked(&worker.now).is_some())
     }
 
-    /// Returns the number of a step's name, for [`Board::enter`].
+    /// Returns the number of a step's name, for [`StatusBoard::enter`].
     pub(crate) fn number(&self, step: &str) -> usize {
         let mut steps = locked(&self.steps);
         let known = steps.iter().position(|known| known == step);
@@ -154,14 +154,14 @@ impl Board {
     }
 
     /// Marks a worker as executing a step until the guard is dropped.
-    pub(crate) fn enter(&self, worker: usize, step: usize) -> Option<Doing<'_>> {
+    pub(crate) fn enter(&self, worker: usize, step: usize) -> Option<StepGuard<'_>> {
         let cell = self.cell(worker)?;
         cell.step.store(step, Ordering::Relaxed);
-        Some(Doing(&cell.step))
+        Some(StepGuard(&cell.step))
     }
 
     /// Describes a worker with the step that it is executing, if any, as in "`worker 2` in step `totals`".
-    pub(crate) fn place_of(&self, worker: usize) -> String {
+    pub(crate) fn describe_worker(&self, worker: usize) -> String {
         let step = self.cell(worker).and_then(|cell| cell.step.load(Ordering::Relaxed).checked_sub(1));
         match step.and_then(|step| locked(&self.steps).get(step).cloned()) {
             Some(step) => format!("`worker {worker}` in step `{step}`"),
@@ -258,8 +258,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn now(next: u64) -> WorkerNow {
-        WorkerNow {
+    fn now(next: u64) -> WorkerReport {
+        WorkerReport {
             repeats: false,
             shown: Some(Epoch(4)),
             front: Some((Epoch(6), Stage::Syncing)),
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_with_the_time_since() {
-        let board = Board::new(1, 2);
+        let board = StatusBoard::new(1, 2);
         assert_eq!(board.status().workers[1].worker, 3);
         board.put(3, now(7));
         std::thread::sleep(Duration::from_millis(30));

@@ -8,7 +8,8 @@
 //! snapshot that is not on disk; a step whose watermark has not reached the window's end.
 //!
 //! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
-//! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by itself.
+//! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW_MS`] is a cause by
+//! itself.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,14 +21,14 @@ use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
 /// Milliseconds without a sign of life after which a process or a worker is the cause of everything.
-const SILENT: u64 = 2_000;
-/// Milliseconds of silence after which a connection is a cause; longer than [`SILENT`], so that a silent process is
+const SILENT_MS: u64 = 2_000;
+/// Milliseconds of silence after which a connection is a cause; longer than [`SILENT_MS`], so that a silent process is
 /// reported instead of its connections.
-const CUT_OFF: u64 = 3_000;
+const CUT_OFF_MS: u64 = 3_000;
 /// Milliseconds after which an epoch, a sink or a snapshot counts as a cause.
-const SLOW: u64 = 2_000;
+const SLOW_MS: u64 = 2_000;
 /// Maximum number of partitions listed one by one.
-const TOLD: usize = 5;
+const MAX_LISTED: usize = 5;
 
 /// The causes that hold back a window, or the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,14 +38,14 @@ pub struct Why {
     /// A summary in one line.
     pub summary: String,
     /// The causes, the first one first; empty if nothing holds it back.
-    pub holds: Vec<Hold>,
+    pub holds: Vec<Blocker>,
 }
 
 /// One cause that holds something back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
+pub struct Blocker {
     /// The kind of the cause.
-    pub cause: Cause,
+    pub cause: BlockerKind,
     /// The name of the process, partition, sink and so on: `process 2`, `partition 3 of transactions`, `sink totals`.
     pub name: String,
     /// Milliseconds since it began to hold back, if known.
@@ -58,7 +59,7 @@ pub struct Hold {
 /// The kinds of causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Cause {
+pub enum BlockerKind {
     /// A process sends no heartbeats.
     Process,
     /// Two running processes do not hear each other.
@@ -79,7 +80,7 @@ pub enum Cause {
     Snapshot,
 }
 
-impl fmt::Display for Hold {
+impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.says)?;
         if let Some(since) = self.since_ms {
@@ -142,7 +143,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
 }
 
 /// Returns the summary, with the number of records that were late only because their partitions had been idle.
-fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
+fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Blocker]) -> String {
     let mut summary = held(status, window_end, holds);
     for step in status.steps.iter().filter(|step| step.late_after_idle > 0) {
         summary += &format!("; step {}: {}", step.name, after_idle(step.late_after_idle));
@@ -150,7 +151,7 @@ fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) ->
     summary
 }
 
-fn held(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
+fn held(status: &JobStatus, window_end: Option<EventTime>, holds: &[Blocker]) -> String {
     let watermark = status.streams.iter().map(|stream| stream.watermark).min().unwrap_or(EventTime::MIN);
     match (window_end, holds.first()) {
         (Some(end), Some(first)) => {
@@ -176,10 +177,10 @@ fn workers(status: &JobStatus) -> impl Iterator<Item = (&ProcessStatus, &WorkerS
 }
 
 /// Finds processes that send no heartbeats.
-fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
-    let silent = status.processes.iter().filter(|process| process.silent_ms >= SILENT);
-    silent.map(|process| Hold {
-        cause: Cause::Process,
+fn silent(status: &JobStatus) -> impl Iterator<Item = Blocker> + '_ {
+    let silent = status.processes.iter().filter(|process| process.silent_ms >= SILENT_MS);
+    silent.map(|process| Blocker {
+        cause: BlockerKind::Process,
         name: format!("process {}", process.process),
         since_ms: Some(process.silent_ms).filter(|since| *since < u64::MAX),
         says: String::from("gives no sign of life"),
@@ -192,14 +193,15 @@ fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
 
 /// Finds silent connections of the dataflow between running processes: each is reported once, in its more silent
 /// direction.
-fn cut_off(status: &JobStatus) -> Vec<Hold> {
-    let is_silent =
-        |number: usize| status.processes.iter().any(|process| process.process == number && process.silent_ms >= SILENT);
+fn cut_off(status: &JobStatus) -> Vec<Blocker> {
+    let is_silent = |number: usize| {
+        status.processes.iter().any(|process| process.process == number && process.silent_ms >= SILENT_MS)
+    };
     let mut cut: Vec<(usize, usize, u64)> = Vec::new();
-    for process in status.processes.iter().filter(|process| process.silent_ms < SILENT) {
+    for process in status.processes.iter().filter(|process| process.silent_ms < SILENT_MS) {
         for connection in &process.connections {
             let (from, to) = (connection.process, process.process);
-            if connection.silent_ms < CUT_OFF || is_silent(from) {
+            if connection.silent_ms < CUT_OFF_MS || is_silent(from) {
                 continue;
             }
             match cut.iter_mut().find(|(one, other, _)| (*one, *other) == (to, from)) {
@@ -209,8 +211,8 @@ fn cut_off(status: &JobStatus) -> Vec<Hold> {
             }
         }
     }
-    let holds = cut.into_iter().map(|(from, to, silent_ms)| Hold {
-        cause: Cause::Connection,
+    let holds = cut.into_iter().map(|(from, to, silent_ms)| Blocker {
+        cause: BlockerKind::Connection,
         name: format!("the connection of processes {} and {}", from.min(to), from.max(to)),
         since_ms: Some(silent_ms),
         says: format!("brings nothing from process {from} to process {to}"),
@@ -223,8 +225,9 @@ fn cut_off(status: &JobStatus) -> Vec<Hold> {
 }
 
 /// Finds workers, in running processes, whose loop makes no progress.
-fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
-    let stuck = workers(status).filter(|(process, worker)| process.silent_ms < SILENT && worker.turned_ms >= SILENT);
+fn stuck(status: &JobStatus) -> impl Iterator<Item = Blocker> + '_ {
+    let stuck =
+        workers(status).filter(|(process, worker)| process.silent_ms < SILENT_MS && worker.turned_ms >= SILENT_MS);
     stuck.map(|(process, worker)| {
         let (says, help) = match &worker.step {
             Some(step) => (
@@ -237,8 +240,8 @@ fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
                 "code of the query takes long or waits for something: a worker must not",
             ),
         };
-        Hold {
-            cause: Cause::Worker,
+        Blocker {
+            cause: BlockerKind::Worker,
             name: format!("worker {} of process {}", worker.worker, process.process),
             since_ms: Some(worker.turned_ms),
             says,
@@ -251,11 +254,11 @@ fn repeats(status: &JobStatus) -> bool {
     workers(status).any(|(_, worker)| worker.repeats)
 }
 
-fn replay(status: &JobStatus) -> Hold {
+fn replay(status: &JobStatus) -> Blocker {
     let repeating: Vec<_> = workers(status).filter(|(_, worker)| worker.repeats).collect();
     let names: Vec<_> = repeating.iter().map(|(_, worker)| worker.worker.to_string()).collect();
-    Hold {
-        cause: Cause::Worker,
+    Blocker {
+        cause: BlockerKind::Worker,
         name: format!("worker {}", names.join(", ")),
         since_ms: None,
         says: String::from("is still replaying the journal of the previous incarnation"),
@@ -267,7 +270,7 @@ fn replay(status: &JobStatus) -> Hold {
 
 /// Finds the partitions that keep the watermark from a window's end; without one, those that hold it back and make no
 /// progress.
-fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
+fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Blocker> {
     let mut holds = Vec::new();
     for stream in &status.streams {
         let source = &stream.source;
@@ -289,12 +292,12 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
             Some(end) => behind.retain(|partition| partition.watermark < end),
             None => {
                 let least = behind.iter().map(|partition| partition.watermark).min();
-                behind.retain(|partition| Some(partition.watermark) == least && partition.moved_ms >= SLOW);
+                behind.retain(|partition| Some(partition.watermark) == least && partition.moved_ms >= SLOW_MS);
             }
         }
         behind.sort_by_key(|partition| (partition.watermark, partition.partition));
-        let more = behind.len().saturating_sub(TOLD);
-        holds.extend(behind.into_iter().take(TOLD).map(|partition| of_partition(status, partition, window_end)));
+        let more = behind.len().saturating_sub(MAX_LISTED);
+        holds.extend(behind.into_iter().take(MAX_LISTED).map(|partition| of_partition(status, partition, window_end)));
         if let (1.., Some(last)) = (more, holds.last_mut()) {
             last.help += &format!(" (and {more} more partitions)");
         }
@@ -308,8 +311,8 @@ fn without_holders(
     all: &[&PartitionStatus],
     window_end: Option<EventTime>,
     status: &JobStatus,
-) -> Option<Hold> {
-    if status.processes.iter().any(|process| process.silent_ms >= SILENT) {
+) -> Option<Blocker> {
+    if status.processes.iter().any(|process| process.silent_ms >= SILENT_MS) {
         return None; // Its partitions are not known.
     }
     let until = window_end.map_or(String::from("later"), |end| format!("at or after {end}, and the disorder past it"));
@@ -331,7 +334,7 @@ fn without_holders(
         )
     };
     let since_ms = idle.iter().map(|partition| partition.moved_ms).min();
-    Some(Hold { cause: Cause::Source, name: format!("source {source}"), since_ms, says, help })
+    Some(Blocker { cause: BlockerKind::Source, name: format!("source {source}"), since_ms, says, help })
 }
 
 /// Formats the amount of a partition that is still to be read.
@@ -343,7 +346,7 @@ fn left(partition: &PartitionStatus, lag: u64) -> String {
     }
 }
 
-fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Option<EventTime>) -> Hold {
+fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Option<EventTime>) -> Blocker {
     let at = match partition.watermark {
         EventTime::MIN => String::from("has given no record yet, so it has no watermark"),
         watermark => format!("holds the watermark at {watermark}"),
@@ -374,8 +377,8 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
             ),
         ),
     };
-    Hold {
-        cause: Cause::Partition,
+    Blocker {
+        cause: BlockerKind::Partition,
         name: match partition.in_bytes {
             true => format!("the file of {}", partition.source),
             false => format!("partition {} of {}", partition.partition, partition.source),
@@ -395,32 +398,32 @@ fn reads_too_slowly(status: &JobStatus, partition: &PartitionStatus) -> bool {
 }
 
 /// Finds what keeps the oldest epoch from being published.
-fn frontier(status: &JobStatus) -> Vec<Hold> {
+fn frontier(status: &JobStatus) -> Vec<Blocker> {
     let mut holds = Vec::new();
-    let fronts = workers(status).filter(|(process, _)| process.silent_ms < SILENT);
+    let fronts = workers(status).filter(|(process, _)| process.silent_ms < SILENT_MS);
     let fronts: Vec<_> =
         fronts.filter_map(|(process, worker)| worker.front.map(|front| (process, worker, front))).collect();
     for (process, worker, front) in &fronts {
-        if front.since_ms < SLOW || worker.turned_ms >= SILENT {
+        if front.since_ms < SLOW_MS || worker.turned_ms >= SILENT_MS {
             continue;
         }
         let (cause, says, help) = match front.stage {
             Stage::Reading | Stage::Flowing => continue,
             Stage::Binding => (
-                Cause::Worker,
+                BlockerKind::Worker,
                 format!("has not committed epoch {}", front.epoch),
                 "records of it are still being read on other threads; large files are read in pieces: wait",
             ),
             Stage::Syncing => (
-                Cause::Sync,
+                BlockerKind::Sync,
                 format!("has epoch {} in the journal, which is not synced", front.epoch),
                 "the disk of the state is slow or full: look at it (iostat, df)",
             ),
         };
-        holds.push(Hold {
+        holds.push(Blocker {
             cause,
             name: match cause {
-                Cause::Sync => format!("the journal of process {} (worker {})", process.process, worker.worker),
+                BlockerKind::Sync => format!("the journal of process {} (worker {})", process.process, worker.worker),
                 _ => format!("worker {} of process {}", worker.worker, process.process),
             },
             since_ms: Some(front.since_ms),
@@ -429,12 +432,13 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
         });
     }
     let flowing = fronts.iter().map(|(.., front)| front).filter(|front| front.stage == Stage::Flowing);
-    let slow: Option<Epoch> = flowing.filter(|front| front.since_ms >= SLOW).map(|front| front.epoch).min();
+    let slow: Option<Epoch> = flowing.filter(|front| front.since_ms >= SLOW_MS).map(|front| front.epoch).min();
     let sinks = status.processes.iter().flat_map(|process| &process.sinks);
-    let waiting = sinks.filter(|sink| sink.since_ms >= SLOW).filter_map(|sink| sink.waiting.map(|epoch| (sink, epoch)));
+    let waiting =
+        sinks.filter(|sink| sink.since_ms >= SLOW_MS).filter_map(|sink| sink.waiting.map(|epoch| (sink, epoch)));
     let before = holds.len();
-    holds.extend(waiting.map(|(sink, epoch)| Hold {
-        cause: Cause::Sink,
+    holds.extend(waiting.map(|(sink, epoch)| Blocker {
+        cause: BlockerKind::Sink,
         name: format!("sink {}", sink.name),
         since_ms: Some(sink.since_ms),
         says: format!("has not shown epoch {epoch}"),
@@ -446,8 +450,8 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
             Some((worker, step)) => (format!("step {step} on worker {worker}"), "has"),
             None => (String::from("the steps"), "have"),
         };
-        holds.push(Hold {
-            cause: Cause::Step,
+        holds.push(Blocker {
+            cause: BlockerKind::Step,
             name,
             since_ms: None,
             says: format!("{has} not finished epoch {epoch}"),
@@ -458,7 +462,7 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
 }
 
 /// Finds steps whose windows wait although their sources have reached the end.
-fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
+fn steps(status: &JobStatus, end: EventTime) -> Vec<Blocker> {
     let late = status.steps.iter().filter_map(|step| {
         let lateness = Span::from(Duration::from_millis(step.lateness_ms));
         let needed = end.plus(lateness);
@@ -476,15 +480,21 @@ fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
                 "it follows in the next epochs; behind a step that allows lateness the watermark is less by that",
             )
         };
-        Some(Hold { cause: Cause::Step, name: format!("step {}", step.name), since_ms: None, says, help: help.into() })
+        Some(Blocker {
+            cause: BlockerKind::Step,
+            name: format!("step {}", step.name),
+            since_ms: None,
+            says,
+            help: help.into(),
+        })
     });
     late.collect()
 }
 
 /// Returns the announced snapshot, if it is not on disk in time.
-fn snapshot(status: &JobStatus) -> Option<Hold> {
+fn snapshot(status: &JobStatus) -> Option<Blocker> {
     let snapshot = status.processes.first()?.snapshot?;
-    if snapshot.committed >= snapshot.announced || snapshot.announced_ms < SLOW {
+    if snapshot.committed >= snapshot.announced || snapshot.announced_ms < SLOW_MS {
         return None;
     }
     let reached = workers(status).all(|(_, worker)| worker.front.is_none_or(|front| front.epoch > snapshot.announced));
@@ -493,8 +503,8 @@ fn snapshot(status: &JobStatus) -> Option<Hold> {
     } else {
         ("waits for its epoch to be published", "see what holds the epochs before it")
     };
-    Some(Hold {
-        cause: Cause::Snapshot,
+    Some(Blocker {
+        cause: BlockerKind::Snapshot,
         name: format!("the snapshot of epoch {}", snapshot.announced),
         since_ms: Some(snapshot.announced_ms),
         says: says.into(),

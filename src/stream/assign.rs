@@ -2,8 +2,8 @@
 //! whether a record is late, finds its pane or position, extracts what the step needs, and sends that to the worker
 //! of the key.
 //!
-//! * A [`Judge`] defines *late* for the step, and the routing of records: [`BySlot`] for windows that are fixed on
-//!   the line of event time, [`ByTime`] for steps that are driven by the records' own times.
+//! * A [`RecordRouter`] defines *late* for the step, and the routing of records: [`PaneRouter`] for windows that are
+//!   fixed on the line of event time, [`TimeRouter`] for steps that are driven by the records' own times.
 //! * Lateness is decided by the greater of the watermark of the record's own partition just before it and the
 //!   partition's activation watermark. Records of a partition whose activation watermark is unresolved wait here
 //!   until their epoch is complete. Records that are late only by the activation watermark are counted separately.
@@ -23,88 +23,88 @@ use timely::dataflow::operators::{Capability, CapabilityTrait};
 
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
-use crate::stream::slot::{Found, Slot, Windows};
-use crate::stream::window::KeysOf;
-use crate::stream::{Pool, Stream, Wanted, route};
+use crate::stream::panes::{LocatedPane, Pane, WindowAssigner};
+use crate::stream::window::KeyExtractor;
+use crate::stream::{ConsumerFlag, ContainerPool, Stream, route};
 use crate::time::watermark::PartitionId;
 use crate::time::{EventTime, Span};
 
 /// A record in transit to the worker of its key: key, routing, and the part of the record that the step needs.
-pub(crate) type Routed<K, T, P> = (K, T, P);
+pub(crate) type RoutedRecord<K, T, P> = (K, T, P);
 /// A batch of records for one worker, preceded by the worker's number. Batches cross threads as they are, without a
 /// copy of each record.
-pub(crate) type Parcel<K, T, P> = (u64, Vec<Routed<K, T, P>>);
+pub(crate) type RecordBatch<K, T, P> = (u64, Vec<RoutedRecord<K, T, P>>);
 
 /// The position of a record, which breaks ties of event time: source, partition, offset.
-pub(crate) type At = (u16, u32, u64);
+pub(crate) type SourcePosition = (u16, u32, u64);
 
 /// Routes records, and decides which are late.
-pub(crate) trait Judge<D>: 'static {
+pub(crate) trait RecordRouter<D>: 'static {
     /// The pane or position that a record is routed to.
-    type Place: Record + Copy;
+    type Routing: Record + Copy;
 
     /// Returns the routing of a record; `None` if the record is late. `mark` is the watermark that decides lateness.
-    fn place(&mut self, event: &Event<D>, mark: EventTime) -> Option<Self::Place>;
+    fn route_record(&mut self, event: &Event<D>, mark: EventTime) -> Option<Self::Routing>;
 }
 
 /// Routes records to panes. A record is late when even the last window of its pane has closed.
-pub(crate) struct BySlot<T> {
-    windows: Windows,
+pub(crate) struct PaneRouter<T> {
+    windows: WindowAssigner,
     lateness: Span,
     /// The pane that was found last; most records belong to it too.
-    last: Found,
+    last: LocatedPane,
     slots: std::marker::PhantomData<T>,
 }
 
-impl<T> BySlot<T> {
-    pub(crate) fn new(windows: Windows, lateness: Span) -> Self {
-        BySlot { windows, lateness, last: Found::NOTHING, slots: std::marker::PhantomData }
+impl<T> PaneRouter<T> {
+    pub(crate) fn new(windows: WindowAssigner, lateness: Span) -> Self {
+        PaneRouter { windows, lateness, last: LocatedPane::EMPTY, slots: std::marker::PhantomData }
     }
 }
 
-impl<D, T: Slot> Judge<D> for BySlot<T> {
-    type Place = T;
+impl<D, T: Pane> RecordRouter<D> for PaneRouter<T> {
+    type Routing = T;
 
     #[inline]
-    fn place(&mut self, event: &Event<D>, mark: EventTime) -> Option<T> {
+    fn route_record(&mut self, event: &Event<D>, mark: EventTime) -> Option<T> {
         if event.time < self.last.times.start || event.time >= self.last.times.end {
             self.last = self.windows.find(event.time);
         }
-        let Found { first, last, .. } = self.last;
+        let LocatedPane { first, last, .. } = self.last;
         let over = mark.minus(self.lateness);
         if last <= over {
             return None;
         }
-        let first = if T::RANGES && first <= over { self.windows.end_after(over) } else { first };
+        let first = if T::IN_SEVERAL_WINDOWS && first <= over { self.windows.end_after(over) } else { first };
         Some(T::new(first, last))
     }
 }
 
 /// The event time of a record, and its position, which breaks ties.
-pub(crate) type Stamp = (EventTime, At);
+pub(crate) type EventStamp = (EventTime, SourcePosition);
 
 /// Routes records by event time. A record is late when its time is below the watermark by more than the allowed
 /// lateness.
-pub(crate) struct ByTime(pub(crate) Span);
+pub(crate) struct TimeRouter(pub(crate) Span);
 
-impl<D> Judge<D> for ByTime {
-    type Place = Stamp;
+impl<D> RecordRouter<D> for TimeRouter {
+    type Routing = EventStamp;
 
     #[inline]
-    fn place(&mut self, event: &Event<D>, mark: EventTime) -> Option<Stamp> {
-        (event.time >= mark.minus(self.0)).then(|| (event.time, event.origin.place()))
+    fn route_record(&mut self, event: &Event<D>, mark: EventTime) -> Option<EventStamp> {
+        (event.time >= mark.minus(self.0)).then(|| (event.time, event.origin.tie_breaker()))
     }
 }
 
 /// The configuration of [`assign`] for a step.
-pub(crate) struct Assign<K, D, P, J: Judge<D>> {
-    pub(crate) keys: KeysOf<K, D>,
-    pub(crate) judge: J,
+pub(crate) struct AssignConfig<K, D, P, J: RecordRouter<D>> {
+    pub(crate) keys: KeyExtractor<K, D>,
+    pub(crate) router: J,
     /// Extracts the part of a record that the step needs.
     pub(crate) part: P,
-    pub(crate) wants_late: Wanted,
+    pub(crate) late_subscribed: ConsumerFlag,
     pub(crate) metrics: Arc<StepMetrics>,
-    pub(crate) forget_floor: bool,
+    pub(crate) ignore_activation_watermark: bool,
     /// Records at or before this epoch are in the snapshot that the job resumed from; `None` without one.
     pub(crate) gate: Option<u64>,
     /// The number of workers that records are sent to.
@@ -112,7 +112,7 @@ pub(crate) struct Assign<K, D, P, J: Judge<D>> {
 }
 
 /// Records of an epoch whose partitions' activation watermarks are unresolved.
-struct Held<D> {
+struct UnresolvedRecords<D> {
     events: Vec<Event<D>>,
     records: Capability<u64>,
     late: Capability<u64>,
@@ -122,13 +122,13 @@ type ByPartition<V> = HashMap<PartitionId, V, foldhash::fast::FixedState>;
 
 /// The activation watermarks of a stream's partitions that are known so far.
 #[derive(Default)]
-struct Floors {
+struct ActivationWatermarks {
     now: ByPartition<EventTime>,
     /// Activation watermarks that take effect at a later epoch.
     coming: BTreeMap<u64, Vec<(PartitionId, EventTime)>>,
 }
 
-impl Floors {
+impl ActivationWatermarks {
     fn through(&mut self, epoch: u64) -> &ByPartition<EventTime> {
         while let Some(entry) = self.coming.first_entry().filter(|entry| *entry.key() <= epoch) {
             self.now.extend(entry.remove());
@@ -138,17 +138,17 @@ impl Floors {
 }
 
 /// The streams of records for the workers of their keys, and of late records.
-pub(crate) type Assigned<'f, K, D, T, P> =
-    (TimelyStream<'f, u64, Vec<Parcel<K, T, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
+pub(crate) type AssignedStreams<'f, K, D, T, P> =
+    (TimelyStream<'f, u64, Vec<RecordBatch<K, T, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
 
 /// Routes each record, and separates late records from those that are on time. `pool` returns the containers that
 /// this worker's second operator has emptied, whichever worker filled them.
-pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
+pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
     stream: Stream<'f, D>,
     name: &str,
-    step: Assign<K, D, impl Fn(&Event<D>) -> P + 'static, J>,
-    pool: Pool<Routed<K, J::Place, P>>,
-) -> Assigned<'f, K, D, J::Place, P> {
+    step: AssignConfig<K, D, impl Fn(&Event<D>) -> P + 'static, J>,
+    pool: ContainerPool<RoutedRecord<K, J::Routing, P>>,
+) -> AssignedStreams<'f, K, D, J::Routing, P> {
     let mut builder = OperatorBuilder::new(format!("Assign: {name}"), stream.events.scope());
     let (board, worker) = (Arc::clone(&stream.flow.build.board), stream.events.scope().index());
     let number = board.number(name);
@@ -161,15 +161,15 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
     let mut late = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(late);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut floors = Floors::default();
-        let mut held = BTreeMap::<u64, Held<D>>::new();
+        let mut activation_watermarks = ActivationWatermarks::default();
+        let mut held = BTreeMap::<u64, UnresolvedRecords<D>>::new();
         let mut sorter = Sorter::new(step, pool);
         move |frontiers| {
             let _doing = board.enter(worker, number);
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
-                let news = marks.drain(..).flat_map(|mark| mark.floors);
-                floors.coming.entry(epoch).or_default().extend(news);
+                let news = marks.drain(..).flat_map(|mark| mark.activation_watermarks);
+                activation_watermarks.coming.entry(epoch).or_default().extend(news);
             });
             let (mut records, mut late) = (records.activate(), late.activate());
             events.for_each(|capability, events| {
@@ -178,12 +178,12 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
                     events.clear();
                     return;
                 }
-                sorter.step.metrics.taken.add(events.len() as u64);
-                let forget = sorter.step.forget_floor;
-                sorter.sort(events, |origin| if origin.fresh && !forget { None } else { Some(EventTime::MIN) });
+                sorter.step.metrics.received.add(events.len() as u64);
+                let forget = sorter.step.ignore_activation_watermark;
+                sorter.sort(events, |origin| if origin.unresolved && !forget { None } else { Some(EventTime::MIN) });
                 emptied.give(std::mem::take(events));
                 if !sorter.waiting.is_empty() {
-                    let waiting = held.entry(epoch).or_insert_with(|| Held {
+                    let waiting = held.entry(epoch).or_insert_with(|| UnresolvedRecords {
                         events: Vec::new(),
                         records: capability.delayed(&epoch, 0),
                         late: capability.delayed(&epoch, 1),
@@ -195,7 +195,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
                 let (epoch, mut waited) = entry.remove_entry();
-                let known = floors.through(epoch);
+                let known = activation_watermarks.through(epoch);
                 let floor = |origin: Origin| Some(known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN));
                 sorter.sort(&mut waited.events, floor);
                 sorter.give(&mut records.session(&waited.records), &mut late.session(&waited.late));
@@ -209,27 +209,27 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
 const PIECE: usize = 128;
 
 /// Sorts records into late ones and those that are on time, by the worker of their key.
-struct Sorter<K, D, F, P, J: Judge<D>> {
-    step: Assign<K, D, F, J>,
-    pool: Pool<Routed<K, J::Place, P>>,
+struct Sorter<K, D, F, P, J: RecordRouter<D>> {
+    step: AssignConfig<K, D, F, J>,
+    pool: ContainerPool<RoutedRecord<K, J::Routing, P>>,
     keys: Vec<K>,
     /// Records that are on time, for each worker.
-    on_time: Vec<Vec<Routed<K, J::Place, P>>>,
-    parcels: Vec<Parcel<K, J::Place, P>>,
+    on_time: Vec<Vec<RoutedRecord<K, J::Routing, P>>>,
+    batches: Vec<RecordBatch<K, J::Routing, P>>,
     late: Vec<Event<D>>,
     /// Records whose lateness cannot be decided yet.
     waiting: Vec<Event<D>>,
 }
 
 /// The output session that [`Sorter::give`] writes to.
-type Session<'a, 'b, D, C> =
+type OutputSession<'a, 'b, D, C> =
     timely::dataflow::operators::generic::Session<'a, 'b, u64, CapacityContainerBuilder<Vec<D>>, C>;
 
-impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter<K, D, F, P, J> {
-    fn new(step: Assign<K, D, F, J>, pool: Pool<Routed<K, J::Place, P>>) -> Self {
+impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>> Sorter<K, D, F, P, J> {
+    fn new(step: AssignConfig<K, D, F, J>, pool: ContainerPool<RoutedRecord<K, J::Routing, P>>) -> Self {
         let on_time = (0..step.peers).map(|_| Vec::new()).collect();
-        let (keys, parcels, late, waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Sorter { step, pool, keys, on_time, parcels, late, waiting }
+        let (keys, batches, late, waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Sorter { step, pool, keys, on_time, batches, late, waiting }
     }
 
     /// Routes records. Lateness is decided by the watermark of a record's own partition before it and by `floor`,
@@ -255,7 +255,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
         floor: impl Fn(Origin) -> Option<EventTime>,
         worker_of: impl Fn(&K) -> usize,
     ) {
-        let Assign { judge, keys, part, wants_late, .. } = &mut self.step;
+        let AssignConfig { router, keys, part, late_subscribed, .. } = &mut self.step;
         let (mut late, mut late_after_idle) = (0, 0);
         for piece in events.chunks(PIECE) {
             keys(piece, &mut self.keys);
@@ -264,13 +264,13 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
                     self.waiting.push(event.clone());
                     continue;
                 };
-                if let Some(place) = judge.place(event, event.mark.max(floor)) {
+                if let Some(place) = router.route_record(event, event.watermark.max(floor)) {
                     self.on_time[worker_of(&key)].push((key, place, part(event)));
                 } else {
                     late += 1;
-                    let by_floor = event.mark < floor && judge.place(event, event.mark).is_some();
+                    let by_floor = event.watermark < floor && router.route_record(event, event.watermark).is_some();
                     late_after_idle += u64::from(by_floor || event.origin.raised);
-                    if wants_late.get() {
+                    if late_subscribed.get() {
                         self.late.push(event.clone());
                     }
                 }
@@ -286,15 +286,15 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
     /// Emits the sorted records.
     fn give<C: CapabilityTrait<u64>>(
         &mut self,
-        records: &mut Session<'_, '_, Parcel<K, J::Place, P>, C>,
-        late: &mut Session<'_, '_, Event<D>, C>,
+        records: &mut OutputSession<'_, '_, RecordBatch<K, J::Routing, P>, C>,
+        late: &mut OutputSession<'_, '_, Event<D>, C>,
     ) {
         for (worker, on_time) in self.on_time.iter_mut().enumerate().filter(|(_, on_time)| !on_time.is_empty()) {
-            self.parcels.push((worker as u64, std::mem::take(on_time)));
+            self.batches.push((worker as u64, std::mem::take(on_time)));
         }
-        if !self.parcels.is_empty() {
-            records.give_container(&mut self.parcels);
-            self.parcels.clear();
+        if !self.batches.is_empty() {
+            records.give_container(&mut self.batches);
+            self.batches.clear();
         }
         if !self.late.is_empty() {
             late.give_container(&mut self.late);

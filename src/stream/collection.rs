@@ -13,12 +13,12 @@ use differential_dataflow::VecCollection;
 use timely::dataflow::Stream as TimelyStream;
 
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::sink::{Rows, Shard, Sink, Writer};
-use crate::stream::output::{self, Change};
-use crate::stream::{Flow, Purpose};
+use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
+use crate::stream::output::{self, RowChange};
+use crate::stream::{BuildMode, Flow};
 use crate::time::Epoch;
 
 /// A multiset that changes by insertions and retractions.
@@ -26,12 +26,12 @@ pub struct Collection<'f, D: Record> {
     pub(super) inner: VecCollection<'f, u64, D, isize>,
     flow: Flow<'f>,
     /// `true` if the collection is not recoverable: after a crash, rows that no longer change are missing.
-    passing: bool,
+    not_recoverable: bool,
 }
 
 impl<D: Record> Clone for Collection<'_, D> {
     fn clone(&self) -> Self {
-        Collection { inner: self.inner.clone(), flow: self.flow.clone(), passing: self.passing }
+        Collection { inner: self.inner.clone(), flow: self.flow.clone(), not_recoverable: self.not_recoverable }
     }
 }
 
@@ -43,16 +43,16 @@ impl<D: Record> fmt::Debug for Collection<'_, D> {
 
 impl<'f, D: Record> Collection<'f, D> {
     pub(crate) fn new(inner: VecCollection<'f, u64, D, isize>, flow: Flow<'f>) -> Self {
-        Collection { inner, flow, passing: false }
+        Collection { inner, flow, not_recoverable: false }
     }
 
     /// Marks the collection as not recoverable: after a crash, rows that no longer change are missing.
-    pub(super) fn passing(self) -> Self {
-        Collection { passing: true, ..self }
+    pub(super) fn not_recoverable(self) -> Self {
+        Collection { not_recoverable: true, ..self }
     }
 
     /// Returns its flow, and its changes as they arrive.
-    pub(super) fn into_changes(self) -> (Flow<'f>, TimelyStream<'f, u64, Vec<Change<D>>>) {
+    pub(super) fn into_changes(self) -> (Flow<'f>, TimelyStream<'f, u64, Vec<RowChange<D>>>) {
         (self.flow, self.inner.inner)
     }
 
@@ -61,12 +61,12 @@ impl<'f, D: Record> Collection<'f, D> {
         self,
         operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
     ) -> Collection<'f, D2> {
-        Collection { inner: operators(self.inner), flow: self.flow, passing: self.passing }
+        Collection { inner: operators(self.inner), flow: self.flow, not_recoverable: self.not_recoverable }
     }
 
     /// Refuses operators that keep rows if the collection is not recoverable.
-    pub(super) fn check_whole(&self) {
-        if self.passing && self.flow.build.purpose == Purpose::OpenSinks {
+    pub(super) fn check_recoverable(&self) {
+        if self.not_recoverable && self.flow.build.mode == BuildMode::OpenSinks {
             let what = "after a crash, rows of closed windows are not there again for what is computed of `on_fire`";
             let help = "in a job with state, write what `on_fire` shows, changed row by row at most; \
                         or compute it of `on_change` or `on_close`";
@@ -95,8 +95,8 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Adds up the records of both.
     #[must_use]
     pub fn concat(self, other: Collection<'f, D>) -> Collection<'f, D> {
-        let passing = self.passing || other.passing;
-        Collection { passing, ..self.by_row(|collection| collection.concat(other.inner)) }
+        let not_recoverable = self.not_recoverable || other.not_recoverable;
+        Collection { not_recoverable, ..self.by_row(|collection| collection.concat(other.inner)) }
     }
 
     /// Counts each record: one row for each record that is present.
@@ -116,8 +116,8 @@ impl<'f, D: Record> Collection<'f, D> {
         self,
         operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
     ) -> Collection<'f, D2> {
-        self.check_whole();
-        Collection { inner: operators(self.inner), flow: self.flow, passing: false }
+        self.check_recoverable();
+        Collection { inner: operators(self.inner), flow: self.flow, not_recoverable: false }
     }
 
     /// Applies any operators of differential dataflow to this collection and another one, such as a join: see
@@ -130,7 +130,7 @@ impl<'f, D: Record> Collection<'f, D> {
             VecCollection<'f, u64, D2, isize>,
         ) -> VecCollection<'f, u64, D3, isize>,
     ) -> Collection<'f, D3> {
-        other.check_whole();
+        other.check_recoverable();
         self.through(|collection| operators(collection, other.inner))
     }
 
@@ -143,7 +143,7 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Writes the changes to a sink, epoch by epoch: each epoch is written whole and consolidated, with a last column
     /// `diff`.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        output::write(&self.flow, name, Rows::Changes, self.inner.inner, sink, |row| row);
+        output::write(&self.flow, name, SinkRows::Changes, self.inner.inner, sink, |row| row);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.
@@ -192,16 +192,16 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
     /// that of all the key's values; for keys with many values, aggregate in steps.
     ///
     /// ```
-    /// use tidegate::testing::{Captured, Run};
-    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, TestRun};
+    /// use tidegate::source::memory::MemorySource;
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (seller, offer, price, event time): the cheapest offer that each seller has now.
     /// let offers = vec![("s".to_string(), 'a', 30, 1), ("s".to_string(), 'b', 20, 2), ("s".to_string(), 'b', 40, 3)];
-    /// let source = Records::new(vec![offers], |offer: &(String, char, i64, i64)| offer.3);
+    /// let source = MemorySource::new(vec![offers], |offer: &(String, char, i64, i64)| offer.3);
     /// let cheapest = Captured::new();
     /// let output = cheapest.clone();
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     flow.read("offers", &source)
     ///         .key_by(|(seller, offer, ..)| (seller.clone(), *offer))
     ///         .last_by_key_with("offers", |(.., price, _)| Some(price))
@@ -223,11 +223,11 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
 }
 
 /// A function that is called with an epoch's changes.
-type See<D> = std::sync::Arc<dyn Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync>;
+type EpochFn<D> = std::sync::Arc<dyn Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync>;
 
 /// A sink that calls a function. It is at-least-once: after a crash the function is called again with epochs that are
 /// replayed.
-pub struct Observer<D>(See<D>);
+pub struct Observer<D>(EpochFn<D>);
 
 impl<D: Record> Observer<D> {
     /// Creates a sink that calls `see` with every epoch that has rows: all of its rows at once, consolidated and
@@ -248,17 +248,17 @@ impl<D: Record> Sink<D> for Observer<D> {
         String::from("a function of the program")
     }
 
-    fn open(&self, _at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, _at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         Ok(Box::new(Observer(std::sync::Arc::clone(&self.0))))
     }
 }
 
-impl<D: Record> Writer<D> for Observer<D> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+impl<D: Record> SinkWriter<D> for Observer<D> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, _life: &Incarnation) -> Result<()> {
         Ok(())
     }
 
@@ -266,7 +266,7 @@ impl<D: Record> Writer<D> for Observer<D> {
         (self.0)(epoch, rows)
     }
 
-    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
+    fn publish(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 

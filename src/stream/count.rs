@@ -9,16 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
-use crate::stream::arrange::{Counted, Telling};
-use crate::stream::assign::Stamp;
-use crate::stream::fold::Shown;
-use crate::stream::keyed::{Behaviour, first_passed, in_order, passed};
+use crate::stream::arrange::{Counted, ValueReporter};
+use crate::stream::assign::EventStamp;
+use crate::stream::keyed::{KeyedOperator, count_passed, first_due, insert_ordered};
 use crate::stream::window::Interval;
+use crate::stream::window_operator::WindowRow;
 use crate::time::EventTime;
 
 /// A window that is not full.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-struct Filling<S> {
+#[serde(rename = "Filling")]
+struct PartialWindow<S> {
     start: EventTime,
     total: Counted<S>,
 }
@@ -26,76 +27,77 @@ struct Filling<S> {
 /// The windows of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record")]
-pub(crate) struct Run<S> {
+#[serde(rename = "Run")]
+pub(crate) struct CountState<S> {
     /// The records that the watermark has passed, of the window that is not full.
-    filling: Option<Filling<S>>,
+    filling: Option<PartialWindow<S>>,
     /// The accumulators of the records that the watermark has not passed, in order.
-    waiting: Vec<(Stamp, S)>,
+    waiting: Vec<(EventStamp, S)>,
 }
 
 /// Aggregates count windows of `size` records.
-pub(crate) struct Counts<K, D, A> {
+pub(crate) struct CountWindows<K, D, A> {
     pub(crate) size: i64,
-    pub(crate) telling: Telling<A>,
+    pub(crate) telling: ValueReporter<A>,
     pub(crate) types: std::marker::PhantomData<fn(K, D)>,
 }
 
-impl<K: Record, D: 'static, A: Aggregate<D>> Counts<K, D, A> {
+impl<K: Record, D: 'static, A: Aggregate<D>> CountWindows<K, D, A> {
     /// Adds a record to the window that is being filled; returns the window when it is full.
     fn fill(
         &self,
-        filling: &mut Option<Filling<A::Sum>>,
+        filling: &mut Option<PartialWindow<A::Sum>>,
         time: EventTime,
         sum: A::Sum,
     ) -> Option<(Interval, Counted<A::Sum>)> {
-        if let Some(Filling { total, .. }) = filling {
+        if let Some(PartialWindow { total, .. }) = filling {
             total.count += 1;
             total.sum.merge(&sum);
         } else {
-            *filling = Some(Filling { start: time, total: Counted { count: 1, sum } });
+            *filling = Some(PartialWindow { start: time, total: Counted { count: 1, sum } });
         }
         let full = filling.take_if(|filling| filling.total.count >= self.size)?;
         Some((Interval { start: full.start, end: time.next() }, full.total))
     }
 
-    fn shown(&self, key: &K, (window, total): (Interval, &Counted<A::Sum>)) -> Option<Shown<K, A::Value>> {
+    fn shown(&self, key: &K, (window, total): (Interval, &Counted<A::Sum>)) -> Option<WindowRow<K, A::Value>> {
         Some((window, key.clone(), self.telling.value(window, key, total)?))
     }
 
     /// Returns the window that is not full, which ends at the end of time.
-    fn rest(filling: &Filling<A::Sum>) -> (Interval, &Counted<A::Sum>) {
+    fn rest(filling: &PartialWindow<A::Sum>) -> (Interval, &Counted<A::Sum>) {
         (Interval { start: filling.start, end: EventTime::MAX }, &filling.total)
     }
 }
 
-impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
+impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountWindows<K, D, A> {
     type Key = K;
     type Part = A::Part;
-    type Row = Run<A::Sum>;
-    type Closed = Shown<K, A::Value>;
+    type Row = CountState<A::Sum>;
+    type Closed = WindowRow<K, A::Value>;
     type Value = A::Value;
 
-    const DIES: bool = false;
+    const EXPIRES: bool = false;
 
-    fn dead_at(_row: &Self::Row) -> EventTime {
+    fn expires_at(_row: &Self::Row) -> EventTime {
         EventTime::MAX
     }
 
-    fn begin(&self, stamp: Stamp, part: A::Part) -> Self::Row {
-        Run { filling: None, waiting: vec![(stamp, self.telling.aggregate.lift(part))] }
+    fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {
+        CountState { filling: None, waiting: vec![(stamp, self.telling.aggregate.lift(part))] }
     }
 
-    fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: A::Part) {
-        in_order(&mut row.waiting, (stamp, self.telling.aggregate.lift(part)));
+    fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: A::Part) {
+        insert_ordered(&mut row.waiting, (stamp, self.telling.aggregate.lift(part)));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        first_passed(&row.waiting)
+        first_due(&row.waiting)
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
-        let Run { filling, waiting } = row;
-        let passed = passed(waiting, to);
+        let CountState { filling, waiting } = row;
+        let passed = count_passed(waiting, to);
         let mut counted = 0;
         for ((time, _), sum) in waiting.drain(..passed) {
             if let Some((window, total)) = self.fill(filling, time, sum) {
@@ -112,7 +114,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
 
     fn prune(_row: &mut Self::Row, _closed: EventTime) {}
 
-    fn is_over(row: &Self::Row) -> bool {
+    fn is_finished(row: &Self::Row) -> bool {
         row.filling.is_none() && row.waiting.is_empty()
     }
 
@@ -125,7 +127,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
         key: &K,
         row: &Self::Row,
         (after, through): (EventTime, EventTime),
-        each: &mut dyn FnMut(Shown<K, A::Value>),
+        each: &mut dyn FnMut(WindowRow<K, A::Value>),
     ) {
         let mut show = |window: Interval, total: &Counted<A::Sum>| {
             if after < window.end && window.end <= through {
@@ -153,7 +155,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
         next.or((time < EventTime::MAX).then_some(EventTime::MAX))
     }
 
-    fn window_of(closed: &Self::Closed) -> Option<Shown<K, A::Value>> {
+    fn window_of(closed: &Self::Closed) -> Option<WindowRow<K, A::Value>> {
         Some(closed.clone())
     }
 }

@@ -20,18 +20,18 @@ use timely::dataflow::operators::core::{UnorderedHandle, UnorderedInput};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::durable::manifest::SourceState;
 use crate::durable::sources;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::source::{EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WorkerContext};
 use crate::status::PartitionStatus;
-use crate::stream::cut::{Durable, Part};
-use crate::stream::marks::{AtSnapshots, Marks, saved};
-use crate::stream::{Build, Fault, Flow, Pool, Purpose, Seals, Stream, View};
-use crate::time::watermark::{Activity, Mark, PartitionId, StreamClock, WorkerMark};
+use crate::stream::checkpoint::{DurableContext, SnapshotAck};
+use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
+use crate::stream::{BuildContext, BuildMode, ContainerPool, Fault, Flow, SharedWatermarkView, SnapshotEpochs, Stream};
+use crate::time::watermark::{Activity, PartitionId, StreamClock, WatermarkUpdate, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
 /// A source as driven by the worker's loop.
@@ -40,7 +40,7 @@ pub(crate) trait Driver {
     fn begin(&mut self, epoch: Epoch);
 
     /// Reads what is available, about `budget` records at most.
-    fn poll(&mut self, budget: usize) -> Result<Taken>;
+    fn poll(&mut self, budget: usize) -> Result<PollResult>;
 
     /// Sends what was read and held back earlier, without reading anything new; returns its size in bytes.
     fn deliver(&mut self) -> Result<usize>;
@@ -50,10 +50,10 @@ pub(crate) trait Driver {
 
     /// Replays the input of a journalled epoch; returns `true` when all of it has been read, and the size in bytes of
     /// what was read.
-    fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)>;
+    fn replay(&mut self, bounds: &[PartitionProgress]) -> Result<(bool, usize)>;
 
     /// Returns the input of an epoch that is over; `None` while it is not known yet.
-    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>>;
+    fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>>;
 
     /// Releases an epoch, whose frame is durable, and all before it.
     fn release(&mut self, epoch: Epoch);
@@ -62,7 +62,7 @@ pub(crate) trait Driver {
     fn close(&mut self);
 
     /// Returns `true` if the stream is complete: its watermark is past all events.
-    fn finished(&self) -> bool;
+    fn is_complete(&self) -> bool;
 
     /// Informs the source that all sinks have published everything through `epoch`.
     fn shown(&mut self, epoch: Epoch);
@@ -73,7 +73,7 @@ pub(crate) trait Driver {
 
 /// The result of a poll.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct PollResult {
     /// Estimated memory of the records, in bytes.
     pub(crate) bytes: usize,
     /// `true` if more may be readable at once.
@@ -85,7 +85,7 @@ pub(crate) struct Taken {
 }
 
 /// A worker's watermark report in transit: receiving worker, sending worker, report.
-type MarkMessage = (u64, usize, WorkerMark);
+type WatermarkMessage = (u64, usize, WorkerWatermark);
 
 struct Capabilities {
     events: ActivateCapability<u64>,
@@ -103,36 +103,36 @@ impl Capabilities {
     }
 }
 
-type Handle<D> = UnorderedHandle<u64, CapacityContainerBuilder<Vec<D>>>;
+type InputHandle<D> = UnorderedHandle<u64, CapacityContainerBuilder<Vec<D>>>;
 
 struct SourceDriver<D: Record> {
     reader: Box<dyn Reader<D>>,
-    intake: Intake<D>,
-    events: Handle<Event<D>>,
-    marks: Handle<MarkMessage>,
-    rejects: Handle<Event<Rejected>>,
+    intake: PartitionTracker<D>,
+    events: InputHandle<Event<D>>,
+    marks: InputHandle<WatermarkMessage>,
+    rejects: InputHandle<Event<Rejected>>,
     /// Epochs that are not released, oldest first; the last one is current.
     open: VecDeque<(Epoch, Capabilities)>,
     /// The last released epoch. The capabilities of the next epoch are made from its own, which are kept until that
     /// epoch begins.
     released: Epoch,
     /// The last report that this worker sent about its partitions; it sends changes only.
-    said: Option<WorkerMark>,
+    reported: Option<WorkerWatermark>,
     worker: usize,
     peers: usize,
-    view: View,
+    view: SharedWatermarkView,
     metrics: Arc<SourceMetrics>,
-    pool: Pool<Event<D>>,
+    pool: ContainerPool<Event<D>>,
     fault: Option<Fault>,
-    place: Place,
+    place: WorkerContext,
     /// Positions of the partitions in the snapshot that the job resumes from.
-    resumes_from: Option<(Epoch, Vec<Resumed>)>,
+    resume_positions: Option<(Epoch, Vec<RestoredPartition>)>,
     /// Progress of this worker's partitions at the last epoch that was collected; only kept in a job with state.
-    bounds: BTreeMap<u32, Bound>,
+    progress: BTreeMap<u32, PartitionProgress>,
     /// The output for this worker's contributions to manifests, with the capability for the next possible snapshot
     /// epoch; `None` in a job without state.
-    parts: Option<(Handle<Part>, ActivateCapability<u64>)>,
-    seals: Seals,
+    parts: Option<(InputHandle<SnapshotAck>, ActivateCapability<u64>)>,
+    seals: SnapshotEpochs,
 }
 
 impl<D: Record> SourceDriver<D> {
@@ -142,14 +142,16 @@ impl<D: Record> SourceDriver<D> {
 
     /// Records the partitions' progress at the end of an epoch, and contributes it to the manifest if the epoch is a
     /// snapshot's.
-    fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
-        let Some((parts, held)) = &mut self.parts else { return };
-        self.bounds.extend(
-            bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, values: None, ..bound.clone() })),
+    fn record_progress(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
+        let Some((snapshot_acks, held)) = &mut self.parts else { return };
+        self.progress.extend(
+            bounds.iter().map(|bound| {
+                (bound.partition, PartitionProgress { start_offset: None, values: None, ..bound.clone() })
+            }),
         );
         if self.seals.contains(epoch.0) {
-            let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
-            parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
+            let part = SnapshotAck::Source(self.intake.name().to_owned(), self.progress.values().cloned().collect());
+            snapshot_acks.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
             held.downgrade(&(epoch.0 + 1));
         }
     }
@@ -159,7 +161,7 @@ impl<D: Record> SourceDriver<D> {
         let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
             unreachable!("records are read for epochs that are open");
         };
-        let (bytes, events, rejects) = self.intake.hand_over();
+        let (bytes, events, rejects) = self.intake.finish_poll();
         if self.fault == Some(Fault::LoseRecord) {
             events.pop();
         }
@@ -194,11 +196,11 @@ impl<D: Record> Driver for SourceDriver<D> {
         self.intake.begin(epoch);
     }
 
-    fn poll(&mut self, budget: usize) -> Result<Taken> {
+    fn poll(&mut self, budget: usize) -> Result<PollResult> {
         let Polled { epoch, busy } = self.reader.poll(self.current(), budget, &mut self.intake)?;
         let bytes = self.send(epoch);
         let (exhausted, caught_up) = (self.reader.exhausted(&self.intake), self.reader.caught_up());
-        Ok(Taken { bytes, busy, exhausted, caught_up })
+        Ok(PollResult { bytes, busy, exhausted, caught_up })
     }
 
     fn deliver(&mut self) -> Result<usize> {
@@ -207,35 +209,37 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn resume(&mut self) -> Result<()> {
-        let Some((epoch, places)) = self.resumes_from.take() else { return Ok(()) };
+        let Some((epoch, places)) = self.resume_positions.take() else { return Ok(()) };
         self.reader.resume(epoch, &places, &mut self.intake)?;
-        let mine = places.into_iter().filter(|place| self.place.owns(place.bound.partition));
-        self.bounds.extend(mine.map(|place| (place.bound.partition, place.bound)));
+        let mine = places.into_iter().filter(|place| self.place.owns(place.progress.partition));
+        self.progress.extend(mine.map(|place| (place.progress.partition, place.progress)));
         Ok(())
     }
 
-    fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)> {
+    fn replay(&mut self, bounds: &[PartitionProgress]) -> Result<(bool, usize)> {
         let epoch = self.current();
         let mine: Vec<_> = bounds.iter().filter(|bound| bound.source == self.intake.name()).cloned().collect();
         let reached = self.reader.replay(epoch, &mine, &mut self.intake)?;
         Ok((reached, self.send(epoch)))
     }
 
-    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>> {
-        let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake)? else { return Ok(None) };
+    fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
+        let Some(EpochInput { partitions, watermark }) = self.reader.close_epoch(epoch, &mut self.intake)? else {
+            return Ok(None);
+        };
         self.send(epoch);
-        if self.said.as_ref() != Some(&mark) || !mark.woken.is_empty() {
+        if self.reported.as_ref() != Some(&watermark) || !watermark.activated.is_empty() {
             let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
                 unreachable!("an epoch is bound before it is released");
             };
             let mut output = self.marks.activate();
             let mut session = output.session_with_builder(&capabilities.marks);
             let worker = self.worker;
-            session.give_iterator((0..self.peers as u64).map(|to| (to, worker, mark.clone())));
-            self.said = Some(WorkerMark { woken: Vec::new(), ..mark });
+            session.give_iterator((0..self.peers as u64).map(|to| (to, worker, watermark.clone())));
+            self.reported = Some(WorkerWatermark { activated: Vec::new(), ..watermark });
         }
-        self.note(epoch, &bounds);
-        Ok(Some(bounds))
+        self.record_progress(epoch, &partitions);
+        Ok(Some(partitions))
     }
 
     fn release(&mut self, epoch: Epoch) {
@@ -250,12 +254,12 @@ impl<D: Record> Driver for SourceDriver<D> {
         self.parts = None;
     }
 
-    fn finished(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.view.watermark() == EventTime::MAX
     }
 
     fn shown(&mut self, epoch: Epoch) {
-        self.reader.shown(epoch);
+        self.reader.notify_published(epoch);
     }
 
     fn partitions(&self) -> Vec<PartitionStatus> {
@@ -279,20 +283,20 @@ pub(crate) fn read<'f, S: Source>(
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
     let ((marks, marks_capability), mark_stream) = scope.new_unordered_input();
     let ((rejects, rejects_capability), reject_stream) = scope.new_unordered_input();
-    let parts = build.durable.is_some().then(|| {
-        let (parts, stream) = scope.new_unordered_input();
-        flow.parts.borrow_mut().push(stream);
-        parts
+    let snapshot_acks = build.durable.is_some().then(|| {
+        let (snapshot_acks, stream) = scope.new_unordered_input();
+        flow.snapshot_acks.borrow_mut().push(stream);
+        snapshot_acks
     });
-    let (view, pool) = (View::default(), Pool::default());
+    let (view, pool) = (SharedWatermarkView::default(), ContainerPool::default());
     let metrics = build.metrics.source(name);
     let index = build.drivers.borrow().len() as u16;
     let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
-    let marks_of_stream = Marks::of_source(marks_of_stream, name);
-    if build.purpose == Purpose::AskGrown
+    let marks_of_stream = WatermarkStream::of_source(marks_of_stream, name);
+    if build.mode == BuildMode::AskNewData
         && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
     {
-        match source.grown_since(&build.place, &saved.bounds) {
+        match source.has_new_data(&build.place, &saved.progress) {
             Ok(None) => {}
             Ok(Some(what)) => {
                 let error = Error::new("the state has ended, and its source has new data").at(source.describe());
@@ -301,13 +305,19 @@ pub(crate) fn read<'f, S: Source>(
             Err(error) => build.failure.set(error),
         }
     }
-    if build.purpose == Purpose::Run {
+    if build.mode == BuildMode::Run {
         match source.open(&build.place) {
             Ok(reader) => {
                 check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
-                let intake =
-                    Intake::new(name, index, source, &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
+                let intake = PartitionTracker::new(
+                    name,
+                    index,
+                    source,
+                    &build.place.options,
+                    Rc::clone(&view),
+                    Arc::clone(&metrics),
+                );
                 let capabilities =
                     Capabilities { events: events_capability, marks: marks_capability, rejects: rejects_capability };
                 build.drivers.borrow_mut().push(Box::new(SourceDriver {
@@ -318,7 +328,7 @@ pub(crate) fn read<'f, S: Source>(
                     rejects,
                     open: VecDeque::from([(Epoch(0), capabilities)]),
                     released: Epoch(0),
-                    said: None,
+                    reported: None,
                     worker: scope.index(),
                     peers: scope.peers(),
                     view,
@@ -326,21 +336,24 @@ pub(crate) fn read<'f, S: Source>(
                     pool: pool.clone(),
                     fault: build.fault,
                     place: build.place.clone(),
-                    resumes_from: build.durable.as_ref().and_then(|durable| places(durable, name)),
-                    bounds: BTreeMap::new(),
-                    parts,
-                    seals: build.seals.clone(),
+                    resume_positions: build.durable.as_ref().and_then(|durable| saved_positions(durable, name)),
+                    progress: BTreeMap::new(),
+                    parts: snapshot_acks,
+                    seals: build.snapshot_epochs.clone(),
                 }));
             }
             Err(error) => build.failure.set(error),
         }
     }
     let stream = Stream { events: event_stream, marks: marks_of_stream.clone(), flow: flow.clone(), pool };
-    (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
+    (
+        stream,
+        Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: ContainerPool::default() },
+    )
 }
 
 /// Fails the job if the source is no longer the one whose identity was recorded when this incarnation began.
-fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
+fn check_identity<D: Record>(build: &BuildContext, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
     let Some(durable) = &build.durable else { return };
     let (expected, identity) = (sources::fingerprint_of(&durable.query, name), reader.identity());
     if let Some(identity) = identity.filter(|identity| expected != 0 && sources::fingerprint(identity) != expected) {
@@ -350,21 +363,26 @@ fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, 
 }
 
 /// Returns the snapshot's epoch and the positions of a source's partitions in it.
-fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
+fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<RestoredPartition>)> {
     let (epoch, source) = saved(durable, name)?;
-    let places = source.bounds.iter().map(|bound| {
-        let floor = source.floors.iter().find(|(partition, _)| *partition == bound.partition);
-        Resumed { bound: bound.clone(), floor: floor.map_or(EventTime::MIN, |(_, floor)| *floor) }
+    let places = source.progress.iter().map(|bound| {
+        let activation_watermark =
+            source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
+        RestoredPartition {
+            progress: bound.clone(),
+            activation_watermark: activation_watermark
+                .map_or(EventTime::MIN, |(_, activation_watermark)| *activation_watermark),
+        }
     });
     Some((epoch, places.collect()))
 }
 
 /// Returns the activity of a stream at the snapshot that the job resumes from.
 fn activity(source: &SourceState) -> Activity {
-    let reached = source.bounds.iter().map(|bound| bound.watermark).max();
+    let reached = source.progress.iter().map(|bound| bound.watermark).max();
     match reached {
         Some(reached) if source.watermark == EventTime::MAX => Activity::Ended(reached),
-        Some(_) if source.bounds.iter().all(|bound| bound.idle || bound.ended) => Activity::Idle,
+        Some(_) if source.progress.iter().all(|bound| bound.idle || bound.ended) => Activity::Idle,
         _ => Activity::Active,
     }
 }
@@ -377,31 +395,32 @@ fn watermark<'f>(
     flow: &Flow<'f>,
     name: &str,
     source: u32,
-    said: TimelyStream<'f, u64, Vec<MarkMessage>>,
-    view: &View,
+    said: TimelyStream<'f, u64, Vec<WatermarkMessage>>,
+    view: &SharedWatermarkView,
     metrics: &Arc<SourceMetrics>,
-) -> TimelyStream<'f, u64, Vec<Mark>> {
+) -> TimelyStream<'f, u64, Vec<WatermarkUpdate>> {
     let (view, metrics, name, peers) = (Rc::clone(view), Arc::clone(metrics), name.to_owned(), flow.scope.peers());
-    let (durable, seals) = (flow.build.durable.clone(), flow.build.seals.clone());
+    let (durable, seals) = (flow.build.durable.clone(), flow.build.snapshot_epochs.clone());
     let mut builder = OperatorBuilder::new(format!("Watermark: {name}"), flow.scope);
-    let mut input = builder.new_input(said, Exchange::new(|message: &MarkMessage| message.0));
+    let mut input = builder.new_input(said, Exchange::new(|message: &WatermarkMessage| message.0));
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let speaks = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
-        let held = capabilities.pop().filter(|_| parts.is_some() && speaks);
+        let held = capabilities.pop().filter(|_| snapshot_acks.is_some() && speaks);
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
         let begins_at = before.map(|(_, source)| (source.watermark, activity(source)));
         let (begins_at, active) = begins_at.unwrap_or((EventTime::MIN, Activity::Active));
         let mut clock = StreamClock::new(peers, begins_at, active);
-        let mut floors = BTreeMap::<u32, EventTime>::new();
-        floors.extend(before.iter().flat_map(|(_, source)| source.floors.iter().copied()));
-        let mut snapshots = AtSnapshots::new(held, before.map(|(epoch, _)| epoch));
+        let mut activation_watermarks = BTreeMap::<u32, EventTime>::new();
+        activation_watermarks
+            .extend(before.iter().flat_map(|(_, source)| source.activation_watermarks.iter().copied()));
+        let mut snapshots = SnapshotWatermarks::new(held, before.map(|(epoch, _)| epoch));
         let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
         drop(capabilities);
         let mut waiting = BTreeMap::new();
@@ -409,10 +428,12 @@ fn watermark<'f>(
             let frontier = &frontiers[0];
             let mut output = output.activate();
             if let Some(capability) = begins.take() {
-                let floors =
-                    floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
+                let activation_watermarks = activation_watermarks.iter().map(|(partition, activation_watermark)| {
+                    (PartitionId { source, partition: *partition }, *activation_watermark)
+                });
                 let (activity, watermark) = (clock.activity(), clock.watermark());
-                let mark = Mark { activity, watermark, floors: floors.collect() };
+                let mark =
+                    WatermarkUpdate { activity, watermark, activation_watermarks: activation_watermarks.collect() };
                 output.session(&capability).give(mark);
             }
             input.for_each(|capability, messages| {
@@ -423,11 +444,14 @@ fn watermark<'f>(
             let incomplete = |epoch: u64| frontier.less_equal(&epoch);
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                if let Some(capability) = snapshots.next(&seals.after(snapshots.told_through()), next, incomplete) {
-                    if let (Some(parts), Some(capability)) = (&mut parts, capability) {
-                        let floors = floors.iter().map(|(partition, floor)| (*partition, *floor)).collect();
-                        let part = Part::Mark(name.clone(), clock.watermark(), floors);
-                        parts.activate().session(&capability).give(part);
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
+                    if let (Some(snapshot_acks), Some(capability)) = (&mut snapshot_acks, capability) {
+                        let activation_watermarks = activation_watermarks
+                            .iter()
+                            .map(|(partition, activation_watermark)| (*partition, *activation_watermark))
+                            .collect();
+                        let part = SnapshotAck::Watermark(name.clone(), clock.watermark(), activation_watermarks);
+                        snapshot_acks.activate().session(&capability).give(part);
                     }
                     continue;
                 }
@@ -439,14 +463,18 @@ fn watermark<'f>(
                     clock.update(worker, mark);
                 }
                 if let Some(mark) = clock.complete() {
-                    floors.extend(mark.floors.iter().map(|(id, floor)| (id.partition, *floor)));
+                    activation_watermarks.extend(
+                        mark.activation_watermarks
+                            .iter()
+                            .map(|(id, activation_watermark)| (id.partition, *activation_watermark)),
+                    );
                     output.session(&capability).give(mark);
                 }
             }
             let complete = frontier.frontier().first().map_or(u64::MAX, |first| first.saturating_sub(1));
             view.publish(Epoch(complete), clock.watermark());
             metrics.watermark.set(clock.watermark());
-            if frontier.is_empty() && seals.after(snapshots.told_through()).is_empty() {
+            if frontier.is_empty() && seals.after(snapshots.reported_through()).is_empty() {
                 snapshots.close();
             }
         }

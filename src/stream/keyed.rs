@@ -1,7 +1,7 @@
 //! The state of a step by key alone: a row for each key, driven by the records' own times. Sessions, count windows
 //! and keyed state with timers are built on it.
 //!
-//! * A [`Behaviour`] defines the rows: a row takes records in any order, and is then advanced to a time, which
+//! * A [`KeyedOperator`] defines the rows: a row takes records in any order, and is then advanced to a time, which
 //!   processes whatever was due until then in the order of event time. So results are a function of the records.
 //! * A row is **woken** when the watermark reaches the time at which the row is next due. An index maps wake times to
 //!   keys. It is lazy: a row that is due later by now is rescheduled when its entry fires, and an entry that an earlier
@@ -23,13 +23,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::StepMetrics;
 use crate::record::Record;
-use crate::stream::assign::{Routed, Stamp};
-use crate::stream::cut::{RowKind, RowsOut, give_out};
-use crate::stream::fold::{Fold, ResultsOf, RoutedOf, Shown, Wants};
+use crate::stream::assign::{EventStamp, RoutedRecord};
+use crate::stream::checkpoint::{RowChunks, RowOps, chunks_of};
+use crate::stream::window_operator::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions, WindowRow};
 use crate::time::{EventTime, Span};
 
 /// The rows of a step, and the operations on them.
-pub(crate) trait Behaviour: 'static {
+pub(crate) trait KeyedOperator: 'static {
     type Key: Record;
     /// The part of a record that the step needs.
     type Part: Record;
@@ -41,16 +41,16 @@ pub(crate) trait Behaviour: 'static {
     type Value: Record;
 
     /// `true` if the row itself tells when it expires. Otherwise the removal of a row is saved as a tombstone.
-    const DIES: bool;
+    const EXPIRES: bool;
 
     /// Returns the time at which nothing of the row is left; [`EventTime::MAX`] if it is not known.
-    fn dead_at(row: &Self::Row) -> EventTime;
+    fn expires_at(row: &Self::Row) -> EventTime;
 
     /// Creates a row from its first record.
-    fn begin(&self, stamp: Stamp, part: Self::Part) -> Self::Row;
+    fn begin(&self, stamp: EventStamp, part: Self::Part) -> Self::Row;
 
     /// Adds a record, in any order.
-    fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: Self::Part);
+    fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: Self::Part);
 
     /// Returns the least time that has an effect when the row is advanced to it; [`EventTime::MAX`] if there is none.
     fn due(row: &Self::Row) -> EventTime;
@@ -63,7 +63,7 @@ pub(crate) trait Behaviour: 'static {
     fn prune(row: &mut Self::Row, closed: EventTime);
 
     /// Returns `true` if nothing of the row is left.
-    fn is_over(row: &Self::Row) -> bool;
+    fn is_finished(row: &Self::Row) -> bool;
 
     /// Returns the number of records that the row holds.
     fn count(row: &Self::Row) -> i64;
@@ -74,29 +74,29 @@ pub(crate) trait Behaviour: 'static {
         key: &Self::Key,
         row: &Self::Row,
         between: (EventTime, EventTime),
-        each: &mut dyn FnMut(Shown<Self::Key, Self::Value>),
+        each: &mut dyn FnMut(WindowRow<Self::Key, Self::Value>),
     );
 
     /// Returns the end of the row's first window that ends after `time`; `None` if there is none.
     fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime>;
 
     /// Returns the window of a final result; `None` for steps without windows.
-    fn window_of(closed: &Self::Closed) -> Option<Shown<Self::Key, Self::Value>>;
+    fn window_of(closed: &Self::Closed) -> Option<WindowRow<Self::Key, Self::Value>>;
 }
 
 /// Inserts a record in order, searching from the end: most records arrive in order.
-pub(crate) fn in_order<T: Ord>(records: &mut Vec<T>, record: T) {
+pub(crate) fn insert_ordered<T: Ord>(records: &mut Vec<T>, record: T) {
     let later = records.iter().rev().take_while(|other| **other > record).count();
     records.insert(records.len() - later, record);
 }
 
 /// Returns the least time that passes the first of some ordered records; [`EventTime::MAX`] if there is none.
-pub(crate) fn first_passed<T>(waiting: &[(Stamp, T)]) -> EventTime {
+pub(crate) fn first_due<T>(waiting: &[(EventStamp, T)]) -> EventTime {
     waiting.first().map_or(EventTime::MAX, |((time, _), _)| time.next())
 }
 
 /// Returns how many of some ordered records a time has passed.
-pub(crate) fn passed<T>(waiting: &[(Stamp, T)], to: EventTime) -> usize {
+pub(crate) fn count_passed<T>(waiting: &[(EventStamp, T)], to: EventTime) -> usize {
     waiting.iter().take_while(|((time, _), _)| *time < to).count()
 }
 
@@ -108,7 +108,7 @@ pub(crate) struct Version<R> {
 }
 
 /// A row in memory.
-struct Held<R> {
+struct KeyedEntry<R> {
     row: R,
     /// The watermark at which the row is woken; [`EventTime::MAX`] if it is not.
     wake: EventTime,
@@ -116,12 +116,12 @@ struct Held<R> {
     unsealed: bool,
 }
 
-type Map<K, R> = HashMap<K, R, FixedState>;
+type KeyedMap<K, R> = HashMap<K, R, FixedState>;
 
 /// The rows of one worker.
-pub(crate) struct Rows<B: Behaviour> {
-    behaviour: B,
-    rows: Map<B::Key, Held<B::Row>>,
+pub(crate) struct KeyedRows<B: KeyedOperator> {
+    operator: B,
+    rows: KeyedMap<B::Key, KeyedEntry<B::Row>>,
     /// Keys by wake time; entries of rows that are due at another time by now are stale.
     wakes: BTreeMap<EventTime, Vec<B::Key>>,
     /// The keys of rows that have changed or were removed since the last seal; `None` in a job without state.
@@ -131,52 +131,62 @@ pub(crate) struct Rows<B: Behaviour> {
     /// Windows that end at or before this time have fired.
     fired: EventTime,
     lateness: Span,
-    wants: Wants,
+    wants: Subscriptions,
     metrics: Arc<StepMetrics>,
 }
 
-impl<B: Behaviour> Rows<B> {
+impl<B: KeyedOperator> KeyedRows<B> {
     pub(crate) fn begin(
-        behaviour: B,
+        operator: B,
         (closed, durable): (EventTime, bool),
-        (wants, lateness): (Wants, Span),
+        (subscriptions, lateness): (Subscriptions, Span),
         metrics: Arc<StepMetrics>,
     ) -> Self {
         let (rows, wakes, unsealed) = (HashMap::default(), BTreeMap::new(), durable.then(Vec::new));
-        Rows { behaviour, rows, wakes, unsealed, closed, fired: EventTime::MIN, lateness, wants, metrics }
+        KeyedRows {
+            operator,
+            rows,
+            wakes,
+            unsealed,
+            closed,
+            fired: EventTime::MIN,
+            lateness,
+            wants: subscriptions,
+            metrics,
+        }
     }
 
     /// Adds a record.
-    fn add(&mut self, key: B::Key, stamp: Stamp, part: B::Part) {
+    fn add(&mut self, key: B::Key, stamp: EventStamp, part: B::Part) {
         let (corrects, fired, lateness) = (self.wants.corrections(self.lateness), self.fired, self.lateness);
         let held = match self.rows.entry(key.clone()) {
             Entry::Occupied(held) => {
                 let held = held.into_mut();
-                self.behaviour.absorb(&mut held.row, stamp, part);
+                self.operator.absorb(&mut held.row, stamp, part);
                 held
             }
             Entry::Vacant(place) => {
-                let row = self.behaviour.begin(stamp, part);
-                place.insert(Held { row, wake: EventTime::MAX, unsealed: false })
+                let row = self.operator.begin(stamp, part);
+                place.insert(KeyedEntry { row, wake: EventTime::MAX, unsealed: false })
             }
         };
         if let Some(unsealed) = self.unsealed.as_mut().filter(|_| !held.unsealed) {
             held.unsealed = true;
             unsealed.push(key.clone());
         }
-        let wake = wake_of(&self.behaviour, &held.row, corrects, fired, lateness);
+        let wake = wake_time(&self.operator, &held.row, corrects, fired, lateness);
         if wake < held.wake {
             held.wake = wake;
-            wake_at(&mut self.wakes, wake, key);
+            schedule_at(&mut self.wakes, wake, key);
         }
     }
 
     /// Returns the windows of a key that end at or before `through`, in order.
-    fn shown(&self, key: &B::Key, through: EventTime) -> Vec<Shown<B::Key, B::Value>> {
+    fn shown(&self, key: &B::Key, through: EventTime) -> Vec<WindowRow<B::Key, B::Value>> {
         let mut shown = Vec::new();
         if let Some(held) = self.rows.get(key) {
             let between = (self.closed, through);
-            self.behaviour.show(key, &held.row, between, &mut |row| shown.push(row));
+            self.operator.show(key, &held.row, between, &mut |row| shown.push(row));
         }
         shown
     }
@@ -184,16 +194,22 @@ impl<B: Behaviour> Rows<B> {
 
 /// Schedules a key. A key that has nothing more to do is not scheduled: only a record or the end of the stream can
 /// change that.
-fn wake_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) {
+fn schedule_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) {
     if time < EventTime::MAX {
         wakes.entry(time).or_default().push(key);
     }
 }
 
 /// Returns the watermark at which a row is next due, to close or to fire.
-fn wake_of<B: Behaviour>(behaviour: &B, row: &B::Row, corrects: bool, fired: EventTime, lateness: Span) -> EventTime {
+fn wake_time<B: KeyedOperator>(
+    operator: &B,
+    row: &B::Row,
+    corrects: bool,
+    fired: EventTime,
+    lateness: Span,
+) -> EventTime {
     let closes = B::due(row).plus(lateness);
-    let fires = if corrects { behaviour.end_after(row, fired) } else { None };
+    let fires = if corrects { operator.end_after(row, fired) } else { None };
     fires.map_or(closes, |fires| fires.min(closes))
 }
 
@@ -204,16 +220,16 @@ fn differences<T: Ord + Clone>(old: &[T], new: &[T], mut each: impl FnMut(T, isi
     after.difference(&before).for_each(|row| each((*row).clone(), 1));
 }
 
-impl<B: Behaviour> Fold for Rows<B> {
+impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
     type Key = B::Key;
-    type Place = Stamp;
+    type Place = EventStamp;
     type Part = B::Part;
-    type Saved = (B::Key, Version<B::Row>);
+    type SavedRow = (B::Key, Version<B::Row>);
     type Closed = B::Closed;
     type Value = B::Value;
 
-    fn saved_rows() -> RowKind<Self::Saved> {
-        RowKind {
+    fn saved_rows() -> RowOps<Self::SavedRow> {
+        RowOps {
             order: |a, b| a.0.cmp(&b.0),
             add: |a, b| {
                 if b.1 > a.1 {
@@ -221,31 +237,36 @@ impl<B: Behaviour> Fold for Rows<B> {
                 }
             },
             is_zero: |_| false,
-            is_over: |saved| saved.1.row.is_none(),
-            window: |saved| saved.1.row.as_ref().map_or(EventTime::MAX, B::dead_at),
+            is_tombstone: |saved| saved.1.row.is_none(),
+            window: |saved| saved.1.row.as_ref().map_or(EventTime::MAX, B::expires_at),
         }
     }
 
-    fn key_of(saved: &Self::Saved) -> &B::Key {
+    fn key_of(saved: &Self::SavedRow) -> &B::Key {
         &saved.0
     }
 
-    fn watches(&self) -> bool {
+    fn tracks_changes(&self) -> bool {
         self.wants.live.get() || self.wants.corrections(self.lateness)
     }
 
-    fn absorb(&mut self, records: &mut Vec<RoutedOf<Self>>) {
-        records.drain(..).for_each(|(key, stamp, part): Routed<_, _, _>| self.add(key, stamp, part));
+    fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
+        records.drain(..).for_each(|(key, stamp, part): RoutedRecord<_, _, _>| self.add(key, stamp, part));
     }
 
-    fn absorb_watching(&mut self, epoch: u64, mut records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>) {
+    fn absorb_tracked(
+        &mut self,
+        epoch: u64,
+        mut records: Vec<RoutedRecordOf<Self>>,
+        results: &mut StepResultsOf<Self>,
+    ) {
         let keys = records.iter().map(|(key, ..)| key.clone()).collect::<BTreeSet<_>>();
         let through = if self.wants.live.get() { EventTime::MAX } else { self.fired };
         let before: Vec<_> = keys.into_iter().map(|key| (self.shown(&key, through), key)).collect();
         self.absorb(&mut records);
         for (old, key) in before {
             let new = self.shown(&key, through);
-            let fired = |rows: &[Shown<B::Key, B::Value>]| {
+            let fired = |rows: &[WindowRow<B::Key, B::Value>]| {
                 rows.iter().filter(|row| row.0.end <= self.fired).cloned().collect::<Vec<_>>()
             };
             if self.wants.corrections(self.lateness) {
@@ -257,8 +278,8 @@ impl<B: Behaviour> Fold for Rows<B> {
         }
     }
 
-    fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>) {
-        let mut latest = Map::<B::Key, Version<B::Row>>::default();
+    fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>) {
+        let mut latest = KeyedMap::<B::Key, Version<B::Row>>::default();
         for (key, version) in rows {
             match latest.entry(key) {
                 Entry::Occupied(known) if *known.get() >= version => {}
@@ -269,21 +290,22 @@ impl<B: Behaviour> Fold for Rows<B> {
         let loaded = latest.into_iter().filter_map(|(key, version)| Some((key, version.row?)));
         for (key, mut row) in loaded {
             B::prune(&mut row, self.closed);
-            if B::is_over(&row) {
+            if B::is_finished(&row) {
                 continue;
             }
             self.metrics.loaded.add(B::count(&row).unsigned_abs());
             if self.wants.live.get() {
                 let all = (self.closed, EventTime::MAX);
-                self.behaviour.show(&key, &row, all, &mut |shown| results.live.push((shown, epoch, 1)));
+                self.operator.show(&key, &row, all, &mut |shown| results.live.push((shown, epoch, 1)));
             }
-            let wake = wake_of(&self.behaviour, &row, self.wants.corrections(self.lateness), self.fired, self.lateness);
-            wake_at(&mut self.wakes, wake, key.clone());
-            self.rows.insert(key, Held { row, wake, unsealed: false });
+            let wake =
+                wake_time(&self.operator, &row, self.wants.corrections(self.lateness), self.fired, self.lateness);
+            schedule_at(&mut self.wakes, wake, key.clone());
+            self.rows.insert(key, KeyedEntry { row, wake, unsealed: false });
         }
     }
 
-    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>) {
+    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {
         let Some(unsealed) = &mut self.unsealed else { return (self.closed, None) };
         let mut keys = std::mem::take(unsealed);
         keys.sort_unstable();
@@ -294,14 +316,14 @@ impl<B: Behaviour> Fold for Rows<B> {
                 held.unsealed = false;
                 held.row.clone()
             });
-            if row.is_some() || !B::DIES {
+            if row.is_some() || !B::EXPIRES {
                 rows.push((key, Version { epoch, row }));
             }
         }
-        (self.closed, if rows.is_empty() { None } else { Some(give_out(rows)) })
+        (self.closed, if rows.is_empty() { None } else { Some(chunks_of(rows)) })
     }
 
-    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>) {
+    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
         let (to, before, corrects) =
             (watermark.minus(self.lateness), self.fired, self.wants.corrections(self.lateness));
         let live = self.wants.live.get();
@@ -320,12 +342,12 @@ impl<B: Behaviour> Fold for Rows<B> {
                 let Some(held) = self.rows.get_mut(&key).filter(|held| held.wake == time) else { continue };
                 if corrects {
                     let between = (before.max(self.closed), watermark);
-                    self.behaviour.show(&key, &held.row, between, &mut |row| results.fired.push((row, epoch, 1)));
+                    self.operator.show(&key, &held.row, between, &mut |row| results.fired.push((row, epoch, 1)));
                 }
                 let from = results.closed.len();
                 if B::due(&held.row) <= to {
-                    counted += self.behaviour.advance(&key, &mut held.row, to, &mut results.closed);
-                    if let Some(unsealed) = self.unsealed.as_mut().filter(|_| !B::DIES && !held.unsealed) {
+                    counted += self.operator.advance(&key, &mut held.row, to, &mut results.closed);
+                    if let Some(unsealed) = self.unsealed.as_mut().filter(|_| !B::EXPIRES && !held.unsealed) {
                         held.unsealed = true;
                         unsealed.push(key.clone());
                     }
@@ -338,11 +360,11 @@ impl<B: Behaviour> Fold for Rows<B> {
                         results.fired.push((row, epoch, 1));
                     }
                 }
-                if B::is_over(&held.row) {
+                if B::is_finished(&held.row) {
                     self.rows.remove(&key);
                 } else {
-                    held.wake = wake_of(&self.behaviour, &held.row, corrects, watermark, self.lateness);
-                    wake_at(&mut self.wakes, held.wake, key);
+                    held.wake = wake_time(&self.operator, &held.row, corrects, watermark, self.lateness);
+                    schedule_at(&mut self.wakes, held.wake, key);
                 }
             }
         }
@@ -351,14 +373,14 @@ impl<B: Behaviour> Fold for Rows<B> {
         for (period, at) in self.wants.ticks(before, watermark) {
             for (key, held) in &self.rows {
                 let all = (self.closed, EventTime::MAX);
-                self.behaviour.show(key, &held.row, all, &mut |row| results.ticked.push((period, at, row)));
+                self.operator.show(key, &held.row, all, &mut |row| results.ticked.push((period, at, row)));
             }
         }
     }
 }
 
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
-impl<B: Behaviour> Drop for Rows<B> {
+impl<B: KeyedOperator> Drop for KeyedRows<B> {
     fn drop(&mut self) {
         let held: i64 = self.rows.values().map(|held| B::count(&held.row)).sum();
         self.metrics.counted.add(held.unsigned_abs());

@@ -30,15 +30,15 @@ use timely::progress::Antichain;
 
 use crate::record::{Event, Record};
 use crate::stream::route::route;
-use crate::stream::window::KeysOf;
-use crate::stream::{Collection, Fault, Keyed, Pool, Stream};
+use crate::stream::window::KeyExtractor;
+use crate::stream::{Collection, ContainerPool, Fault, Keyed, Stream};
 
 /// The rows of a key, in order, each with its multiplicity.
-type Rows<V> = Vec<(V, isize)>;
+type CountedRows<V> = Vec<(V, isize)>;
 /// A change of the table: row, epoch, difference.
-type Change<K, V> = ((K, V), u64, isize);
+type LookupChange<K, V> = ((K, V), u64, isize);
 /// An event in transit to the worker of its key.
-type Asking<K, D> = (K, Event<D>);
+type KeyedEvent<K, D> = (K, Event<D>);
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// Pairs each record with the row that its key has in a table as of the record's **epoch**, so the result depends
@@ -52,19 +52,21 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// up.
     ///
     /// ```
-    /// use tidegate::source::memory::Records;
-    /// use tidegate::testing::{Captured, Run, Script};
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun, Script};
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (currency, rate, event time), and sales of an amount.
-    /// let rates = Records::new(vec![vec![("USD", 90, 0), ("USD", 95, 70)]].into_iter().map(own).collect(), |rate| rate.2);
-    /// let sales = Records::new(vec![vec![("USD", 2, 80), ("EUR", 5, 81), ("USD", 4, 82)]].into_iter().map(own).collect(), |sale| sale.2);
+    /// let rates = vec![vec![("USD", 90, 0), ("USD", 95, 70)]].into_iter().map(own).collect();
+    /// let rates = MemorySource::new(rates, |rate| rate.2);
+    /// let sales = vec![vec![("USD", 2, 80), ("EUR", 5, 81), ("USD", 4, 82)]].into_iter().map(own).collect();
+    /// let sales = MemorySource::new(sales, |sale| sale.2);
     /// let prices = Captured::new();
     /// let output = prices.clone();
     /// // The second sale in USD comes in the epoch in which the second rate comes, and sees it.
     /// let of_rates = Script::new().epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1).end(0));
     /// let of_sales = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1).end(0));
-    /// Run::new().script("rates", of_rates).script("sales", of_sales).run(move |flow| {
+    /// TestRun::new().script("rates", of_rates).script("sales", of_sales).run(move |flow| {
     ///     let rates = flow.read("rates", &rates).key_by(|rate| rate.0.clone());
     ///     let rates = rates.last_by_key_with("rates", |(_, rate, _)| Some(rate));
     ///     flow.read("sales", &sales)
@@ -92,23 +94,23 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
 }
 
 /// The input of one epoch that is not complete yet.
-struct Turn<K, D, V> {
-    asking: Vec<Asking<K, D>>,
+struct PendingLookups<K, D, V> {
+    asking: Vec<KeyedEvent<K, D>>,
     /// `None` while no event has arrived.
     capability: Option<Capability<u64>>,
     changes: Vec<((K, V), isize)>,
 }
 
-impl<K, D, V> Default for Turn<K, D, V> {
+impl<K, D, V> Default for PendingLookups<K, D, V> {
     fn default() -> Self {
-        Turn { asking: Vec::new(), capability: None, changes: Vec::new() }
+        PendingLookups { asking: Vec::new(), capability: None, changes: Vec::new() }
     }
 }
 
 /// The visible rows of one worker's keys.
-struct Visible<K, V>(HashMap<K, Rows<V>, FixedState>);
+struct VisibleRows<K, V>(HashMap<K, CountedRows<V>, FixedState>);
 
-impl<K: Record, V: Record> Visible<K, V> {
+impl<K: Record, V: Record> VisibleRows<K, V> {
     /// Applies an epoch's changes. Multiplicities may be negative in between, but not afterwards: rows of
     /// multiplicity zero are removed at the end.
     fn change(&mut self, changes: Vec<((K, V), isize)>) {
@@ -141,15 +143,15 @@ impl<K: Record, V: Record> Visible<K, V> {
     /// Calls `give` with the event paired with each row of its key, or with `None` if there are none.
     fn answer<D: Record, D2>(
         &self,
-        (key, event): Asking<K, D>,
+        (key, event): KeyedEvent<K, D>,
         pair: impl Fn(D, Option<V>) -> Option<D2>,
         mut give: impl FnMut(Event<D2>),
     ) {
         let rows = self.0.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let Event { time, mark, origin, data } = event;
+        let Event { time, watermark, origin, data } = event;
         let mut answer = |data: D, row: Option<V>| {
             if let Some(data) = pair(data, row) {
-                give(Event { time, mark, origin, data });
+                give(Event { time, watermark, origin, data });
             }
         };
         match rows {
@@ -168,28 +170,29 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     table: Collection<'f, (K, V)>,
     pair: impl Fn(D, Option<V>) -> Option<D2> + 'static,
 ) -> Stream<'f, D2> {
-    table.check_whole();
+    table.check_recoverable();
     let Keyed { stream, keys, .. } = events;
-    stream.flow.check_travels::<((K, D), V)>("stream that is joined with a table of", std::any::type_name::<V>());
+    stream.flow.check_exchangeable::<((K, D), V)>("stream that is joined with a table of", std::any::type_name::<V>());
     let Stream { events, marks, flow, pool } = stream;
-    let asking = keyed(events, keys, pool);
-    let hasty = flow.fault(Fault::LookUpEarly);
+    let keyed_events = keyed(events, keys, pool);
+    let hasty = flow.has_fault(Fault::LookUpEarly);
     let mut builder = OperatorBuilder::new(String::from("Look up"), flow.scope);
-    let mut asking = builder.new_input(asking, Exchange::new(|(key, _): &Asking<K, D>| route(key)));
-    let mut table = builder.new_input(table.inner.inner, Exchange::new(|((key, _), ..): &Change<K, V>| route(key)));
+    let mut keyed_events = builder.new_input(keyed_events, Exchange::new(|(key, _): &KeyedEvent<K, D>| route(key)));
+    let mut table =
+        builder.new_input(table.inner.inner, Exchange::new(|((key, _), ..): &LookupChange<K, V>| route(key)));
     // Changes alone cause no output: their epochs need no capability.
     let (answers, events) = builder.new_output_connection([(0, Antichain::from_elem(0))]);
     let mut answers = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(answers);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut turns = BTreeMap::<u64, Turn<K, D, V>>::new();
-        let mut visible = Visible(HashMap::default());
+        let mut turns = BTreeMap::<u64, PendingLookups<K, D, V>>::new();
+        let mut visible = VisibleRows(HashMap::default());
         move |frontiers| {
-            asking.for_each(|capability, asking| {
+            keyed_events.for_each(|capability, keyed_events| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.entry(epoch).or_default();
                 turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
-                turn.asking.append(asking);
+                turn.asking.append(keyed_events);
             });
             table.for_each(|_capability, changes| {
                 for (row, epoch, diff) in changes.drain(..) {
@@ -199,23 +202,25 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
             let is_next = |epoch: u64| (hasty || !frontiers[1].less_equal(&epoch)) && !frontiers[0].less_than(&epoch);
             let mut answers = answers.activate();
             while let Some(turn) = turns.first_entry().filter(|turn| is_next(*turn.key())) {
-                let Turn { asking, capability, changes } = turn.remove();
+                let PendingLookups { asking, capability, changes } = turn.remove();
                 visible.change(changes);
                 let Some(capability) = capability else { continue };
                 let mut session = answers.session(&capability);
-                asking.into_iter().for_each(|asking| visible.answer(asking, &pair, |event| session.give(event)));
+                asking
+                    .into_iter()
+                    .for_each(|keyed_events| visible.answer(keyed_events, &pair, |event| session.give(event)));
             }
         }
     });
-    Stream { events, marks, flow, pool: Pool::default() }
+    Stream { events, marks, flow, pool: ContainerPool::default() }
 }
 
 /// Pairs events with their keys.
 fn keyed<'f, K: Record, D: Record>(
     events: TimelyStream<'f, u64, Vec<Event<D>>>,
-    keys_of: KeysOf<K, D>,
-    pool: Pool<Event<D>>,
-) -> TimelyStream<'f, u64, Vec<Asking<K, D>>> {
+    keys_of: KeyExtractor<K, D>,
+    pool: ContainerPool<Event<D>>,
+) -> TimelyStream<'f, u64, Vec<KeyedEvent<K, D>>> {
     events.unary(Pipeline, "Key", move |_capability, _info| {
         let (mut keys, mut made) = (Vec::new(), Vec::new());
         move |input, output| {

@@ -20,23 +20,23 @@
 pub mod aggregate;
 mod arrange;
 mod assign;
+pub(crate) mod checkpoint;
 mod collection;
 mod count;
-pub(crate) mod cut;
 mod ends;
-mod fold;
 mod input;
 mod keyed;
 mod lookup;
-mod marks;
 mod output;
+mod panes;
 mod route;
 mod session;
-mod slot;
 pub mod state;
 mod table;
 mod view;
+mod watermarks;
 pub mod window;
+mod window_operator;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -54,26 +54,26 @@ use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published, sources};
+use crate::durable::recovery::ReportedSink;
+use crate::durable::{Incarnation, PublishedEpoch, sources};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
-use crate::sink::{Shard, Writer};
+use crate::sink::{SinkContext, SinkWriter};
 use crate::source::TopicAddress;
-use crate::source::{Place, Rejected, Source, StreamView};
-use crate::status::Board;
-pub(crate) use crate::thread::Failure;
+use crate::source::{Rejected, Source, WatermarkView, WorkerContext};
+use crate::status::StatusBoard;
+pub(crate) use crate::thread::JobFailure;
 use crate::time::Epoch;
 use crate::view::Views;
 
-pub(crate) use arrange::merge_at_rest;
+pub(crate) use arrange::merge_while_idle;
+pub(crate) use checkpoint::{DurableContext, SnapshotAck};
 pub use collection::{Collection, Observer};
-pub(crate) use cut::{Durable, Part};
 pub(crate) use ends::{EndMessage, EndsInput};
 pub(crate) use input::Driver;
-pub(crate) use marks::Marks;
-pub use state::{Moment, Stateful};
+pub use state::{StateContext, Stateful};
+pub(crate) use watermarks::WatermarkStream;
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
 
 /// Deliberate faults that tests inject into the engine to prove that a check finds them. Never set outside tests.
@@ -87,9 +87,9 @@ pub enum Fault {
     /// `on_change` and `on_fire` do not retract old rows.
     SkipRetraction,
     /// Lateness ignores the activation watermarks of partitions.
-    ForgetFloor,
+    IgnoreActivationWatermark,
     /// A sink publishes rows of an epoch before the epoch is complete.
-    ShowEarly,
+    PublishEarly,
     /// A worker releases its capability for an epoch before the journal has synced the epoch.
     ReleaseEarly,
     /// Drops records between the source and the flow.
@@ -97,19 +97,19 @@ pub enum Fault {
     /// A window closes by its watermark before all records of the epoch have arrived.
     CloseEarly,
     /// `on_change` ignores rows that a seal has moved from the memtable into the trace.
-    ForgetSealed,
+    IgnoreSealed,
     /// A worker may discover partitions that exist from the start only after the first epoch.
-    FindLate,
+    DiscoverLate,
     /// Records lose their offsets, which break ties.
     ForgetOffsets,
     /// A sink publishes again what an earlier incarnation published.
-    ShowAgain,
+    PublishAgain,
     /// One segment of the snapshot is not loaded.
     LoseSegment,
     /// A checkpointed operator accepts input that its snapshot already counts.
-    OpenGate,
+    SkipGate,
     /// A sink acknowledges a snapshot's epoch before it has published that epoch.
-    SnapshotEarly,
+    AcknowledgeEarly,
     /// A table drops the deletes of its snapshot.
     ForgetDeletes,
     /// A stream is joined with a table that is not complete yet.
@@ -125,18 +125,18 @@ impl Fault {
     pub const ALL: [Fault; 18] = [
         Fault::LoseRow,
         Fault::SkipRetraction,
-        Fault::ForgetFloor,
-        Fault::ShowEarly,
+        Fault::IgnoreActivationWatermark,
+        Fault::PublishEarly,
         Fault::ReleaseEarly,
         Fault::LoseRecord,
         Fault::CloseEarly,
-        Fault::ForgetSealed,
-        Fault::FindLate,
+        Fault::IgnoreSealed,
+        Fault::DiscoverLate,
         Fault::ForgetOffsets,
-        Fault::ShowAgain,
+        Fault::PublishAgain,
         Fault::LoseSegment,
-        Fault::OpenGate,
-        Fault::SnapshotEarly,
+        Fault::SkipGate,
+        Fault::AcknowledgeEarly,
         Fault::ForgetDeletes,
         Fault::LookUpEarly,
         Fault::AnswerEarly,
@@ -146,9 +146,9 @@ impl Fault {
 
 /// The epochs at which checkpointed operators are sealed: the same on every worker, known before they are complete.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seals(Rc<RefCell<BTreeSet<u64>>>);
+pub(crate) struct SnapshotEpochs(Rc<RefCell<BTreeSet<u64>>>);
 
-impl Seals {
+impl SnapshotEpochs {
     /// Adds an epoch that is not complete yet.
     pub(crate) fn add(&self, epoch: Epoch) {
         self.0.borrow_mut().insert(epoch.0);
@@ -185,40 +185,40 @@ pub struct PlannedStep {
 
 /// The reason for which a flow is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum BuildMode {
     /// Collects the steps; opens nothing.
-    Plan,
+    CollectSteps,
     /// Opens the sinks to read what they have published, and reads the identities of the sources.
     OpenSinks,
     /// Asks the sources whether they have new data since the state ended.
-    AskGrown,
+    AskNewData,
     /// Runs the job.
     Run,
 }
 
 /// The context that the workers of a job share while one of them builds the flow.
-pub(crate) struct Build {
-    pub(crate) place: Place,
+pub(crate) struct BuildContext {
+    pub(crate) place: WorkerContext,
     /// The reason for which the flow is built.
-    pub(crate) purpose: Purpose,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) mode: BuildMode,
+    pub(crate) failure: Arc<JobFailure>,
     pub(crate) metrics: Arc<Metrics>,
     /// The board on which workers and sinks report their progress.
-    pub(crate) board: Arc<Board>,
+    pub(crate) board: Arc<StatusBoard>,
     pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
     pub(crate) plan: RefCell<Vec<PlannedStep>>,
     /// Probe behind every step, sink and view: an epoch that it has passed is published.
     pub(crate) probe: probe::Handle<u64>,
-    pub(crate) seals: Seals,
+    pub(crate) snapshot_epochs: SnapshotEpochs,
     pub(crate) fault: Option<Fault>,
     /// The job's durable state; `None` in a job without state.
-    pub(crate) durable: Option<Durable>,
+    pub(crate) durable: Option<DurableContext>,
     /// Writers that are open already, by sink name.
     pub(crate) opened: Arc<OpenedSinks>,
     /// The incarnation that writers begin with.
-    pub(crate) life: Life,
+    pub(crate) incarnation: Incarnation,
     /// Template of the sinks' contexts, without name and kind of rows.
-    pub(crate) shard: Shard,
+    pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
 }
 
@@ -230,10 +230,10 @@ pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
 /// An opened sink.
 pub(crate) struct OpenedSink {
     /// The last epoch that the sink has published, if it knows one.
-    pub(crate) shown: Option<Published>,
+    pub(crate) published: Option<PublishedEpoch>,
     /// `true` if the sink gets the changes of a collection.
     pub(crate) on_change: bool,
-    /// The writer, a `Box<dyn Writer<D>>`.
+    /// The writer, a `Box<dyn SinkWriter<D>>`.
     writer: Box<dyn Any + Send>,
 }
 
@@ -242,25 +242,25 @@ impl OpenedSinks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
     }
 
-    fn take<D: Record>(&self, name: &str) -> Option<(Option<Published>, Box<dyn Writer<D>>)> {
+    fn take<D: Record>(&self, name: &str) -> Option<(Option<PublishedEpoch>, Box<dyn SinkWriter<D>>)> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
-        let writer = opened.writer.downcast::<Box<dyn Writer<D>>>().ok()?;
-        Some((opened.shown, *writer))
+        let writer = opened.writer.downcast::<Box<dyn SinkWriter<D>>>().ok()?;
+        Some((opened.published, *writer))
     }
 
     /// Returns what each sink has published, by name.
-    pub(crate) fn shown(&self) -> Vec<SinkFound> {
+    pub(crate) fn published(&self) -> Vec<ReportedSink> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |(name, sink): (&String, &OpenedSink)| SinkFound {
+        let found = |(name, sink): (&String, &OpenedSink)| ReportedSink {
             name: name.clone(),
-            published: sink.shown.clone(),
+            published: sink.published.clone(),
             on_change: sink.on_change,
         };
         opened.iter().map(found).collect()
     }
 }
 
-impl Build {
+impl BuildContext {
     /// Records a step in the plan. Fails the job if its kind already has a step of that name, or if another step with
     /// durable rows has it: snapshots find rows by name.
     fn step(&self, kind: &'static str, name: &str, detail: String, fingerprint: u64) {
@@ -281,11 +281,11 @@ impl Build {
 }
 
 /// A stream of one operator's contributions to manifests.
-pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
+pub(crate) type SnapshotAckStream<'f> = TimelyStream<'f, u64, Vec<SnapshotAck>>;
 
 /// The events and watermark updates of a stream of rejected records. It does not hold its flow, as the flow holds it:
 /// such a cycle would leak what the flow owns, such as open files.
-type Rejects<'f> = marks::Parts<'f, Rejected>;
+type RejectStream<'f> = watermarks::EventsAndWatermarks<'f, Rejected>;
 
 /// A query under construction.
 ///
@@ -294,12 +294,12 @@ type Rejects<'f> = marks::Parts<'f, Rejected>;
 #[derive(Clone)]
 pub struct Flow<'f> {
     scope: Scope<'f, u64>,
-    build: Rc<Build>,
-    rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
+    build: Rc<BuildContext>,
+    rejects: Rc<RefCell<Vec<RejectStream<'f>>>>,
     /// The topics that are read, and the topics that are written to.
     topics: Rc<RefCell<(Vec<TopicAddress>, Vec<TopicAddress>)>>,
     /// The streams of all the flow's contributions to manifests.
-    parts: Rc<RefCell<Vec<Parts<'f>>>>,
+    snapshot_acks: Rc<RefCell<Vec<SnapshotAckStream<'f>>>>,
     /// The journal ends of all workers; `None` in a job without state.
     ends: Option<TimelyStream<'f, u64, Vec<EndMessage>>>,
 }
@@ -311,8 +311,8 @@ impl fmt::Debug for Flow<'_> {
 }
 
 impl<'f> Flow<'f> {
-    pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<Build>) -> Self {
-        Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), parts: Rc::default(), ends: None }
+    pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<BuildContext>) -> Self {
+        Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), snapshot_acks: Rc::default(), ends: None }
     }
 
     /// Adds the stream of journal ends, which the sinks keep.
@@ -321,9 +321,9 @@ impl<'f> Flow<'f> {
     }
 
     /// Records topics that are read and written. Fails the job if a topic is both.
-    fn know_topics(&self, read: Option<TopicAddress>, written: Vec<TopicAddress>) {
+    fn register_topics(&self, read: Option<TopicAddress>, written: Vec<TopicAddress>) {
         // Once is enough, and before anything is opened.
-        if self.build.purpose != Purpose::Plan {
+        if self.build.mode != BuildMode::CollectSteps {
             return;
         }
         let mut topics = self.topics.borrow_mut();
@@ -341,7 +341,7 @@ impl<'f> Flow<'f> {
     /// Reads a source. The name is unique among the query's sources.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         self.build.step("source", name, source.describe(), self.identity(source));
-        self.know_topics(source.topic(), Vec::new());
+        self.register_topics(source.topic(), Vec::new());
         let (stream, Stream { events, marks, .. }) = input::read(self, name, source);
         self.rejects.borrow_mut().push((events, marks));
         stream
@@ -349,7 +349,7 @@ impl<'f> Flow<'f> {
 
     /// Returns the fingerprint of a source's identity; zero unless the flow is built to open sinks.
     fn identity<S: Source>(&self, source: &S) -> u64 {
-        if self.build.purpose != Purpose::OpenSinks {
+        if self.build.mode != BuildMode::OpenSinks {
             return 0;
         }
         match source.identity(&self.build.place) {
@@ -365,28 +365,28 @@ impl<'f> Flow<'f> {
     /// answer is the same on all workers and processes, but steps that have state or write to sinks must not depend
     /// on it.
     pub fn has_views(&self) -> bool {
-        self.build.views.is_wanted()
+        self.build.views.is_enabled()
     }
 
     /// Returns the records rejected by the sources that were read so far. Unless they are written to a sink, they are
     /// only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
-        let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
-        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.keep_rejects());
+        let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: ContainerPool::default() };
+        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.suppress_reject_notice());
         let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
-        rejects.unwrap_or_else(|| stream((empty(self.scope), Marks::none(self))))
+        rejects.unwrap_or_else(|| stream((empty(self.scope), WatermarkStream::none(self))))
     }
 
     /// Returns the contributions of all operators to all manifests. Call it once, after the flow is built.
-    pub(crate) fn parts(&self) -> TimelyStream<'f, u64, Vec<Part>> {
-        self.scope.concatenate(self.parts.take())
+    pub(crate) fn snapshot_acks(&self) -> TimelyStream<'f, u64, Vec<SnapshotAck>> {
+        self.scope.concatenate(self.snapshot_acks.take())
     }
 
     /// Fails the job if it has several processes and values of this type cannot be serialized for another process.
     /// `what` and `name` name the step that exchanges them.
-    pub(crate) fn check_travels<T: Serialize + DeserializeOwned + Send + 'static>(&self, what: &str, name: &str) {
+    pub(crate) fn check_exchangeable<T: Serialize + DeserializeOwned + Send + 'static>(&self, what: &str, name: &str) {
         let place = &self.build.place;
-        if self.build.purpose == Purpose::Plan
+        if self.build.mode == BuildMode::CollectSteps
             && place.threads < place.workers
             && let Err(why) = Codec::<T>::check(&Postcard)
         {
@@ -395,28 +395,28 @@ impl<'f> Flow<'f> {
         }
     }
 
-    pub(crate) fn fault(&self, fault: Fault) -> bool {
+    pub(crate) fn has_fault(&self, fault: Fault) -> bool {
         self.build.fault == Some(fault)
     }
 }
 
 /// A pool of emptied containers that are filled again: their memory is in the processor's cache and need not be
 /// allocated anew. It belongs to one worker and keeps at most `KEPT` containers.
-pub(crate) struct Pool<T>(Rc<RefCell<Vec<Vec<T>>>>);
+pub(crate) struct ContainerPool<T>(Rc<RefCell<Vec<Vec<T>>>>);
 
-impl<T> Default for Pool<T> {
+impl<T> Default for ContainerPool<T> {
     fn default() -> Self {
-        Pool(Rc::default())
+        ContainerPool(Rc::default())
     }
 }
 
-impl<T> Clone for Pool<T> {
+impl<T> Clone for ContainerPool<T> {
     fn clone(&self) -> Self {
-        Pool(Rc::clone(&self.0))
+        ContainerPool(Rc::clone(&self.0))
     }
 }
 
-impl<T> Pool<T> {
+impl<T> ContainerPool<T> {
     const KEPT: usize = 16;
 
     /// Returns an empty container, with memory if the pool has one.
@@ -437,10 +437,10 @@ impl<T> Pool<T> {
 /// Append-only events, each with an event time and its partition's watermark.
 pub struct Stream<'f, D> {
     pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
-    pub(crate) marks: Marks<'f>,
+    pub(crate) marks: WatermarkStream<'f>,
     pub(crate) flow: Flow<'f>,
     /// The pool that the events' containers come from.
-    pub(crate) pool: Pool<Event<D>>,
+    pub(crate) pool: ContainerPool<Event<D>>,
 }
 
 impl<D: Record> Clone for Stream<'_, D> {
@@ -482,7 +482,7 @@ impl<'f, D: Record> Stream<'f, D> {
                 });
             }
         });
-        Stream { events, marks, flow, pool: Pool::default() }
+        Stream { events, marks, flow, pool: ContainerPool::default() }
     }
 
     /// Changes each record.
@@ -501,8 +501,8 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Changes each record into any number of records, all with its event time.
     pub fn flat_map<I: IntoIterator<Item: Record>>(self, change: impl Fn(D) -> I + 'static) -> Stream<'f, I::Item> {
         self.transform("FlatMap", move |events, made| {
-            for Event { time, mark, origin, data } in events.drain(..) {
-                made.extend(change(data).into_iter().map(|data| Event { time, mark, origin, data }));
+            for Event { time, watermark, origin, data } in events.drain(..) {
+                made.extend(change(data).into_iter().map(|data| Event { time, watermark, origin, data }));
             }
         })
     }
@@ -524,11 +524,11 @@ impl<'f, D: Record> Stream<'f, D> {
     /// is the greater of the two. A stream that becomes active again gets the watermark of the epoch before as its
     /// activation watermark: its records are late for windows that have closed meanwhile. `--idle-timeout` sets the
     /// time without records after which a partition is idle, for all sources;
-    /// [`Topic::idle_after`](crate::kafka::Topic::idle_after) or
-    /// [`Input::idle_after`](crate::source::file::Input::idle_after) set it for one.
+    /// [`kafka::Source::idle_after`](crate::kafka::Source::idle_after) or
+    /// [`FileSource::idle_after`](crate::source::file::FileSource::idle_after) set it for one.
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
-        let (events, marks) = marks::concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
+        let (events, marks) = watermarks::concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
         Stream { events, marks, flow: self.flow, pool: self.pool }
     }
 
@@ -539,7 +539,7 @@ impl<'f, D: Record> Stream<'f, D> {
 }
 
 /// A flag that tells an operator that a result has a consumer; set while the flow is built, read while it runs.
-type Wanted = Rc<Cell<bool>>;
+type ConsumerFlag = Rc<Cell<bool>>;
 
 /// The stream's watermark as the worker's source readers see it.
-type View = Rc<StreamView>;
+type SharedWatermarkView = Rc<WatermarkView>;

@@ -31,37 +31,37 @@ use timely::scheduling::SyncActivator;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
-use crate::sink::{Rows, Shard, Sink, Writer};
-use crate::stream::cut::Part;
+use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
+use crate::stream::checkpoint::SnapshotAck;
 use crate::stream::ends::EndsOutput;
-use crate::stream::{Build, EndMessage, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
-use crate::thread::{self, Handle, Role};
+use crate::stream::{BuildContext, BuildMode, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// The maximum number of epochs that are published at once.
-const GATHERED: usize = 256;
+const MAX_EPOCHS_PER_PUBLISH: usize = 256;
 
 /// A change of a sink's row: `(row, epoch, diff)`.
-pub(crate) type Change<R> = (R, u64, isize);
+pub(crate) type RowChange<R> = (R, u64, isize);
 
 /// Writes rows to a sink: they are sorted, and then each is converted by `row`.
 pub(crate) fn write<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     name: &str,
-    kind: Rows,
-    rows: TimelyStream<'f, u64, Vec<Change<R>>>,
+    kind: SinkRows,
+    rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
     sink: &impl Sink<D>,
     row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
-    let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
+    let fingerprint = if kind == SinkRows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, sink.describe(), fingerprint);
-    flow.check_travels::<R>("sink", name);
-    flow.know_topics(None, sink.topics());
+    flow.check_exchangeable::<R>("sink", name);
+    flow.register_topics(None, sink.topics());
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
@@ -70,113 +70,118 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     // order over the workers of the process that has the state: it opened them, to read what they have published.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % build.place.threads;
-    let shard = Shard { name: name.to_owned(), rows: kind, ..build.shard.clone() };
+    let shard = SinkContext { name: name.to_owned(), rows: kind, ..build.shard.clone() };
     // Opening may truncate files, so it is skipped if the job has failed already, for example at its source. The flow
     // is built all the same, as it must be equal on all workers, and one of them may have learned of a failure before
     // another.
     let has_failed = build.failure.get().is_some();
     let mut output = None;
-    match build.purpose {
-        Purpose::Plan | Purpose::AskGrown => {}
+    match build.mode {
+        BuildMode::CollectSteps | BuildMode::AskNewData => {}
         _ if has_failed => {}
-        Purpose::OpenSinks => match open(sink, &shard) {
-            Ok((shown, writer)) => {
-                build
-                    .opened
-                    .put(name, OpenedSink { shown, on_change: kind == Rows::Changes, writer: Box::new(writer) });
+        BuildMode::OpenSinks => match open(sink, &shard) {
+            Ok((published, writer)) => {
+                build.opened.put(
+                    name,
+                    OpenedSink { published, on_change: kind == SinkRows::Changes, writer: Box::new(writer) },
+                );
             }
             Err(error) => build.failure.set(error),
         },
-        Purpose::Run if owner == flow.scope.index() => {
+        BuildMode::Run if owner == flow.scope.index() => {
             let opened = build.opened.take::<D>(name).map_or_else(|| open(sink, &shard), Ok);
             match opened.and_then(|(shown, writer)| begin(build, name, kind, shown, writer)) {
                 Ok(begun) => output = Some(begun),
                 Err(error) => build.failure.set(error),
             }
         }
-        Purpose::Run => {}
+        BuildMode::Run => {}
     }
-    show(flow, (name, owner), rows, output, row);
+    publish(flow, (name, owner), rows, output, row);
 }
 
 /// Opens a sink, and reads what it has published.
-fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Published>, Box<dyn Writer<D>>)> {
+fn open<D: Record>(
+    sink: &impl Sink<D>,
+    shard: &SinkContext,
+) -> Result<(Option<PublishedEpoch>, Box<dyn SinkWriter<D>>)> {
     let mut writer = sink.open(shard)?;
-    let shown = if shard.state.is_some() { writer.shown()? } else { None };
+    let shown = if shard.state.is_some() { writer.published()? } else { None };
     Ok((shown, writer))
 }
 
 /// Begins an incarnation of a writer.
 fn begin<D: Record>(
-    build: &Build,
+    build: &BuildContext,
     name: &str,
-    kind: Rows,
-    shown: Option<Published>,
-    mut writer: Box<dyn Writer<D>>,
-) -> Result<Output<D>> {
+    kind: SinkRows,
+    shown: Option<PublishedEpoch>,
+    mut writer: Box<dyn SinkWriter<D>>,
+) -> Result<ReadySink<D>> {
     let shown = shown.map(|published| published.epoch);
     // A writer that waits for brokers gives up when the job has failed.
-    let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
+    let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.incarnation.still_current));
     let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
-    writer.begin(&Life { still_current: Arc::new(goes_on), ..build.life.clone() })?;
+    writer.begin(&Incarnation { still_current: Arc::new(goes_on), ..build.incarnation.clone() })?;
     // Everything through the snapshot was published before the snapshot was taken. Only a collection that is new to
     // the snapshot is written from its beginning.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
-    let through = base.filter(|_| known || kind == Rows::Events).map(|base| base.epoch);
-    let gate = if build.fault == Some(Fault::ShowAgain) { None } else { shown.max(through) };
-    let state = SinkState { name: name.to_owned(), shown, on_change: kind == Rows::Changes };
-    Ok(Output { writer, state, gate })
+    let through = base.filter(|_| known || kind == SinkRows::Events).map(|base| base.epoch);
+    let gate = if build.fault == Some(Fault::PublishAgain) { None } else { shown.max(through) };
+    let state = SinkState { name: name.to_owned(), published: shown, on_change: kind == SinkRows::Changes };
+    Ok(ReadySink { writer, state, gate })
 }
 
 /// A sink that is ready to write.
-struct Output<D> {
-    writer: Box<dyn Writer<D>>,
+struct ReadySink<D> {
+    writer: Box<dyn SinkWriter<D>>,
     state: SinkState,
     /// Output at or before this epoch was published by an earlier incarnation, and is dropped.
     gate: Option<Epoch>,
 }
 
 /// Builds the operator that publishes rows, on every worker; only the owner has an output.
-fn show<'f, R: Record, D: Record>(
+fn publish<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     (name, owner): (&str, usize),
-    rows: TimelyStream<'f, u64, Vec<Change<R>>>,
-    output: Option<Output<D>>,
+    rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
+    output: Option<ReadySink<D>>,
     row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
     let (failure, metrics) = (Arc::clone(&build.failure), build.metrics.sink(name));
     let (board, cell) = (Arc::clone(&build.board), output.as_ref().map(|_| build.board.sink(name)));
-    let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
+    let (early, hasty, seals) =
+        (flow.has_fault(Fault::PublishEarly), flow.has_fault(Fault::AcknowledgeEarly), build.snapshot_epochs.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
-    let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<R>| owner as u64));
+    let mut input = builder.new_input(rows, Exchange::new(move |_row: &RowChange<R>| owner as u64));
     let ends = flow.ends.clone();
     let mut ends = ends.map(|ends| builder.new_input(ends, Exchange::new(|message: &EndMessage| message.0)));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
-    let mut parts = build.durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    let mut snapshot_acks = build.durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let wake = flow.scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
     let gate = output.as_ref().and_then(|output| output.gate);
-    let began = output.map(|output| Showing::begin(output, &failure, metrics, wake));
-    let mut showing = match began.transpose() {
-        Ok(showing) => showing,
+    let began = output.map(|output| SinkPublisher::begin(output, &failure, metrics, wake));
+    let mut publisher = match began.transpose() {
+        Ok(publisher) => publisher,
         Err(error) => {
             failure.set(error);
             None
         }
     };
     builder.build(move |mut capabilities| {
-        let mut held = capabilities.pop().filter(|_| parts.is_some() && showing.is_some());
+        let mut held = capabilities.pop().filter(|_| snapshot_acks.is_some() && publisher.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
         let (mut waiting, mut known_ends) = (BTreeMap::new(), EndsOutput::default());
         // Epochs that the writer has not published yet, with the capabilities that hold the probe at them.
-        let mut leaving = VecDeque::<(u64, Capability<u64>)>::new();
+        let mut outgoing = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
             if let Some(ends) = &mut ends {
                 ends.for_each(|_capability, messages| known_ends.take(messages.drain(..)));
@@ -188,7 +193,7 @@ fn show<'f, R: Record, D: Record>(
                     entry.1.push((row, diff));
                 }
             });
-            let Some(output) = &mut showing else { return };
+            let Some(output) = &mut publisher else { return };
             let complete = |epoch: u64| early || frontiers.iter().all(|frontier| !frontier.less_equal(&epoch));
             while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
                 let (epoch, (capability, mut rows)): (_, (_, Vec<(R, isize)>)) = entry.remove_entry();
@@ -197,39 +202,39 @@ fn show<'f, R: Record, D: Record>(
                 }
                 consolidate(&mut rows);
                 if !rows.is_empty() && failure.get().is_none() {
-                    if let Some(cell) = cell.as_ref().filter(|_| leaving.is_empty()) {
+                    if let Some(cell) = cell.as_ref().filter(|_| outgoing.is_empty()) {
                         cell.waits(Some(Epoch(epoch)));
                     }
                     let rows = rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect();
-                    output.show(Epoch(epoch), rows, known_ends.at(epoch));
-                    leaving.push_back((epoch, capability));
+                    output.publish(Epoch(epoch), rows, known_ends.at(epoch));
+                    outgoing.push_back((epoch, capability));
                 }
             }
             let through = output.through();
-            while leaving.front().is_some_and(|(epoch, _)| Some(Epoch(*epoch)) <= through) {
-                leaving.pop_front();
+            while outgoing.front().is_some_and(|(epoch, _)| Some(Epoch(*epoch)) <= through) {
+                outgoing.pop_front();
                 board.shown();
             }
             if let Some(cell) = &cell {
-                cell.waits(leaving.front().map(|(epoch, _)| Epoch(*epoch)));
+                cell.waits(outgoing.front().map(|(epoch, _)| Epoch(*epoch)));
             }
             // A snapshot waits until everything at or before its epoch is published.
-            if let (Some(parts), Some(cap)) = (&mut parts, &mut held) {
-                let unshown = leaving.front().map(|(epoch, _)| *epoch).filter(|_| !hasty);
+            if let (Some(snapshot_acks), Some(cap)) = (&mut snapshot_acks, &mut held) {
+                let unshown = outgoing.front().map(|(epoch, _)| *epoch).filter(|_| !hasty);
                 for epoch in seals.after(sealed_through) {
                     if !complete(epoch) || unshown.is_some_and(|unshown| unshown <= epoch) {
                         break;
                     }
                     let mut state = output.state();
-                    state.shown = if hasty { Some(Epoch(epoch)) } else { state.shown };
-                    parts.activate().session(&cap.delayed(&epoch)).give(Part::Sink(state));
+                    state.published = if hasty { Some(Epoch(epoch)) } else { state.published };
+                    snapshot_acks.activate().session(&cap.delayed(&epoch)).give(SnapshotAck::Sink(state));
                     cap.downgrade(&(epoch + 1));
                     sealed_through = epoch;
                 }
             }
-            if frontiers.iter().all(MutableAntichain::is_empty) && leaving.is_empty() {
+            if frontiers.iter().all(MutableAntichain::is_empty) && outgoing.is_empty() {
                 held = None;
-                showing = None;
+                publisher = None;
             }
         }
     });
@@ -237,35 +242,35 @@ fn show<'f, R: Record, D: Record>(
 }
 
 /// An epoch in transit to a writer's thread: its rows, and the journal ends at it.
-type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
+type EpochBatch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 
 /// Publishes epochs: directly, or on a thread of its own if the writer waits for a disk or a network. The thread
 /// publishes all epochs that have gathered meanwhile at once.
-struct Showing<D: Record> {
-    here: Option<Box<dyn Writer<D>>>,
-    queue: Option<Sender<Batch<D>>>,
-    thread: Option<Handle>,
-    shown: Shown,
+struct SinkPublisher<D: Record> {
+    here: Option<Box<dyn SinkWriter<D>>>,
+    queue: Option<Sender<EpochBatch<D>>>,
+    thread: Option<ThreadHandle>,
+    shown: WriterProgress,
 }
 
 /// The progress of a writer.
 #[derive(Clone)]
-struct Shown {
+struct WriterProgress {
     state: SinkState,
     /// `true` if the next incarnation can read from the sink what it has published.
     remembers: bool,
     /// The last epoch that was published by this incarnation; 0 before the first.
     through: Arc<AtomicU64>,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
     metrics: Arc<SinkMetrics>,
 }
 
-impl Shown {
+impl WriterProgress {
     /// Writes epochs and publishes them.
-    fn show<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[Batch<D>]) {
+    fn publish<D: Record>(&self, writer: &mut dyn SinkWriter<D>, batches: &[EpochBatch<D>]) {
         let Some((last, _, ends)) = batches.last() else { return };
         let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
-        match written.and_then(|()| writer.show(ends)) {
+        match written.and_then(|()| writer.publish(ends)) {
             Ok(()) => {
                 let rows = batches.iter().flat_map(|(_, rows, _)| rows);
                 // An event is written once for each unit of its multiplicity, a change once.
@@ -279,7 +284,7 @@ impl Shown {
     }
 
     /// Finishes a writer, unless the job has failed.
-    fn finish<D: Record>(&self, mut writer: Box<dyn Writer<D>>) {
+    fn finish<D: Record>(&self, mut writer: Box<dyn SinkWriter<D>>) {
         if self.failure.get().is_none()
             && let Err(error) = writer.finish()
         {
@@ -288,41 +293,41 @@ impl Shown {
     }
 }
 
-impl<D: Record> Showing<D> {
+impl<D: Record> SinkPublisher<D> {
     fn begin(
-        output: Output<D>,
-        failure: &Arc<Failure>,
+        output: ReadySink<D>,
+        failure: &Arc<JobFailure>,
         metrics: Arc<SinkMetrics>,
         wake: SyncActivator,
     ) -> Result<Self> {
-        let Output { mut writer, state, .. } = output;
+        let ReadySink { mut writer, state, .. } = output;
         let (remembers, failure) = (writer.remembers(), Arc::clone(failure));
-        let shown = Shown { state, remembers, through: Arc::default(), failure, metrics };
-        if !writer.waits() {
-            return Ok(Showing { here: Some(writer), queue: None, thread: None, shown });
+        let shown = WriterProgress { state, remembers, through: Arc::default(), failure, metrics };
+        if !writer.is_blocking() {
+            return Ok(SinkPublisher { here: Some(writer), queue: None, thread: None, shown });
         }
-        let (queue, batches) = channel::<Batch<D>>();
+        let (queue, batches) = channel::<EpochBatch<D>>();
         let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
         let body = move || {
             while let Ok(first) = batches.recv() {
-                thread::turn();
+                thread::mark_iteration();
                 let mut gathered = vec![first];
-                gathered.extend(batches.try_iter().take(GATHERED - 1));
+                gathered.extend(batches.try_iter().take(MAX_EPOCHS_PER_PUBLISH - 1));
                 if there.failure.get().is_none() {
-                    there.show(&mut *writer, &gathered);
+                    there.publish(&mut *writer, &gathered);
                 }
                 // A worker that has stopped needs no waking.
                 let _ = wake.activate();
             }
             there.finish(writer);
         };
-        let thread = thread::start(Role::Sink, &name, body)?;
-        Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
+        let thread = thread::start(ThreadRole::Sink, &name, body)?;
+        Ok(SinkPublisher { here: None, queue: Some(queue), thread: Some(thread), shown })
     }
 
-    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
+    fn publish(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
         if let Some(writer) = &mut self.here {
-            self.shown.show(&mut **writer, &[(epoch, rows, ends)]);
+            self.shown.publish(&mut **writer, &[(epoch, rows, ends)]);
         } else if let Some(queue) = &self.queue {
             // If the thread is gone, the job has failed already.
             let _ = queue.send((epoch, rows, ends));
@@ -336,14 +341,14 @@ impl<D: Record> Showing<D> {
 
     /// Returns what has been published by any incarnation, as far as the next one can read it from the sink.
     fn state(&self) -> SinkState {
-        let SinkState { name, shown, on_change } = self.shown.state.clone();
-        let shown = shown.max(self.through()).filter(|_| self.shown.remembers);
-        SinkState { name, shown, on_change }
+        let SinkState { name, published, on_change } = self.shown.state.clone();
+        let published = published.max(self.through()).filter(|_| self.shown.remembers);
+        SinkState { name, published, on_change }
     }
 }
 
 /// Finishes the writer before the job ends, so that everything published is in its place.
-impl<D: Record> Drop for Showing<D> {
+impl<D: Record> Drop for SinkPublisher<D> {
     fn drop(&mut self) {
         drop(self.queue.take());
         if let Some(thread) = self.thread.take() {
@@ -359,15 +364,15 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Writes the records to a sink, epoch by epoch: each epoch is written whole, its rows sorted.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
         let rows = rows(self.events, |event| event.data);
-        write(&self.flow, name, Rows::Events, rows, sink, |row| row);
+        write(&self.flow, name, SinkRows::Events, rows, sink, |row| row);
     }
 
     /// Like [`Stream::write`], but each epoch's rows are in the order of the records that they came from: by source,
     /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows
     /// that came from one record, or from several, as windows' rows do, are sorted among themselves.
     pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
-        let rows = rows(self.events, |event| (event.origin.place(), event.data));
-        write(&self.flow, name, Rows::Events, rows, sink, |(_place, row)| row);
+        let rows = rows(self.events, |event| (event.origin.tie_breaker(), event.data));
+        write(&self.flow, name, SinkRows::Events, rows, sink, |(_place, row)| row);
     }
 }
 
@@ -375,7 +380,7 @@ impl<'f, D: Record> Stream<'f, D> {
 fn rows<'f, D: Record, R: Record>(
     events: TimelyStream<'f, u64, Vec<Event<D>>>,
     row: impl Fn(Event<D>) -> R + 'static,
-) -> TimelyStream<'f, u64, Vec<Change<R>>> {
+) -> TimelyStream<'f, u64, Vec<RowChange<R>>> {
     events.unary(Pipeline, "Rows", |_capability, _info| {
         let mut made = Vec::new();
         move |input, output| {

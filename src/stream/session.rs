@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::stream::aggregate::Aggregate;
-use crate::stream::arrange::{Counted, Telling};
-use crate::stream::assign::Stamp;
-use crate::stream::fold::Shown;
-use crate::stream::keyed::Behaviour;
+use crate::stream::arrange::{Counted, ValueReporter};
+use crate::stream::assign::EventStamp;
+use crate::stream::keyed::KeyedOperator;
 use crate::stream::window::Interval;
+use crate::stream::window_operator::WindowRow;
 use crate::time::{EventTime, Span};
 
 /// A session of a key.
@@ -27,37 +27,37 @@ pub(crate) struct Session<S> {
 }
 
 /// Aggregates session windows.
-pub(crate) struct Sessions<K, D, A> {
+pub(crate) struct SessionWindows<K, D, A> {
     pub(crate) gap: Span,
-    pub(crate) telling: Telling<A>,
+    pub(crate) telling: ValueReporter<A>,
     pub(crate) types: std::marker::PhantomData<fn(K, D)>,
 }
 
-impl<K, D, A> Sessions<K, D, A> {
+impl<K, D, A> SessionWindows<K, D, A> {
     fn window<S>(session: &Session<S>) -> Interval {
         Interval { start: session.start, end: session.end }
     }
 }
 
-impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Sessions<K, D, A> {
+impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K, D, A> {
     type Key = K;
     type Part = A::Part;
     type Row = Vec<Session<A::Sum>>;
-    type Closed = Shown<K, A::Value>;
+    type Closed = WindowRow<K, A::Value>;
     type Value = A::Value;
 
-    const DIES: bool = true;
+    const EXPIRES: bool = true;
 
-    fn dead_at(row: &Self::Row) -> EventTime {
+    fn expires_at(row: &Self::Row) -> EventTime {
         row.last().map_or(EventTime::MIN, |session| session.end)
     }
 
-    fn begin(&self, stamp: Stamp, part: A::Part) -> Self::Row {
+    fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {
         let total = Counted { count: 1, sum: self.telling.aggregate.lift(part) };
         vec![Session { start: stamp.0, end: stamp.0.plus(self.gap), total }]
     }
 
-    fn absorb(&self, row: &mut Self::Row, (time, _): Stamp, part: A::Part) {
+    fn absorb(&self, row: &mut Self::Row, (time, _): EventStamp, part: A::Part) {
         let end = time.plus(self.gap);
         // Sessions are in order, and most records are near the last one.
         let first = row.iter().rposition(|session| session.end <= time).map_or(0, |before| before + 1);
@@ -98,7 +98,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Sessions<K, D, A> {
         row.retain(|session| session.end > closed);
     }
 
-    fn is_over(row: &Self::Row) -> bool {
+    fn is_finished(row: &Self::Row) -> bool {
         row.is_empty()
     }
 
@@ -111,7 +111,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Sessions<K, D, A> {
         key: &K,
         row: &Self::Row,
         (after, through): (EventTime, EventTime),
-        each: &mut dyn FnMut(Shown<K, A::Value>),
+        each: &mut dyn FnMut(WindowRow<K, A::Value>),
     ) {
         for session in row.iter().filter(|session| after < session.end && session.end <= through) {
             let window = Self::window(session);
@@ -125,7 +125,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Sessions<K, D, A> {
         row.iter().map(|session| session.end).find(|end| *end > time)
     }
 
-    fn window_of(closed: &Self::Closed) -> Option<Shown<K, A::Value>> {
+    fn window_of(closed: &Self::Closed) -> Option<WindowRow<K, A::Value>> {
         Some(closed.clone())
     }
 }

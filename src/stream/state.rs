@@ -21,27 +21,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{Event, Record};
 use crate::stream::Stream;
-use crate::stream::assign::{ByTime, Stamp};
-use crate::stream::cut;
-use crate::stream::fold::{self, Made, Shown, Start, Wants};
-use crate::stream::keyed::{Behaviour, Rows, first_passed, in_order, passed};
-use crate::stream::slot::whole_millis;
+use crate::stream::assign::{EventStamp, TimeRouter};
+use crate::stream::checkpoint;
+use crate::stream::keyed::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
+use crate::stream::panes::whole_millis;
 use crate::stream::window::Keyed;
+use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions, WindowRow};
 use crate::time::{EventTime, Span};
 
 /// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`].
 #[derive(Debug)]
-pub struct Moment<'a, K, S, O> {
+pub struct StateContext<'a, K, S, O> {
     key: &'a K,
     now: EventTime,
     state: &'a mut Option<S>,
     timers: &'a mut BTreeSet<EventTime>,
     /// `false` if timers that are set are ignored, as the stream has ended.
-    goes_on: bool,
+    accepts_timers: bool,
     emitted: &'a mut Vec<(EventTime, O)>,
 }
 
-impl<K, S, O> Moment<'_, K, S, O> {
+impl<K, S, O> StateContext<'_, K, S, O> {
     /// Returns the key.
     pub fn key(&self) -> &K {
         self.key
@@ -57,10 +57,10 @@ impl<K, S, O> Moment<'_, K, S, O> {
         self.state
     }
 
-    /// Sets a timer of this key. A time that is not after [`Moment::now`] becomes the next millisecond; several
+    /// Sets a timer of this key. A time that is not after [`StateContext::now`] becomes the next millisecond; several
     /// timers at one time are one.
     pub fn set_timer(&mut self, at: EventTime) {
-        if self.goes_on {
+        if self.accepts_timers {
             self.timers.insert(at.max(self.now.next()));
         }
     }
@@ -84,58 +84,59 @@ impl<K, S, O> Moment<'_, K, S, O> {
 /// The state of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record, D: Record")]
-pub(crate) struct Stated<S, D> {
+#[serde(rename = "Stated")]
+pub(crate) struct KeyState<S, D> {
     state: Option<S>,
     timers: BTreeSet<EventTime>,
     /// Records that the watermark has not passed, in order.
-    waiting: Vec<(Stamp, D)>,
+    waiting: Vec<(EventStamp, D)>,
 }
 
 /// The functions of a step.
-struct Functions<K, S, D, O, E, T> {
+struct StateFunctions<K, S, D, O, E, T> {
     on_record: E,
     on_timer: T,
     types: PhantomData<fn(K, S, D, O)>,
 }
 
-impl<K, S, D, O, E, T> Behaviour for Functions<K, S, D, O, E, T>
+impl<K, S, D, O, E, T> KeyedOperator for StateFunctions<K, S, D, O, E, T>
 where
     K: Record,
     S: Record,
     D: Record,
     O: Record,
-    E: Fn(&mut Moment<'_, K, S, O>, D) + 'static,
-    T: Fn(&mut Moment<'_, K, S, O>) + 'static,
+    E: Fn(&mut StateContext<'_, K, S, O>, D) + 'static,
+    T: Fn(&mut StateContext<'_, K, S, O>) + 'static,
 {
     type Key = K;
     type Part = D;
-    type Row = Stated<S, D>;
+    type Row = KeyState<S, D>;
     type Closed = (EventTime, O);
     type Value = ();
 
-    const DIES: bool = false;
+    const EXPIRES: bool = false;
 
-    fn dead_at(_row: &Self::Row) -> EventTime {
+    fn expires_at(_row: &Self::Row) -> EventTime {
         EventTime::MAX
     }
 
-    fn begin(&self, stamp: Stamp, part: D) -> Self::Row {
-        Stated { state: None, timers: BTreeSet::new(), waiting: vec![(stamp, part)] }
+    fn begin(&self, stamp: EventStamp, part: D) -> Self::Row {
+        KeyState { state: None, timers: BTreeSet::new(), waiting: vec![(stamp, part)] }
     }
 
-    fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: D) {
-        in_order(&mut row.waiting, (stamp, part));
+    fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: D) {
+        insert_ordered(&mut row.waiting, (stamp, part));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        let (record, timer) = (first_passed(&row.waiting), row.timers.first().copied());
+        let (record, timer) = (first_due(&row.waiting), row.timers.first().copied());
         timer.map_or(record, |timer| timer.min(record))
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
-        let Stated { state, timers, waiting } = row;
+        let KeyState { state, timers, waiting } = row;
         let over = to == EventTime::MAX;
-        let passed = passed(waiting, to);
+        let passed = count_passed(waiting, to);
         let mut records = waiting.drain(..passed).peekable();
         loop {
             let next = records.peek().map(|((time, _), _)| *time);
@@ -143,10 +144,13 @@ where
             if let Some(now) = timer {
                 timers.remove(&now);
                 // When the stream has ended and no records are left, timers that a timer sets are ignored.
-                let goes_on = !over || next.is_some();
-                (self.on_timer)(&mut Moment { key, now, state, timers, goes_on, emitted: closed });
+                let accepts_timers = !over || next.is_some();
+                (self.on_timer)(&mut StateContext { key, now, state, timers, accepts_timers, emitted: closed });
             } else if let Some(((now, _), record)) = records.next() {
-                (self.on_record)(&mut Moment { key, now, state, timers, goes_on: true, emitted: closed }, record);
+                (self.on_record)(
+                    &mut StateContext { key, now, state, timers, accepts_timers: true, emitted: closed },
+                    record,
+                );
             } else {
                 return passed as i64;
             }
@@ -155,7 +159,7 @@ where
 
     fn prune(_row: &mut Self::Row, _closed: EventTime) {}
 
-    fn is_over(row: &Self::Row) -> bool {
+    fn is_finished(row: &Self::Row) -> bool {
         row.state.is_none() && row.timers.is_empty() && row.waiting.is_empty()
     }
 
@@ -163,20 +167,27 @@ where
         row.waiting.len() as i64
     }
 
-    fn show(&self, _key: &K, _row: &Self::Row, _between: (EventTime, EventTime), _each: &mut dyn FnMut(Shown<K, ()>)) {}
+    fn show(
+        &self,
+        _key: &K,
+        _row: &Self::Row,
+        _between: (EventTime, EventTime),
+        _each: &mut dyn FnMut(WindowRow<K, ()>),
+    ) {
+    }
 
     fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
         None
     }
 
-    fn window_of(_closed: &Self::Closed) -> Option<Shown<K, ()>> {
+    fn window_of(_closed: &Self::Closed) -> Option<WindowRow<K, ()>> {
         None
     }
 }
 
 /// The results of a keyed-state step.
 pub struct Stateful<'f, K: Record, D, O: Record> {
-    made: Made<'f, (EventTime, O), K, (), D>,
+    made: StepOutputs<'f, (EventTime, O), K, (), D>,
 }
 
 impl<K: Record, D, O: Record> fmt::Debug for Stateful<'_, K, D, O> {
@@ -209,17 +220,17 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tidegate::source::memory::Records;
-    /// use tidegate::testing::{Captured, Run};
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun};
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (door, open?, event time in ms): which doors stay open for longer than a minute?
     /// let doors = vec![("front", true, 0), ("back", true, 10_000), ("back", false, 30_000), ("front", false, 90_000)];
     /// let doors = doors.into_iter().map(|(door, open, at)| (door.to_string(), open, at)).collect();
-    /// let source = Records::new(vec![doors], |door: &(String, bool, i64)| door.2);
+    /// let source = MemorySource::new(vec![doors], |door: &(String, bool, i64)| door.2);
     /// let alarms = Captured::<(String, i64)>::new();
     /// let output = alarms.clone();
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     let doors = flow.read("doors", &source).key_by(|door| door.0.clone());
     ///     let watched = doors.keyed_state::<(), (String, i64)>(
     ///         "open doors",
@@ -239,24 +250,32 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     pub fn keyed_state<S: Record, O: Record>(
         self,
         name: &str,
-        on_record: impl Fn(&mut Moment<'_, K, S, O>, D) + 'static,
-        on_timer: impl Fn(&mut Moment<'_, K, S, O>) + 'static,
+        on_record: impl Fn(&mut StateContext<'_, K, S, O>, D) + 'static,
+        on_timer: impl Fn(&mut StateContext<'_, K, S, O>) + 'static,
     ) -> Stateful<'f, K, D, O> {
         let build = std::rc::Rc::clone(&self.stream.flow.build);
         let lateness = whole_millis("allowed lateness", self.lateness).unwrap_or_else(|error| {
             build.failure.set(error.at(format!("step `{name}`")));
             0
         });
-        let (lateness, wants) = (Span::from_length(lateness), Wants::default());
-        let detail = format!("state by key{}", fold::said(lateness));
-        let functions = Functions { on_record, on_timer, types: PhantomData };
-        let (of_step, metrics) = (wants.clone(), build.metrics.step(name));
-        let begin = move |start: Start<'_>| {
-            Rows::begin(functions, (start.closed, start.durable), (of_step, lateness), Arc::clone(&metrics))
+        let (lateness, subscriptions) = (Span::saturating_from_millis(lateness), Subscriptions::default());
+        let detail = format!("state by key{}", window_operator::describe_lateness(lateness));
+        let functions = StateFunctions { on_record, on_timer, types: PhantomData };
+        let (of_step, metrics) = (subscriptions.clone(), build.metrics.step(name));
+        let begin = move |start: OperatorStart<'_>| {
+            KeyedRows::begin(functions, (start.closed, start.durable), (of_step, lateness), Arc::clone(&metrics))
         };
         let part = |event: &Event<D>| event.data.clone();
-        let made = fold::step(self, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin);
-        Stateful { made }
+        let outputs = window_operator::step(
+            self,
+            (name, detail),
+            (subscriptions, lateness),
+            checkpoint::postcard(),
+            TimeRouter(lateness),
+            part,
+            begin,
+        );
+        Stateful { made: outputs }
     }
 
     /// Drops each record that follows another of its key within a time. Emits the first record of a key, and each

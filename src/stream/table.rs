@@ -52,10 +52,12 @@ use timely::progress::frontier::MutableAntichain;
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
-use crate::stream::assign::At;
-use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver, give_out};
+use crate::stream::assign::SourcePosition;
+use crate::stream::checkpoint::{
+    self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck, chunks_of,
+};
 use crate::stream::route::route;
-use crate::stream::{Collection, Fault, Flow, Keyed, Seals};
+use crate::stream::{Collection, Fault, Flow, Keyed, SnapshotEpochs};
 use crate::time::EventTime;
 
 /// Changes that are emitted per activation.
@@ -63,22 +65,23 @@ const PIECE: usize = 2048;
 
 /// A value with the timestamp that orders it. The greatest is the latest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-struct Stamped<V> {
+#[serde(rename = "Stamped")]
+struct StampedValue<V> {
     time: EventTime,
-    at: At,
+    at: SourcePosition,
     /// The value; `None` if the record deletes its key.
     value: Option<V>,
 }
 
 /// A row, as it is exchanged and as snapshots keep it.
-type Row<K, V> = (K, Stamped<V>);
+type TableRow<K, V> = (K, StampedValue<V>);
 /// A change of the table's visible rows: row, epoch, difference.
-type Change<K, V> = ((K, V), u64, isize);
-type Map<K, R> = HashMap<K, R, FixedState>;
+type TableChange<K, V> = ((K, V), u64, isize);
+type TableMap<K, R> = HashMap<K, R, FixedState>;
 
 /// Returns the functions that order and add saved rows. Rows never expire, and tombstones are never dropped.
-fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
-    RowKind {
+fn saved_rows<K: Record, V: Record>() -> RowOps<TableRow<K, V>> {
+    RowOps {
         order: |a, b| a.0.cmp(&b.0),
         add: |a, b| {
             if b.1 > a.1 {
@@ -87,7 +90,7 @@ fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
         },
         is_zero: |_| false,
         // Records that arrive later may be older: a delete must override them.
-        is_over: |_| false,
+        is_tombstone: |_| false,
         window: |_| EventTime::MAX,
     }
 }
@@ -101,17 +104,17 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// once for each key: the old row is retracted and the new one is inserted.
     ///
     /// ```
-    /// use tidegate::testing::{Captured, Run};
-    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, TestRun};
+    /// use tidegate::source::memory::MemorySource;
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (account, owner, event time): the owner of an account may change, and news may come late.
     /// let owners = [("a1", "Ann", 10), ("b2", "Bob", 20), ("a1", "Cid", 40), ("a1", "Dot", 30)];
     /// let owners = owners.map(|(account, owner, at)| (account.to_string(), owner.to_string(), at));
-    /// let source = Records::new(vec![owners.to_vec()], |owner: &(String, String, i64)| owner.2);
+    /// let source = MemorySource::new(vec![owners.to_vec()], |owner: &(String, String, i64)| owner.2);
     /// let (now, accounts) = (Captured::new(), Captured::new());
     /// let (owners, held) = (now.clone(), accounts.clone());
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     let table = flow.read("owners", &source).key_by(|(account, ..)| account.clone()).last_by_key("owner now");
     ///     // A collection like any other: here it is counted how many accounts each owner has.
     ///     table.clone().map(|(_account, (_, owner, _))| owner).count().write("held", &held);
@@ -133,15 +136,15 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// occur once and are deleted therefore grows without bound, by one key and stamp each.
     ///
     /// ```
-    /// use tidegate::testing::{Captured, Run};
-    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, TestRun};
+    /// use tidegate::source::memory::MemorySource;
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// let prices = vec![("tea".to_string(), Some(3), 10), ("tea".to_string(), None, 30), ("tea".to_string(), Some(4), 20)];
-    /// let source = Records::new(vec![prices], |price: &(String, Option<i64>, i64)| price.2);
+    /// let source = MemorySource::new(vec![prices], |price: &(String, Option<i64>, i64)| price.2);
     /// let now = Captured::<(String, i64)>::new();
     /// let output = now.clone();
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     let prices = flow.read("prices", &source).key_by(|price| price.0.clone());
     ///     prices.last_by_key_with("prices", |(_, price, _)| price).write("prices", &output);
     /// })?;
@@ -154,20 +157,20 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         value: impl Fn(D) -> Option<V> + 'static,
     ) -> Collection<'f, (K, V)> {
         let flow = self.stream.flow.clone();
-        let fingerprint = Codec::<Row<K, V>>::fingerprint(&Postcard);
+        let fingerprint = Codec::<TableRow<K, V>>::fingerprint(&Postcard);
         flow.build.step("table", name, "the last".to_owned(), fingerprint);
-        cut::check_rows::<Row<K, V>>(&flow, name);
-        flow.check_travels::<Row<K, V>>("table", name);
+        checkpoint::check_rows::<TableRow<K, V>>(&flow, name);
+        flow.check_exchangeable::<TableRow<K, V>>("table", name);
         let metrics = flow.build.metrics.table(name);
-        let rows = rows_of(self, &flow, value, Arc::clone(&metrics));
-        let step = Step {
+        let rows = stamp_records(self, &flow, value, Arc::clone(&metrics));
+        let step = TableConfig {
             name: name.to_owned(),
-            seals: flow.build.seals.clone(),
+            seals: flow.build.snapshot_epochs.clone(),
             metrics,
-            codec: cut::postcard::<Row<K, V>>(),
-            forget_deletes: flow.fault(Fault::ForgetDeletes),
+            codec: checkpoint::postcard::<TableRow<K, V>>(),
+            forget_deletes: flow.has_fault(Fault::ForgetDeletes),
         };
-        let changes = latest(&flow, rows, step);
+        let changes = build_table(&flow, rows, step);
         // Back-pressure includes this step: a query may have no sink behind it.
         let changes = changes.probe_with(&flow.build.probe);
         Collection::new(changes.as_collection(), flow)
@@ -175,14 +178,14 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
 }
 
 /// Computes key, stamp and value of each record.
-fn rows_of<'f, K: Record, D: Record, V: Record>(
+fn stamp_records<'f, K: Record, D: Record, V: Record>(
     records: Keyed<'f, K, D>,
     flow: &Flow<'f>,
     value: impl Fn(D) -> Option<V> + 'static,
     metrics: Arc<TableMetrics>,
-) -> TimelyStream<'f, u64, Vec<Row<K, V>>> {
+) -> TimelyStream<'f, u64, Vec<TableRow<K, V>>> {
     let Keyed { stream, keys: keys_of, .. } = records;
-    let gate = flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate));
+    let gate = flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate));
     let pool = stream.pool;
     stream.events.unary(Pipeline, "Stamp", move |_capability, _info| {
         let (mut keys, mut made) = (Vec::new(), Vec::new());
@@ -191,11 +194,11 @@ fn rows_of<'f, K: Record, D: Record, V: Record>(
                 if gate.is_some_and(|gate| capability.least().is_some_and(|epoch| *epoch <= gate)) {
                     return;
                 }
-                metrics.taken.add(events.len() as u64);
+                metrics.received.add(events.len() as u64);
                 keys_of(events, &mut keys);
                 made.extend(keys.drain(..).zip(events.drain(..)).map(|(key, event)| {
                     let Event { time, origin, data, .. } = event;
-                    (key, Stamped { time, at: origin.place(), value: value(data) })
+                    (key, StampedValue { time, at: origin.tie_breaker(), value: value(data) })
                 }));
                 pool.give(std::mem::take(events));
                 output.session(&capability).give_container(&mut made);
@@ -206,33 +209,33 @@ fn rows_of<'f, K: Record, D: Record, V: Record>(
 }
 
 /// The configuration of the second operator.
-struct Step<K, V> {
+struct TableConfig<K, V> {
     name: String,
-    seals: Seals,
+    seals: SnapshotEpochs,
     metrics: Arc<TableMetrics>,
     /// The codec of saved rows.
-    codec: CodecCell<Row<K, V>>,
+    codec: CodecCell<TableRow<K, V>>,
     forget_deletes: bool,
 }
 
 /// A row of the table.
-struct Held<V> {
-    last: Stamped<V>,
+struct TableEntry<V> {
+    last: StampedValue<V>,
     /// `true` if the row has changed since the last seal.
     unsealed: bool,
 }
 
 /// The rows of one worker.
-struct Table<K, V> {
-    rows: Map<K, Held<V>>,
+struct TableState<K, V> {
+    rows: TableMap<K, TableEntry<V>>,
     /// The keys of rows that have changed since the last seal; `None` in a job without state.
     unsealed: Option<Vec<K>>,
 }
 
-impl<K: Record, V: Record> Table<K, V> {
+impl<K: Record, V: Record> TableState<K, V> {
     /// Replaces rows by greater ones of an epoch, and returns the visible changes. Rows of a snapshot are in a
     /// segment already and need no seal.
-    fn fold(&mut self, epoch: u64, news: Map<K, Stamped<V>>, from_snapshot: bool) -> Vec<Change<K, V>> {
+    fn fold(&mut self, epoch: u64, news: TableMap<K, StampedValue<V>>, from_snapshot: bool) -> Vec<TableChange<K, V>> {
         let (mut changes, mut unsealed) = (Vec::new(), self.unsealed.as_mut().filter(|_| !from_snapshot));
         for (key, new) in news {
             let (value, is_unsealed) = (new.value.clone(), unsealed.is_some());
@@ -243,7 +246,7 @@ impl<K: Record, V: Record> Table<K, V> {
                     (std::mem::replace(&mut held.last, new).value, was_unsealed)
                 }
                 None => {
-                    self.rows.insert(key.clone(), Held { last: new, unsealed: is_unsealed });
+                    self.rows.insert(key.clone(), TableEntry { last: new, unsealed: is_unsealed });
                     (None, false)
                 }
             };
@@ -259,7 +262,7 @@ impl<K: Record, V: Record> Table<K, V> {
     }
 
     /// Returns the rows that have changed since the last seal, in order; `None` if there are none.
-    fn seal(&mut self) -> Option<RowsOut<Row<K, V>>> {
+    fn seal(&mut self) -> Option<RowChunks<TableRow<K, V>>> {
         let mut keys = std::mem::take(self.unsealed.as_mut()?);
         keys.sort_unstable();
         let mut rows = Vec::with_capacity(keys.len());
@@ -268,14 +271,14 @@ impl<K: Record, V: Record> Table<K, V> {
             held.unsealed = false;
             rows.push((key, held.last.clone()));
         }
-        if rows.is_empty() { None } else { Some(give_out(rows)) }
+        if rows.is_empty() { None } else { Some(chunks_of(rows)) }
     }
 }
 
 /// The input of one epoch that is not complete yet.
-struct Turn<K, V> {
+struct PendingRows<K, V> {
     /// The greatest row of each key.
-    news: Map<K, Stamped<V>>,
+    news: TableMap<K, StampedValue<V>>,
     /// The number of records that `news` was made of; `loaded` is the number of a snapshot's rows.
     records: u64,
     loaded: u64,
@@ -283,14 +286,14 @@ struct Turn<K, V> {
     capability: Option<Capability<u64>>,
 }
 
-impl<K, V> Default for Turn<K, V> {
+impl<K, V> Default for PendingRows<K, V> {
     fn default() -> Self {
-        Turn { news: HashMap::default(), records: 0, loaded: 0, capability: None }
+        PendingRows { news: HashMap::default(), records: 0, loaded: 0, capability: None }
     }
 }
 
-impl<K: Record, V: Record> Turn<K, V> {
-    fn take(&mut self, rows: &mut Vec<Row<K, V>>) {
+impl<K: Record, V: Record> PendingRows<K, V> {
+    fn take(&mut self, rows: &mut Vec<TableRow<K, V>>) {
         for (key, new) in rows.drain(..) {
             match self.news.entry(key) {
                 Entry::Occupied(mut row) => {
@@ -307,25 +310,25 @@ impl<K: Record, V: Record> Turn<K, V> {
 }
 
 /// Changes that are still to be emitted, with the capability to emit them under.
-type Leaving<K, V> = VecDeque<(Capability<u64>, Vec<Change<K, V>>)>;
+type OutgoingChanges<K, V> = VecDeque<(Capability<u64>, Vec<TableChange<K, V>>)>;
 
 /// The second operator of a table, on one worker.
-struct Latest<K: Record, V: Record> {
-    table: Table<K, V>,
-    step: Step<K, V>,
+struct TableOperator<K: Record, V: Record> {
+    table: TableState<K, V>,
+    step: TableConfig<K, V>,
     /// The epoch of the snapshot that the job resumes from.
     begins_at: Option<u64>,
     /// Builds segments; `None` in a job without state.
-    saver: Option<Saver<Row<K, V>>>,
-    leaving: Leaving<K, V>,
+    saver: Option<SegmentBuilder<TableRow<K, V>>>,
+    leaving: OutgoingChanges<K, V>,
 }
 
-impl<K: Record, V: Record> Latest<K, V> {
+impl<K: Record, V: Record> TableOperator<K, V> {
     /// Completes an epoch: applies its rows and seals the table if the epoch is sealed.
-    fn complete(&mut self, epoch: u64, mut turn: Turn<K, V>, sealed: bool) {
+    fn complete(&mut self, epoch: u64, mut turn: PendingRows<K, V>, sealed: bool) {
         let from_snapshot = self.begins_at == Some(epoch);
         let metrics = &self.step.metrics;
-        metrics.folded.add(turn.records);
+        metrics.compared.add(turn.records);
         metrics.loaded.add(turn.loaded);
         if from_snapshot && self.step.forget_deletes {
             turn.news.retain(|_, row| row.value.is_some());
@@ -335,46 +338,47 @@ impl<K: Record, V: Record> Latest<K, V> {
         if let Some(capability) = turn.capability.filter(|_| !changes.is_empty()) {
             self.leaving.push_back((capability, changes));
         }
-        if let Some(saver) = self.saver.as_mut().filter(|_| sealed) {
-            saver.begin(epoch, EventTime::MIN, self.table.seal());
+        if let Some(segment_builder) = self.saver.as_mut().filter(|_| sealed) {
+            segment_builder.begin(epoch, EventTime::MIN, self.table.seal());
         }
     }
 }
 
 /// Builds the second operator of a table, which exchanges `rows` by key.
-fn latest<'f, K: Record, V: Record>(
+fn build_table<'f, K: Record, V: Record>(
     flow: &Flow<'f>,
-    rows: TimelyStream<'f, u64, Vec<Row<K, V>>>,
-    step: Step<K, V>,
-) -> TimelyStream<'f, u64, Vec<Change<K, V>>> {
+    rows: TimelyStream<'f, u64, Vec<TableRow<K, V>>>,
+    step: TableConfig<K, V>,
+) -> TimelyStream<'f, u64, Vec<TableChange<K, V>>> {
     let (scope, durable) = (flow.scope, flow.build.durable.clone());
-    let loaded = cut::load(flow, &step.name, saved_rows::<K, V>(), Rc::clone(&step.codec));
+    let loaded = checkpoint::load(flow, &step.name, saved_rows::<K, V>(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Table: {}", step.name), scope);
-    let by_key = || Exchange::new(|(key, _): &Row<K, V>| route(key));
+    let by_key = || Exchange::new(|(key, _): &TableRow<K, V>| route(key));
     let mut rows = builder.new_input(rows, by_key());
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key()));
     let (changed, changes) = builder.new_output();
     let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
-        let again = || scope.activator_for(Rc::clone(&info.address));
-        let begins_at = durable.as_ref().and_then(Durable::gate);
+        let activator = || scope.activator_for(Rc::clone(&info.address));
+        let begins_at = durable.as_ref().and_then(DurableContext::gate);
         let unsealed = durable.is_some().then(Vec::new);
-        let saver = durable.zip(capabilities.pop().filter(|_| parts.is_some())).map(|(durable, capability)| {
-            let wake = (again(), scope.worker().sync_activator_for(info.address.to_vec()));
-            Saver::new(&step.name, durable, saved_rows::<K, V>(), Rc::clone(&step.codec), capability, wake)
-        });
+        let segment_builder =
+            durable.zip(capabilities.pop().filter(|_| snapshot_acks.is_some())).map(|(durable, capability)| {
+                let wake = (activator(), scope.worker().sync_activator_for(info.address.to_vec()));
+                SegmentBuilder::new(&step.name, durable, saved_rows::<K, V>(), Rc::clone(&step.codec), capability, wake)
+            });
         drop(capabilities);
-        let table = Table { rows: HashMap::default(), unsealed };
-        let mut latest = Latest { table, step, begins_at, saver, leaving: VecDeque::new() };
-        let mut turns = BTreeMap::<u64, Turn<K, V>>::new();
+        let table = TableState { rows: HashMap::default(), unsealed };
+        let mut operator = TableOperator { table, step, begins_at, saver: segment_builder, leaving: VecDeque::new() };
+        let mut turns = BTreeMap::<u64, PendingRows<K, V>>::new();
         let mut sealed_through = begins_at.unwrap_or(0);
-        let again = again();
+        let activator = activator();
 
         move |frontiers| {
             rows.for_each(|capability, rows| {
@@ -393,33 +397,33 @@ fn latest<'f, K: Record, V: Record>(
                     turn.take(rows);
                 });
             }
-            for epoch in latest.step.seals.after(sealed_through) {
+            for epoch in operator.step.seals.after(sealed_through) {
                 turns.entry(epoch).or_default();
             }
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
-                let sealed = latest.step.seals.contains(*turn.key());
-                if sealed && latest.saver.as_ref().is_some_and(Saver::is_busy) {
+                let sealed = operator.step.seals.contains(*turn.key());
+                if sealed && operator.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
                     break;
                 }
                 let (epoch, turn) = turn.remove_entry();
                 sealed_through = if sealed { epoch } else { sealed_through };
-                latest.complete(epoch, turn, sealed);
+                operator.complete(epoch, turn, sealed);
             }
             // Changes are emitted piece by piece, so that downstream operators keep up: after a load they are the
             // whole table. Their order within an epoch is not significant.
-            if let Some((capability, changes)) = latest.leaving.front_mut() {
+            if let Some((capability, changes)) = operator.leaving.front_mut() {
                 let piece = changes.drain(changes.len().saturating_sub(PIECE)..);
                 changed.activate().session(&*capability).give_iterator(piece);
-                latest.leaving.pop_front_if(|(_, changes)| changes.is_empty());
-                again.activate();
+                operator.leaving.pop_front_if(|(_, changes)| changes.is_empty());
+                activator.activate();
             }
-            if let (Some(saver), Some(parts)) = (&mut latest.saver, &mut parts) {
-                if let Some((capability, part)) = saver.work() {
-                    parts.activate().session(&capability).give(part);
+            if let (Some(segment_builder), Some(snapshot_acks)) = (&mut operator.saver, &mut snapshot_acks) {
+                if let Some((capability, part)) = segment_builder.work() {
+                    snapshot_acks.activate().session(&capability).give(part);
                 }
                 if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
-                    saver.close();
+                    segment_builder.close();
                 }
             }
         }
@@ -431,11 +435,11 @@ fn latest<'f, K: Record, V: Record>(
 mod tests {
     use super::*;
 
-    fn stamped(time: i64, offset: u64, value: Option<u8>) -> Stamped<u8> {
-        Stamped { time: EventTime::from_millis(time), at: (0, 0, offset), value }
+    fn stamped(time: i64, offset: u64, value: Option<u8>) -> StampedValue<u8> {
+        StampedValue { time: EventTime::from_millis(time), at: (0, 0, offset), value }
     }
 
-    fn news(key: u8, row: Stamped<u8>) -> Map<u8, Stamped<u8>> {
+    fn news(key: u8, row: StampedValue<u8>) -> TableMap<u8, StampedValue<u8>> {
         [(key, row)].into_iter().collect()
     }
 
@@ -456,10 +460,10 @@ mod tests {
     /// A segment has what has changed since the last one, deletes and invisible changes included, and nothing else.
     #[test]
     fn a_seal_has_what_has_changed_since_the_last_one() {
-        let mut table = Table { rows: HashMap::default(), unsealed: Some(Vec::new()) };
-        let sealed = |table: &mut Table<u8, u8>| {
+        let mut table = TableState { rows: HashMap::default(), unsealed: Some(Vec::new()) };
+        let sealed = |table: &mut TableState<u8, u8>| {
             let (mut rows, mut out) = (Vec::new(), table.seal());
-            while out.as_mut().is_some_and(|out| out(1, &mut |row: Row<u8, u8>| rows.push(row))) {}
+            while out.as_mut().is_some_and(|out| out(1, &mut |row: TableRow<u8, u8>| rows.push(row))) {}
             rows
         };
         assert_eq!(table.fold(2, news(1, stamped(10, 0, Some(5))), true), [((1, 5), 2, 1)]);

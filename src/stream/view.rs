@@ -22,24 +22,25 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::{Capability, Probe};
 
 use crate::record::Record;
-use crate::stream::output::Change;
-use crate::stream::{Collection, Fault, Flow, Purpose};
+use crate::stream::output::RowChange;
+use crate::stream::{BuildMode, Collection, Fault, Flow};
 use crate::time::Epoch;
-use crate::view::{self, Keeper, Key};
+use crate::view::{self, ViewKey, ViewWriter};
 
 impl<'f, D: Record> Collection<'f, D> {
     /// Keeps the collection readable while the job runs, under a name that is unique among views: see
     /// [`Job::views`](crate::Job::views). Rows are looked up by their first column, or read all at once; the first
-    /// column of a pair is its first item. [`Rows`](crate::view::Rows) describes the format of rows.
+    /// column of a pair is its first item. [`ViewRows`](crate::view::ViewRows) describes the format of rows.
     ///
     /// Process 0 holds all rows of a view in memory. If nobody has asked for the job's views, a view costs nothing.
     ///
     /// ```
-    /// use tidegate::{Job, Window, source::memory::Records, view::Update};
+    /// use tidegate::{Job, Window, source::memory::MemorySource, view::ViewUpdate};
     /// use std::time::Duration;
     ///
     /// # fn main() -> tidegate::Result<()> {
-    /// let clicks = Records::new(vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]], |click: &(String, i64)| click.1);
+    /// let clicks = vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]];
+    /// let clicks = MemorySource::new(clicks, |click: &(String, i64)| click.1);
     /// let job = Job::new("clicks");
     /// let views = job.views();
     /// job.run(move |flow| {
@@ -58,58 +59,58 @@ impl<'f, D: Record> Collection<'f, D> {
     /// # Ok(()) }
     /// ```
     pub fn view(self, name: &str) {
-        keep(self, name, Key::first_column);
+        build_view(self, name, ViewKey::default_key);
     }
 
     /// Like [`Collection::view`], with another key: a string is looked up as it is, anything else as its compact
     /// JSON.
     pub fn view_by<K: Serialize>(self, name: &str, key: impl Fn(&D) -> K + Send + Sync + 'static) {
-        keep(self, name, || Key::by(key));
+        build_view(self, name, || ViewKey::by(key));
     }
 }
 
-fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> Key<D>) {
-    collection.check_whole();
+fn build_view<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> ViewKey<D>) {
+    collection.check_recoverable();
     let (flow, changes) = collection.into_changes();
     let build = &flow.build;
     build.step("view", name, String::new(), 0);
-    flow.check_travels::<D>("view", name);
+    flow.check_exchangeable::<D>("view", name);
     if let Err(error) = view::check::<D>() {
         build.failure.set(error.at(format!("view `{name}`")));
         return;
     }
     // All workers of all processes agree on whether views can be read.
-    if build.purpose != Purpose::Run || !build.views.is_wanted() {
+    if build.mode != BuildMode::Run || !build.views.is_enabled() {
         return;
     }
     // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first
     // one on.
     let views = build.plan.borrow().iter().filter(|step| step.kind == "view").count();
     let owner = build.place.threads - 1 - (views - 1) % build.place.threads;
-    let keeper = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
-    let keeper = keeper.transpose().unwrap_or_else(|error| {
+    let writer = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
+    let writer = writer.transpose().unwrap_or_else(|error| {
         build.failure.set(error.at(format!("view `{name}`")));
         None
     });
-    apply(&flow, name, owner, changes, keeper);
+    apply(&flow, name, owner, changes, writer);
 }
 
 /// Changes of epochs that are not complete, each with the capability that holds the probe at its epoch.
-type Waiting<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
+type PendingChanges<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
 
 /// Consolidated changes of complete epochs, in order.
-type Epochs<D> = Vec<(Epoch, Vec<(D, isize)>)>;
+type EpochChanges<D> = Vec<(Epoch, Vec<(D, isize)>)>;
 
 /// The progress of a view, derived from the frontier of its changes.
 #[derive(Default)]
-struct Reached {
+struct ViewProgress {
     /// The first epoch that was seen, and the last.
     seen: Option<(u64, u64)>,
     /// `true` if an epoch of this incarnation is complete.
     first_is_over: bool,
 }
 
-impl Reached {
+impl ViewProgress {
     /// Returns the epoch up to which all changes are complete, if there is one: of two epochs that belong together,
     /// the second.
     fn advance(&mut self, frontier: Option<u64>, latest: u64) -> Option<Epoch> {
@@ -128,9 +129,9 @@ impl Reached {
 
 /// Removes the changes up to an epoch: returns the capabilities that hold the probe there, and the changes,
 /// consolidated.
-fn complete<D: Record>(waiting: &mut Waiting<D>, through: u64) -> (Vec<Capability<u64>>, Epochs<D>) {
+fn complete<D: Record>(waiting: &mut PendingChanges<D>, through: u64) -> (Vec<Capability<u64>>, EpochChanges<D>) {
     let later = waiting.split_off(&(through + 1));
-    let (mut held, mut epochs) = (Vec::new(), Epochs::new());
+    let (mut held, mut epochs) = (Vec::new(), EpochChanges::new());
     for (epoch, (capability, mut rows)) in std::mem::replace(waiting, later) {
         held.push(capability);
         match epochs.last_mut() {
@@ -147,19 +148,19 @@ fn apply<'f, D: Record>(
     flow: &Flow<'f>,
     name: &str,
     owner: usize,
-    changes: TimelyStream<'f, u64, Vec<Change<D>>>,
-    mut keeper: Option<Keeper<D>>,
+    changes: TimelyStream<'f, u64, Vec<RowChange<D>>>,
+    mut writer: Option<ViewWriter<D>>,
 ) {
     let (failure, place) = (Arc::clone(&flow.build.failure), format!("view `{name}`"));
-    let early = flow.fault(Fault::AnswerEarly);
+    let early = flow.has_fault(Fault::AnswerEarly);
     let mut builder = OperatorBuilder::new(format!("View: {name}"), flow.scope);
-    let mut input = builder.new_input(changes, Exchange::new(move |_row: &Change<D>| owner as u64));
+    let mut input = builder.new_input(changes, Exchange::new(move |_row: &RowChange<D>| owner as u64));
     let (kept, kept_stream) = builder.new_output::<Vec<()>>();
     let _kept = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(kept);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut waiting = Waiting::<D>::default();
-        let mut reached = Reached::default();
+        let mut waiting = PendingChanges::<D>::default();
+        let mut reached = ViewProgress::default();
         move |frontiers| {
             input.for_each(|capability, rows| {
                 // A container may hold changes of several epochs, all at or after the capability's.
@@ -168,7 +169,7 @@ fn apply<'f, D: Record>(
                     entry.1.push((row, diff));
                 }
             });
-            let Some(view) = &mut keeper else { return };
+            let Some(view) = &mut writer else { return };
             let frontier = frontiers[0].frontier().first().copied();
             let latest = waiting.last_key_value().map_or(0, |(epoch, _)| *epoch);
             let Some(through) = reached.advance(frontier, latest) else { return };
@@ -179,7 +180,7 @@ fn apply<'f, D: Record>(
             }
             drop(held);
             if frontier.is_none() {
-                keeper = None;
+                writer = None;
             }
         }
     });
@@ -192,8 +193,8 @@ mod tests {
 
     #[test]
     fn a_view_is_as_far_as_the_last_two_epochs_that_belong_together_are_complete() {
-        let mut reached = Reached::default();
-        let said = |reached: &mut Reached, frontier, latest| {
+        let mut reached = ViewProgress::default();
+        let said = |reached: &mut ViewProgress, frontier, latest| {
             (reached.advance(frontier, latest).map(|epoch| epoch.0), reached.first_is_over)
         };
         assert_eq!(said(&mut reached, Some(0), 0), (None, false));
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(said(&mut reached, Some(110), 100), (Some(109), true));
         assert_eq!(said(&mut reached, None, 0), (Some(111), true));
         // Changes that have arrived unseen by the frontier are complete too.
-        assert_eq!(said(&mut Reached::default(), None, 200), (Some(201), true));
-        assert_eq!(said(&mut Reached::default(), None, 0), (Some(1), true));
+        assert_eq!(said(&mut ViewProgress::default(), None, 200), (Some(201), true));
+        assert_eq!(said(&mut ViewProgress::default(), None, 0), (Some(1), true));
     }
 }

@@ -16,7 +16,7 @@
 //!
 //! A windowed step is two operators. The first, on the worker that read the record, finds the window, decides
 //! lateness and extracts what the aggregate needs ([`super::assign`]). The second, on the worker of the key,
-//! aggregates ([`super::fold`], [`super::arrange`]).
+//! aggregates ([`super::window_operator`], [`super::arrange`]).
 //!
 //! Invariant: **output is a function of the data: any workers, any epochs.** And with it: per step, in = counted +
 //! late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.
@@ -33,14 +33,14 @@ use timely::dataflow::operators::vec::Filter;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
 use crate::stream::aggregate::{Aggregate, Each};
-use crate::stream::arrange::{Arranged, Saved, Telling};
-use crate::stream::assign::{BySlot, ByTime};
-use crate::stream::count::Counts;
-use crate::stream::cut::{self, CodecCell};
-use crate::stream::fold::{self, Made, Shown, Start, Ticked, Wants};
-use crate::stream::keyed::{Behaviour, Rows};
-use crate::stream::session::Sessions;
-use crate::stream::slot::{CalendarUnit, Range, Slot, Windows, check_overlap, whole_millis};
+use crate::stream::arrange::{PaneState, Saved, ValueReporter};
+use crate::stream::assign::{PaneRouter, TimeRouter};
+use crate::stream::checkpoint::{self, CodecCell};
+use crate::stream::count::CountWindows;
+use crate::stream::keyed::{KeyedOperator, KeyedRows};
+use crate::stream::panes::{CalendarUnit, Pane, PaneRange, WindowAssigner, check_overlap, whole_millis};
+use crate::stream::session::SessionWindows;
+use crate::stream::window_operator::{self, OperatorStart, PeriodicRow, StepOutputs, Subscriptions, WindowRow};
 use crate::stream::{Collection, Stream};
 use crate::time::{EventTime, Span};
 
@@ -96,12 +96,12 @@ pub struct Open<K, V> {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    kind: Kind,
+    kind: WindowKind,
     offset: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum WindowKind {
     Tumbling { size: Duration },
     Sliding { size: Duration, slide: Duration },
     Cumulative { size: Duration, step: Duration },
@@ -112,14 +112,14 @@ enum Kind {
 }
 
 impl Window {
-    const fn of(kind: Kind) -> Self {
+    const fn of(kind: WindowKind) -> Self {
         Window { kind, offset: Duration::ZERO }
     }
 
     /// Tumbling windows: windows of one size, side by side. They are aligned to 1970-01-01T00:00:00Z;
     /// [`Window::offset`] shifts them. The size is a whole number of milliseconds, at least one.
     pub const fn tumbling(size: Duration) -> Self {
-        Window::of(Kind::Tumbling { size })
+        Window::of(WindowKind::Tumbling { size })
     }
 
     /// Sliding windows: windows of one size that begin every `slide`, which is at most the size. A record is in each
@@ -132,26 +132,26 @@ impl Window {
     /// A record is in size / slide windows, rounded up, and leads to as many rows. This number is at most 100,000: a
     /// day by a second, 30 days by half a minute. More is refused when the query is built.
     pub const fn sliding(size: Duration, slide: Duration) -> Self {
-        Window::of(Kind::Sliding { size, slide })
+        Window::of(WindowKind::Sliding { size, slide })
     }
 
     /// Cumulative windows: windows that begin together, every `size`, and end one `step` after another, the last
     /// after `size`. They give the hour so far, every minute, for example. `size` is a multiple of `step`, at most
     /// 100,000 times it (see [`Window::sliding`]). They are aligned and shifted like tumbling ones.
     pub const fn cumulative(size: Duration, step: Duration) -> Self {
-        Window::of(Kind::Cumulative { size, step })
+        Window::of(WindowKind::Cumulative { size, step })
     }
 
     /// The days of a time zone, given by its name in the IANA time zone database, such as `Europe/Lisbon` or `UTC`.
     /// Where clocks are put forward or back, a day is shorter or longer than 24 hours. The database is that of the
     /// `jiff` library, compiled in: results do not depend on the machine. [`Window::offset`] does not shift them.
     pub const fn days(zone: &'static str) -> Self {
-        Window::of(Kind::Calendar { unit: CalendarUnit::Day, zone })
+        Window::of(WindowKind::Calendar { unit: CalendarUnit::Day, zone })
     }
 
     /// The months of a time zone: see [`Window::days`].
     pub const fn months(zone: &'static str) -> Self {
-        Window::of(Kind::Calendar { unit: CalendarUnit::Month, zone })
+        Window::of(WindowKind::Calendar { unit: CalendarUnit::Month, zone })
     }
 
     /// Session windows: a key's records that are less than `gap` apart. `gap` is a whole number of milliseconds, at
@@ -159,7 +159,7 @@ impl Window {
     /// is, whatever session it would join. [`Window::offset`] does not shift sessions. Their rows are always
     /// serialized by serde: [`Aggregated::codec`] does not change that.
     pub const fn session(gap: Duration) -> Self {
-        Window::of(Kind::Session { gap })
+        Window::of(WindowKind::Session { gap })
     }
 
     /// Count windows: the first `size` records of a key by event time, the next ones, and so on. Records of equal
@@ -168,13 +168,13 @@ impl Window {
     /// full extends to the end of time, and `on_close` emits it when its stream ends. A record is late when its own
     /// time is. [`Window::offset`] does not shift count windows; [`Aggregated::codec`] is ignored as for sessions.
     pub const fn count(size: u64) -> Self {
-        Window::of(Kind::Count { size })
+        Window::of(WindowKind::Count { size })
     }
 
     /// One window for all time. It never closes before its stream ends, which most streams never do: `on_close` then
     /// emits its rows, and the live rows of `on_change` stay as they are.
     pub const fn global() -> Self {
-        Window::of(Kind::Global)
+        Window::of(WindowKind::Global)
     }
 
     /// Shifts the windows by `offset`, a whole number of milliseconds. It has no effect on days, months, sessions,
@@ -184,60 +184,60 @@ impl Window {
         Window { kind: self.kind, offset }
     }
 
-    fn windows(self) -> Result<Windows> {
+    fn windows(self) -> Result<WindowAssigner> {
         let length = |what: &str, duration: Duration| match whole_millis(what, duration)? {
             0 => Err(Error::usage(format!("a window's {what} is zero")).help("make it at least a millisecond")),
             millis => Ok(millis),
         };
         let offset = whole_millis("offset", self.offset)?;
         match self.kind {
-            Kind::Global => Ok(Windows::Global),
-            Kind::Session { gap } => length("gap", gap).map(|_| Windows::Global),
-            Kind::Count { size: 0 } => {
+            WindowKind::Global => Ok(WindowAssigner::Global),
+            WindowKind::Session { gap } => length("gap", gap).map(|_| WindowAssigner::Global),
+            WindowKind::Count { size: 0 } => {
                 Err(Error::usage("a window of no records").help("make its size at least one record"))
             }
-            Kind::Count { .. } => Ok(Windows::Global),
-            Kind::Tumbling { size } => {
+            WindowKind::Count { .. } => Ok(WindowAssigner::Global),
+            WindowKind::Tumbling { size } => {
                 let size = length("size", size)?;
-                Ok(Windows::Tumbling { size, offset: offset % size })
+                Ok(WindowAssigner::Tumbling { size, offset: offset % size })
             }
-            Kind::Sliding { size, slide } => {
+            WindowKind::Sliding { size, slide } => {
                 let (size, slide) = (length("size", size)?, length("slide", slide)?);
                 if slide > size {
                     let error = Error::usage("windows that slide by more than their size leave records out");
                     return Err(error.help("make the slide at most the size; filter what is not wanted"));
                 }
                 check_overlap(size, slide)?;
-                Ok(Windows::Sliding { size, slide, offset: offset % slide })
+                Ok(WindowAssigner::Sliding { size, slide, offset: offset % slide })
             }
-            Kind::Cumulative { size, step } => {
+            WindowKind::Cumulative { size, step } => {
                 let (size, step) = (length("size", size)?, length("step", step)?);
                 if size % step != 0 {
                     let error = Error::usage("the size of cumulative windows is not a multiple of their step");
                     return Err(error.help("windows end a whole number of steps after they begin"));
                 }
                 check_overlap(size, step)?;
-                Ok(Windows::Cumulative { size, step, offset: offset % size })
+                Ok(WindowAssigner::Cumulative { size, step, offset: offset % size })
             }
-            Kind::Calendar { unit, zone } => {
+            WindowKind::Calendar { unit, zone } => {
                 let found = jiff::tz::TimeZoneDatabase::bundled().get(zone);
                 let zone = found.map_err(|why| {
                     let error = Error::usage(format!("there is no time zone `{zone}`")).because(why);
                     error.help("name one as the IANA time zone database does, as `Europe/Lisbon`")
                 })?;
-                Ok(Windows::Calendar { unit, zone })
+                Ok(WindowAssigner::Calendar { unit, zone })
             }
         }
     }
 }
 
 /// Appends the keys of some events. It takes many events per call, as a dynamic call costs more than most keys.
-pub(super) type KeysOf<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
+pub(super) type KeyExtractor<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
 
 /// A stream grouped by a key.
 pub struct Keyed<'f, K, D> {
     pub(super) stream: Stream<'f, D>,
-    pub(super) keys: KeysOf<K, D>,
+    pub(super) keys: KeyExtractor<K, D>,
     pub(super) lateness: Duration,
 }
 
@@ -249,7 +249,8 @@ impl<K, D> fmt::Debug for Keyed<'_, K, D> {
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     pub(crate) fn new(stream: Stream<'f, D>, key: impl Fn(&D) -> K + 'static) -> Self {
-        let keys: KeysOf<K, D> = Rc::new(move |events, keys| keys.extend(events.iter().map(|event| key(&event.data))));
+        let keys: KeyExtractor<K, D> =
+            Rc::new(move |events, keys| keys.extend(events.iter().map(|event| key(&event.data))));
         Keyed { stream, keys, lateness: Duration::ZERO }
     }
 
@@ -298,10 +299,10 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let flow = keyed.stream.flow.clone();
         let lateness_millis = whole_millis("allowed lateness", keyed.lateness);
         let (windows, lateness) = match window.windows().and_then(|windows| Ok((windows, lateness_millis?))) {
-            Ok((windows, lateness)) => (windows, Span::from_length(lateness)),
+            Ok((windows, lateness)) => (windows, Span::saturating_from_millis(lateness)),
             Err(error) => {
                 flow.build.failure.set(error.at(format!("step `{name}`")));
-                (Windows::Global, Span::ZERO)
+                (WindowAssigner::Global, Span::ZERO)
             }
         };
         let aggregate = Rc::new(build(Each::new()));
@@ -309,83 +310,108 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             flow.build.failure.set(error.at(format!("step `{name}`")));
         }
         // Live rows of windows that nothing closes stay when the stream has ended, but snapshots no longer have them.
-        let stays = matches!(window.kind, Kind::Global | Kind::Count { .. });
+        let stays = matches!(window.kind, WindowKind::Global | WindowKind::Count { .. });
         let state = flow.build.durable.as_ref().and_then(|durable| durable.step(name));
-        let lost = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
-        let (by_window, by_range) = (cut::postcard(), cut::postcard());
+        let rows_missing = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
+        let (by_window, by_range) = (checkpoint::postcard(), checkpoint::postcard());
         let step = (name, windows, lateness, aggregate);
-        let made = match (window.kind, step.1.overlap()) {
-            (Kind::Session { gap }, _) => {
+        let outputs = match (window.kind, step.1.overlap()) {
+            (WindowKind::Session { gap }, _) => {
                 let gap = Span::from(gap);
                 let said = format!("sessions {} ms apart", gap.millis());
-                by_time(keyed, step, &said, |telling| Sessions { gap, telling, types: PhantomData })
+                build_by_time(keyed, step, &said, |reporter| SessionWindows {
+                    gap,
+                    telling: reporter,
+                    types: PhantomData,
+                })
             }
-            (Kind::Count { size }, _) => {
+            (WindowKind::Count { size }, _) => {
                 let said = format!("windows of {size} records");
                 let size = i64::try_from(size).unwrap_or(i64::MAX);
-                by_time(keyed, step, &said, |telling| Counts { size, telling, types: PhantomData })
+                build_by_time(keyed, step, &said, |reporter| CountWindows {
+                    size,
+                    telling: reporter,
+                    types: PhantomData,
+                })
             }
-            (_, true) => arranged::<Range, _, _, _>(keyed, step, Rc::clone(&by_range)),
-            (_, false) => arranged::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
+            (_, true) => build_by_pane::<PaneRange, _, _, _>(keyed, step, Rc::clone(&by_range)),
+            (_, false) => build_by_pane::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
         };
-        Aggregated { made, codecs: (by_window, by_range), lost }
+        Aggregated { made: outputs, codecs: (by_window, by_range), rows_missing }
     }
 }
 
 /// Builds an aggregate whose records are routed to panes of one type.
-fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
+fn build_by_pane<'f, T: Pane, K: Record, D: Record, A: Aggregate<D>>(
     keyed: Keyed<'f, K, D>,
-    (name, windows, lateness, aggregate): (&str, Windows, Span, Rc<A>),
+    (name, windows, lateness, aggregate): (&str, WindowAssigner, Span, Rc<A>),
     codec: CodecCell<Saved<T, K, A::Sum>>,
-) -> Made<'f, Shown<K, A::Value>, K, A::Value, D> {
+) -> StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D> {
     let build = Rc::clone(&keyed.stream.flow.build);
-    let (wants, part) = (Wants::default(), Rc::clone(&aggregate));
+    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
     let (metrics, fault) = (build.metrics.step(name), build.fault);
-    let telling = Telling { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
-    let (of_windows, of_step) = (windows.clone(), wants.clone());
-    let begin = move |start: Start<'_>| {
-        Arranged::<T, K, D, A>::begin(start, of_windows, telling, of_step, lateness, metrics, fault)
+    let reporter = ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
+    let (of_windows, of_step) = (windows.clone(), subscriptions.clone());
+    let begin = move |start: OperatorStart<'_>| {
+        PaneState::<T, K, D, A>::begin(start, of_windows, reporter, of_step, lateness, metrics, fault)
     };
-    let detail = format!("{windows:?}{}", fold::said(lateness));
-    let judge = BySlot::<T>::new(windows, lateness);
-    fold::step(keyed, (name, detail), (wants, lateness), codec, judge, move |event: &Event<D>| part.part(event), begin)
+    let detail = format!("{windows:?}{}", window_operator::describe_lateness(lateness));
+    let router = PaneRouter::<T>::new(windows, lateness);
+    window_operator::step(
+        keyed,
+        (name, detail),
+        (subscriptions, lateness),
+        codec,
+        router,
+        move |event: &Event<D>| part.part(event),
+        begin,
+    )
 }
 
 /// Builds an aggregate whose windows are determined by the records' own times.
-fn by_time<'f, K, D, A, B>(
+fn build_by_time<'f, K, D, A, B>(
     keyed: Keyed<'f, K, D>,
-    (name, _, lateness, aggregate): (&str, Windows, Span, Rc<A>),
+    (name, _, lateness, aggregate): (&str, WindowAssigner, Span, Rc<A>),
     said: &str,
-    behaviour: impl FnOnce(Telling<A>) -> B,
-) -> Made<'f, Shown<K, A::Value>, K, A::Value, D>
+    operator: impl FnOnce(ValueReporter<A>) -> B,
+) -> StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D>
 where
     K: Record,
     D: Record,
     A: Aggregate<D>,
-    B: Behaviour<Key = K, Part = A::Part, Closed = Shown<K, A::Value>, Value = A::Value>,
+    B: KeyedOperator<Key = K, Part = A::Part, Closed = WindowRow<K, A::Value>, Value = A::Value>,
 {
     let build = Rc::clone(&keyed.stream.flow.build);
-    let (wants, part) = (Wants::default(), Rc::clone(&aggregate));
+    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
     let metrics = build.metrics.step(name);
-    let behaviour = behaviour(Telling { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
-    let of_step = wants.clone();
-    let begin =
-        move |start: Start<'_>| Rows::begin(behaviour, (start.closed, start.durable), (of_step, lateness), metrics);
-    let detail = format!("{said}{}", fold::said(lateness));
+    let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
+    let of_step = subscriptions.clone();
+    let begin = move |start: OperatorStart<'_>| {
+        KeyedRows::begin(operator, (start.closed, start.durable), (of_step, lateness), metrics)
+    };
+    let detail = format!("{said}{}", window_operator::describe_lateness(lateness));
     let part = move |event: &Event<D>| part.part(event);
-    fold::step(keyed, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin)
+    window_operator::step(
+        keyed,
+        (name, detail),
+        (subscriptions, lateness),
+        checkpoint::postcard(),
+        TimeRouter(lateness),
+        part,
+        begin,
+    )
 }
 
 /// The codecs of rows by either type of pane; one of the two is used.
-type Codecs<K, S> = (CodecCell<Saved<EventTime, K, S>>, CodecCell<Saved<Range, K, S>>);
+type Codecs<K, S> = (CodecCell<Saved<EventTime, K, S>>, CodecCell<Saved<PaneRange, K, S>>);
 
 /// The results of a windowed aggregate, in any of several forms.
 pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
-    made: Made<'f, Shown<K, A::Value>, K, A::Value, D>,
+    made: StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codecs: Codecs<K, A::Sum>,
     /// `true` if live rows that were emitted before are missing from the snapshot.
-    lost: bool,
+    rows_missing: bool,
 }
 
 impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
@@ -408,9 +434,9 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// Returns the live rows of open windows: a row is inserted with its first record, replaced when it changes, and
     /// retracted when its window closes.
     pub fn on_change(&self) -> Collection<'f, Open<K, A::Value>> {
-        self.made.wants.live.set(true);
-        if self.lost {
-            self.made.flow().build.views.lose();
+        self.made.subscriptions.live.set(true);
+        if self.rows_missing {
+            self.made.flow().build.views.mark_not_recoverable();
         }
         self.made.collection(self.made.results.live.clone(), "OnChange")
     }
@@ -426,8 +452,8 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// row and written to a sink, which keeps the earlier rows. Operators that need the rows of closed windows after
     /// a crash (`count`, `distinct`, joins, `reduce`, `through`) are refused.
     pub fn on_fire(&self) -> Collection<'f, Open<K, A::Value>> {
-        self.made.wants.fired.set(true);
-        self.made.collection(self.made.results.fired.clone(), "OnFire").passing()
+        self.made.subscriptions.fired.set(true);
+        self.made.collection(self.made.results.fired.clone(), "OnFire").not_recoverable()
     }
 
     /// Returns the rows of all open windows, each time the watermark has passed a multiple of `period`, counted from
@@ -438,7 +464,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// The states that are seen depend on the epochs of the records; every row is exact.
     pub fn every(&self, period: Duration) -> Stream<'f, Open<K, A::Value>> {
         let index = self.made.period(period);
-        let rows = self.made.results.ticked.clone().filter(move |row: &Ticked<K, A::Value>| row.0 == index);
+        let rows = self.made.results.ticked.clone().filter(move |row: &PeriodicRow<K, A::Value>| row.0 == index);
         self.made.events(rows, "Every", |(_, at, (window, key, value))| (at, Open { window, key, value }))
     }
 

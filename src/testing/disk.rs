@@ -8,7 +8,7 @@
 //! * The [survivors](CrashingDisk::survivors) are what is there after a loss of power: everything that was synced, and
 //!   of the rest a choice that depends on a seed.
 //! * The disk **lies** on demand: a [sync fails](CrashingDisk::lose_sync) and drops the data that it was to sync, while
-//!   later ones succeed; a [directory is stale](CrashingDisk::hide_from), and lists its former contents; a
+//!   later ones succeed; a [directory is stale](CrashingDisk::stale_from), and lists its former contents; a
 //!   [lock](CrashingDisk::free_locks) is granted to everybody, or [lost](CrashingDisk::lose_locks) by its holder.
 //!
 //! Invariants, which are those of a real disk and no more: bytes survive if their file was synced after they were
@@ -30,7 +30,7 @@
 //!     let disk = CrashingDisk::new();
 //!     disk.put(path, b"old");
 //!     written(&disk).unwrap();
-//!     disk.acts()
+//!     disk.operations()
 //! };
 //! for (act, seed) in (0..acts).flat_map(|act| (0..20).map(move |seed| (act, seed))) {
 //!     let disk = CrashingDisk::new();
@@ -52,20 +52,20 @@ use crate::durable::disk::{Disk, DiskFile, Lock, parent};
 
 /// An in-memory disk that crashes on demand. Clones are the same disk.
 #[derive(Clone, Default)]
-pub struct CrashingDisk(Arc<Mutex<State>>);
+pub struct CrashingDisk(Arc<Mutex<DiskState>>);
 
 /// An operation on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Act {
+pub struct DiskOperation {
     /// Kind of the operation.
-    pub kind: ActKind,
+    pub kind: OperationKind,
     /// File or directory that it changes.
     pub path: PathBuf,
 }
 
 /// Kind of an operation on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ActKind {
+pub enum OperationKind {
     /// Creates a directory, durably.
     CreateDirectory,
     /// Creates an empty file.
@@ -73,7 +73,7 @@ pub enum ActKind {
     /// Appends this number of bytes.
     Append(usize),
     /// Truncates a file to this number of bytes.
-    Cut(u64),
+    Truncate(u64),
     /// Makes a file's bytes durable.
     Sync,
     /// Replaces a file's name with this one.
@@ -90,27 +90,27 @@ pub enum ActKind {
     Sign,
 }
 
-impl fmt::Display for Act {
+impl fmt::Display for DiskOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.kind {
-            ActKind::CreateDirectory => write!(f, "create the directory {path}"),
-            ActKind::Create => write!(f, "create {path}"),
-            ActKind::Append(bytes) => write!(f, "append {bytes} bytes to {path}"),
-            ActKind::Cut(length) => write!(f, "cut {path} to {length} bytes"),
-            ActKind::Sync => write!(f, "sync {path}"),
-            ActKind::Rename(to) => write!(f, "rename {path} to {}", to.display()),
-            ActKind::Link(to) => write!(f, "link {path} to {}", to.display()),
-            ActKind::Remove => write!(f, "remove {path}"),
-            ActKind::SyncDirectory => write!(f, "sync the directory {path}"),
-            ActKind::Lock => write!(f, "lock {path}"),
-            ActKind::Sign => write!(f, "sign {path}"),
+            OperationKind::CreateDirectory => write!(f, "create the directory {path}"),
+            OperationKind::Create => write!(f, "create {path}"),
+            OperationKind::Append(bytes) => write!(f, "append {bytes} bytes to {path}"),
+            OperationKind::Truncate(length) => write!(f, "cut {path} to {length} bytes"),
+            OperationKind::Sync => write!(f, "sync {path}"),
+            OperationKind::Rename(to) => write!(f, "rename {path} to {}", to.display()),
+            OperationKind::Link(to) => write!(f, "link {path} to {}", to.display()),
+            OperationKind::Remove => write!(f, "remove {path}"),
+            OperationKind::SyncDirectory => write!(f, "sync the directory {path}"),
+            OperationKind::Lock => write!(f, "lock {path}"),
+            OperationKind::Sign => write!(f, "sign {path}"),
         }
     }
 }
 
 #[derive(Clone, Default)]
-struct State {
+struct DiskState {
     /// Contents of all files that ever had a name, by number.
     files: Vec<Contents>,
     /// Names that a running program sees.
@@ -118,23 +118,23 @@ struct State {
     /// Names that survive in any case.
     synced: Names,
     /// Changes of names since their directory was synced.
-    waiting: Vec<Naming>,
+    waiting: Vec<NameChange>,
     locked: BTreeSet<usize>,
-    log: Vec<Act>,
+    log: Vec<DiskOperation>,
     crash_at: Option<usize>,
     fail_at: Option<usize>,
     crashed: bool,
     room: Option<u64>,
     /// Number of syncs of files and directories.
     syncs: usize,
-    lost_sync: Option<(usize, Loss)>,
-    stale: Stale,
+    lost_sync: Option<(usize, SyncLoss)>,
+    stale: StaleListing,
     locks_are_free: bool,
 }
 
 /// Fate of bytes that a failed sync has dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub enum SyncLoss {
     /// Reads return the bytes until the power is lost, as if nothing were wrong.
     Later,
     /// The bytes are gone at once.
@@ -143,7 +143,7 @@ pub enum Loss {
 
 /// Stale listings of directories, as seen by a process that is started after a kill.
 #[derive(Clone, Default)]
-struct Stale {
+struct StaleListing {
     /// Number of the operation from which on changes are hidden from the next process.
     from: Option<usize>,
     /// Paths of all files before that operation.
@@ -164,41 +164,41 @@ struct Names {
 
 /// A change of the names in a directory.
 #[derive(Clone)]
-enum Naming {
+enum NameChange {
     Directory(PathBuf),
     Put(PathBuf, usize),
     Move(PathBuf, PathBuf, usize),
     Drop(PathBuf),
 }
 
-impl Naming {
+impl NameChange {
     /// `true` if syncing this directory makes the change durable.
     fn is_of(&self, directory: &Path) -> bool {
         let is_in = |path: &Path| parent(path) == directory;
         match self {
-            Naming::Directory(path) | Naming::Put(path, _) | Naming::Drop(path) => is_in(path),
-            Naming::Move(from, to, _) => is_in(from) || is_in(to),
+            NameChange::Directory(path) | NameChange::Put(path, _) | NameChange::Drop(path) => is_in(path),
+            NameChange::Move(from, to, _) => is_in(from) || is_in(to),
         }
     }
 }
 
 impl Names {
-    fn apply(&mut self, naming: &Naming) {
+    fn apply(&mut self, naming: &NameChange) {
         match naming {
-            Naming::Directory(path) => {
+            NameChange::Directory(path) => {
                 self.directories.insert(path.clone());
             }
-            Naming::Put(path, file) => {
+            NameChange::Put(path, file) => {
                 self.files.insert(path.clone(), *file);
             }
-            Naming::Move(from, to, file) => {
+            NameChange::Move(from, to, file) => {
                 // The former name may not have survived.
                 if self.files.get(from) == Some(file) {
                     self.files.remove(from);
                 }
                 self.files.insert(to.clone(), *file);
             }
-            Naming::Drop(path) => {
+            NameChange::Drop(path) => {
                 self.files.remove(path);
             }
         }
@@ -214,30 +214,30 @@ impl Names {
 struct Contents {
     bytes: Vec<u8>,
     synced: Vec<u8>,
-    waiting: Vec<Change>,
+    waiting: Vec<ContentChange>,
 }
 
 /// A change of a file's bytes.
 #[derive(Clone)]
-enum Change {
+enum ContentChange {
     Write(usize, Vec<u8>),
-    Cut(usize),
+    Truncate(usize),
 }
 
-fn apply(bytes: &mut Vec<u8>, change: &Change) {
+fn apply(bytes: &mut Vec<u8>, change: &ContentChange) {
     match change {
-        Change::Write(at, new) => {
+        ContentChange::Write(at, new) => {
             if bytes.len() < at + new.len() {
                 bytes.resize(at + new.len(), 0);
             }
             bytes[*at..at + new.len()].copy_from_slice(new);
         }
-        Change::Cut(length) => bytes.resize(*length, 0),
+        ContentChange::Truncate(length) => bytes.resize(*length, 0),
     }
 }
 
 impl Contents {
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: ContentChange) {
         apply(&mut self.bytes, &change);
         self.waiting.push(change);
     }
@@ -249,14 +249,14 @@ impl Contents {
     }
 
     /// Drops what was not synced: no later sync keeps it.
-    fn lose(&mut self, loss: Loss) {
+    fn lose(&mut self, loss: SyncLoss) {
         self.waiting.clear();
-        if loss == Loss::AtOnce {
+        if loss == SyncLoss::AtOnce {
             self.bytes = self.synced.clone();
         }
     }
 
-    fn last(&mut self, random: &mut Random) {
+    fn survive(&mut self, random: &mut SeededRandom) {
         let mut bytes = std::mem::take(&mut self.synced);
         let fate = random.fate();
         let upto = random.below(self.waiting.len() + 1);
@@ -290,14 +290,14 @@ enum Fate {
 }
 
 /// Seeded random numbers: SplitMix64, by Steele, Lea and Flood.
-struct Random {
+struct SeededRandom {
     seed: u64,
     state: u64,
 }
 
-impl Random {
+impl SeededRandom {
     fn new(seed: u64) -> Self {
-        Random { seed, state: seed }
+        SeededRandom { seed, state: seed }
     }
 
     fn next(&mut self) -> u64 {
@@ -322,8 +322,8 @@ impl Random {
     }
 
     /// Returns a change of which only a part happened.
-    fn torn(&mut self, change: Change) -> Change {
-        let Change::Write(at, mut bytes) = change else { return change };
+    fn torn(&mut self, change: ContentChange) -> ContentChange {
+        let ContentChange::Write(at, mut bytes) = change else { return change };
         let middle = self.below(bytes.len() + 1);
         match self.below(4) {
             // The file was made longer, but the bytes never arrived.
@@ -332,39 +332,39 @@ impl Random {
             2 => bytes[middle..].iter_mut().for_each(|byte| *byte = self.next() as u8),
             _ => bytes.truncate(middle),
         }
-        Change::Write(at, bytes)
+        ContentChange::Write(at, bytes)
     }
 }
 
 /// Result of an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Doing {
+enum OperationOutcome {
     Done,
     Crashing,
     Failing,
 }
 
-impl State {
+impl DiskState {
     /// Logs an operation, and decides its result.
-    fn begin(&mut self, kind: ActKind, path: &Path) -> io::Result<Doing> {
+    fn begin(&mut self, kind: OperationKind, path: &Path) -> io::Result<OperationOutcome> {
         self.running()?;
         let number = self.log.len();
         if self.stale.from == Some(number) {
             self.stale.before = Some(self.names.files.keys().cloned().collect());
         }
-        self.log.push(Act { kind, path: path.to_owned() });
+        self.log.push(DiskOperation { kind, path: path.to_owned() });
         if self.fail_at.is_some_and(|at| at == number) {
-            return Ok(Doing::Failing);
+            return Ok(OperationOutcome::Failing);
         }
         if self.crash_at.is_some_and(|at| at <= number) {
             self.crashed = true;
-            return Ok(Doing::Crashing);
+            return Ok(OperationOutcome::Crashing);
         }
-        Ok(Doing::Done)
+        Ok(OperationOutcome::Done)
     }
 
     /// Counts a sync; `Some` if it fails and drops the data that it was to sync.
-    fn loses_sync(&mut self) -> Option<Loss> {
+    fn loses_sync(&mut self) -> Option<SyncLoss> {
         self.syncs += 1;
         let (number, loss) = self.lost_sync?;
         (number + 1 == self.syncs).then_some(loss)
@@ -405,13 +405,16 @@ impl State {
         Ok(())
     }
 
-    fn name(&mut self, naming: Naming) {
+    fn name(&mut self, naming: NameChange) {
         self.names.apply(&naming);
         // A process sees its own changes.
-        let (Naming::Directory(path) | Naming::Put(path, _) | Naming::Move(_, path, _) | Naming::Drop(path)) = &naming;
+        let (NameChange::Directory(path)
+        | NameChange::Put(path, _)
+        | NameChange::Move(_, path, _)
+        | NameChange::Drop(path)) = &naming;
         self.stale.hidden.remove(path);
         self.stale.ghosts.remove(path);
-        if let Naming::Move(from, ..) = &naming {
+        if let NameChange::Move(from, ..) = &naming {
             self.stale.ghosts.remove(from);
         }
         self.waiting.push(naming);
@@ -424,11 +427,11 @@ impl State {
         }
         self.files.push(Contents::default());
         let file = self.files.len() - 1;
-        self.name(Naming::Put(path.to_owned(), file));
+        self.name(NameChange::Put(path.to_owned(), file));
         file
     }
 
-    fn sync_names(&mut self, is_meant: impl Fn(&Naming) -> bool) {
+    fn sync_names(&mut self, is_meant: impl Fn(&NameChange) -> bool) {
         let synced = &mut self.synced;
         self.waiting.retain(|naming| {
             let meant = is_meant(naming);
@@ -440,13 +443,13 @@ impl State {
     }
 }
 
-impl Doing {
+impl OperationOutcome {
     /// Returns the result of an operation, after its effects.
     fn end(self) -> io::Result<()> {
         match self {
-            Doing::Done => Ok(()),
-            Doing::Crashing => Err(crash()),
-            Doing::Failing => Err(io::Error::other("the disk failed at this act, as it was told to")),
+            OperationOutcome::Done => Ok(()),
+            OperationOutcome::Crashing => Err(crash()),
+            OperationOutcome::Failing => Err(io::Error::other("the disk failed at this act, as it was told to")),
         }
     }
 }
@@ -476,7 +479,7 @@ impl CrashingDisk {
         Arc::new(self.clone())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DiskState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -498,7 +501,7 @@ impl CrashingDisk {
 
     /// Makes the sync of this number fail and drop the data that it was to sync. Syncs of files and directories are
     /// numbered from 0. Later syncs succeed, and keep only later changes.
-    pub fn lose_sync(&self, number: usize, loss: Loss) {
+    pub fn lose_sync(&self, number: usize, loss: SyncLoss) {
         self.state().lost_sync = Some((number, loss));
     }
 
@@ -510,12 +513,12 @@ impl CrashingDisk {
     /// Makes directories stale for a process that is started after a kill: they list their contents before the
     /// operation of this number, and what that process creates and removes itself. Hidden files can be opened all the
     /// same.
-    pub fn hide_from(&self, act: usize) {
+    pub fn stale_from(&self, act: usize) {
         self.state().stale.from = Some(act);
     }
 
     /// Makes stale directories list what exists, from the operation of this number on.
-    pub fn show_from(&self, act: usize) {
+    pub fn stale_until(&self, act: usize) {
         self.state().stale.until = Some(act);
     }
 
@@ -540,12 +543,12 @@ impl CrashingDisk {
     }
 
     /// Returns the number of operations so far, which is the number of the next one.
-    pub fn acts(&self) -> usize {
+    pub fn operations(&self) -> usize {
         self.state().log.len()
     }
 
     /// Returns all operations in order; the last one of a crashed disk is the one at which it crashed.
-    pub fn log(&self) -> Vec<Act> {
+    pub fn log(&self) -> Vec<DiskOperation> {
         self.state().log.clone()
     }
 
@@ -554,7 +557,7 @@ impl CrashingDisk {
     #[must_use]
     pub fn survivors(&self, seed: u64) -> CrashingDisk {
         let mut state = self.state().clone();
-        let mut random = Random::new(seed);
+        let mut random = SeededRandom::new(seed);
         let fate = random.fate();
         let upto = random.below(state.waiting.len() + 1);
         for (at, naming) in std::mem::take(&mut state.waiting).iter().enumerate() {
@@ -569,8 +572,8 @@ impl CrashingDisk {
             }
         }
         state.names = state.synced.clone();
-        state.files.iter_mut().for_each(|file| file.last(&mut random));
-        CrashingDisk::again(state)
+        state.files.iter_mut().for_each(|file| file.survive(&mut random));
+        CrashingDisk::restarted(state)
     }
 
     /// Returns the disk after its process was killed: everything is there, and changes that were not synced may still
@@ -580,18 +583,18 @@ impl CrashingDisk {
         let state = self.state().clone();
         let now: BTreeSet<_> = state.names.files.keys().cloned().collect();
         let before = state.stale.before.clone().unwrap_or_else(|| now.clone());
-        let disk = CrashingDisk::again(state);
-        disk.state().stale = Stale {
+        let disk = CrashingDisk::restarted(state);
+        disk.state().stale = StaleListing {
             hidden: now.difference(&before).cloned().collect(),
             ghosts: before.difference(&now).cloned().collect(),
-            ..Stale::default()
+            ..StaleListing::default()
         };
         disk
     }
 
-    fn again(state: State) -> CrashingDisk {
-        let State { files, names, synced, waiting, room, locks_are_free, .. } = state;
-        let state = State { files, names, synced, waiting, room, locks_are_free, ..State::default() };
+    fn restarted(state: DiskState) -> CrashingDisk {
+        let DiskState { files, names, synced, waiting, room, locks_are_free, .. } = state;
+        let state = DiskState { files, names, synced, waiting, room, locks_are_free, ..DiskState::default() };
         CrashingDisk(Arc::new(Mutex::new(state)))
     }
 
@@ -601,8 +604,8 @@ impl CrashingDisk {
         let path = plain(path);
         state.files.push(Contents { bytes: bytes.to_vec(), synced: bytes.to_vec(), waiting: Vec::new() });
         let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
-        let mut namings: Vec<_> = above.map(|above| Naming::Directory(above.to_owned())).collect();
-        namings.push(Naming::Put(path.clone(), state.files.len() - 1));
+        let mut namings: Vec<_> = above.map(|above| NameChange::Directory(above.to_owned())).collect();
+        namings.push(NameChange::Put(path.clone(), state.files.len() - 1));
         for naming in namings {
             state.names.apply(&naming);
             state.synced.apply(&naming);
@@ -649,12 +652,12 @@ impl Disk for CrashingDisk {
             if state.names.files.contains_key(directory) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
-            let doing = state.begin(ActKind::CreateDirectory, directory)?;
-            if doing != Doing::Failing {
-                state.name(Naming::Directory(directory.to_owned()));
+            let doing = state.begin(OperationKind::CreateDirectory, directory)?;
+            if doing != OperationOutcome::Failing {
+                state.name(NameChange::Directory(directory.to_owned()));
             }
-            if doing == Doing::Done {
-                state.sync_names(|naming| matches!(naming, Naming::Directory(made) if made == directory));
+            if doing == OperationOutcome::Done {
+                state.sync_names(|naming| matches!(naming, NameChange::Directory(made) if made == directory));
             }
             doing.end()?;
         }
@@ -664,13 +667,13 @@ impl Disk for CrashingDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let (mut state, path) = (self.state(), plain(path));
         state.can_be_named(&path)?;
-        let doing = state.begin(ActKind::Create, &path)?;
-        if doing == Doing::Failing {
+        let doing = state.begin(OperationKind::Create, &path)?;
+        if doing == OperationOutcome::Failing {
             doing.end()?;
         }
         let file = state.make(&path);
         if !state.files[file].bytes.is_empty() {
-            state.files[file].change(Change::Cut(0));
+            state.files[file].change(ContentChange::Truncate(0));
         }
         doing.end()?;
         Ok(Box::new(OpenFile { disk: self.clone(), file, path, at: 0 }))
@@ -686,9 +689,9 @@ impl Disk for CrashingDisk {
         let (mut state, from, to) = (self.state(), plain(from), plain(to));
         let file = state.file(&from)?;
         state.can_be_named(&to)?;
-        let doing = state.begin(ActKind::Rename(to.clone()), &from)?;
-        if doing != Doing::Failing && state.names.files.get(&to) != Some(&file) {
-            state.name(Naming::Move(from, to, file));
+        let doing = state.begin(OperationKind::Rename(to.clone()), &from)?;
+        if doing != OperationOutcome::Failing && state.names.files.get(&to) != Some(&file) {
+            state.name(NameChange::Move(from, to, file));
         }
         doing.end()
     }
@@ -700,9 +703,9 @@ impl Disk for CrashingDisk {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         state.can_be_named(&to)?;
-        let doing = state.begin(ActKind::Link(to.clone()), &from)?;
-        if doing != Doing::Failing {
-            state.name(Naming::Put(to, file));
+        let doing = state.begin(OperationKind::Link(to.clone()), &from)?;
+        if doing != OperationOutcome::Failing {
+            state.name(NameChange::Put(to, file));
         }
         doing.end()
     }
@@ -710,9 +713,9 @@ impl Disk for CrashingDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let (mut state, path) = (self.state(), plain(path));
         state.file(&path)?;
-        let doing = state.begin(ActKind::Remove, &path)?;
-        if doing != Doing::Failing {
-            state.name(Naming::Drop(path));
+        let doing = state.begin(OperationKind::Remove, &path)?;
+        if doing != OperationOutcome::Failing {
+            state.name(NameChange::Drop(path));
         }
         doing.end()
     }
@@ -723,12 +726,12 @@ impl Disk for CrashingDisk {
         if !state.names.has_directory(&directory) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let doing = state.begin(ActKind::SyncDirectory, &directory)?;
+        let doing = state.begin(OperationKind::SyncDirectory, &directory)?;
         if state.loses_sync().is_some() {
             state.waiting.retain(|naming| !naming.is_of(&directory));
             return Err(dropped());
         }
-        if doing == Doing::Done {
+        if doing == OperationOutcome::Done {
             state.sync_names(|naming| naming.is_of(&directory));
         }
         doing.end()
@@ -737,8 +740,8 @@ impl Disk for CrashingDisk {
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
         let (mut state, path) = (self.state(), plain(path));
         state.can_be_named(&path)?;
-        let doing = state.begin(ActKind::Lock, &path)?;
-        if doing == Doing::Failing {
+        let doing = state.begin(OperationKind::Lock, &path)?;
+        if doing == OperationOutcome::Failing {
             doing.end()?;
         }
         let file = state.make(&path);
@@ -746,7 +749,7 @@ impl Disk for CrashingDisk {
         if !state.locked.insert(file) && !state.locks_are_free {
             return Ok(None);
         }
-        Ok(Some(Box::new(Held { disk: self.clone(), file, path })))
+        Ok(Some(Box::new(HeldLock { disk: self.clone(), file, path })))
     }
 }
 
@@ -782,14 +785,14 @@ impl DiskFile for OpenFile {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.disk.state();
-        let doing = state.begin(ActKind::Append(bytes.len()), &self.path)?;
-        let mut fits = if doing == Doing::Failing { bytes.len() / 2 } else { bytes.len() };
+        let doing = state.begin(OperationKind::Append(bytes.len()), &self.path)?;
+        let mut fits = if doing == OperationOutcome::Failing { bytes.len() / 2 } else { bytes.len() };
         if let Some(room) = &mut state.room {
             fits = fits.min(usize::try_from(*room).unwrap_or(usize::MAX));
             *room -= fits as u64;
         }
         if fits > 0 {
-            state.files[self.file].change(Change::Write(self.at, bytes[..fits].to_vec()));
+            state.files[self.file].change(ContentChange::Write(self.at, bytes[..fits].to_vec()));
         }
         doing.end()?;
         if fits < bytes.len() {
@@ -799,14 +802,14 @@ impl DiskFile for OpenFile {
         Ok(())
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
-        let doing = state.begin(ActKind::Cut(length), &self.path)?;
-        if doing != Doing::Failing {
+        let doing = state.begin(OperationKind::Truncate(length), &self.path)?;
+        if doing != OperationOutcome::Failing {
             let length = usize::try_from(length).map_err(io::Error::other)?;
             let dropped = state.files[self.file].bytes.len().saturating_sub(length) as u64;
             state.room = state.room.map(|room| room + dropped);
-            state.files[self.file].change(Change::Cut(length));
+            state.files[self.file].change(ContentChange::Truncate(length));
             self.at = length;
         }
         doing.end()
@@ -814,44 +817,44 @@ impl DiskFile for OpenFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.disk.state();
-        let doing = state.begin(ActKind::Sync, &self.path)?;
+        let doing = state.begin(OperationKind::Sync, &self.path)?;
         if let Some(loss) = state.loses_sync() {
             state.files[self.file].lose(loss);
             return Err(dropped());
         }
-        if doing == Doing::Done {
+        if doing == OperationOutcome::Done {
             state.files[self.file].sync();
         }
         doing.end()
     }
 }
 
-struct Held {
+struct HeldLock {
     disk: CrashingDisk,
     file: usize,
     path: PathBuf,
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for HeldLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Held").field(&self.path).finish()
     }
 }
 
-impl Lock for Held {
+impl Lock for HeldLock {
     fn sign(&mut self, who: &str) -> io::Result<()> {
         let mut state = self.disk.state();
-        let doing = state.begin(ActKind::Sign, &self.path)?;
-        if doing != Doing::Failing {
+        let doing = state.begin(OperationKind::Sign, &self.path)?;
+        if doing != OperationOutcome::Failing {
             let file = &mut state.files[self.file];
-            file.change(Change::Cut(0));
-            file.change(Change::Write(0, who.as_bytes().to_vec()));
+            file.change(ContentChange::Truncate(0));
+            file.change(ContentChange::Write(0, who.as_bytes().to_vec()));
         }
         doing.end()
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldLock {
     fn drop(&mut self) {
         self.disk.state().locked.remove(&self.file);
     }
@@ -896,7 +899,7 @@ mod tests {
         let disk = CrashingDisk::new();
         disk.put(path(A), b"abcdef");
         let mut file = disk.open(path(A)).unwrap();
-        file.cut(2).unwrap();
+        file.truncate(2).unwrap();
         file.append(b"XY").unwrap();
         assert_eq!(disk.read(path(A)).unwrap(), b"abXY");
         let found = outcomes(&disk, A);
@@ -947,14 +950,14 @@ mod tests {
         let mut file = disk.open(path(A)).unwrap();
         disk.crash_at(1);
         file.append(b"x").unwrap();
-        assert_eq!((disk.acts(), disk.has_crashed()), (1, false));
+        assert_eq!((disk.operations(), disk.has_crashed()), (1, false));
         assert_eq!(file.sync().unwrap_err().to_string(), "the disk has crashed");
         assert!(disk.has_crashed());
         for result in [file.append(b"y"), file.length().map(drop), disk.open(path(A)).map(drop)] {
             assert_eq!(result.unwrap_err().to_string(), "the disk has crashed");
         }
         assert_eq!(disk.log()[1].to_string(), "sync a");
-        assert_eq!(disk.acts(), 2);
+        assert_eq!(disk.operations(), 2);
         assert!(outcomes(&disk, A).len() > 1);
         // The survivors are another disk, which has not crashed; the same can be tried on it again.
         assert!(!disk.survivors(3).has_crashed());
@@ -987,7 +990,7 @@ mod tests {
         file.append(b"abc").unwrap();
         assert_eq!(file.append(b"def").unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(disk.bytes(path(A)).unwrap(), b"abcde");
-        file.cut(3).unwrap();
+        file.truncate(3).unwrap();
         file.append(b"d").unwrap();
         disk.set_room(None);
         file.append(b"efgh").unwrap();
@@ -1024,7 +1027,7 @@ mod tests {
 
     #[test]
     fn a_sync_that_fails_drops_what_it_was_to_keep_and_the_next_one_keeps_only_what_came_later() {
-        for loss in [Loss::Later, Loss::AtOnce] {
+        for loss in [SyncLoss::Later, SyncLoss::AtOnce] {
             let disk = CrashingDisk::new();
             disk.put(path(A), b"ab");
             disk.lose_sync(1, loss);
@@ -1033,13 +1036,13 @@ mod tests {
                 file.append(bytes).unwrap();
                 assert_eq!(file.sync().is_ok(), kept);
             }
-            let read = if loss == Loss::Later { b"abcdefgh" } else { b"abcd\0\0gh" };
+            let read = if loss == SyncLoss::Later { b"abcdefgh" } else { b"abcd\0\0gh" };
             assert_eq!(disk.after_kill().bytes(path(A)).unwrap(), read);
             assert_eq!(outcomes(&disk, A), [Some(b"abcd\0\0gh".to_vec())].into());
             assert_eq!(disk.syncs(), 3);
         }
         let disk = CrashingDisk::new();
-        disk.lose_sync(0, Loss::Later);
+        disk.lose_sync(0, SyncLoss::Later);
         let mut file = disk.create(path(A)).unwrap();
         disk.sync_directory(path(".")).unwrap_err();
         file.sync().unwrap();
@@ -1053,13 +1056,13 @@ mod tests {
         let disk = CrashingDisk::new();
         disk.put(path("d/old"), b"");
         disk.put(path("d/gone"), b"");
-        disk.hide_from(1);
+        disk.stale_from(1);
         disk.create(path("d/first")).unwrap();
         disk.create(path("d/second")).unwrap();
         disk.remove(path("d/gone")).unwrap();
         assert_eq!(disk.list(path("d")).unwrap(), ["first", "old", "second"]);
         let killed = disk.after_kill();
-        killed.show_from(2);
+        killed.stale_until(2);
         assert_eq!(killed.list(path("d")).unwrap(), ["first", "gone", "old"]);
         assert_eq!(killed.open(path("d/gone")).unwrap_err().kind(), io::ErrorKind::NotFound);
         killed.open(path("d/second")).unwrap();
@@ -1094,7 +1097,7 @@ mod tests {
         disk.put(path(A), b"");
         assert_eq!(kind(disk.link(path(A), path("d/a"))), io::ErrorKind::AlreadyExists);
         assert_eq!(disk.list(path("d")).unwrap(), ["a"]);
-        assert_eq!(disk.acts(), 0);
+        assert_eq!(disk.operations(), 0);
     }
 
     /// Crashes the compound operations of the trait at every point.
@@ -1104,7 +1107,7 @@ mod tests {
         let disk = CrashingDisk::new();
         make(&disk).unwrap();
         assert_eq!(make(&disk).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        for (act, seed) in (0..disk.acts()).flat_map(|act| (0..20).map(move |seed| (act, seed))) {
+        for (act, seed) in (0..disk.operations()).flat_map(|act| (0..20).map(move |seed| (act, seed))) {
             let disk = CrashingDisk::new();
             disk.crash_at(act);
             if make(&disk).is_ok() {

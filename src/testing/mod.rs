@@ -1,26 +1,26 @@
 //! Running flows in memory, for users' own tests and for ours.
 //!
-//! * [`Run`] runs a query on any number of workers: paced by seeded random numbers, by a [`Script`] of what each epoch
-//!   takes, or by the journal of another run.
+//! * [`TestRun`] runs a query on any number of workers: paced by seeded random numbers, by a [`Script`] of what each
+//!   epoch takes, or by the journal of another run.
 //! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
-//! * An [`Outcome`] has the run's report, and its journal, which replays the run.
+//! * An [`RunOutcome`] has the run's report, and its journal, which replays the run.
 //! * [`CrashingDisk`] is an in-memory disk that crashes at any operation, and loses what a real disk may lose.
 //! * [`SlowSync`] delays the journal's syncs, and checks that nothing is published before it is synced.
 //!
 //! ```
-//! use tidegate::testing::{Captured, Run, Script};
-//! use tidegate::{Window, source::memory::Records};
+//! use tidegate::testing::{Captured, TestRun, Script};
+//! use tidegate::{Window, source::memory::MemorySource};
 //! use std::time::Duration;
 //!
 //! # fn main() -> tidegate::Result<()> {
 //! // Two partitions of (key, event time); the first epoch takes two records of partition 0 and finds partition 1.
-//! let input = Records::new(vec![vec![("a", 100), ("a", 900), ("a", 2_500)], vec![("b", 1_000)]]
+//! let input = MemorySource::new(vec![vec![("a", 100), ("a", 900), ("a", 2_500)], vec![("b", 1_000)]]
 //!     .into_iter().map(|p| p.into_iter().map(|(k, t)| (k.to_string(), t)).collect()).collect(), |r: &(String, i64)| r.1)
 //!     .out_of_order(Duration::ZERO);
 //! let script = Script::new().epoch(|e| e.take(0, 2).find(1)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(1, 1).end(0).end(1));
 //! let counts = Captured::new();
 //! let output = counts.clone();
-//! Run::new().workers(2).script("input", script).run(move |flow| {
+//! TestRun::new().workers(2).script("input", script).run(move |flow| {
 //!     flow.read("input", &input)
 //!         .key_by(|r| r.0.clone())
 //!         .window(Window::tumbling(Duration::from_secs(1)))
@@ -43,12 +43,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::durable::disk::Disk;
-use crate::durable::journal::{Bound, Frame, Journal, JournalEnds, MemoryJournal};
-use crate::durable::{Life, Published};
+use crate::durable::journal::{Frame, Journal, JournalEnds, MemoryJournal, PartitionProgress};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Job, Pace, Report, State, Stop};
+use crate::job::{Cluster, Job, Pace, RunReport, State, StopHandle};
 use crate::record::Record;
-use crate::sink::{Shard, Sink, Writer};
+use crate::sink::{Sink, SinkContext, SinkWriter};
 use crate::source::Options;
 use crate::stream::Flow;
 use crate::time::{Epoch, EventTime};
@@ -58,23 +58,27 @@ pub use crate::stream::Fault;
 pub use disk::CrashingDisk;
 
 /// Rows of a sink, by epoch.
-type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
+type RowsByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
 
 /// A sink that keeps its rows in memory for reading, and remembers what it has published as a durable sink does.
 #[derive(Clone)]
-pub struct Captured<D>(Arc<Mutex<Capture<D>>>);
+pub struct Captured<D>(Arc<Mutex<CapturedState<D>>>);
 
 /// Contents of a [`Captured`].
 #[derive(Clone)]
-struct Capture<D> {
-    rows: ByEpoch<D>,
+struct CapturedState<D> {
+    rows: RowsByEpoch<D>,
     incarnation: u64,
     ends: JournalEnds,
 }
 
 impl<D> Default for Captured<D> {
     fn default() -> Self {
-        Captured(Arc::new(Mutex::new(Capture { rows: BTreeMap::new(), incarnation: 0, ends: JournalEnds::default() })))
+        Captured(Arc::new(Mutex::new(CapturedState {
+            rows: BTreeMap::new(),
+            incarnation: 0,
+            ends: JournalEnds::default(),
+        })))
     }
 }
 
@@ -101,7 +105,7 @@ impl<D: Record> Captured<D> {
         Captured(Arc::new(Mutex::new(self.lock().clone())))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Capture<D>> {
+    fn lock(&self) -> MutexGuard<'_, CapturedState<D>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,29 +140,29 @@ impl<D: Record> Sink<D> for Captured<D> {
         String::from("rows kept in memory")
     }
 
-    fn open(&self, _at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, _at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         Ok(Box::new(self.clone()))
     }
 }
 
-impl<D: Record> Writer<D> for Captured<D> {
+impl<D: Record> SinkWriter<D> for Captured<D> {
     fn remembers(&self) -> bool {
         true
     }
 
-    fn shown(&mut self) -> Result<Option<Published>> {
-        let Capture { rows, incarnation, ends } = &*self.lock();
-        let published = |epoch: &Epoch| Published { incarnation: *incarnation, epoch: *epoch, ends: ends.clone() };
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        let CapturedState { rows, incarnation, ends } = &*self.lock();
+        let published = |epoch: &Epoch| PublishedEpoch { incarnation: *incarnation, epoch: *epoch, ends: ends.clone() };
         Ok(rows.keys().next_back().map(published))
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         let mut capture = self.lock();
         (capture.incarnation, capture.ends) = (life.incarnation, JournalEnds::default());
         Ok(())
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
         self.lock().ends = ends.clone();
         Ok(())
     }
@@ -179,10 +183,10 @@ impl<D: Record> Writer<D> for Captured<D> {
 
 /// One epoch of a [`Script`].
 #[derive(Clone, Debug, Default)]
-pub struct EpochScript(Vec<(u32, Act)>);
+pub struct EpochScript(Vec<(u32, ScriptStep)>);
 
 #[derive(Clone, Copy, Debug)]
-enum Act {
+enum ScriptStep {
     Find,
     Take(u64),
     Idle,
@@ -193,28 +197,28 @@ impl EpochScript {
     /// Finds a partition. A partition that is first mentioned by another step is found by that step.
     #[must_use]
     pub fn find(mut self, partition: u32) -> Self {
-        self.0.push((partition, Act::Find));
+        self.0.push((partition, ScriptStep::Find));
         self
     }
 
     /// Takes the next `records` records of a partition; an idle partition becomes active.
     #[must_use]
     pub fn take(mut self, partition: u32, records: u64) -> Self {
-        self.0.push((partition, Act::Take(records)));
+        self.0.push((partition, ScriptStep::Take(records)));
         self
     }
 
     /// Makes the partition idle at the end of the epoch.
     #[must_use]
     pub fn idle(mut self, partition: u32) -> Self {
-        self.0.push((partition, Act::Idle));
+        self.0.push((partition, ScriptStep::Idle));
         self
     }
 
     /// Ends the partition.
     #[must_use]
     pub fn end(mut self, partition: u32) -> Self {
-        self.0.push((partition, Act::End));
+        self.0.push((partition, ScriptStep::End));
         self
     }
 }
@@ -238,40 +242,40 @@ impl Script {
 
     /// Returns the script as the journal of a run that did the same. Its epochs are 2, 4, 6 …
     pub fn journal(&self, source: &str) -> Vec<Frame> {
-        let mut now = BTreeMap::<u32, Bound>::new();
+        let mut now = BTreeMap::<u32, PartitionProgress>::new();
         let frames = self.0.iter().zip(1..).map(|(acts, number)| {
             let mut changed = BTreeMap::new();
             for &(partition, act) in &acts.0 {
                 let new = !now.contains_key(&partition);
-                let bound = now.entry(partition).or_insert_with(|| Bound {
+                let bound = now.entry(partition).or_insert_with(|| PartitionProgress {
                     source: source.to_owned(),
                     partition,
-                    found_at: None,
-                    next: 0,
+                    start_offset: None,
+                    next_offset: 0,
                     watermark: EventTime::MIN,
                     idle: false,
-                    until: None,
+                    end_offset: None,
                     ended: false,
                     check: None,
                     values: None,
                 });
                 match act {
-                    Act::Find => {}
-                    Act::Take(records) => {
-                        bound.next += records;
+                    ScriptStep::Find => {}
+                    ScriptStep::Take(records) => {
+                        bound.next_offset += records;
                         bound.idle &= records == 0;
                     }
-                    Act::Idle => bound.idle = true,
-                    Act::End => bound.ended = true,
+                    ScriptStep::Idle => bound.idle = true,
+                    ScriptStep::End => bound.ended = true,
                 }
                 let found: &mut bool = changed.entry(partition).or_insert(new);
                 *found |= new;
             }
             let bounds = changed.into_iter().map(|(partition, new)| {
                 let bound = now[&partition].clone();
-                Bound { found_at: new.then_some(0), ..bound }
+                PartitionProgress { start_offset: new.then_some(0), ..bound }
             });
-            Frame { epoch: Epoch(number * 2), bounds: bounds.collect() }
+            Frame { epoch: Epoch(number * 2), progress: bounds.collect() }
         });
         frames.collect()
     }
@@ -280,25 +284,25 @@ impl Script {
 /// Delays the syncs of a run's journal, and tracks which epochs are synced. Clones share their state.
 ///
 /// ```
-/// use tidegate::testing::{Run, SlowSync};
-/// use tidegate::{source::memory::Records, stream::Observer};
+/// use tidegate::testing::{TestRun, SlowSync};
+/// use tidegate::{source::memory::MemorySource, stream::Observer};
 ///
 /// # fn main() -> tidegate::Result<()> {
-/// let (input, sync) = (Records::new(vec![vec![1i64, 2, 3]], |at| *at), SlowSync::new(20));
-/// Run::new().slow_sync(&sync).run(move |flow| {
+/// let (input, sync) = (MemorySource::new(vec![vec![1i64, 2, 3]], |at| *at), SlowSync::new(20));
+/// TestRun::new().slow_sync(&sync).run(move |flow| {
 ///     let sync = sync.clone();
-///     flow.read("input", &input).write("output", &Observer::new(move |epoch, _rows| sync.check_shown(epoch)));
+///     flow.read("input", &input).write("output", &Observer::new(move |epoch, _rows| sync.check_published(epoch)));
 /// })?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 pub struct SlowSync {
     turns: u32,
-    inner: Arc<Mutex<Syncing>>,
+    inner: Arc<Mutex<SyncState>>,
 }
 
 #[derive(Debug, Default)]
-struct Syncing {
+struct SyncState {
     workers: BTreeMap<usize, WorkerSync>,
     /// Greatest epoch of which a sink has published rows.
     shown: Option<Epoch>,
@@ -322,7 +326,7 @@ impl SlowSync {
     ///
     /// # Errors
     /// Fails if the epoch, or an earlier one, is not synced.
-    pub fn check_shown(&self, epoch: Epoch) -> Result<()> {
+    pub fn check_published(&self, epoch: Epoch) -> Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.shown = inner.shown.max(Some(epoch));
         for (worker, sync) in &inner.workers {
@@ -371,7 +375,7 @@ impl Journal for SlowJournal {
 }
 
 /// Runs the processes of a job to their ends. Returns the report of the first one, or the first error of any.
-fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
+fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
     let query = Arc::new(query);
     let jobs: Vec<_> = jobs.collect();
     let reports = std::thread::scope(|scope| {
@@ -389,34 +393,34 @@ fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + S
 
 /// Builder of a run of a query in memory.
 #[derive(Debug)]
-pub struct Run {
+pub struct TestRun {
     workers: usize,
     processes: usize,
     pace: Pace,
-    repeat: Vec<Frame>,
-    seals: Vec<Epoch>,
+    replay: Vec<Frame>,
+    seal_epochs: Vec<Epoch>,
     options: Options,
     fault: Option<Fault>,
     in_flight: u64,
     sync: Option<SlowSync>,
-    stop: Stop,
+    stop: StopHandle,
     state: Option<State>,
     views: Arc<Views>,
 }
 
-impl Default for Run {
+impl Default for TestRun {
     fn default() -> Self {
-        Run {
+        TestRun {
             workers: 1,
             processes: 1,
             pace: Pace::Random(1),
-            repeat: Vec::new(),
-            seals: Vec::new(),
+            replay: Vec::new(),
+            seal_epochs: Vec::new(),
             options: Options::default(),
             fault: None,
             in_flight: 64 << 20,
             sync: None,
-            stop: Stop::default(),
+            stop: StopHandle::default(),
             state: None,
             views: Arc::default(),
         }
@@ -425,17 +429,17 @@ impl Default for Run {
 
 /// Result of a run, and the means to replay it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct RunOutcome {
     /// Report of the run.
-    pub report: Report,
+    pub report: RunReport,
     /// Input of each epoch.
     pub journal: Vec<Frame>,
 }
 
-impl Run {
+impl TestRun {
     /// Creates a run on one worker, paced by seed 1.
     pub fn new() -> Self {
-        Run::default()
+        TestRun::default()
     }
 
     /// Sets the number of processes, each with the same number of workers. They are jobs within this process that are
@@ -474,9 +478,9 @@ impl Run {
     #[expect(clippy::needless_pass_by_value, reason = "scripts are made where they are used")]
     pub fn script(mut self, source: &str, script: Script) -> Self {
         for frame in script.journal(source) {
-            match self.repeat.binary_search_by_key(&frame.epoch, |known| known.epoch) {
-                Ok(at) => self.repeat[at].bounds.extend(frame.bounds),
-                Err(at) => self.repeat.insert(at, frame),
+            match self.replay.binary_search_by_key(&frame.epoch, |known| known.epoch) {
+                Ok(at) => self.replay[at].progress.extend(frame.progress),
+                Err(at) => self.replay.insert(at, frame),
             }
         }
         self
@@ -485,14 +489,14 @@ impl Run {
     /// Replays a journal: every epoch takes the same input as in the run that wrote it.
     #[must_use]
     pub fn journal(mut self, frames: Vec<Frame>) -> Self {
-        self.repeat = frames;
+        self.replay = frames;
         self
     }
 
     /// Seals the arrangements at these epochs, as snapshots do. Results must not depend on it.
     #[must_use]
     pub fn seal_at(mut self, epochs: Vec<Epoch>) -> Self {
-        self.seals = epochs;
+        self.seal_epochs = epochs;
         self
     }
 
@@ -535,14 +539,14 @@ impl Run {
 
     /// Lets `stop` stop the run, as a signal stops a job.
     #[must_use]
-    pub fn stop_by(mut self, stop: &Stop) -> Self {
+    pub fn stop_by(mut self, stop: &StopHandle) -> Self {
         self.stop = stop.clone();
         self
     }
 
     /// Returns the views of the run, for reading them while it runs or afterwards: see [`Job::views`].
     pub fn views(&self) -> Arc<Views> {
-        self.views.want();
+        self.views.enable();
         Arc::clone(&self.views)
     }
 
@@ -554,7 +558,7 @@ impl Run {
     }
 
     /// Returns the fault that is to be injected; `None` if there is none.
-    pub fn fault_asked(&self) -> Option<Fault> {
+    pub fn requested_fault(&self) -> Option<Fault> {
         self.fault
     }
 
@@ -562,7 +566,7 @@ impl Run {
     ///
     /// # Errors
     /// Fails as [`Job::run`] does.
-    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Outcome> {
+    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunOutcome> {
         let journal = Arc::new(MemoryJournal::default());
         let asked: Arc<dyn Journal> = match self.sync {
             Some(sync) => Arc::new(SlowJournal(Arc::clone(&journal), sync)),
@@ -570,8 +574,8 @@ impl Run {
         };
         let job = || {
             let job = Job::new("test").workers(self.workers).options(self.options.clone()).in_flight(self.in_flight);
-            let job = job.journal(Arc::clone(&asked)).repeat(self.repeat.clone()).pace(self.pace);
-            let mut job = job.stop_by(self.stop.clone()).seals(self.seals.clone()).fault(self.fault);
+            let job = job.journal(Arc::clone(&asked)).replay_frames(self.replay.clone()).pace(self.pace);
+            let mut job = job.stop_by(self.stop.clone()).seals(self.seal_epochs.clone()).fault(self.fault);
             job.state = self.state.clone();
             job
         };
@@ -585,6 +589,6 @@ impl Run {
                 run_all(jobs, query)?
             }
         };
-        Ok(Outcome { report, journal: journal.frames() })
+        Ok(RunOutcome { report, journal: journal.frames() })
     }
 }

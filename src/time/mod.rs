@@ -118,7 +118,7 @@ impl Span {
     }
 
     /// A span of `millis` milliseconds; negative values are clamped to zero.
-    pub(crate) const fn from_length(millis: i64) -> Span {
+    pub(crate) const fn saturating_from_millis(millis: i64) -> Span {
         Span(if millis < 0 { 0 } else { millis })
     }
 
@@ -152,12 +152,12 @@ fn date_of_day(day: i64) -> (i64, i64, i64) {
 }
 
 /// A text of at most 32 bytes, built without an allocation.
-struct Text {
+struct TimeText {
     bytes: [u8; 32],
     length: usize,
 }
 
-impl Text {
+impl TimeText {
     fn digits(&mut self, value: i64, count: usize) {
         let mut rest = value.unsigned_abs();
         for at in (self.length..self.length + count).rev() {
@@ -174,8 +174,8 @@ impl Text {
 
     /// RFC 3339 in the years 0 to 9999; other years, in which only a window of more than a year can end, get a sign and
     /// nine digits, as in ISO 8601.
-    fn of(time: EventTime) -> Text {
-        let mut text = Text { bytes: [0; 32], length: 0 };
+    fn of(time: EventTime) -> TimeText {
+        let mut text = TimeText { bytes: [0; 32], length: 0 };
         let (day, in_day) = (time.0.div_euclid(86_400_000), time.0.rem_euclid(86_400_000));
         let (year, month, day) = date_of_day(day);
         if (0..=9999).contains(&year) {
@@ -209,7 +209,7 @@ impl fmt::Display for EventTime {
         match *self {
             EventTime::MIN => f.pad("before all events"),
             EventTime::MAX => f.pad("after all events"),
-            time => f.pad(Text::of(time).as_str()),
+            time => f.pad(TimeText::of(time).as_str()),
         }
     }
 }
@@ -217,7 +217,7 @@ impl fmt::Display for EventTime {
 impl Serialize for EventTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
-            serializer.serialize_str(Text::of(*self).as_str())
+            serializer.serialize_str(TimeText::of(*self).as_str())
         } else {
             serializer.serialize_newtype_struct(Self::TYPE, &self.0)
         }

@@ -8,9 +8,9 @@
 //! * The **activation watermark** (in the code: floor) of a partition that is found, or wakes from idle, in an epoch:
 //!   the stream's watermark at the epoch before. Records below it are late even where the partition's own watermark is
 //!   lower: windows up to there may have closed.
-//! * [`Combined`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it back,
-//!   as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the combined
-//!   watermark at the epoch before.
+//! * [`CombinedClock`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it
+//!   back, as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the
+//!   combined watermark at the epoch before.
 //!
 //! Invariants:
 //! * The greater of an active partition's watermark and activation watermark is never below the stream's watermark of
@@ -71,7 +71,7 @@ pub struct PartitionId {
 
 /// One worker's contribution to a stream's watermark at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct WorkerMark {
+pub struct WorkerWatermark {
     /// The least watermark over its active partitions; `None` if there is none.
     pub least: Option<EventTime>,
     /// The greatest watermark over all of its partitions if none is active; `None` if one is, or if it has no
@@ -80,13 +80,14 @@ pub struct WorkerMark {
     /// `true` if all its partitions have ended, or if it has none and never will.
     pub ended: bool,
     /// Partitions that were found, or woke from idle, in this epoch.
-    pub woken: Vec<PartitionId>,
+    #[serde(rename = "woken")]
+    pub activated: Vec<PartitionId>,
 }
 
-impl WorkerMark {
+impl WorkerWatermark {
     /// The contribution of a worker that has no partitions, and never will.
     pub fn without_partitions() -> Self {
-        WorkerMark { ended: true, ..WorkerMark::default() }
+        WorkerWatermark { ended: true, ..WorkerWatermark::default() }
     }
 }
 
@@ -104,40 +105,46 @@ pub enum Activity {
 
 /// An update of a stream's watermark at an epoch, the same on every worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Mark {
+pub struct WatermarkUpdate {
     /// The activity of the stream at this epoch.
     pub activity: Activity,
     /// The stream's watermark at this epoch.
     pub watermark: EventTime,
     /// Activation watermarks of partitions that were found or woke in this epoch.
-    pub floors: Vec<(PartitionId, EventTime)>,
+    #[serde(rename = "floors")]
+    pub activation_watermarks: Vec<(PartitionId, EventTime)>,
 }
 
 /// Combines the workers' contributions into the stream's watermark, epoch by epoch.
 #[derive(Clone, Debug)]
 pub struct StreamClock {
-    workers: Vec<WorkerMark>,
+    workers: Vec<WorkerWatermark>,
     watermark: EventTime,
     activity: Activity,
-    floors: Vec<(PartitionId, EventTime)>,
+    activation_watermarks: Vec<(PartitionId, EventTime)>,
 }
 
 impl StreamClock {
     /// A clock of `workers` workers, none of which has contributed yet, at `watermark`.
     pub fn new(workers: usize, watermark: EventTime, activity: Activity) -> Self {
-        StreamClock { workers: vec![WorkerMark::default(); workers], watermark, activity, floors: Vec::new() }
+        StreamClock {
+            workers: vec![WorkerWatermark::default(); workers],
+            watermark,
+            activity,
+            activation_watermarks: Vec::new(),
+        }
     }
 
     /// Sets a worker's contribution to the current epoch.
-    pub fn update(&mut self, worker: usize, mut mark: WorkerMark) {
-        for partition in mark.woken.drain(..) {
-            self.floors.push((partition, self.watermark));
+    pub fn update(&mut self, worker: usize, mut mark: WorkerWatermark) {
+        for partition in mark.activated.drain(..) {
+            self.activation_watermarks.push((partition, self.watermark));
         }
         self.workers[worker] = mark;
     }
 
     /// Completes the epoch; returns the stream's update, or `None` if nothing has changed.
-    pub fn complete(&mut self) -> Option<Mark> {
+    pub fn complete(&mut self) -> Option<WatermarkUpdate> {
         let before = (self.watermark, self.activity);
         let least = self.workers.iter().filter_map(|worker| worker.least).min();
         let greatest = self.workers.iter().filter_map(|worker| worker.greatest).max();
@@ -153,9 +160,9 @@ impl StreamClock {
             self.activity = Activity::Idle;
             self.watermark = self.watermark.max(greatest);
         }
-        let floors = std::mem::take(&mut self.floors);
-        let news = (self.watermark, self.activity) != before || !floors.is_empty();
-        news.then_some(Mark { activity: self.activity, watermark: self.watermark, floors })
+        let activation_watermarks = std::mem::take(&mut self.activation_watermarks);
+        let news = (self.watermark, self.activity) != before || !activation_watermarks.is_empty();
+        news.then_some(WatermarkUpdate { activity: self.activity, watermark: self.watermark, activation_watermarks })
     }
 
     /// The stream's watermark at the last completed epoch.
@@ -171,27 +178,27 @@ impl StreamClock {
 
 /// Combines the watermarks of two streams into one, epoch by epoch.
 #[derive(Clone, Debug)]
-pub struct Combined {
+pub struct CombinedClock {
     sides: [(EventTime, Activity); 2],
     watermark: EventTime,
     /// Last watermark and activity reported.
     told: Option<(EventTime, Activity)>,
 }
 
-impl Combined {
+impl CombinedClock {
     /// Starts at `watermark`, before either stream has an update.
     pub fn new(watermark: EventTime) -> Self {
-        Combined { sides: [(EventTime::MIN, Activity::Active); 2], watermark, told: None }
+        CombinedClock { sides: [(EventTime::MIN, Activity::Active); 2], watermark, told: None }
     }
 
     /// Applies both streams' updates of a complete epoch; returns the combined update, or `None` if nothing has
     /// changed.
-    pub fn complete(&mut self, marks: [Vec<Mark>; 2]) -> Option<Mark> {
-        let mut floors = Vec::new();
+    pub fn complete(&mut self, marks: [Vec<WatermarkUpdate>; 2]) -> Option<WatermarkUpdate> {
+        let mut activation_watermarks = Vec::new();
         for (side, marks) in self.sides.iter_mut().zip(marks) {
             for mark in marks {
                 *side = (mark.watermark.max(side.0), mark.activity);
-                floors.extend(mark.floors);
+                activation_watermarks.extend(mark.activation_watermarks);
             }
         }
         let activity = self.activity();
@@ -205,9 +212,9 @@ impl Combined {
             Activity::Ended(_) => EventTime::MAX,
         };
         self.watermark = self.watermark.max(now);
-        let news = self.told != Some((self.watermark, activity)) || !floors.is_empty();
+        let news = self.told != Some((self.watermark, activity)) || !activation_watermarks.is_empty();
         self.told = Some((self.watermark, activity));
-        news.then_some(Mark { activity, watermark: self.watermark, floors })
+        news.then_some(WatermarkUpdate { activity, watermark: self.watermark, activation_watermarks })
     }
 
     /// The combined watermark at the last epoch that was applied.
@@ -237,8 +244,8 @@ mod tests {
         EventTime::from_millis(millis)
     }
 
-    fn least(millis: i64) -> WorkerMark {
-        WorkerMark { least: Some(at(millis)), ..WorkerMark::default() }
+    fn least(millis: i64) -> WorkerWatermark {
+        WorkerWatermark { least: Some(at(millis)), ..WorkerWatermark::default() }
     }
 
     #[test]
@@ -250,8 +257,8 @@ mod tests {
         assert_eq!(clock.watermark(), at(96));
     }
 
-    fn idle(millis: i64) -> WorkerMark {
-        WorkerMark { greatest: Some(at(millis)), ..WorkerMark::default() }
+    fn idle(millis: i64) -> WorkerWatermark {
+        WorkerWatermark { greatest: Some(at(millis)), ..WorkerWatermark::default() }
     }
 
     fn clock(workers: usize) -> StreamClock {
@@ -259,7 +266,7 @@ mod tests {
     }
 
     /// Returns the clock's watermark and activity after an epoch in which the workers contribute `said`.
-    fn after(clock: &mut StreamClock, said: &[(usize, WorkerMark)]) -> (EventTime, Activity) {
+    fn after(clock: &mut StreamClock, said: &[(usize, WorkerWatermark)]) -> (EventTime, Activity) {
         said.iter().for_each(|(worker, mark)| clock.update(*worker, mark.clone()));
         clock.complete();
         (clock.watermark(), clock.activity())
@@ -291,14 +298,14 @@ mod tests {
     fn partitions_without_a_record_become_idle_without_a_watermark() {
         let mut clock = clock(1);
         assert_eq!(after(&mut clock, &[]), (EventTime::MIN, Activity::Active), "none is found yet");
-        let nothing = WorkerMark { greatest: Some(EventTime::MIN), ..WorkerMark::default() };
+        let nothing = WorkerWatermark { greatest: Some(EventTime::MIN), ..WorkerWatermark::default() };
         assert_eq!(after(&mut clock, &[(0, nothing)]), (EventTime::MIN, Activity::Idle));
     }
 
     #[test]
     fn when_all_have_ended_it_is_over() {
         let mut clock = clock(2);
-        let ended = |greatest| WorkerMark { ended: true, ..idle(greatest) };
+        let ended = |greatest| WorkerWatermark { ended: true, ..idle(greatest) };
         assert_eq!(after(&mut clock, &[(0, least(10)), (1, idle(7))]), (at(10), Activity::Active));
         assert_eq!(after(&mut clock, &[(0, ended(11))]), (at(11), Activity::Idle));
         assert_eq!(after(&mut clock, &[(1, ended(9))]), (EventTime::MAX, Activity::Ended(at(11))));
@@ -310,15 +317,27 @@ mod tests {
         let woken = PartitionId { source: 0, partition: 3 };
         let mut clock = clock(1);
         after(&mut clock, &[(0, least(50))]);
-        clock.update(0, WorkerMark { woken: vec![woken], ..least(7) });
-        let mark = Mark { activity: Activity::Active, watermark: at(50), floors: vec![(woken, at(50))] };
+        clock.update(0, WorkerWatermark { activated: vec![woken], ..least(7) });
+        let mark = WatermarkUpdate {
+            activity: Activity::Active,
+            watermark: at(50),
+            activation_watermarks: vec![(woken, at(50))],
+        };
         assert_eq!(clock.complete(), Some(mark));
     }
 
     /// Returns the combined watermark after an epoch with these updates of the streams; `None` if nothing is new.
-    fn both(combined: &mut Combined, left: Option<(i64, Activity)>, right: Option<(i64, Activity)>) -> Option<i64> {
+    fn both(
+        combined: &mut CombinedClock,
+        left: Option<(i64, Activity)>,
+        right: Option<(i64, Activity)>,
+    ) -> Option<i64> {
         let marks = |said: Option<(i64, Activity)>| {
-            let mark = |(millis, activity)| Mark { activity, watermark: at(millis), floors: Vec::new() };
+            let mark = |(millis, activity)| WatermarkUpdate {
+                activity,
+                watermark: at(millis),
+                activation_watermarks: Vec::new(),
+            };
             said.map(mark).into_iter().collect()
         };
         combined.complete([marks(left), marks(right)]).map(|mark| mark.watermark.millis())
@@ -327,7 +346,7 @@ mod tests {
     #[test]
     fn an_idle_stream_does_not_hold_back_what_it_is_combined_with() {
         use Activity::{Active, Idle};
-        let mut combined = Combined::new(EventTime::MIN);
+        let mut combined = CombinedClock::new(EventTime::MIN);
         assert_eq!(both(&mut combined, Some((10, Active)), None), Some(i64::MIN), "the other has said nothing");
         assert_eq!(both(&mut combined, None, Some((5, Active))), Some(5));
         assert_eq!(both(&mut combined, None, Some((5, Idle))), Some(10));
@@ -340,7 +359,7 @@ mod tests {
     #[test]
     fn a_stream_that_has_ended_does_not_end_one_that_is_idle() {
         use Activity::{Active, Ended, Idle};
-        let mut combined = Combined::new(EventTime::MIN);
+        let mut combined = CombinedClock::new(EventTime::MIN);
         let over = EventTime::MAX.millis();
         both(&mut combined, Some((10, Active)), Some((5, Active)));
         assert_eq!(both(&mut combined, Some((over, Ended(at(12)))), None), None);

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::sink::encode::Encode;
+use crate::sink::encode::EncodeRows;
 use crate::sink::ndjson::Encoder;
 use crate::time::Epoch;
 
@@ -17,7 +17,7 @@ pub struct Answer {
     /// The epoch: the rows include all changes at or before it, and none after it.
     pub epoch: Epoch,
     /// The rows, sorted.
-    pub rows: Rows,
+    pub rows: ViewRows,
 }
 
 impl Answer {
@@ -26,7 +26,7 @@ impl Answer {
     /// # Errors
     /// Fails if the view has rows of another type.
     pub fn typed<D: Record>(self) -> Result<Vec<(D, isize)>> {
-        let rows = self.rows.0.into_any().downcast::<Typed<D>>();
+        let rows = self.rows.0.into_any().downcast::<TypedRows<D>>();
         rows.map(|rows| rows.rows.collect()).map_err(|_| {
             let asked = std::any::type_name::<D>();
             Error::usage(format!("rows of a view are not of type `{asked}`")).at(format!("view `{}`", self.view))
@@ -36,25 +36,25 @@ impl Answer {
 
 /// Rows as JSON: one object per row, as in NDJSON files, with a last field `diff`: the number of copies of the row, or
 /// the change of that number. Each text is made when the iterator reaches it.
-pub struct Rows(Box<dyn Texts>);
+pub struct ViewRows(Box<dyn JsonRows>);
 
-impl fmt::Debug for Rows {
+impl fmt::Debug for ViewRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rows").field("len", &self.0.left()).finish()
     }
 }
 
-impl Rows {
+impl ViewRows {
     /// Creates an answer's rows, sorted; of changes, retractions come before insertions.
     pub(super) fn new<D: Record>(mut rows: Vec<(D, isize)>, encoder: Encoder) -> Self {
         rows.sort_unstable_by(|(a, less), (b, more)| (*less > 0, a).cmp(&(*more > 0, b)));
-        Rows(Box::new(Typed { rows: rows.into_iter(), encoder }))
+        ViewRows(Box::new(TypedRows { rows: rows.into_iter(), encoder }))
     }
 }
 
 /// Yields an error for a row that cannot be JSON; for example if an optional field has the name of the last one,
 /// `diff`.
-impl Iterator for Rows {
+impl Iterator for ViewRows {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Result<String>> {
@@ -66,10 +66,10 @@ impl Iterator for Rows {
     }
 }
 
-impl ExactSizeIterator for Rows {}
+impl ExactSizeIterator for ViewRows {}
 
 /// Rows of some type, erased.
-trait Texts: Send {
+trait JsonRows: Send {
     fn next_text(&mut self) -> Option<Result<String>>;
 
     fn left(&self) -> usize;
@@ -77,12 +77,12 @@ trait Texts: Send {
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
-struct Typed<D> {
+struct TypedRows<D> {
     rows: std::vec::IntoIter<(D, isize)>,
     encoder: Encoder,
 }
 
-impl<D: Record> Texts for Typed<D> {
+impl<D: Record> JsonRows for TypedRows<D> {
     fn next_text(&mut self) -> Option<Result<String>> {
         let (row, diff) = self.rows.next()?;
         Some(text(&mut self.encoder, &row, diff))

@@ -1,8 +1,8 @@
 //! HTTP: serves requests about a running job; answers may be streams of server-sent events.
 //!
-//! It knows nothing of jobs: a request ([`Asked`]) is passed to a function that returns the answer ([`Reply`]). The
-//! server is in [`server`]; [`client`] sends a request from another process. Without the cargo feature `http` there is
-//! no server, and starting one fails with an error that says so.
+//! It knows nothing of jobs: a request ([`HttpRequest`]) is passed to a function that returns the answer
+//! ([`HttpReply`]). The server is in [`server`]; [`client`] sends a request from another process. Without the cargo
+//! feature `http` there is no server, and starting one fails with an error that says so.
 //!
 //! Invariant: **clients never harm the job**. Everything that a client can hold has a limit, listed in [`limits`]: a
 //! client that reads slowly, sends half a request or opens connections without end costs the job no file descriptors or
@@ -42,11 +42,14 @@ use crate::error::{Error, Result};
 
 pub(crate) use client::{encoded, get};
 pub(crate) use limits::PIECE;
+#[cfg(not(feature = "http"))]
+pub(crate) use server::AbsentServer as Server;
+#[cfg(feature = "http")]
 pub(crate) use server::Server;
 
 /// A request: a path, its parameters, and whether events are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct HttpRequest {
     /// The path, such as `/status`.
     pub(crate) path: String,
     /// The parameters, in order.
@@ -55,13 +58,13 @@ pub(crate) struct Asked {
     pub(crate) events: bool,
 }
 
-impl Asked {
+impl HttpRequest {
     /// Parses the path and query of a URL.
     fn new(path: &str, query: &str, events: bool) -> Self {
         let pairs = form_urlencoded::parse(query.as_bytes());
         let parameters = pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
-        Asked { path, parameters, events }
+        HttpRequest { path, parameters, events }
     }
 
     /// Returns the value of a parameter, if it was given.
@@ -71,12 +74,12 @@ impl Asked {
 }
 
 /// A long text in pieces of about [`PIECE`] bytes, each made when the previous one is being sent.
-pub(crate) type Pieces = Box<dyn Iterator<Item = Result<Vec<u8>>> + Send>;
+pub(crate) type TextPieces = Box<dyn Iterator<Item = Result<Vec<u8>>> + Send>;
 
 /// One server-sent event.
-pub(crate) struct Event {
+pub(crate) struct ServerEvent {
     /// Its text, framed: `event: NAME`, `data: …` and an empty line.
-    pub(crate) pieces: Pieces,
+    pub(crate) pieces: TextPieces,
     /// `true` if it is the last one.
     pub(crate) last: bool,
 }
@@ -85,7 +88,7 @@ pub(crate) struct Event {
 pub(crate) trait Events: Send {
     /// Returns the next event; if there is none, the context's waker is woken when one arrives. With `progress` it may
     /// also return an event that reports the progress.
-    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<Event>;
+    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<ServerEvent>;
 }
 
 /// Builds the last event of a stream, which carries the reason for its end.
@@ -96,7 +99,7 @@ pub(crate) fn end_event(reason: &dyn fmt::Display) -> String {
 
 /// The kinds of answers that are made on demand. Each kind has its own limit on how many are sent at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum AnswerKind {
     /// A text about the job as a whole.
     Document,
     /// Rows of a view.
@@ -106,43 +109,43 @@ pub(crate) enum Kind {
 }
 
 /// Builds an answer.
-pub(crate) type Make = Box<dyn FnOnce() -> Reply + Send>;
+pub(crate) type DeferredReply = Box<dyn FnOnce() -> HttpReply + Send>;
 
 /// An answer.
-pub(crate) enum Reply {
+pub(crate) enum HttpReply {
     /// A complete text: the status, the content type and the text.
     Whole(u16, &'static str, String),
     /// A text in pieces, with status 200: the content type and the pieces.
-    Pieces(&'static str, Pieces),
+    Pieces(&'static str, TextPieces),
     /// Server-sent events.
     Events(Box<dyn Events>),
     /// An answer that may be large or take long to make: it is made on another thread, when its turn comes. The
     /// function must not return `Later` again.
-    Later(Kind, Make),
+    Later(AnswerKind, DeferredReply),
 }
 
-impl Reply {
+impl HttpReply {
     /// Returns a line of plain text.
     pub(crate) fn text(status: u16, text: impl fmt::Display) -> Self {
-        Reply::Whole(status, "text/plain; charset=utf-8", format!("{text}\n"))
+        HttpReply::Whole(status, "text/plain; charset=utf-8", format!("{text}\n"))
     }
 
     /// Returns a JSON document.
     pub(crate) fn json(status: u16, value: &impl serde::Serialize) -> Self {
         match serde_json::to_string(value) {
-            Ok(text) => Reply::Whole(status, "application/json", text + "\n"),
-            Err(why) => Reply::text(500, format_args!("the answer cannot be written: {why}")),
+            Ok(text) => HttpReply::Whole(status, "application/json", text + "\n"),
+            Err(why) => HttpReply::text(500, format_args!("the answer cannot be written: {why}")),
         }
     }
 
     /// Returns an answer that is made on demand.
-    pub(crate) fn later(kind: Kind, make: impl FnOnce() -> Reply + Send + 'static) -> Self {
-        Reply::Later(kind, Box::new(make))
+    pub(crate) fn later(kind: AnswerKind, make: impl FnOnce() -> HttpReply + Send + 'static) -> Self {
+        HttpReply::Later(kind, Box::new(make))
     }
 }
 
-/// Handler of requests. It runs on the server's only thread, and so defers slow answers with [`Reply::Later`].
-pub(crate) type Answering = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
+/// Handler of requests. It runs on the server's only thread, and so defers slow answers with [`HttpReply::Later`].
+pub(crate) type RequestHandler = Arc<dyn Fn(&HttpRequest) -> HttpReply + Send + Sync>;
 
 /// The address of a server, and the host names by which clients may call it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

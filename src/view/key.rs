@@ -2,8 +2,8 @@
 //!
 //! * A row's **key** is its first column, or what the query's function returns; here it is bytes: the compact JSON of
 //!   the value.
-//! * A request names a key by a **text**: for a string the string itself, for anything else its compact JSON. [`Asked`]
-//!   has the JSON of each key that a text may name, so `5` finds both the number and the string.
+//! * A request names a key by a **text**: for a string the string itself, for anything else its compact JSON.
+//!   [`RequestedKeys`] has the JSON of each key that a text may name, so `5` finds both the number and the string.
 //!
 //! Invariants: equal values have equal bytes, so equal keys are one key; rows are kept by a hash of the bytes, and a
 //! lookup compares the bytes too.
@@ -17,7 +17,7 @@ use serde::de::IgnoredAny;
 use serde::ser::{self, Impossible, Serializer};
 
 /// Appends a row's key, as compact JSON.
-pub(super) type KeyOf<D> = dyn Fn(&D, &mut Vec<u8>) -> serde_json::Result<()> + Send + Sync;
+pub(super) type ViewKeyFn<D> = dyn Fn(&D, &mut Vec<u8>) -> serde_json::Result<()> + Send + Sync;
 
 /// Returns the hash by which a key is stored.
 pub(super) fn hash(key: &[u8]) -> u64 {
@@ -26,9 +26,9 @@ pub(super) fn hash(key: &[u8]) -> u64 {
 
 /// The keys that a request's text may name, with their hashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Asked(Vec<(u64, Vec<u8>)>);
+pub(super) struct RequestedKeys(Vec<(u64, Vec<u8>)>);
 
-impl Asked {
+impl RequestedKeys {
     /// Parses the text of a request.
     pub(super) fn new(text: &str) -> Self {
         let mut keys = vec![serde_json::Value::from(text).to_string().into_bytes()];
@@ -36,7 +36,7 @@ impl Asked {
         if !text.starts_with('"') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
             keys.push(text.as_bytes().to_vec());
         }
-        Asked(keys.into_iter().map(|key| (hash(&key), key)).collect())
+        RequestedKeys(keys.into_iter().map(|key| (hash(&key), key)).collect())
     }
 
     /// Returns the hashes of the keys.
@@ -55,17 +55,17 @@ impl Asked {
 ///
 /// # Errors
 /// Fails if the value cannot be JSON.
-pub(super) fn first_column<D: Serialize>(row: &D, out: &mut Vec<u8>) -> serde_json::Result<()> {
+pub(super) fn default_key<D: Serialize>(row: &D, out: &mut Vec<u8>) -> serde_json::Result<()> {
     match row.serialize(FirstColumn(out)) {
-        Ok(()) | Err(Stop::Found) => Ok(()),
-        Err(Stop::Whole) => serde_json::to_writer(out, row),
-        Err(Stop::Failed(why)) => Err(why),
+        Ok(()) | Err(Interrupt::Found) => Ok(()),
+        Err(Interrupt::Whole) => serde_json::to_writer(out, row),
+        Err(Interrupt::Failed(why)) => Err(why),
     }
 }
 
 /// Reason to stop the serialization of a row.
 #[derive(Debug)]
-enum Stop {
+enum Interrupt {
     /// The first column was appended.
     Found,
     /// The row is a column itself.
@@ -73,20 +73,20 @@ enum Stop {
     Failed(serde_json::Error),
 }
 
-impl fmt::Display for Stop {
+impl fmt::Display for Interrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Stop::Found | Stop::Whole => f.write_str("the rest of the row is not wanted"),
-            Stop::Failed(why) => why.fmt(f),
+            Interrupt::Found | Interrupt::Whole => f.write_str("the rest of the row is not wanted"),
+            Interrupt::Failed(why) => why.fmt(f),
         }
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for Interrupt {}
 
-impl ser::Error for Stop {
+impl ser::Error for Interrupt {
     fn custom<T: fmt::Display>(why: T) -> Self {
-        Stop::Failed(ser::Error::custom(why))
+        Interrupt::Failed(ser::Error::custom(why))
     }
 }
 
@@ -95,30 +95,30 @@ struct FirstColumn<'a>(&'a mut Vec<u8>);
 
 impl FirstColumn<'_> {
     /// Appends a value, and stops.
-    fn take<T: Serialize + ?Sized, R>(&mut self, value: &T) -> Result<R, Stop> {
-        Err(serde_json::to_writer(&mut *self.0, value).map_or_else(Stop::Failed, |()| Stop::Found))
+    fn take<T: Serialize + ?Sized, R>(&mut self, value: &T) -> Result<R, Interrupt> {
+        Err(serde_json::to_writer(&mut *self.0, value).map_or_else(Interrupt::Failed, |()| Interrupt::Found))
     }
 }
 
 /// Implements the methods for values that are columns themselves.
 macro_rules! columns {
     ($($serialize:ident($($type:ty)?),)*) => {$(
-        fn $serialize(self $(, _: $type)?) -> Result<(), Stop> {
-            Err(Stop::Whole)
+        fn $serialize(self $(, _: $type)?) -> Result<(), Interrupt> {
+            Err(Interrupt::Whole)
         }
     )*};
 }
 
 impl Serializer for FirstColumn<'_> {
     type Ok = ();
-    type Error = Stop;
+    type Error = Interrupt;
     type SerializeSeq = Self;
     type SerializeTuple = Self;
     type SerializeTupleStruct = Self;
-    type SerializeTupleVariant = Impossible<(), Stop>;
+    type SerializeTupleVariant = Impossible<(), Interrupt>;
     type SerializeMap = Self;
     type SerializeStruct = Self;
-    type SerializeStructVariant = Impossible<(), Stop>;
+    type SerializeStructVariant = Impossible<(), Interrupt>;
 
     columns! {
         serialize_bool(bool), serialize_i8(i8), serialize_i16(i16), serialize_i32(i32), serialize_i64(i64),
@@ -127,16 +127,16 @@ impl Serializer for FirstColumn<'_> {
         serialize_bytes(&[u8]), serialize_none(), serialize_unit(), serialize_unit_struct(&'static str),
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Stop> {
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Interrupt> {
         value.serialize(self)
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Stop> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Interrupt> {
         value.serialize(self)
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<(), Stop> {
-        Err(Stop::Whole)
+    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<(), Interrupt> {
+        Err(Interrupt::Whole)
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -145,19 +145,19 @@ impl Serializer for FirstColumn<'_> {
         _: u32,
         _: &'static str,
         _: &T,
-    ) -> Result<(), Stop> {
-        Err(Stop::Whole)
+    ) -> Result<(), Interrupt> {
+        Err(Interrupt::Whole)
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Self, Stop> {
+    fn serialize_seq(self, _: Option<usize>) -> Result<Self, Interrupt> {
         Ok(self)
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Self, Stop> {
+    fn serialize_tuple(self, _: usize) -> Result<Self, Interrupt> {
         Ok(self)
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self, Stop> {
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self, Interrupt> {
         Ok(self)
     }
 
@@ -167,15 +167,15 @@ impl Serializer for FirstColumn<'_> {
         _: u32,
         _: &'static str,
         _: usize,
-    ) -> Result<Self::SerializeTupleVariant, Stop> {
-        Err(Stop::Whole)
+    ) -> Result<Self::SerializeTupleVariant, Interrupt> {
+        Err(Interrupt::Whole)
     }
 
-    fn serialize_map(self, _: Option<usize>) -> Result<Self, Stop> {
+    fn serialize_map(self, _: Option<usize>) -> Result<Self, Interrupt> {
         Ok(self)
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, Stop> {
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, Interrupt> {
         Ok(self)
     }
 
@@ -185,8 +185,8 @@ impl Serializer for FirstColumn<'_> {
         _: u32,
         _: &'static str,
         _: usize,
-    ) -> Result<Self::SerializeStructVariant, Stop> {
-        Err(Stop::Whole)
+    ) -> Result<Self::SerializeStructVariant, Interrupt> {
+        Err(Interrupt::Whole)
     }
 }
 
@@ -195,14 +195,14 @@ macro_rules! composites {
     ($($composite:ident: $element:ident,)*) => {$(
         impl ser::$composite for FirstColumn<'_> {
             type Ok = ();
-            type Error = Stop;
+            type Error = Interrupt;
 
-            fn $element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stop> {
+            fn $element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Interrupt> {
                 self.take(value)
             }
 
-            fn end(self) -> Result<(), Stop> {
-                Err(Stop::Whole)
+            fn end(self) -> Result<(), Interrupt> {
+                Err(Interrupt::Whole)
             }
         }
     )*};
@@ -216,31 +216,31 @@ composites! {
 
 impl ser::SerializeStruct for FirstColumn<'_> {
     type Ok = ();
-    type Error = Stop;
+    type Error = Interrupt;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Result<(), Stop> {
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Result<(), Interrupt> {
         self.take(value)
     }
 
-    fn end(self) -> Result<(), Stop> {
-        Err(Stop::Whole)
+    fn end(self) -> Result<(), Interrupt> {
+        Err(Interrupt::Whole)
     }
 }
 
 impl ser::SerializeMap for FirstColumn<'_> {
     type Ok = ();
-    type Error = Stop;
+    type Error = Interrupt;
 
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, _: &T) -> Result<(), Stop> {
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, _: &T) -> Result<(), Interrupt> {
         Ok(())
     }
 
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stop> {
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Interrupt> {
         self.take(value)
     }
 
-    fn end(self) -> Result<(), Stop> {
-        Err(Stop::Whole)
+    fn end(self) -> Result<(), Interrupt> {
+        Err(Interrupt::Whole)
     }
 }
 
@@ -264,8 +264,8 @@ mod tests {
     #[track_caller]
     fn check<D: Record>(row: &D, text: &str) {
         let mut key = Vec::new();
-        first_column(row, &mut key).unwrap();
-        let asked = Asked::new(text);
+        default_key(row, &mut key).unwrap();
+        let asked = RequestedKeys::new(text);
         assert!(asked.is(&key), "{row:?} has the key {}", String::from_utf8_lossy(&key));
         assert!(asked.hashes().any(|asked| asked == hash(&key)));
     }
@@ -308,7 +308,7 @@ mod tests {
             ("true", vec!["\"true\"", "true"]),
             ("", vec!["\"\""]),
         ] {
-            let asked = Asked::new(text);
+            let asked = RequestedKeys::new(text);
             assert!(keys.iter().all(|key| asked.is(key.as_bytes())), "{text}");
             assert_eq!(asked.hashes().count(), keys.len(), "{text}");
         }

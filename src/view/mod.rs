@@ -36,13 +36,13 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
 
-pub use self::answer::{Answer, Rows};
-use self::key::KeyOf;
-pub(crate) use self::store::Keeper;
-use self::store::{Subscribed, View};
+pub use self::answer::{Answer, ViewRows};
+use self::key::ViewKeyFn;
+pub(crate) use self::store::ViewWriter;
+use self::store::{UpdateReader, ViewReader};
 
 /// Default of the number of changes that may be queued for a subscriber.
-const MOST: usize = 1 << 18;
+const DEFAULT_QUEUE: usize = 1 << 18;
 
 /// All views of a job, in one incarnation.
 #[derive(Default)]
@@ -54,9 +54,9 @@ pub struct Views {
 
 #[derive(Default)]
 struct Registry {
-    stage: Stage,
+    stage: RegistryStage,
     /// The views of the query, by name; `None` for a view that is not built yet.
-    views: BTreeMap<String, Option<Arc<dyn View>>>,
+    views: BTreeMap<String, Option<Arc<dyn ViewReader>>>,
     /// The epoch that the views must reach before they answer, in a job that resumes after a crash.
     needs: Option<Epoch>,
     /// `true` if the views cannot be rebuilt.
@@ -64,7 +64,7 @@ struct Registry {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+enum RegistryStage {
     /// The query is not known yet.
     #[default]
     Unknown,
@@ -97,13 +97,13 @@ pub enum Refusal {
         needs: Option<Epoch>,
     },
     /// The views are in process 0, and this is another one.
-    Elsewhere {
+    OtherProcess {
         /// The name of the view.
         view: String,
     },
     /// The job resumed after one of its streams had ended. Live rows of that stream's windows that never close are in
     /// no snapshot any more, so the views cannot be rebuilt.
-    Lost {
+    NotRecoverable {
         /// The name of the view.
         view: String,
     },
@@ -146,10 +146,10 @@ impl From<Refusal> for Error {
                 };
                 at(Error::new("the view is not ready"), &view).because(why).help("ask again a little later")
             }
-            Refusal::Elsewhere { view } => {
+            Refusal::OtherProcess { view } => {
                 at(Error::new("views are not in this process"), &view).help("ask process 0, which has them")
             }
-            Refusal::Lost { view } => at(Error::new("the view cannot be what it was"), &view)
+            Refusal::NotRecoverable { view } => at(Error::new("the view cannot be what it was"), &view)
                 .because("a stream was over before the job went on, and no snapshot has its live rows any more")
                 .help("read what the job has written"),
             Refusal::Over { view } => at(Error::new("the job ended before the view was ready"), &view),
@@ -159,7 +159,7 @@ impl From<Refusal> for Error {
 
 /// The progress of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct ViewStatus {
     /// The name of the view.
     pub view: String,
     /// `true` if the view answers.
@@ -192,7 +192,7 @@ impl Views {
     /// # Errors
     /// Fails like [`Views::get`].
     pub fn subscribe(&self, view: &str, key: Option<&str>) -> std::result::Result<Subscription, Refusal> {
-        self.subscribe_within(view, key, MOST)
+        self.subscribe_within(view, key, DEFAULT_QUEUE)
     }
 
     /// Like [`Views::subscribe`]; the subscriber is cut off when more than `most` changes are queued for it, where each
@@ -216,11 +216,11 @@ impl Views {
     }
 
     /// Returns the progress of each view, by name.
-    pub fn status(&self) -> Vec<Status> {
+    pub fn status(&self) -> Vec<ViewStatus> {
         let registry = self.lock();
         let status = registry.views.iter().map(|(name, view)| {
             let (reached, ready, rows) = view.as_ref().map_or((None, false, 0), |view| view.status());
-            Status { view: name.clone(), ready: ready && !registry.lost, reached, rows }
+            ViewStatus { view: name.clone(), ready: ready && !registry.lost, reached, rows }
         });
         status.collect()
     }
@@ -229,14 +229,14 @@ impl Views {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, name: &str) -> std::result::Result<Arc<dyn View>, Refusal> {
+    fn find(&self, name: &str) -> std::result::Result<Arc<dyn ViewReader>, Refusal> {
         let (registry, view) = (self.lock(), name.to_owned());
         match (registry.stage, registry.views.get(name)) {
-            (_, Some(Some(_))) if registry.lost => Err(Refusal::Lost { view }),
+            (_, Some(Some(_))) if registry.lost => Err(Refusal::NotRecoverable { view }),
             (_, Some(Some(view))) => Ok(Arc::clone(view)),
-            (Stage::Elsewhere, _) => Err(Refusal::Elsewhere { view }),
-            (Stage::Over, Some(None)) => Err(Refusal::Over { view }),
-            (Stage::Unknown, _) | (_, Some(None)) => {
+            (RegistryStage::Elsewhere, _) => Err(Refusal::OtherProcess { view }),
+            (RegistryStage::Over, Some(None)) => Err(Refusal::Over { view }),
+            (RegistryStage::Unknown, _) | (_, Some(None)) => {
                 Err(Refusal::NotReady { view, reached: None, needs: registry.needs })
             }
             (_, None) => Err(Refusal::Unknown { view, known: registry.views.keys().cloned().collect() }),
@@ -244,27 +244,27 @@ impl Views {
     }
 
     /// Notes that the views may be read, and have to be maintained.
-    pub(crate) fn want(&self) {
+    pub(crate) fn enable(&self) {
         self.wanted.store(true, Ordering::Release);
     }
 
     /// `true` if the views may be read; otherwise they need not be maintained.
-    pub(crate) fn is_wanted(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         self.wanted.load(Ordering::Acquire)
     }
 
     /// Sets the names of the query's views.
-    pub(crate) fn know(&self, names: impl Iterator<Item = String>) {
+    pub(crate) fn set_names(&self, names: impl Iterator<Item = String>) {
         let mut registry = self.lock();
-        registry.stage = Stage::Known;
+        registry.stage = RegistryStage::Known;
         registry.views = names.map(|name| (name, None)).collect();
     }
 
     /// Notes that the views are in another process, and whether they may be read there.
-    pub(crate) fn are_elsewhere(&self, wanted: bool) {
+    pub(crate) fn set_remote(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::Release);
         let mut registry = self.lock();
-        registry.stage = Stage::Elsewhere;
+        registry.stage = RegistryStage::Elsewhere;
         registry.views.clear();
     }
 
@@ -274,15 +274,15 @@ impl Views {
     }
 
     /// Notes that the views cannot be rebuilt, as rows are in no snapshot any more.
-    pub(crate) fn lose(&self) {
+    pub(crate) fn mark_not_recoverable(&self) {
         self.lock().lost = true;
     }
 
     /// Notes that the job is over. Views that are ready still answer, with their last rows.
     pub(crate) fn end(&self) {
         let mut registry = self.lock();
-        if registry.stage != Stage::Elsewhere {
-            registry.stage = Stage::Over;
+        if registry.stage != RegistryStage::Elsewhere {
+            registry.stage = RegistryStage::Over;
         }
     }
 
@@ -290,9 +290,9 @@ impl Views {
     ///
     /// # Errors
     /// Fails if rows of this type cannot be published in a view.
-    pub(crate) fn open<D: Record>(&self, name: &str, key: Key<D>) -> Result<Keeper<D>> {
+    pub(crate) fn open<D: Record>(&self, name: &str, key: ViewKey<D>) -> Result<ViewWriter<D>> {
         let mut registry = self.lock();
-        let (keeper, view) = Keeper::new(name, key.0, registry.needs)?;
+        let (keeper, view) = ViewWriter::new(name, key.0, registry.needs)?;
         registry.views.insert(name.to_owned(), Some(view));
         Ok(keeper)
     }
@@ -307,22 +307,22 @@ pub(crate) fn check<D: Record>() -> Result<()> {
 }
 
 /// The key by which rows of a view are looked up.
-pub(crate) struct Key<D>(Box<KeyOf<D>>);
+pub(crate) struct ViewKey<D>(Box<ViewKeyFn<D>>);
 
-impl<D: Record> Key<D> {
+impl<D: Record> ViewKey<D> {
     /// Returns the default key, the first column.
-    pub(crate) fn first_column() -> Self {
-        Key(Box::new(key::first_column::<D>))
+    pub(crate) fn default_key() -> Self {
+        ViewKey(Box::new(key::default_key::<D>))
     }
 
     /// Returns the key that a function computes.
     pub(crate) fn by<K: Serialize>(key: impl Fn(&D) -> K + Send + Sync + 'static) -> Self {
-        Key(Box::new(move |row, out| serde_json::to_writer(out, &key(row))))
+        ViewKey(Box::new(move |row, out| serde_json::to_writer(out, &key(row))))
     }
 }
 
 /// The changes of a view, epoch by epoch. A subscriber that does not take them in time is cut off.
-pub struct Subscription(Box<dyn Subscribed>);
+pub struct Subscription(Box<dyn UpdateReader>);
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -331,25 +331,26 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// Waits for the next update, at most for `most`. Returns `None` if there is none, not even [`Update::Progress`].
+    /// Waits for the next update, at most for `most`. Returns `None` if there is none, not even
+    /// [`ViewUpdate::Progress`].
     ///
-    /// The first update is [`Update::State`]. Then [`Update::Changes`] follow, epoch by epoch; their sum always equals
-    /// the rows that [`Views::get`] answers with for that epoch. [`Update::Progress`] is returned when the time is up,
-    /// and so tells how far an unchanged view has come. After [`Update::End`] only `End` is returned.
-    pub fn wait(&mut self, most: Duration) -> Option<Update> {
+    /// The first update is [`ViewUpdate::State`]. Then [`ViewUpdate::Changes`] follow, epoch by epoch; their sum always
+    /// equals the rows that [`Views::get`] answers with for that epoch. [`ViewUpdate::Progress`] is returned when the
+    /// time is up, and so tells how far an unchanged view has come. After [`ViewUpdate::End`] only `End` is returned.
+    pub fn wait(&mut self, most: Duration) -> Option<ViewUpdate> {
         self.0.wait(most)
     }
 
     /// Like [`Subscription::wait`], without waiting: if there is no update, `waker` is woken when one arrives.
-    /// [`Update::Progress`] is returned only with `progress`.
-    pub(crate) fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update> {
+    /// [`ViewUpdate::Progress`] is returned only with `progress`.
+    pub(crate) fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<ViewUpdate> {
         self.0.poll(waker, progress)
     }
 }
 
 /// An update of a subscription.
 #[derive(Debug)]
-pub enum Update {
+pub enum ViewUpdate {
     /// All rows, as of one epoch.
     State(Answer),
     /// All changes of one epoch, consolidated: each row with the change of its count.
@@ -357,12 +358,12 @@ pub enum Update {
     /// Nothing else has changed up to this epoch.
     Progress(Epoch),
     /// No further update follows.
-    End(End),
+    End(SubscriptionEnd),
 }
 
 /// The reason for which a subscription has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum SubscriptionEnd {
     /// The job is over.
     Over,
     /// The subscriber did not keep up; it may subscribe again.
@@ -372,11 +373,11 @@ pub enum End {
     },
 }
 
-impl fmt::Display for End {
+impl fmt::Display for SubscriptionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Over => f.write_str("the job is over"),
-            End::Behind { most } => {
+            SubscriptionEnd::Over => f.write_str("the job is over"),
+            SubscriptionEnd::Behind { most } => {
                 write!(f, "the subscriber is too far behind: more than {most} changes waited for it")
             }
         }

@@ -1,8 +1,8 @@
 //! One view: its writing side for the dataflow, and its reading side.
 //!
-//! * A [`Keeper`] is the writing side: it belongs to one worker, which gives it the changes of complete epochs.
-//! * A [`Store`] is shared by both sides: the rows, and the epoch up to which they are complete.
-//! * A [`Queue`] holds the changes that a subscriber has not taken yet.
+//! * A [`ViewWriter`] is the writing side: it belongs to one worker, which gives it the changes of complete epochs.
+//! * A [`ViewStore`] is shared by both sides: the rows, and the epoch up to which they are complete.
+//! * A [`SubscriptionQueue`] holds the changes that a subscriber has not taken yet.
 //!
 //! An answer is of one epoch: changes are applied in one critical section, which sets the epoch at its end, and a
 //! reader takes rows and epoch in one critical section, too. An epoch without changes is set outside of it, as the rows
@@ -23,20 +23,24 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::ndjson::Encoder;
 use crate::time::Epoch;
-use crate::view::answer::{self, Answer, Rows};
-use crate::view::key::{self, Asked, KeyOf};
-use crate::view::table::{Change, Table};
-use crate::view::{End, Refusal, Update};
+use crate::view::answer::{self, Answer, ViewRows};
+use crate::view::key::{self, RequestedKeys, ViewKeyFn};
+use crate::view::table::{KeyedChange, ViewTable};
+use crate::view::{Refusal, SubscriptionEnd, ViewUpdate};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A view of some row type, as readers see it.
-pub(super) trait View: Send + Sync {
+pub(super) trait ViewReader: Send + Sync {
     fn get(&self, key: Option<&str>) -> std::result::Result<Answer, Refusal>;
 
-    fn subscribe(self: Arc<Self>, key: Option<&str>, most: usize) -> std::result::Result<Box<dyn Subscribed>, Refusal>;
+    fn subscribe(
+        self: Arc<Self>,
+        key: Option<&str>,
+        most: usize,
+    ) -> std::result::Result<Box<dyn UpdateReader>, Refusal>;
 
     /// Returns the epoch up to which the view is complete, if there is one; whether it answers; and the number of its
     /// rows.
@@ -44,34 +48,34 @@ pub(super) trait View: Send + Sync {
 }
 
 /// A subscription to a view of some row type.
-pub(super) trait Subscribed: Send {
-    fn wait(&mut self, most: Duration) -> Option<Update>;
+pub(super) trait UpdateReader: Send {
+    fn wait(&mut self, most: Duration) -> Option<ViewUpdate>;
 
     /// Returns the next update without waiting; if there is none, `waker` is woken when one arrives.
-    /// [`Update::Progress`] is returned only with `progress`.
-    fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update>;
+    /// [`ViewUpdate::Progress`] is returned only with `progress`.
+    fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<ViewUpdate>;
 }
 
 /// The state shared by the writer and the readers of a view.
-struct Store<D> {
+struct ViewStore<D> {
     name: String,
-    key: Box<KeyOf<D>>,
+    key: Box<ViewKeyFn<D>>,
     encoder: Encoder,
     /// The epoch up to which the rows are complete; 0 before there is one.
     through: AtomicU64,
     /// The epoch that the view must reach before it answers, if known when the incarnation starts; else its first one.
     needs: Option<Epoch>,
     ready: AtomicBool,
-    held: Mutex<Held<D>>,
+    held: Mutex<ViewState<D>>,
 }
 
-struct Held<D> {
-    table: Arc<Table<D>>,
-    subscribers: Vec<Weak<Queue<D>>>,
+struct ViewState<D> {
+    table: Arc<ViewTable<D>>,
+    subscribers: Vec<Weak<SubscriptionQueue<D>>>,
     over: bool,
 }
 
-impl<D: Record> Store<D> {
+impl<D: Record> ViewStore<D> {
     fn through(&self) -> Option<Epoch> {
         Some(Epoch(self.through.load(Ordering::Acquire))).filter(|through| through.0 > 0)
     }
@@ -87,7 +91,7 @@ impl<D: Record> Store<D> {
     }
 
     /// Returns the rows of a key, or all rows.
-    fn rows(&self, table: &Table<D>, asked: Option<&Asked>) -> Vec<(D, isize)> {
+    fn rows(&self, table: &ViewTable<D>, asked: Option<&RequestedKeys>) -> Vec<(D, isize)> {
         let mut rows = Vec::new();
         match asked {
             None => {
@@ -97,7 +101,7 @@ impl<D: Record> Store<D> {
             Some(asked) => {
                 for hash in asked.hashes() {
                     table.bucket(hash).of(hash, |row, count| {
-                        if self.is_asked(row, asked) {
+                        if self.is_requested(row, asked) {
                             rows.push((row.clone(), count));
                         }
                     });
@@ -107,20 +111,20 @@ impl<D: Record> Store<D> {
         rows
     }
 
-    fn is_asked(&self, row: &D, asked: &Asked) -> bool {
+    fn is_requested(&self, row: &D, asked: &RequestedKeys) -> bool {
         let mut key = Vec::new();
         (self.key)(row, &mut key).is_ok() && asked.is(&key)
     }
 
     fn answer(&self, epoch: Epoch, rows: Vec<(D, isize)>) -> Answer {
-        Answer { view: self.name.clone(), epoch, rows: Rows::new(rows, self.encoder.clone()) }
+        Answer { view: self.name.clone(), epoch, rows: ViewRows::new(rows, self.encoder.clone()) }
     }
 }
 
-impl<D: Record> View for Store<D> {
+impl<D: Record> ViewReader for ViewStore<D> {
     fn get(&self, key: Option<&str>) -> std::result::Result<Answer, Refusal> {
         self.answers()?;
-        let asked = key.map(Asked::new);
+        let asked = key.map(RequestedKeys::new);
         let (table, epoch) = {
             let held = lock(&self.held);
             (Arc::clone(&held.table), self.through().unwrap_or_default())
@@ -130,14 +134,18 @@ impl<D: Record> View for Store<D> {
         Ok(self.answer(epoch, rows))
     }
 
-    fn subscribe(self: Arc<Self>, key: Option<&str>, most: usize) -> std::result::Result<Box<dyn Subscribed>, Refusal> {
+    fn subscribe(
+        self: Arc<Self>,
+        key: Option<&str>,
+        most: usize,
+    ) -> std::result::Result<Box<dyn UpdateReader>, Refusal> {
         self.answers()?;
-        let asked = key.map(Asked::new);
-        let queue = Arc::new(Queue { asked, most, waiting: Mutex::default(), news: Condvar::new() });
+        let asked = key.map(RequestedKeys::new);
+        let queue = Arc::new(SubscriptionQueue { asked, most, waiting: Mutex::default(), arrived: Condvar::new() });
         let (table, epoch) = {
             let mut held = lock(&self.held);
             if held.over {
-                lock(&queue.waiting).end = Some(End::Over);
+                lock(&queue.waiting).end = Some(SubscriptionEnd::Over);
             } else {
                 held.subscribers.retain(|subscriber| subscriber.strong_count() > 0);
                 held.subscribers.push(Arc::downgrade(&queue));
@@ -145,7 +153,7 @@ impl<D: Record> View for Store<D> {
             (Arc::clone(&held.table), self.through().unwrap_or_default())
         };
         let first = self.rows(&table, queue.asked.as_ref());
-        Ok(Box::new(Following { store: self, queue, first: Some(first), told: epoch }))
+        Ok(Box::new(Subscriber { store: self, queue, first: Some(first), told: epoch }))
     }
 
     fn status(&self) -> (Option<Epoch>, bool, usize) {
@@ -155,35 +163,35 @@ impl<D: Record> View for Store<D> {
 }
 
 /// The changes of one epoch, ordered by hash.
-type Batch<D> = Arc<Vec<Change<D>>>;
+type PublishedChanges<D> = Arc<Vec<KeyedChange<D>>>;
 
 /// The changes queued for a subscriber.
-struct Queue<D> {
-    asked: Option<Asked>,
+struct SubscriptionQueue<D> {
+    asked: Option<RequestedKeys>,
     /// Maximum number of queued changes, where each epoch counts as one more.
     most: usize,
-    waiting: Mutex<Waiting<D>>,
-    news: Condvar,
+    waiting: Mutex<QueuedChanges<D>>,
+    arrived: Condvar,
 }
 
-struct Waiting<D> {
-    batches: VecDeque<(Epoch, Batch<D>)>,
+struct QueuedChanges<D> {
+    batches: VecDeque<(Epoch, PublishedChanges<D>)>,
     changes: usize,
-    end: Option<End>,
+    end: Option<SubscriptionEnd>,
     /// Woken once, when something arrives.
     waker: Option<Waker>,
 }
 
-impl<D> Default for Waiting<D> {
+impl<D> Default for QueuedChanges<D> {
     fn default() -> Self {
-        Waiting { batches: VecDeque::new(), changes: 0, end: None, waker: None }
+        QueuedChanges { batches: VecDeque::new(), changes: 0, end: None, waker: None }
     }
 }
 
-impl<D: Record> Queue<D> {
+impl<D: Record> SubscriptionQueue<D> {
     /// Queues the changes of an epoch; returns `false` once the subscriber is cut off. More than `most` changes are
     /// queued only if they are all of one epoch.
-    fn push(&self, store: &Store<D>, epoch: Epoch, batch: &Batch<D>) -> bool {
+    fn push(&self, store: &ViewStore<D>, epoch: Epoch, batch: &PublishedChanges<D>) -> bool {
         let own = match &self.asked {
             None => Arc::clone(batch),
             // A copy, so that a few rows do not keep all the others in memory.
@@ -196,7 +204,8 @@ impl<D: Record> Queue<D> {
         let changes = waiting.changes + own.len() + 1;
         let waker = waiting.waker.take();
         if changes > self.most && !waiting.batches.is_empty() {
-            *waiting = Waiting { end: Some(End::Behind { most: self.most }), ..Waiting::default() };
+            *waiting =
+                QueuedChanges { end: Some(SubscriptionEnd::Behind { most: self.most }), ..QueuedChanges::default() };
         } else {
             waiting.batches.push_back((epoch, own));
             waiting.changes = changes;
@@ -207,7 +216,7 @@ impl<D: Record> Queue<D> {
         goes_on
     }
 
-    fn end(&self, end: End) {
+    fn end(&self, end: SubscriptionEnd) {
         let mut waiting = lock(&self.waiting);
         waiting.end.get_or_insert(end);
         let waker = waiting.waker.take();
@@ -216,7 +225,7 @@ impl<D: Record> Queue<D> {
     }
 
     fn wake(&self, waker: Option<Waker>) {
-        self.news.notify_one();
+        self.arrived.notify_one();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -224,31 +233,31 @@ impl<D: Record> Queue<D> {
 }
 
 /// Returns the changes of the requested keys.
-fn of_key<D: Record>(store: &Store<D>, asked: &Asked, batch: &[Change<D>]) -> Vec<Change<D>> {
+fn of_key<D: Record>(store: &ViewStore<D>, asked: &RequestedKeys, batch: &[KeyedChange<D>]) -> Vec<KeyedChange<D>> {
     let mut own = Vec::new();
     for hash in asked.hashes() {
         let from = batch.partition_point(|change| change.0 < hash);
         let changes = batch[from..].iter().take_while(|change| change.0 == hash);
-        own.extend(changes.filter(|change| store.is_asked(&change.1, asked)).cloned());
+        own.extend(changes.filter(|change| store.is_requested(&change.1, asked)).cloned());
     }
     own
 }
 
 /// The reading side of one subscription.
-struct Following<D> {
-    store: Arc<Store<D>>,
-    queue: Arc<Queue<D>>,
+struct Subscriber<D> {
+    store: Arc<ViewStore<D>>,
+    queue: Arc<SubscriptionQueue<D>>,
     /// The initial rows, until they are taken.
     first: Option<Vec<(D, isize)>>,
     /// The last epoch that the subscriber was told of.
     told: Epoch,
 }
 
-impl<D: Record> Following<D> {
+impl<D: Record> Subscriber<D> {
     /// Returns the initial rows first, then the changes that have waited longest; `None` if there are none.
-    fn next(&mut self) -> Option<Update> {
+    fn next(&mut self) -> Option<ViewUpdate> {
         if let Some(rows) = self.first.take() {
-            return Some(Update::State(self.store.answer(self.told, rows)));
+            return Some(ViewUpdate::State(self.store.answer(self.told, rows)));
         }
         let mut waiting = lock(&self.queue.waiting);
         let (epoch, batch) = waiting.batches.pop_front()?;
@@ -256,15 +265,15 @@ impl<D: Record> Following<D> {
         drop(waiting);
         let rows = Arc::unwrap_or_clone(batch).into_iter().map(|(_, row, diff)| (row, diff)).collect();
         self.told = epoch;
-        Some(Update::Changes(self.store.answer(epoch, rows)))
+        Some(ViewUpdate::Changes(self.store.answer(epoch, rows)))
     }
 
     /// Returns the epoch up to which nothing else has changed, or else the end; to be called after the queue was found
     /// empty. `Err` if something has arrived meanwhile, which must be returned first.
-    fn progress(&mut self) -> std::result::Result<Option<Update>, ()> {
+    fn progress(&mut self) -> std::result::Result<Option<ViewUpdate>, ()> {
         let end = lock(&self.queue.waiting).end;
         // A subscriber that was cut off may have missed changes before that epoch.
-        let behind = matches!(end, Some(End::Behind { .. }));
+        let behind = matches!(end, Some(SubscriptionEnd::Behind { .. }));
         let through = self.store.through().unwrap_or_default();
         let waiting = lock(&self.queue.waiting);
         if !waiting.batches.is_empty() || waiting.end != end {
@@ -272,14 +281,14 @@ impl<D: Record> Following<D> {
         }
         if through > self.told && !behind {
             self.told = through;
-            return Ok(Some(Update::Progress(through)));
+            return Ok(Some(ViewUpdate::Progress(through)));
         }
-        Ok(end.map(Update::End))
+        Ok(end.map(ViewUpdate::End))
     }
 }
 
-impl<D: Record> Subscribed for Following<D> {
-    fn wait(&mut self, most: Duration) -> Option<Update> {
+impl<D: Record> UpdateReader for Subscriber<D> {
+    fn wait(&mut self, most: Duration) -> Option<ViewUpdate> {
         let until = Instant::now().checked_add(most);
         loop {
             if let Some(update) = self.next() {
@@ -291,7 +300,7 @@ impl<D: Record> Subscribed for Following<D> {
                 continue;
             }
             if waiting.end.is_none() && !left.is_zero() {
-                drop(self.queue.news.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner));
+                drop(self.queue.arrived.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
             drop(waiting);
@@ -301,7 +310,7 @@ impl<D: Record> Subscribed for Following<D> {
         }
     }
 
-    fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update> {
+    fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<ViewUpdate> {
         loop {
             if let Some(update) = self.next() {
                 return Poll::Ready(update);
@@ -327,20 +336,20 @@ impl<D: Record> Subscribed for Following<D> {
 }
 
 /// The writing side of a view.
-pub(crate) struct Keeper<D: Record> {
-    store: Arc<Store<D>>,
+pub(crate) struct ViewWriter<D: Record> {
+    store: Arc<ViewStore<D>>,
     /// `true` once a first row was encoded, to check that rows can be JSON.
     tried: bool,
 }
 
-impl<D: Record> Keeper<D> {
+impl<D: Record> ViewWriter<D> {
     /// Creates a view without rows; `needs` is the epoch that it must reach before it answers, if known.
     ///
     /// # Errors
     /// Fails if rows of this type cannot be published in a view.
-    pub(super) fn new(name: &str, key: Box<KeyOf<D>>, needs: Option<Epoch>) -> Result<(Self, Arc<dyn View>)> {
-        let held = Held { table: Arc::new(Table::new()), subscribers: Vec::new(), over: false };
-        let store = Arc::new(Store {
+    pub(super) fn new(name: &str, key: Box<ViewKeyFn<D>>, needs: Option<Epoch>) -> Result<(Self, Arc<dyn ViewReader>)> {
+        let held = ViewState { table: Arc::new(ViewTable::new()), subscribers: Vec::new(), over: false };
+        let store = Arc::new(ViewStore {
             name: name.to_owned(),
             key,
             encoder: encoder::<D>()?,
@@ -349,7 +358,7 @@ impl<D: Record> Keeper<D> {
             ready: AtomicBool::new(false),
             held: Mutex::new(held),
         });
-        Ok((Keeper { store: Arc::clone(&store), tried: false }, store))
+        Ok((ViewWriter { store: Arc::clone(&store), tried: false }, store))
     }
 
     /// Applies the changes of complete epochs, in order and consolidated; the view is complete up to `through` then,
@@ -373,7 +382,7 @@ impl<D: Record> Keeper<D> {
         }
         if batches.iter().any(|(_, batch)| !batch.is_empty()) {
             let mut held = lock(&store.held);
-            let Held { table, subscribers, .. } = &mut *held;
+            let ViewState { table, subscribers, .. } = &mut *held;
             let table = Arc::make_mut(table);
             for (epoch, batch) in batches {
                 if subscribers.is_empty() {
@@ -398,7 +407,7 @@ impl<D: Record> Keeper<D> {
     }
 
     /// Adds the hashes of the keys to changes, and sorts by them.
-    fn keyed(&self, rows: Vec<(D, isize)>) -> Result<Vec<Change<D>>> {
+    fn keyed(&self, rows: Vec<(D, isize)>) -> Result<Vec<KeyedChange<D>>> {
         let mut key = Vec::new();
         let changes = rows.into_iter().map(|(row, diff)| {
             key.clear();
@@ -412,12 +421,12 @@ impl<D: Record> Keeper<D> {
 }
 
 /// Ends all subscriptions.
-impl<D: Record> Drop for Keeper<D> {
+impl<D: Record> Drop for ViewWriter<D> {
     fn drop(&mut self) {
         let mut held = lock(&self.store.held);
         held.over = true;
         for queue in held.subscribers.drain(..).filter_map(|subscriber| subscriber.upgrade()) {
-            queue.end(End::Over);
+            queue.end(SubscriptionEnd::Over);
         }
     }
 }
@@ -427,5 +436,5 @@ impl<D: Record> Drop for Keeper<D> {
 /// # Errors
 /// Fails if a field of theirs has the name of the `diff` column.
 pub(super) fn encoder<D: Record>() -> Result<Encoder> {
-    Encoder::new::<D>(crate::sink::Rows::Changes)
+    Encoder::new::<D>(crate::sink::SinkRows::Changes)
 }

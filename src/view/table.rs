@@ -16,25 +16,25 @@ use crate::record::Record;
 const FULL: usize = 32;
 
 /// A change of a row: the hash of its key, the row, and the change of its count.
-pub(super) type Change<D> = (u64, D, isize);
+pub(super) type KeyedChange<D> = (u64, D, isize);
 
 /// The rows of one hash, nearly always of one key.
 #[derive(Clone, Debug)]
-enum Rows<D> {
+enum HashRows<D> {
     One(D, isize),
     Many(BTreeMap<D, isize>),
 }
 
-impl<D: Record> Rows<D> {
+impl<D: Record> HashRows<D> {
     /// Applies a change to the rows; `None` if no row is left.
     fn with(rows: Option<Self>, row: D, diff: isize) -> Option<Self> {
         let mut many = match rows {
-            None => return (diff != 0).then_some(Rows::One(row, diff)),
-            Some(Rows::One(own, count)) if own == row => {
-                return (count + diff != 0).then_some(Rows::One(own, count + diff));
+            None => return (diff != 0).then_some(HashRows::One(row, diff)),
+            Some(HashRows::One(own, count)) if own == row => {
+                return (count + diff != 0).then_some(HashRows::One(own, count + diff));
             }
-            Some(Rows::One(own, count)) => BTreeMap::from([(own, count)]),
-            Some(Rows::Many(many)) => many,
+            Some(HashRows::One(own, count)) => BTreeMap::from([(own, count)]),
+            Some(HashRows::Many(many)) => many,
         };
         let count = many.get(&row).map_or(diff, |count| count + diff);
         if count == 0 {
@@ -43,30 +43,30 @@ impl<D: Record> Rows<D> {
             many.insert(row, count);
         }
         match many.len() {
-            1 => many.pop_first().map(|(row, count)| Rows::One(row, count)),
+            1 => many.pop_first().map(|(row, count)| HashRows::One(row, count)),
             0 => None,
-            _ => Some(Rows::Many(many)),
+            _ => Some(HashRows::Many(many)),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Rows::One(..) => 1,
-            Rows::Many(many) => many.len(),
+            HashRows::One(..) => 1,
+            HashRows::Many(many) => many.len(),
         }
     }
 
     fn each(&self, see: &mut impl FnMut(&D, isize)) {
         match self {
-            Rows::One(row, count) => see(row, *count),
-            Rows::Many(many) => many.iter().for_each(|(row, count)| see(row, *count)),
+            HashRows::One(row, count) => see(row, *count),
+            HashRows::Many(many) => many.iter().for_each(|(row, count)| see(row, *count)),
         }
     }
 }
 
 /// Entries ordered by hash; one is `None` only while it is being changed.
 #[derive(Clone, Debug)]
-pub(super) struct Bucket<D>(Vec<(u64, Option<Rows<D>>)>);
+pub(super) struct Bucket<D>(Vec<(u64, Option<HashRows<D>>)>);
 
 impl<D: Record> Bucket<D> {
     /// Calls `see` with each row of a hash and its count.
@@ -79,7 +79,7 @@ impl<D: Record> Bucket<D> {
     }
 
     /// Applies changes of one hash; returns the number of its rows before and after.
-    fn change(&mut self, hash: u64, changes: &mut Vec<Change<D>>) -> (usize, usize) {
+    fn change(&mut self, hash: u64, changes: &mut Vec<KeyedChange<D>>) -> (usize, usize) {
         let at = match self.0.binary_search_by_key(&hash, |entry| entry.0) {
             Ok(at) => at,
             Err(at) => {
@@ -88,13 +88,13 @@ impl<D: Record> Bucket<D> {
             }
         };
         let entry = &mut self.0[at].1;
-        let before = entry.as_ref().map_or(0, Rows::len);
+        let before = entry.as_ref().map_or(0, HashRows::len);
         // Retractions first, so that a replaced row makes room for the new one.
         changes.sort_unstable_by_key(|(_, _, diff)| *diff > 0);
         for (_, row, diff) in changes.drain(..) {
-            *entry = Rows::with(entry.take(), row, diff);
+            *entry = HashRows::with(entry.take(), row, diff);
         }
-        let after = entry.as_ref().map_or(0, Rows::len);
+        let after = entry.as_ref().map_or(0, HashRows::len);
         if after == 0 {
             self.0.remove(at);
         }
@@ -104,7 +104,7 @@ impl<D: Record> Bucket<D> {
 
 /// The rows of a view.
 #[derive(Clone, Debug)]
-pub(super) struct Table<D> {
+pub(super) struct ViewTable<D> {
     buckets: Vec<Arc<Bucket<D>>>,
     /// Number of distinct hashes.
     entries: usize,
@@ -112,9 +112,9 @@ pub(super) struct Table<D> {
     rows: usize,
 }
 
-impl<D: Record> Table<D> {
+impl<D: Record> ViewTable<D> {
     pub(super) fn new() -> Self {
-        Table { buckets: vec![Arc::new(Bucket(Vec::new()))], entries: 0, rows: 0 }
+        ViewTable { buckets: vec![Arc::new(Bucket(Vec::new()))], entries: 0, rows: 0 }
     }
 
     /// Returns the number of distinct rows.
@@ -142,7 +142,7 @@ impl<D: Record> Table<D> {
     }
 
     /// Applies changes that are ordered by hash.
-    pub(super) fn apply(&mut self, changes: Vec<Change<D>>) {
+    pub(super) fn apply(&mut self, changes: Vec<KeyedChange<D>>) {
         let (mut changes, mut of_one) = (changes.into_iter().peekable(), Vec::new());
         while let Some(first) = changes.next() {
             let hash = first.0;
@@ -180,13 +180,13 @@ mod tests {
 
     type Naive = BTreeMap<(u64, u32), isize>;
 
-    fn contents(table: &Table<u32>) -> BTreeMap<u32, isize> {
+    fn contents(table: &ViewTable<u32>) -> BTreeMap<u32, isize> {
         let mut all = BTreeMap::new();
         table.each(|row, count| assert_eq!(all.insert(*row, count), None, "{row} is there twice"));
         all
     }
 
-    fn check(table: &Table<u32>, naive: &Naive) {
+    fn check(table: &ViewTable<u32>, naive: &Naive) {
         assert_eq!(contents(table), naive.iter().map(|((_, row), count)| (*row, *count)).collect());
         assert_eq!(table.len(), naive.len());
         for hash in naive.keys().map(|(hash, _)| *hash).collect::<std::collections::BTreeSet<_>>() {
@@ -205,7 +205,7 @@ mod tests {
         for seed in 0..30 {
             println!("seed {seed}");
             let mut random = Rng::with_seed(seed);
-            let (mut table, mut naive, mut clones) = (Table::<u32>::new(), Naive::new(), Vec::new());
+            let (mut table, mut naive, mut clones) = (ViewTable::<u32>::new(), Naive::new(), Vec::new());
             // Some tables have few hashes with many rows each, some have many.
             let hashes = *random.choice(&[3u64, 200, 20_000]).unwrap();
             for _ in 0..random.usize(1..60) {
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_nobody_has_cloned_is_not_copied() {
-        let mut table = Table::<u32>::new();
+        let mut table = ViewTable::<u32>::new();
         table.apply((0..5_000).map(|row| (u64::from(row), row, 1)).collect());
         let before: Vec<_> = table.buckets.iter().map(Arc::as_ptr).collect();
         table.apply((0..5_000).map(|row| (u64::from(row), row, 1)).collect());

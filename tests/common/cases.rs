@@ -9,7 +9,7 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::testing::Script;
 
-use super::oracle::{self, History, Step};
+use super::oracle::{self, OracleEpoch, StreamHistory};
 use super::turns::{Deals, Turn};
 
 /// A record of the tests.
@@ -93,7 +93,7 @@ impl Data {
     }
 
     /// Computes the history of a source that read the data in these epochs.
-    pub fn history(&self, source: u16, steps: &[Step]) -> History<Deal> {
+    pub fn history(&self, source: u16, steps: &[OracleEpoch]) -> StreamHistory<Deal> {
         oracle::history(source, &self.partitions, |deal| deal.at_ms, self.disorder as i64, steps)
     }
 

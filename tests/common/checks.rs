@@ -8,29 +8,30 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-use tidegate::source::{Options, Place, Reader, Rejected, Source, TimeOf};
+use tidegate::source::{Options, Reader, Rejected, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
 use tidegate::stream::aggregate::Accumulator;
-use tidegate::testing::{Captured, Outcome, Run, SlowSync};
+use tidegate::testing::{Captured, RunOutcome, SlowSync, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Decimal, Record, Stream, Window};
 
 use super::cases::{Data, Deal};
-use super::oracle::{self, Judged, Row, Shown, Windows};
+use super::oracle::{self, OracleOutputs, OracleRecord, Row, Windows};
 use super::turns::Deals;
 
 /// A user-defined accumulator: the set of ids.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Seen(BTreeSet<u32>);
+#[serde(rename = "Seen")]
+pub struct IdSet(BTreeSet<u32>);
 
-impl Accumulator for Seen {
+impl Accumulator for IdSet {
     fn merge(&mut self, other: &Self) {
         self.0.extend(&other.0);
     }
 }
 
 /// Count, sum, min, max, first, last, user-defined accumulator, decimal sum.
-pub type Totals = (i64, i128, i64, i64, u32, u32, Seen, Decimal);
+pub type Totals = (i64, i128, i64, i64, u32, u32, IdSet, Decimal);
 
 /// Period of `every`, in milliseconds of event time.
 pub const PERIOD: i64 = 25;
@@ -41,12 +42,12 @@ fn scrambled(deal: &Deal) -> u32 {
 }
 
 /// Computes the totals from scratch, for the oracle.
-pub fn totals(records: &[&Judged<Deal>]) -> Totals {
+pub fn totals(records: &[&OracleRecord<Deal>]) -> Totals {
     let amounts = || records.iter().map(|record| record.data.amount);
     let sum = amounts().map(i128::from).sum::<i128>();
-    let mut by_time = records.iter().map(|r| (r.time, r.place, scrambled(&r.data))).collect::<Vec<_>>();
+    let mut by_time = records.iter().map(|r| (r.time, r.origin, scrambled(&r.data))).collect::<Vec<_>>();
     by_time.sort_unstable();
-    let seen = Seen(records.iter().map(|record| record.data.id).collect());
+    let seen = IdSet(records.iter().map(|record| record.data.id).collect());
     (
         records.len() as i64,
         sum,
@@ -118,7 +119,7 @@ pub fn millis(millis: i64) -> Duration {
 
 /// All outputs of a windowed step, captured.
 #[derive(Clone, Default)]
-pub struct Views {
+pub struct StepCaptures {
     pub closed: Captured<Row<Totals>>,
     pub live: Captured<Row<Totals>>,
     pub fired: Captured<Row<Totals>>,
@@ -127,7 +128,7 @@ pub struct Views {
     pub rejects: Captured<Rejected>,
 }
 
-impl Views {
+impl StepCaptures {
     /// Adds a windowed step to a stream, and captures all of its outputs.
     pub fn of(&self, stream: Stream<'_, Deal>, windows: Windows) {
         let windowed = stream.key_by(|deal| deal.key).window(window(windows)).allowed_lateness(millis(windows.late()));
@@ -139,7 +140,7 @@ impl Views {
                 each.max(|deal| deal.amount),
                 each.first(scrambled),
                 each.last(scrambled),
-                each.merge(|deal| Seen(BTreeSet::from([deal.id]))),
+                each.merge(|deal| IdSet(BTreeSet::from([deal.id]))),
                 each.sum(|deal| Decimal::new(deal.amount, 4)),
             )
         });
@@ -160,8 +161,8 @@ impl Views {
 }
 
 /// Runs the query over one source.
-pub fn run(data: &Data, windows: Windows, run: Run) -> Result<(Views, Outcome), String> {
-    let (views, source) = (Views::default(), data.source());
+pub fn run(data: &Data, windows: Windows, run: TestRun) -> Result<(StepCaptures, RunOutcome), String> {
+    let (views, source) = (StepCaptures::default(), data.source());
     let shown = views.clone();
     let outcome = run.run(move |flow| {
         shown.of(flow.read("deals", &source), windows);
@@ -230,7 +231,7 @@ pub fn compare_live<D: Record>(
 }
 
 /// Compares all outputs of a step with the oracle's.
-pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), String> {
+pub fn compare(views: &StepCaptures, expected: &OracleOutputs<Totals, Deal>) -> Result<(), String> {
     compare_rows("closed rows", &views.closed, &expected.closed)?;
     compare_live("live rows", &views.live, &expected.live)?;
     compare_live("fired rows", &views.fired, &expected.fired)?;
@@ -239,17 +240,17 @@ pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), Stri
 }
 
 /// Computes the expected outputs from the data and the epochs of the journal.
-pub fn expected(data: &Data, windows: Windows, outcome: &Outcome) -> Shown<Totals, Deal> {
+pub fn expected(data: &Data, windows: Windows, outcome: &RunOutcome) -> OracleOutputs<Totals, Deal> {
     let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
     oracle::windowed(&history, windows, |deal| deal.key, totals)
 }
 
 /// Checks that every record read was counted, late or rejected: the query has a single step.
-pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome) -> Result<(), String> {
+pub fn conserved(data: &Data, expected: &OracleOutputs<Totals, Deal>, outcome: &RunOutcome) -> Result<(), String> {
     let summary = &outcome.report.summary;
     let (source, step) = (&summary.sources[0], &summary.steps[0]);
     let late = expected.late.values().map(Vec::len).sum::<usize>() as u64;
-    let taken = outcome.journal.iter().flat_map(|frame| frame.bounds.iter().map(|b| (b.partition, b.next)));
+    let taken = outcome.journal.iter().flat_map(|frame| frame.progress.iter().map(|b| (b.partition, b.next_offset)));
     let read = taken.collect::<BTreeMap<_, _>>().into_values().sum::<u64>();
     same("records read", &source.read, &read)?;
     same("records read, of all", &(source.read <= data.len() as u64), &true)?;
@@ -259,7 +260,7 @@ pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome)
 }
 
 /// Runs data in the epochs of `how`, and compares everything with the oracle.
-pub fn check_run(data: &Data, windows: Windows, how: Run) -> Result<Outcome, String> {
+pub fn check_run(data: &Data, windows: Windows, how: TestRun) -> Result<RunOutcome, String> {
     let (views, outcome) = run(data, windows, how)?;
     let expected = expected(data, windows, &outcome);
     let describe = |why: String| format!("{why}\nin {windows:?}");
@@ -270,14 +271,14 @@ pub fn check_run(data: &Data, windows: Windows, how: Run) -> Result<Outcome, Str
 
 /// Computes what the data alone determine, without any epochs: final results and late records of a run in which every
 /// partition was found at the start and ended.
-pub fn by_data(data: &Data, windows: Windows) -> Shown<Totals, Deal> {
-    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
+pub fn by_data(data: &Data, windows: Windows) -> OracleOutputs<Totals, Deal> {
+    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::PartitionInput {
         partition: partition as u32,
         next: deals.len() as u64,
         idle: false,
         ended: true,
     };
-    let all = oracle::Step { epoch: 2, took: data.partitions.iter().enumerate().map(took).collect() };
+    let all = oracle::OracleEpoch { epoch: 2, inputs: data.partitions.iter().enumerate().map(took).collect() };
     oracle::windowed(&data.history(0, &[all]), windows, |deal| deal.key, totals)
 }
 
@@ -289,7 +290,7 @@ pub fn flat<D: Ord + Clone>(by_epoch: &BTreeMap<u64, Vec<D>>) -> Vec<D> {
 }
 
 /// Runs data in the epochs of `how`, and compares final results and late records with what the data alone determine.
-pub fn check_data(data: &Data, windows: Windows, how: Run) -> Result<(), String> {
+pub fn check_data(data: &Data, windows: Windows, how: TestRun) -> Result<(), String> {
     let (views, _) = run(data, windows, how)?;
     let expected = by_data(data, windows);
     let describe = |why: String| format!("{why}\nin {windows:?}");
@@ -316,7 +317,7 @@ impl Source for SlowToOpen {
         Source::out_of_order(&self.0)
     }
 
-    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Deal>>> {
+    fn open(&self, at: &WorkerContext) -> tidegate::Result<Box<dyn Reader<Deal>>> {
         if at.worker == 1 {
             std::thread::sleep(Duration::from_millis(30));
         }
@@ -326,10 +327,10 @@ impl Source for SlowToOpen {
 
 /// Checks that no record is late because a worker starts slowly: partition 0 is far ahead of partition 1, which the
 /// slow worker reads.
-pub fn check_slow_start(how: Run) -> Result<(), String> {
+pub fn check_slow_start(how: TestRun) -> Result<(), String> {
     let deals = |from: i64| (0..3000).map(|id| Deal { id, key: 0, at_ms: from + i64::from(id), amount: 1 }).collect();
     let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0, turns: Vec::new() };
-    let (views, source) = (Views::default(), SlowToOpen(data.source()));
+    let (views, source) = (StepCaptures::default(), SlowToOpen(data.source()));
     let shown = views.clone();
     let windows = Windows::Tumbling { size: 1000, offset: 0 };
     // With no in-flight budget the first epoch is full at once, and holds a part of partition 0.
@@ -340,12 +341,12 @@ pub fn check_slow_start(how: Run) -> Result<(), String> {
 }
 
 /// Checks that nothing is published before its epoch is synced, even if syncs are slow.
-pub fn check_synced(data: &Data, how: Run) -> Result<(), String> {
+pub fn check_synced(data: &Data, how: TestRun) -> Result<(), String> {
     let (sync, source) = (SlowSync::new(15), data.source());
     let watched = sync.clone();
     let run = how.slow_sync(&sync).run(move |flow| {
         let sync = watched.clone();
-        let show = Observer::new(move |epoch, _: &[(Deal, isize)]| sync.check_shown(epoch));
+        let show = Observer::new(move |epoch, _: &[(Deal, isize)]| sync.check_published(epoch));
         flow.read("deals", &source).write("watch", &show);
     });
     run.map(drop).map_err(|error| error.to_string())

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::metrics::SourceMetrics;
 use tidegate::record::Event;
-use tidegate::source::{Binding, Intake, Options, Place, Reader, Rejected, Resumed, Source, StreamView};
+use tidegate::source::{
+    EpochInput, Options, PartitionTracker, Reader, Rejected, RestoredPartition, Source, WatermarkView, WorkerContext,
+};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
@@ -22,33 +24,33 @@ pub struct Tick {
 }
 
 /// One worker's reader of a source, with everything it has read.
-pub struct Driven<D: Record> {
+pub struct ReaderDriver<D: Record> {
     pub reader: Box<dyn Reader<D>>,
-    pub intake: Intake<D>,
-    pub view: Rc<StreamView>,
+    pub intake: PartitionTracker<D>,
+    pub view: Rc<WatermarkView>,
     pub epoch: Epoch,
     pub events: Vec<Event<D>>,
     pub rejects: Vec<Rejected>,
-    pub bindings: Vec<(Epoch, Binding)>,
+    pub epoch_inputs: Vec<(Epoch, EpochInput)>,
 }
 
 /// Returns the context in which the only worker of a test opens its sources.
-pub fn place(options: Options) -> Place {
-    Place { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
+pub fn worker_context(options: Options) -> WorkerContext {
+    WorkerContext { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
 }
 
-impl<D: Record> Driven<D> {
+impl<D: Record> ReaderDriver<D> {
     pub fn open(source: &impl Source<Item = D>, options: Options) -> Result<Self> {
-        Self::open_at(source, &place(options))
+        Self::open_at(source, &worker_context(options))
     }
 
-    pub fn open_at(source: &impl Source<Item = D>, at: &Place) -> Result<Self> {
+    pub fn open_at(source: &impl Source<Item = D>, at: &WorkerContext) -> Result<Self> {
         let reader = source.open(at)?;
-        let view = Rc::new(StreamView::default());
+        let view = Rc::new(WatermarkView::default());
         let metrics = Arc::new(SourceMetrics::default());
-        let intake = Intake::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
-        let (events, rejects, bindings) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Driven { reader, intake, view, epoch: Epoch(2), events, rejects, bindings })
+        let intake = PartitionTracker::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
+        let (events, rejects, epoch_inputs) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(ReaderDriver { reader, intake, view, epoch: Epoch(2), events, rejects, epoch_inputs })
     }
 
     /// Polls once; returns the number of records.
@@ -58,7 +60,7 @@ impl<D: Record> Driven<D> {
     }
 
     fn keep(&mut self) -> usize {
-        let (_bytes, events, rejects) = self.intake.hand_over();
+        let (_bytes, events, rejects) = self.intake.finish_poll();
         let count = events.len() + rejects.len();
         self.events.append(events);
         self.rejects.extend(rejects.drain(..).map(|reject| reject.data));
@@ -66,24 +68,24 @@ impl<D: Record> Driven<D> {
     }
 
     /// Commits the epoch's input and begins the next epoch.
-    pub fn bind(&mut self) -> Binding {
-        self.try_bind().unwrap()
+    pub fn commit_epoch(&mut self) -> EpochInput {
+        self.try_commit_epoch().unwrap()
     }
 
     /// Commits the epoch's input and begins the next epoch.
     ///
     /// # Errors
     /// Fails if the source has failed.
-    pub fn try_bind(&mut self) -> Result<Binding> {
+    pub fn try_commit_epoch(&mut self) -> Result<EpochInput> {
         let begun = Instant::now();
         let binding = loop {
-            if let Some(binding) = self.reader.bind(self.epoch, &mut self.intake)? {
+            if let Some(binding) = self.reader.close_epoch(self.epoch, &mut self.intake)? {
                 break binding;
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "the epoch is not bound");
             std::thread::sleep(Duration::from_millis(1));
         };
-        self.bindings.push((self.epoch, binding.clone()));
+        self.epoch_inputs.push((self.epoch, binding.clone()));
         self.epoch = Epoch(self.epoch.0 + 2);
         Ok(binding)
     }
@@ -99,7 +101,7 @@ impl<D: Record> Driven<D> {
             if self.epoch.0.is_multiple_of(8) {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            self.try_bind()?;
+            self.try_commit_epoch()?;
         }
         Ok(())
     }
@@ -111,7 +113,7 @@ impl<D: Record> Driven<D> {
 
     /// Polls and commits epochs until the source has ended.
     pub fn until_ended(&mut self) -> Result<()> {
-        self.until(|driven| driven.bindings.last().is_some_and(|(_, binding)| binding.mark.ended))
+        self.until(|driven| driven.epoch_inputs.last().is_some_and(|(_, binding)| binding.watermark.ended))
     }
 
     /// Polls and commits epochs for `time`.
@@ -121,13 +123,13 @@ impl<D: Record> Driven<D> {
     }
 
     /// Resumes from a snapshot.
-    pub fn resume(&mut self, epoch: Epoch, places: &[Resumed]) -> Result<()> {
+    pub fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition]) -> Result<()> {
         self.epoch = Epoch(epoch.0 + 2);
         self.reader.resume(epoch, places, &mut self.intake)
     }
 
     /// Replays an epoch of a journal.
-    pub fn replay(&mut self, epoch: Epoch, bounds: &[Bound]) -> Result<()> {
+    pub fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) -> Result<()> {
         let begun = Instant::now();
         while !self.reader.replay(epoch, bounds, &mut self.intake)? {
             assert!(begun.elapsed() < Duration::from_secs(60), "the replay takes too long");
@@ -135,12 +137,12 @@ impl<D: Record> Driven<D> {
         }
         self.keep();
         self.epoch = epoch;
-        self.bind();
+        self.commit_epoch();
         Ok(())
     }
 
     /// Returns partition and offset of each accepted record, in the order of reading.
-    pub fn places(&self) -> Vec<(u32, u64)> {
+    pub fn positions(&self) -> Vec<(u32, u64)> {
         self.events.iter().map(|event| (event.origin.partition, event.origin.offset)).collect()
     }
 }

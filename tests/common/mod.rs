@@ -12,8 +12,8 @@
 
 pub mod cases;
 pub mod checks;
-pub mod kept;
-pub mod lives;
+pub mod durable_query;
+pub mod incarnations;
 pub mod oracle;
 pub mod tables;
 pub mod turns;

@@ -16,7 +16,7 @@ pub const OVER: i64 = i64::MAX;
 
 /// Input of one epoch from one partition, and the state of the partition at the epoch's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Took {
+pub struct PartitionInput {
     pub partition: u32,
     /// The first offset that was not taken.
     pub next: u64,
@@ -26,51 +26,52 @@ pub struct Took {
 
 /// Input of an epoch, from the partitions in which something changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct OracleEpoch {
     pub epoch: u64,
-    pub took: Vec<Took>,
+    pub inputs: Vec<PartitionInput>,
 }
 
 /// Returns the input of a source by epoch, as in a journal. The journal's watermarks are ignored.
-pub fn steps(journal: &[Frame], source: &str) -> Vec<Step> {
-    let took = |frame: &Frame| {
-        let mine = frame.bounds.iter().filter(|bound| bound.source == source);
-        mine.map(|b| Took { partition: b.partition, next: b.next, idle: b.idle, ended: b.ended }).collect()
+pub fn steps(journal: &[Frame], source: &str) -> Vec<OracleEpoch> {
+    let inputs = |frame: &Frame| {
+        let mine = frame.progress.iter().filter(|bound| bound.source == source);
+        mine.map(|b| PartitionInput { partition: b.partition, next: b.next_offset, idle: b.idle, ended: b.ended })
+            .collect()
     };
-    journal.iter().map(|frame| Step { epoch: frame.epoch.0, took: took(frame) }).collect()
+    journal.iter().map(|frame| OracleEpoch { epoch: frame.epoch.0, inputs: inputs(frame) }).collect()
 }
 
 /// A record of a stream, with everything that determines its lateness.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judged<D> {
+pub struct OracleRecord<D> {
     pub data: D,
     pub time: i64,
     /// Source, partition, offset.
-    pub place: (u16, u32, u64),
+    pub origin: (u16, u32, u64),
     /// Watermark of its own partition just before it.
-    pub mark: i64,
+    pub partition_watermark: i64,
     /// Activation watermark of its partition: the stream's watermark at the epoch before the partition was found or
     /// last woke from idle.
-    pub floor: i64,
+    pub activation_watermark: i64,
     /// The epoch that took it.
     pub epoch: u64,
     /// Epoch in which its partition was found late, or last woke from idle; for results of windows, in which their
     /// stream did. `None` if that never happened.
-    pub woke: Option<u64>,
+    pub activated_in: Option<u64>,
 }
 
-impl<D> Judged<D> {
-    pub fn with<D2>(&self, data: D2) -> Judged<D2> {
-        let Judged { time, place, mark, floor, epoch, woke, .. } = *self;
-        Judged { data, time, place, mark, floor, epoch, woke }
+impl<D> OracleRecord<D> {
+    pub fn with<D2>(&self, data: D2) -> OracleRecord<D2> {
+        let OracleRecord { time, origin, partition_watermark, activation_watermark, epoch, activated_in, .. } = *self;
+        OracleRecord { data, time, origin, partition_watermark, activation_watermark, epoch, activated_in }
     }
 }
 
 /// Tells if a stream may hold back the watermark of a stream combined from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
+pub enum OracleActivity {
     /// Some partition is active, or none has been found.
-    Awake,
+    Active,
     /// All partitions are idle, or have ended; not all have ended.
     Idle,
     /// All have ended. With the greatest watermark that was reached.
@@ -79,11 +80,11 @@ pub enum Rest {
 
 /// A stream: its records, its watermark and its activity at every epoch with input.
 #[derive(Clone, Debug)]
-pub struct History<D> {
-    pub records: Vec<Judged<D>>,
+pub struct StreamHistory<D> {
+    pub records: Vec<OracleRecord<D>>,
     pub rejected: Vec<(u32, u64)>,
     pub watermarks: BTreeMap<u64, i64>,
-    pub rests: BTreeMap<u64, Rest>,
+    pub activity: BTreeMap<u64, OracleActivity>,
 }
 
 /// Returns the value at the last epoch that has one, up to and including this one.
@@ -98,16 +99,16 @@ fn before<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
 
 #[derive(Clone, Copy)]
 struct Partition {
-    mark: i64,
-    floor: i64,
+    partition_watermark: i64,
+    activation_watermark: i64,
     next: u64,
     idle: bool,
     ended: bool,
-    woke: Option<u64>,
+    activated_in: Option<u64>,
 }
 
 /// Returns `true` if a record may have this time: the years 1 to 9998.
-fn may_be(time: i64) -> bool {
+fn is_accepted(time: i64) -> bool {
     (-62_135_596_800_000..=253_370_764_799_999).contains(&time)
 }
 
@@ -117,31 +118,47 @@ pub fn history<D: Clone>(
     partitions: &[Vec<D>],
     time_of: impl Fn(&D) -> i64,
     disorder: i64,
-    steps: &[Step],
-) -> History<D> {
+    steps: &[OracleEpoch],
+) -> StreamHistory<D> {
     let mut known = BTreeMap::<u32, Partition>::new();
-    let (watermarks, rests) = (BTreeMap::new(), BTreeMap::new());
-    let mut history = History { records: Vec::new(), rejected: Vec::new(), watermarks, rests };
+    let (watermarks, activity) = (BTreeMap::new(), BTreeMap::new());
+    let mut history = StreamHistory { records: Vec::new(), rejected: Vec::new(), watermarks, activity };
     let (mut watermark, first) = (NEVER, steps.first().map_or(0, |step| step.epoch));
     for step in steps {
         let before = watermark;
-        for took in &step.took {
+        for took in &step.inputs {
             // A partition that is found, or woken from idle, has the stream's watermark of the epoch before as its
             // activation watermark.
-            let woke = (step.epoch > first).then_some(step.epoch);
-            let found = Partition { mark: NEVER, floor: before, next: 0, idle: false, ended: false, woke };
+            let activated_in = (step.epoch > first).then_some(step.epoch);
+            let found = Partition {
+                partition_watermark: NEVER,
+                activation_watermark: before,
+                next: 0,
+                idle: false,
+                ended: false,
+                activated_in,
+            };
             let now = known.entry(took.partition).or_insert(found);
             if now.idle && took.next > now.next {
-                (now.floor, now.woke) = (before, Some(step.epoch));
+                (now.activation_watermark, now.activated_in) = (before, Some(step.epoch));
             }
             for offset in now.next..took.next {
                 let data = partitions[took.partition as usize][offset as usize].clone();
                 let time = time_of(&data);
-                if may_be(time) {
-                    let place = (source, took.partition, offset);
-                    let (mark, floor, epoch, woke) = (now.mark, now.floor, step.epoch, now.woke);
-                    history.records.push(Judged { data, time, place, mark, floor, epoch, woke });
-                    now.mark = now.mark.max(time - disorder);
+                if is_accepted(time) {
+                    let origin = (source, took.partition, offset);
+                    let (partition_watermark, activation_watermark, epoch, activated_in) =
+                        (now.partition_watermark, now.activation_watermark, step.epoch, now.activated_in);
+                    history.records.push(OracleRecord {
+                        data,
+                        time,
+                        origin,
+                        partition_watermark,
+                        activation_watermark,
+                        epoch,
+                        activated_in,
+                    });
+                    now.partition_watermark = now.partition_watermark.max(time - disorder);
                 } else {
                     history.rejected.push((took.partition, offset));
                 }
@@ -149,24 +166,24 @@ pub fn history<D: Clone>(
             (now.next, now.idle, now.ended) = (took.next, took.idle, took.ended);
         }
         let awake = known.values().filter(|partition| !partition.idle && !partition.ended);
-        let greatest = known.values().map(|partition| partition.mark).max().unwrap_or(NEVER);
-        let rest = if let Some(least) = awake.map(|partition| partition.mark).min() {
+        let greatest = known.values().map(|partition| partition.partition_watermark).max().unwrap_or(NEVER);
+        let rest = if let Some(least) = awake.map(|partition| partition.partition_watermark).min() {
             watermark = watermark.max(least);
-            Rest::Awake
+            OracleActivity::Active
         } else if known.values().all(|partition| partition.ended) {
-            let reached = match history.rests.last_key_value() {
-                Some((_, Rest::Ended(reached))) => *reached,
+            let reached = match history.activity.last_key_value() {
+                Some((_, OracleActivity::Ended(reached))) => *reached,
                 _ => watermark.max(greatest),
             };
             watermark = OVER;
-            Rest::Ended(reached)
+            OracleActivity::Ended(reached)
         } else {
             // No active partition holds the watermark back.
             watermark = watermark.max(greatest);
-            Rest::Idle
+            OracleActivity::Idle
         };
         history.watermarks.insert(step.epoch, watermark);
-        history.rests.insert(step.epoch, rest);
+        history.activity.insert(step.epoch, rest);
     }
     history
 }
@@ -174,51 +191,66 @@ pub fn history<D: Clone>(
 /// Combines two streams: the watermark at every epoch is the lesser one of those that are active. A record whose
 /// partition was woken has the combined watermark of the epoch before as its activation watermark, if that is greater
 /// than its own.
-pub fn concat<D: Clone>(left: &History<D>, right: &History<D>) -> History<D> {
+pub fn concat<D: Clone>(left: &StreamHistory<D>, right: &StreamHistory<D>) -> StreamHistory<D> {
     let epochs = left.watermarks.keys().chain(right.watermarks.keys()).copied().collect::<BTreeSet<u64>>();
-    let (mut watermark, mut watermarks, mut rests) = (NEVER, BTreeMap::new(), BTreeMap::new());
+    let (mut watermark, mut watermarks, mut activity) = (NEVER, BTreeMap::new(), BTreeMap::new());
     for epoch in epochs {
-        let both = [left, right].map(|side| (at(&side.watermarks, epoch, NEVER), at(&side.rests, epoch, Rest::Awake)));
-        let awake: Vec<i64> = both.iter().filter(|side| side.1 == Rest::Awake).map(|side| side.0).collect();
-        let reached = both.map(|(watermark, rest)| if let Rest::Ended(reached) = rest { reached } else { watermark });
+        let both = [left, right]
+            .map(|side| (at(&side.watermarks, epoch, NEVER), at(&side.activity, epoch, OracleActivity::Active)));
+        let awake: Vec<i64> = both.iter().filter(|side| side.1 == OracleActivity::Active).map(|side| side.0).collect();
+        let reached =
+            both.map(|(watermark, rest)| if let OracleActivity::Ended(reached) = rest { reached } else { watermark });
         let (now, rest) = match (awake.iter().min(), both) {
-            (_, [(_, Rest::Ended(_)), (_, Rest::Ended(_))]) => (OVER, Rest::Ended(reached[0].max(reached[1]))),
-            (Some(least), _) => (*least, Rest::Awake),
-            (None, _) => (reached[0].max(reached[1]), Rest::Idle),
+            (_, [(_, OracleActivity::Ended(_)), (_, OracleActivity::Ended(_))]) => {
+                (OVER, OracleActivity::Ended(reached[0].max(reached[1])))
+            }
+            (Some(least), _) => (*least, OracleActivity::Active),
+            (None, _) => (reached[0].max(reached[1]), OracleActivity::Idle),
         };
         watermark = watermark.max(now);
         watermarks.insert(epoch, watermark);
-        rests.insert(epoch, rest);
+        activity.insert(epoch, rest);
     }
     let mut records = [&left.records[..], &right.records[..]].concat();
     for record in &mut records {
-        let floor = record.woke.map_or(NEVER, |woke| before(&watermarks, woke, NEVER));
-        record.floor = record.floor.max(floor);
+        let activation_watermark =
+            record.activated_in.map_or(NEVER, |activated_in| before(&watermarks, activated_in, NEVER));
+        record.activation_watermark = record.activation_watermark.max(activation_watermark);
     }
     let rejected = [&left.rejected[..], &right.rejected[..]].concat();
-    History { records, rejected, watermarks, rests }
+    StreamHistory { records, rejected, watermarks, activity }
 }
 
-impl<D> History<D> {
+impl<D> StreamHistory<D> {
     /// Maps every record to any number of records.
-    pub fn flat_map<D2>(&self, change: impl Fn(&D) -> Vec<D2>) -> History<D2> {
-        let changed = |record: &Judged<D>| change(&record.data).into_iter().map(|data| record.with(data)).collect();
-        History {
+    pub fn flat_map<D2>(&self, change: impl Fn(&D) -> Vec<D2>) -> StreamHistory<D2> {
+        let changed =
+            |record: &OracleRecord<D>| change(&record.data).into_iter().map(|data| record.with(data)).collect();
+        StreamHistory {
             records: self.records.iter().flat_map::<Vec<_>, _>(changed).collect(),
             rejected: self.rejected.clone(),
             watermarks: self.watermarks.clone(),
-            rests: self.rests.clone(),
+            activity: self.activity.clone(),
         }
     }
 
     /// Returns the stream of the final results of a window over this one.
-    pub fn closed<V: Clone>(&self, shown: &Shown<V, D>, late: i64) -> History<Row<V>> {
+    pub fn closed<V: Clone>(&self, shown: &OracleOutputs<V, D>, late: i64) -> StreamHistory<Row<V>> {
         let rows = shown.closed.iter().flat_map(|(epoch, rows)| rows.iter().map(move |row| (*epoch, row.clone())));
         let record = |(epoch, row): (u64, Row<V>)| {
             let time = row.1 - 1;
             // The last epoch up to this one before which the stream was idle.
-            let woke = self.rests.keys().copied().filter(|at| *at <= epoch).rfind(|at| self.was_idle_before(*at));
-            Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, woke, data: row }
+            let activated_in =
+                self.activity.keys().copied().filter(|at| *at <= epoch).rfind(|at| self.was_idle_before(*at));
+            OracleRecord {
+                time,
+                origin: (0, 0, 0),
+                partition_watermark: time,
+                activation_watermark: NEVER,
+                epoch,
+                activated_in,
+                data: row,
+            }
         };
         // Rows may still come as late as the allowed lateness.
         let behind = |(epoch, mark): (&u64, &i64)| match *mark {
@@ -226,16 +258,16 @@ impl<D> History<D> {
             mark => (*epoch, mark - late),
         };
         let watermarks = self.watermarks.iter().map(behind).collect();
-        let rests = self.rests.iter().map(|(epoch, rest)| match *rest {
-            Rest::Ended(reached) => (*epoch, Rest::Ended(behind((epoch, &reached)).1)),
+        let activity = self.activity.iter().map(|(epoch, rest)| match *rest {
+            OracleActivity::Ended(reached) => (*epoch, OracleActivity::Ended(behind((epoch, &reached)).1)),
             rest => (*epoch, rest),
         });
-        let rests = rests.collect();
-        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks, rests }
+        let activity = activity.collect();
+        StreamHistory { records: rows.map(record).collect(), rejected: Vec::new(), watermarks, activity }
     }
 
     fn was_idle_before(&self, epoch: u64) -> bool {
-        before(&self.rests, epoch, Rest::Awake) == Rest::Idle
+        before(&self.activity, epoch, OracleActivity::Active) == OracleActivity::Idle
     }
 }
 
@@ -306,7 +338,7 @@ pub type Row<V> = (i64, i64, u8, V);
 
 /// Expected outputs of a windowed step.
 #[derive(Clone, Debug)]
-pub struct Shown<V, D> {
+pub struct OracleOutputs<V, D> {
     /// Final results, at the epoch that closes their window, sorted.
     pub closed: BTreeMap<u64, Vec<Row<V>>>,
     /// The rows of open windows at the end of every epoch, sorted.
@@ -321,7 +353,7 @@ pub struct Shown<V, D> {
     pub watermarks: BTreeMap<u64, i64>,
 }
 
-impl<V: Clone, D> Shown<V, D> {
+impl<V: Clone, D> OracleOutputs<V, D> {
     /// Returns the rows of all open windows, at epochs whose watermark has passed a multiple of a period. There is none
     /// before the first watermark, and none when the stream has ended.
     pub fn every(&self, period: i64) -> BTreeMap<u64, Vec<Row<V>>> {
@@ -338,13 +370,13 @@ impl<V: Clone, D> Shown<V, D> {
 
 /// Computes the outputs of a windowed step, from scratch at every epoch.
 pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
-    stream: &History<D>,
+    stream: &StreamHistory<D>,
     windows: Windows,
     key: impl Fn(&D) -> u8,
-    value: impl Fn(&[&Judged<D>]) -> V,
-) -> Shown<V, D> {
+    value: impl Fn(&[&OracleRecord<D>]) -> V,
+) -> OracleOutputs<V, D> {
     let mut late = BTreeMap::<u64, Vec<D>>::new();
-    let mut groups = BTreeMap::<(i64, i64, u8), Vec<&Judged<D>>>::new();
+    let mut groups = BTreeMap::<(i64, i64, u8), Vec<&OracleRecord<D>>>::new();
     if matches!(windows, Windows::Session { .. } | Windows::Count { .. }) {
         return by_time(stream, windows, key, value);
     }
@@ -352,7 +384,10 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
     let mut counted = 0;
     for record in &stream.records {
         // A record can be late for some of its windows; it goes to the late output if it is late for all.
-        let open = windows.of(record.time).into_iter().filter(|(_, end)| over(*end) > record.mark.max(record.floor));
+        let open = windows
+            .of(record.time)
+            .into_iter()
+            .filter(|(_, end)| over(*end) > record.partition_watermark.max(record.activation_watermark));
         let open: Vec<_> = open.collect();
         if open.is_empty() {
             late.entry(record.epoch).or_default().push(record.data.clone());
@@ -389,22 +424,22 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
         live.entry(epoch).or_default();
         fired.entry(epoch).or_default();
     }
-    Shown { closed, live, fired, late, counted, watermarks: stream.watermarks.clone() }
+    OracleOutputs { closed, live, fired, late, counted, watermarks: stream.watermarks.clone() }
 }
 
 /// Returns the windows of some records: sessions, in which records of a key are less than a gap apart, or count
 /// windows.
 fn windows_of<'a, D>(
-    records: impl Iterator<Item = &'a Judged<D>>,
+    records: impl Iterator<Item = &'a OracleRecord<D>>,
     windows: Windows,
     key: impl Fn(&D) -> u8,
-) -> Vec<(i64, i64, u8, Vec<&'a Judged<D>>)> {
-    let mut by_key = BTreeMap::<u8, Vec<&Judged<D>>>::new();
+) -> Vec<(i64, i64, u8, Vec<&'a OracleRecord<D>>)> {
+    let mut by_key = BTreeMap::<u8, Vec<&OracleRecord<D>>>::new();
     records.for_each(|record| by_key.entry(key(&record.data)).or_default().push(record));
     let mut all = Vec::new();
     for (key, mut records) in by_key {
-        records.sort_by_key(|record| (record.time, record.place));
-        let last = |records: &[&Judged<D>]| records[records.len() - 1].time;
+        records.sort_by_key(|record| (record.time, record.origin));
+        let last = |records: &[&OracleRecord<D>]| records[records.len() - 1].time;
         match windows {
             Windows::Session { gap, .. } => {
                 for session in records.chunk_by(|one, next| next.time.saturating_sub(one.time) < gap) {
@@ -425,13 +460,13 @@ fn windows_of<'a, D>(
 
 /// Computes the outputs of sessions and count windows, from scratch at every epoch.
 fn by_time<D: Clone + Ord, V: Clone + Ord + Debug>(
-    stream: &History<D>,
+    stream: &StreamHistory<D>,
     windows: Windows,
     key: impl Fn(&D) -> u8,
-    value: impl Fn(&[&Judged<D>]) -> V,
-) -> Shown<V, D> {
+    value: impl Fn(&[&OracleRecord<D>]) -> V,
+) -> OracleOutputs<V, D> {
     let allowed = windows.late();
-    let is_late = |record: &&Judged<D>| match record.mark.max(record.floor) {
+    let is_late = |record: &&OracleRecord<D>| match record.partition_watermark.max(record.activation_watermark) {
         NEVER => false,
         OVER => true,
         mark => record.time.saturating_add(allowed) < mark,
@@ -464,5 +499,5 @@ fn by_time<D: Clone + Ord, V: Clone + Ord + Debug>(
         live.entry(epoch).or_default();
         fired.entry(epoch).or_default();
     }
-    Shown { closed, live, fired, late, counted: on_time.len(), watermarks: stream.watermarks.clone() }
+    OracleOutputs { closed, live, fired, late, counted: on_time.len(), watermarks: stream.watermarks.clone() }
 }

@@ -24,15 +24,15 @@ pub struct Proxy {
     /// Address for clients.
     pub servers: String,
     port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 }
 
-struct Shared {
+struct ProxyState {
     /// The port of the broker.
     broker: AtomicU16,
     /// `true` while the network is down: no connection is made.
     is_down: AtomicBool,
-    links: Mutex<Vec<TcpStream>>,
+    connections: Mutex<Vec<TcpStream>>,
     /// API key of the next request to hold.
     wanted: Mutex<Option<i16>>,
     held: Mutex<Option<Vec<u8>>>,
@@ -44,10 +44,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             broker: AtomicU16::new(free),
             is_down: AtomicBool::new(false),
-            links: Mutex::default(),
+            connections: Mutex::default(),
             wanted: Mutex::default(),
             held: Mutex::default(),
         });
@@ -73,7 +73,7 @@ impl Proxy {
     /// Breaks all connections; makes no more until the network is up again.
     pub fn go_down(&self) {
         self.shared.is_down.store(true, Ordering::SeqCst);
-        for link in self.shared.links.lock().unwrap().drain(..) {
+        for link in self.shared.connections.lock().unwrap().drain(..) {
             let _ = link.shutdown(Shutdown::Both);
         }
     }
@@ -112,7 +112,7 @@ impl Proxy {
     }
 }
 
-impl Shared {
+impl ProxyState {
     fn connect(&self) -> std::io::Result<TcpStream> {
         let broker = TcpStream::connect(("127.0.0.1", self.broker.load(Ordering::SeqCst)))?;
         broker.set_nodelay(true)?;
@@ -123,7 +123,7 @@ impl Shared {
         let Ok(broker) = self.connect() else { return };
         client.set_nodelay(true).unwrap();
         let ends = [client.try_clone().unwrap(), broker.try_clone().unwrap()];
-        self.links.lock().unwrap().extend(ends);
+        self.connections.lock().unwrap().extend(ends);
         if self.is_down.load(Ordering::SeqCst) {
             return self.break_up(&client, &broker);
         }
@@ -131,7 +131,7 @@ impl Shared {
         let there = Arc::clone(self);
         std::thread::spawn(move || {
             while let Some(request) = frame(&mut from) {
-                if there.takes(&request) || to.write_all(&request).is_err() {
+                if there.hold_if_wanted(&request) || to.write_all(&request).is_err() {
                     break;
                 }
             }
@@ -150,7 +150,7 @@ impl Shared {
     }
 
     /// Takes a request if it is to be held; returns `true` if it was taken.
-    fn takes(&self, request: &[u8]) -> bool {
+    fn hold_if_wanted(&self, request: &[u8]) -> bool {
         let api = i16::from_be_bytes([request[4], request[5]]);
         let mut wanted = self.wanted.lock().unwrap();
         if *wanted != Some(api) {

@@ -21,13 +21,13 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 
 /// Exit status and output of a program.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ProgramOutput {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     pub stderr: String,
 }
 
-impl Ended {
+impl ProgramOutput {
     /// Returns `true` if it was killed by SIGKILL.
     pub fn was_killed(&self) -> bool {
         self.status.signal() == Some(Signal::SIGKILL as i32)
@@ -115,20 +115,20 @@ pub fn start<A: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoIte
 
 /// Runs a program to its end.
 #[track_caller]
-pub fn run<A: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoIterator<Item = A>) -> Ended {
+pub fn run<A: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoIterator<Item = A>) -> ProgramOutput {
     start(program, arguments).end()
 }
 
 impl Running {
     /// Waits until the program ends by itself.
     #[track_caller]
-    pub fn end(self) -> Ended {
+    pub fn end(self) -> ProgramOutput {
         self.end_within(LIMIT)
     }
 
     /// Waits until the program ends by itself, within a limit.
     #[track_caller]
-    pub fn end_within(self, limit: Duration) -> Ended {
+    pub fn end_within(self, limit: Duration) -> ProgramOutput {
         let name = self.name.clone();
         let ended = self.wait_within(limit);
         assert!(ended.status.signal().is_none(), "{name} ended by {}:\n{}", ended.status, ended.stderr);
@@ -137,12 +137,12 @@ impl Running {
 
     /// Waits until the program ends, by itself or by a kill.
     #[track_caller]
-    pub fn end_or_killed(self) -> Ended {
+    pub fn end_or_killed(self) -> ProgramOutput {
         self.wait_within(LIMIT)
     }
 
     #[track_caller]
-    fn wait_within(mut self, limit: Duration) -> Ended {
+    fn wait_within(mut self, limit: Duration) -> ProgramOutput {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -155,12 +155,12 @@ impl Running {
         };
         let stdout = self.stdout.take().map(Pipe::all).unwrap_or_default();
         let stderr = self.stderr.take().map(Pipe::all).unwrap_or_default();
-        Ended { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+        ProgramOutput { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
     }
 
     /// Waits until `holds` returns a value; fails if the program ends before.
     #[track_caller]
-    pub fn until<T>(&mut self, what: &str, mut holds: impl FnMut(&Self) -> Option<T>) -> T {
+    pub fn wait_until<T>(&mut self, what: &str, mut holds: impl FnMut(&Self) -> Option<T>) -> T {
         let begun = Instant::now();
         loop {
             if let Some(found) = holds(self) {
@@ -193,9 +193,9 @@ impl Running {
 
     /// Waits until the process handles a signal, which would kill it before.
     #[track_caller]
-    pub fn hears(&mut self, signal: Signal) -> &mut Self {
+    pub fn wait_for_handler(&mut self, signal: Signal) -> &mut Self {
         let status = format!("/proc/{}/status", self.child.id());
-        self.until("handler of a signal", |_| {
+        self.wait_until("handler of a signal", |_| {
             let status = std::fs::read_to_string(&status).ok()?;
             let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
             (u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1).then_some(())
@@ -215,7 +215,7 @@ impl Running {
 
     /// Kills the process after a while, unless it has ended before; returns how it ended.
     #[track_caller]
-    pub fn killed_after(mut self, moment: Duration) -> Ended {
+    pub fn killed_after(mut self, moment: Duration) -> ProgramOutput {
         let begun = Instant::now();
         while begun.elapsed() < moment && self.is_alive() {
             std::thread::sleep(Duration::from_millis(3));
@@ -268,7 +268,7 @@ impl Pipe {
 
 /// Fails unless all these texts are in an error line; the failure shows both.
 #[track_caller]
-pub fn says(error: &str, parts: &[&str]) {
+pub fn check_contains(error: &str, parts: &[&str]) {
     for part in parts {
         assert!(error.contains(part), "`{part}` is not in: {error}");
     }

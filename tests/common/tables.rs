@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tidegate::job::Ending;
-use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Record, Stream, Window};
 
@@ -20,7 +20,7 @@ pub type Counted = (i64, u8, i64, u32);
 const BEHIND: i64 = 60;
 
 /// Returns the value that a record gives its key; `None` deletes the key.
-fn said(deal: &Deal) -> Option<u32> {
+fn table_value(deal: &Deal) -> Option<u32> {
     (deal.amount % 3 != 0).then_some(deal.id)
 }
 
@@ -54,7 +54,7 @@ impl Tables {
     pub fn of<'f>(&self, deals: Stream<'f, Deal>, results: Stream<'f, Counted>) {
         deals.clone().write("deals", &self.deals);
         results.clone().write("results", &self.results);
-        let last = deals.key_by(|deal| deal.key).last_by_key_with("last", |deal| said(&deal));
+        let last = deals.key_by(|deal| deal.key).last_by_key_with("last", |deal| table_value(&deal));
         last.clone().write("last", &self.last);
         last.clone().map(|(_, id)| id % 3).count().write("last counts", &self.counts);
         let last_results = results.clone().key_by(|result| result.1).last_by_key("last results");
@@ -77,8 +77,13 @@ impl Tables {
     /// if all windows have closed.
     pub fn check(&self, complete: bool) -> Result<(), String> {
         let (deals, results) = (self.deals.epochs(), self.results.epochs());
-        let mut naive = Naive::default();
-        let mut views = (Sum::of(&self.last), Sum::of(&self.counts), Sum::of(&self.last_results), Sum::of(&self.both));
+        let mut naive = NaiveTables::default();
+        let mut views = (
+            TableContents::of(&self.last),
+            TableContents::of(&self.counts),
+            TableContents::of(&self.last_results),
+            TableContents::of(&self.both),
+        );
         let (joined, left) = (self.joined.epochs(), self.left.epochs());
         let epochs: BTreeSet<Epoch> = deals.keys().chain(results.keys()).copied().collect();
         for epoch in epochs {
@@ -138,7 +143,7 @@ impl Tables {
 }
 
 /// Runs the query over one source.
-pub fn run(data: &Data, run: Run) -> Result<(Tables, Outcome), String> {
+pub fn run(data: &Data, run: TestRun) -> Result<(Tables, RunOutcome), String> {
     let (tables, source) = (Tables::default(), data.source());
     let shown = tables.clone();
     let outcome = run.run(move |flow| {
@@ -152,11 +157,12 @@ pub fn run(data: &Data, run: Run) -> Result<(Tables, Outcome), String> {
 
 /// Runs data in the epochs of `how`, and compares everything with the naive computation, and the metrics of tables with
 /// the outputs.
-pub fn check_tables(data: &Data, how: Run) -> Result<Outcome, String> {
+pub fn check_tables(data: &Data, how: TestRun) -> Result<RunOutcome, String> {
     let (tables, outcome) = run(data, how)?;
     tables.check(outcome.report.ending == Ending::Complete)?;
     let summary = &outcome.report.summary;
-    let figures: Vec<_> = summary.tables.iter().map(|table| (table.name.as_str(), table.taken, table.folded)).collect();
+    let figures: Vec<_> =
+        summary.tables.iter().map(|table| (table.name.as_str(), table.received, table.compared)).collect();
     let (deals, results) = (tables.deals.all().len() as u64, tables.results.all().len() as u64);
     let expected = [("last", deals, deals), ("last results", results, results)];
     if figures != expected {
@@ -171,15 +177,15 @@ expected {expected:?}"
 
 /// State of the naive computation, from all records so far.
 #[derive(Default)]
-struct Naive {
+struct NaiveTables {
     deals: BTreeMap<u8, BTreeMap<(i64, u32), Option<u32>>>,
     results: Multiset<(u8, Counted)>,
 }
 
-impl Naive {
+impl NaiveTables {
     /// Ids are in the order of source, partition and offset.
     fn take(&mut self, deal: &Deal) {
-        self.deals.entry(deal.key).or_default().insert((deal.at_ms, deal.id), said(deal));
+        self.deals.entry(deal.key).or_default().insert((deal.at_ms, deal.id), table_value(deal));
     }
 
     fn take_result(&mut self, result: Counted) {
@@ -227,14 +233,14 @@ impl Naive {
 }
 
 /// Contents of a collection, advanced epoch by epoch.
-struct Sum<D> {
+struct TableContents<D> {
     left: BTreeMap<Epoch, Vec<(D, isize)>>,
     now: Multiset<D>,
 }
 
-impl<D: Record> Sum<D> {
+impl<D: Record> TableContents<D> {
     fn of(captured: &Captured<D>) -> Self {
-        Sum { left: captured.epochs(), now: Multiset::new() }
+        TableContents { left: captured.epochs(), now: Multiset::new() }
     }
 
     /// Advances to an epoch, and compares the contents.
@@ -253,7 +259,7 @@ impl<D: Record> Sum<D> {
     }
 }
 
-impl<D> Sum<D> {
+impl<D> TableContents<D> {
     /// Checks that no change is left at epochs without records.
     fn check_over(&self, what: &str) -> Result<(), String> {
         match self.left.first_key_value() {

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::durable::journal::{Bound, Frame};
-use tidegate::source::memory::Records;
-use tidegate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
+use tidegate::durable::journal::{Frame, PartitionProgress};
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{
+    PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
+};
 use tidegate::time::Epoch;
 
 use super::cases::{Data, Deal};
@@ -53,7 +55,7 @@ impl Data {
 pub fn epochs_of_silence(journal: &[Frame], source: &str) -> usize {
     let (mut now, mut count) = (std::collections::BTreeMap::new(), 0);
     for frame in journal {
-        let mine = frame.bounds.iter().filter(|bound| bound.source == source);
+        let mine = frame.progress.iter().filter(|bound| bound.source == source);
         now.extend(mine.map(|bound| (bound.partition, (bound.idle, bound.ended))));
         let silent = !now.is_empty() && now.values().all(|(idle, ended)| *idle || *ended);
         count += usize::from(silent && !now.values().all(|(_, ended)| *ended));
@@ -64,27 +66,27 @@ pub fn epochs_of_silence(journal: &[Frame], source: &str) -> usize {
 /// The deals of some data as a source: all at once, or in turns if it has any.
 #[derive(Clone)]
 pub struct Deals {
-    records: Records<Deal>,
+    records: MemorySource<Deal>,
     partitions: Arc<Vec<Vec<Deal>>>,
     turns: Arc<Vec<Turn>>,
-    read: Arc<Mutex<Read>>,
+    read: Arc<Mutex<ReadState>>,
 }
 
 /// The next offset of each partition, and the greatest epoch that has read anything: a worker in an earlier epoch
 /// waits.
-struct Read {
+struct ReadState {
     next: Vec<u64>,
     last: Epoch,
 }
 
 impl Deals {
     pub fn new(data: &Data) -> Self {
-        let records = Records::new(data.partitions.clone(), |deal: &Deal| deal.at_ms);
+        let records = MemorySource::new(data.partitions.clone(), |deal: &Deal| deal.at_ms);
         Deals {
             records: records.out_of_order(Duration::from_millis(data.disorder)),
             partitions: Arc::new(data.partitions.clone()),
             turns: Arc::new(data.turns.clone()),
-            read: Arc::new(Mutex::new(Read { next: vec![0; data.partitions.len()], last: Epoch(0) })),
+            read: Arc::new(Mutex::new(ReadState { next: vec![0; data.partitions.len()], last: Epoch(0) })),
         }
     }
 }
@@ -104,7 +106,7 @@ impl Source for Deals {
         Source::out_of_order(&self.records)
     }
 
-    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Deal>>> {
+    fn open(&self, at: &WorkerContext) -> tidegate::Result<Box<dyn Reader<Deal>>> {
         if self.turns.is_empty() {
             return self.records.open(at);
         }
@@ -117,14 +119,14 @@ impl Source for Deals {
         }))
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> tidegate::Result<Option<String>> {
-        self.records.grown_since(at, bounds)
+    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> tidegate::Result<Option<String>> {
+        self.records.has_new_data(at, bounds)
     }
 }
 
 struct TurnReader {
     of: Deals,
-    mine: Vec<(u32, Option<Slot>)>,
+    mine: Vec<(u32, Option<PartitionHandle>)>,
     /// Remaining pause of each turn.
     pauses: Vec<u32>,
     /// Epoch through which all sinks have published.
@@ -163,7 +165,13 @@ impl TurnReader {
         Some(self.of.turns[at])
     }
 
-    fn take(&self, epoch: Epoch, (id, slot): (u32, Slot), end: u64, intake: &mut Intake<Deal>) -> tidegate::Result<()> {
+    fn take(
+        &self,
+        epoch: Epoch,
+        (id, slot): (u32, PartitionHandle),
+        end: u64,
+        intake: &mut PartitionTracker<Deal>,
+    ) -> tidegate::Result<()> {
         let from = intake.next(slot);
         intake.accept_all(epoch, slot, from, &self.of.partitions[id as usize][from as usize..end as usize])?;
         self.has_read(epoch, id, end);
@@ -172,26 +180,31 @@ impl TurnReader {
 }
 
 impl Reader<Deal> for TurnReader {
-    fn shown(&mut self, epoch: Epoch) {
+    fn notify_published(&mut self, epoch: Epoch) {
         self.shown = epoch;
     }
 
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Deal>) -> tidegate::Result<()> {
+    fn resume(
+        &mut self,
+        epoch: Epoch,
+        places: &[RestoredPartition],
+        intake: &mut PartitionTracker<Deal>,
+    ) -> tidegate::Result<()> {
         intake.begin(epoch);
         for at in 0..self.mine.len() {
             let id = self.mine[at].0;
-            let Some(place) = places.iter().find(|place| place.bound.partition == id) else { continue };
+            let Some(place) = places.iter().find(|place| place.progress.partition == id) else { continue };
             self.mine[at].1 = Some(intake.resume(epoch, place));
-            self.has_read(epoch, id, place.bound.next);
+            self.has_read(epoch, id, place.progress.next_offset);
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<Deal>) -> tidegate::Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<Deal>) -> tidegate::Result<Polled> {
         intake.all_found();
         for at in 0..self.mine.len() {
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, 0, Some(self.length(id))));
+            let slot = slot.unwrap_or_else(|| intake.track(epoch, id, 0, Some(self.length(id))));
             self.mine[at].1 = Some(slot);
             if intake.ended(slot) {
                 continue;
@@ -207,17 +220,22 @@ impl Reader<Deal> for TurnReader {
         Ok(Polled { epoch, busy: true })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Deal>) -> tidegate::Result<bool> {
+    fn replay(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        intake: &mut PartitionTracker<Deal>,
+    ) -> tidegate::Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
             let id = bound.partition;
             let Some(at) = self.mine.iter().position(|(mine, _)| *mine == id) else { continue };
-            let find = || intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until);
+            let find = || intake.track(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset);
             let slot = self.mine[at].1.unwrap_or_else(find);
             self.mine[at].1 = Some(slot);
-            self.take(epoch, (id, slot), bound.next, intake)?;
-            intake.repeat(slot, bound);
+            self.take(epoch, (id, slot), bound.next_offset, intake)?;
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }

@@ -13,24 +13,24 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::differential_dataflow::{AsCollection, VecCollection};
 use tidegate::job::Ending;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::Epoch;
 use tidegate::timely::dataflow::operators::vec::Map;
-use tidegate::view::{Answer, End, Refusal, Subscription, Update, Views};
+use tidegate::view::{Answer, Refusal, Subscription, SubscriptionEnd, ViewUpdate, Views};
 use tidegate::{Flow, Record, Window};
 
 use super::cases::{Data, Deal};
 use super::checks::small_drift;
-use super::lives::on;
+use super::incarnations::on;
 
 /// Maximum number of incarnations that crash.
-const LIVES: usize = 8;
+const MAX_CRASHES: usize = 8;
 /// The size of the windows of the view `open`, in milliseconds.
 const SIZE: i64 = 50;
 
 /// Row of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-struct Sum {
+struct SumRow {
     key: u8,
     count: i64,
     sum: i128,
@@ -61,22 +61,22 @@ type OpenRow = (i64, u8, i64);
 
 /// Outputs of the query from which the correct contents are computed.
 #[derive(Clone, Default)]
-struct Shown {
+struct ViewQueryCaptures {
     deals: Captured<Deal>,
     open: Captured<OpenRow>,
 }
 
-impl Shown {
+impl ViewQueryCaptures {
     fn query(&self, data: &Data, readers: &Readers) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
         let (source, own, readers) = (data.source(), self.clone(), readers.clone());
         move |flow| {
             let readers = readers.clone();
             // Also in the middle of an epoch, so that some answers are given within one.
-            let deals = flow.read("deals", &source).inspect(move |deal| readers.look(u64::from(deal.id)));
+            let deals = flow.read("deals", &source).inspect(move |deal| readers.read_one(u64::from(deal.id)));
             deals.clone().write("deals", &own.deals);
             let sums = deals.clone().key_by(|deal| deal.key).window(Window::global());
             let sums = sums.aggregate("sums", |each| (each.count(), each.sum(|deal| deal.amount)));
-            let sums = sums.on_change().map(|row| Sum { key: row.key, count: row.value.0, sum: row.value.1 });
+            let sums = sums.on_change().map(|row| SumRow { key: row.key, count: row.value.0, sum: row.value.1 });
             let given = deals.clone().flat_map(|deal| {
                 let amount = i128::from(deal.amount);
                 [(holder(deal.key), amount), (holder(deal.key + 1), -amount)]
@@ -98,15 +98,16 @@ impl Shown {
     /// Computes the correct contents of each view, epoch by epoch.
     fn histories(&self) -> BTreeMap<&'static str, History> {
         let mut histories = BTreeMap::<_, History>::new();
-        let (mut sums, mut balances) = (BTreeMap::<u8, Sum>::new(), BTreeMap::<String, i128>::new());
+        let (mut sums, mut balances) = (BTreeMap::<u8, SumRow>::new(), BTreeMap::<String, i128>::new());
         for (epoch, deals) in self.deals.epochs() {
             for (deal, _) in deals {
-                let sum = sums.entry(deal.key).or_insert(Sum { key: deal.key, count: 0, sum: 0 });
+                let sum = sums.entry(deal.key).or_insert(SumRow { key: deal.key, count: 0, sum: 0 });
                 (sum.count, sum.sum) = (sum.count + 1, sum.sum + i128::from(deal.amount));
                 *balances.entry(holder(deal.key)).or_default() += i128::from(deal.amount);
                 *balances.entry(holder(deal.key + 1)).or_default() -= i128::from(deal.amount);
             }
-            let of_sum = |Sum { key, count, sum }: &Sum| format!("{{\"key\":{key},\"count\":{count},\"sum\":{sum}");
+            let of_sum =
+                |SumRow { key, count, sum }: &SumRow| format!("{{\"key\":{key},\"count\":{count},\"sum\":{sum}");
             let mut put = |view, texts: Texts| histories.entry(view).or_default().insert(epoch.0, texts);
             put("sums", sums.values().map(|sum| (of_sum(sum), sum.key.to_string(), 1)).collect());
             let by_remainder = sums.values().map(|sum| (of_sum(sum), (sum.count % 3).to_string(), 1));
@@ -135,14 +136,14 @@ impl Shown {
 
 /// An answer of a view: rows with counts, of one epoch.
 #[derive(Clone, Debug)]
-struct Told {
+struct TextRows {
     epoch: Epoch,
     /// Each row as text without its count, and the count.
     rows: Vec<(String, isize)>,
 }
 
-impl Told {
-    fn new(answer: Answer) -> Result<Told, String> {
+impl TextRows {
+    fn new(answer: Answer) -> Result<TextRows, String> {
         let epoch = answer.epoch;
         let rows = answer.rows.map(|row| {
             let row = row.map_err(|error| error.to_string())?;
@@ -150,7 +151,7 @@ impl Told {
             let diff = diff.strip_suffix('}').and_then(|diff| diff.parse().ok());
             Ok((text.to_owned(), diff.ok_or_else(|| format!("{row} has no count"))?))
         });
-        Ok(Told { epoch, rows: rows.collect::<Result<_, String>>()? })
+        Ok(TextRows { epoch, rows: rows.collect::<Result<_, String>>()? })
     }
 }
 
@@ -159,16 +160,16 @@ impl Told {
 struct Reading {
     view: &'static str,
     key: Option<String>,
-    result: Result<Told, Refusal>,
+    result: Result<TextRows, Refusal>,
 }
 
 /// A message to a subscriber.
 #[derive(Clone, Debug)]
-enum Heard {
-    State(Told),
-    Changes(Told),
+enum SubscriberMessage {
+    State(TextRows),
+    Changes(TextRows),
     Progress(Epoch),
-    End(End),
+    End(SubscriptionEnd),
 }
 
 /// Readers of the views of one incarnation.
@@ -180,9 +181,9 @@ struct Readers {
 }
 
 /// All answers of one incarnation.
-struct Life {
+struct IncarnationAnswers {
     readings: Vec<Reading>,
-    heard: Vec<(&'static str, Option<String>, Vec<Heard>)>,
+    heard: Vec<(&'static str, Option<String>, Vec<SubscriberMessage>)>,
 }
 
 /// Returns a random key, which mostly exists.
@@ -195,16 +196,16 @@ fn any_key(view: &str, random: &mut Rng) -> String {
 }
 
 impl Readers {
-    fn new(run: &Run) -> Readers {
+    fn new(run: &TestRun) -> Readers {
         Readers { views: run.views(), over: Arc::default(), readings: Arc::default() }
     }
 
     /// Reads one of the views, by a key or whole.
-    fn look(&self, number: u64) {
+    fn read_one(&self, number: u64) {
         let mut random = Rng::with_seed(number);
         let view = *random.choice(&VIEWS).unwrap();
         let key = random.bool().then(|| any_key(view, &mut random));
-        let result = self.views.get(view, key.as_deref()).map(|answer| Told::new(answer).unwrap());
+        let result = self.views.get(view, key.as_deref()).map(|answer| TextRows::new(answer).unwrap());
         let mut readings = self.readings.lock().unwrap();
         readings.push(Reading { view, key, result });
     }
@@ -213,14 +214,14 @@ impl Readers {
     fn read(&self, seed: u64) {
         let mut number = seed << 32;
         while !self.over.load(Ordering::Acquire) {
-            self.look(number);
+            self.read_one(number);
             number += 1;
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 
     /// Subscribes as soon as the view answers, and listens until the subscription ends.
-    fn listen(&self, view: &str, key: Option<&str>, seed: u64) -> Vec<Heard> {
+    fn listen(&self, view: &str, key: Option<&str>, seed: u64) -> Vec<SubscriberMessage> {
         let mut random = Rng::with_seed(seed);
         let mut subscription = loop {
             match self.views.subscribe(view, key) {
@@ -230,14 +231,18 @@ impl Readers {
             }
         };
         let mut heard = Vec::new();
-        while !matches!(heard.last(), Some(Heard::End(_))) {
-            heard.extend(hear(&mut subscription, Duration::from_micros(random.u64(0..500))));
+        while !matches!(heard.last(), Some(SubscriberMessage::End(_))) {
+            heard.extend(next_message(&mut subscription, Duration::from_micros(random.u64(0..500))));
         }
         heard
     }
 
     /// Runs one incarnation with readers on other threads.
-    fn life(self, seed: u64, run: impl FnOnce() -> Result<Ending, String>) -> (Result<Ending, String>, Life) {
+    fn life(
+        self,
+        seed: u64,
+        run: impl FnOnce() -> Result<Ending, String>,
+    ) -> (Result<Ending, String>, IncarnationAnswers) {
         let mut random = Rng::with_seed(seed);
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| self.read(seed));
@@ -251,23 +256,23 @@ impl Readers {
             reader.join().unwrap();
             let heard = listeners.map(|(view, key, listener)| (view, key, listener.join().unwrap()));
             let readings = self.readings.lock().unwrap().clone();
-            (result, Life { readings, heard: heard.into() })
+            (result, IncarnationAnswers { readings, heard: heard.into() })
         })
     }
 }
 
 /// Waits for the next message of a subscription; `None` after `most`.
-fn hear(subscription: &mut Subscription, most: Duration) -> Option<Heard> {
+fn next_message(subscription: &mut Subscription, most: Duration) -> Option<SubscriberMessage> {
     Some(match subscription.wait(most)? {
-        Update::State(answer) => Heard::State(Told::new(answer).unwrap()),
-        Update::Changes(answer) => Heard::Changes(Told::new(answer).unwrap()),
-        Update::Progress(epoch) => Heard::Progress(epoch),
-        Update::End(end) => Heard::End(end),
+        ViewUpdate::State(answer) => SubscriberMessage::State(TextRows::new(answer).unwrap()),
+        ViewUpdate::Changes(answer) => SubscriberMessage::Changes(TextRows::new(answer).unwrap()),
+        ViewUpdate::Progress(epoch) => SubscriberMessage::Progress(epoch),
+        ViewUpdate::End(end) => SubscriberMessage::End(end),
     })
 }
 
 /// Returns the correct rows of a view at an epoch.
-fn right(history: &History, epoch: Epoch, key: Option<&str>) -> Vec<(String, isize)> {
+fn expected_rows(history: &History, epoch: Epoch, key: Option<&str>) -> Vec<(String, isize)> {
     let texts = history.range(..=epoch.0).next_back().map(|(_, texts)| texts);
     let asked = texts.into_iter().flatten().filter(|(_, own, _)| key.is_none_or(|key| key == own));
     asked.map(|(text, _, count)| (text.clone(), *count)).collect()
@@ -278,15 +283,15 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: &T, expected: &T) -> Re
     if got == expected { Ok(()) } else { Err(format!("{what}:\n     got {}\nexpected {}", cut(got), cut(expected))) }
 }
 
-impl Life {
+impl IncarnationAnswers {
     /// Checks all answers; returns the last epoch that a reader got.
     fn check(&self, histories: &BTreeMap<&'static str, History>) -> Result<Option<Epoch>, String> {
         let empty = History::new();
         let of = |view: &str| histories.get(view).unwrap_or(&empty);
         let mut last = None;
         for Reading { view, key, result } in &self.readings {
-            if let Ok(Told { epoch, rows }) = result {
-                let expected = right(of(view), *epoch, key.as_deref());
+            if let Ok(TextRows { epoch, rows }) = result {
+                let expected = expected_rows(of(view), *epoch, key.as_deref());
                 same(&format!("view `{view}` at epoch {epoch}, key {key:?}"), rows, &expected)?;
                 last = last.max(Some(*epoch));
             }
@@ -310,7 +315,7 @@ impl Life {
     fn first(&self) -> Option<Epoch> {
         let told = self.readings.iter().filter_map(|reading| reading.result.as_ref().ok());
         let states = self.heard.iter().filter_map(|(_, _, heard)| match heard.first() {
-            Some(Heard::State(told)) => Some(told),
+            Some(SubscriberMessage::State(told)) => Some(told),
             _ => None,
         });
         told.chain(states).map(|told| told.epoch).min()
@@ -318,40 +323,45 @@ impl Life {
 }
 
 /// Checks that a subscriber got every change once and nothing else; returns the last epoch that it got.
-fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]) -> Result<Option<Epoch>, String> {
+fn check_heard(
+    view: &str,
+    history: &History,
+    key: Option<&str>,
+    heard: &[SubscriberMessage],
+) -> Result<Option<Epoch>, String> {
     let (mut now, mut told) = (BTreeMap::<String, isize>::new(), None);
     for (at, news) in heard.iter().enumerate() {
         let what = |epoch: Epoch| format!("a subscriber of view `{view}` at epoch {epoch}, key {key:?}");
         let epoch = match news {
-            Heard::End(End::Over) if at + 1 == heard.len() => break,
-            Heard::End(end) => return Err(format!("a subscriber of view `{view}` was told that {end}")),
-            Heard::State(Told { epoch, rows }) if at == 0 => {
+            SubscriberMessage::End(SubscriptionEnd::Over) if at + 1 == heard.len() => break,
+            SubscriberMessage::End(end) => return Err(format!("a subscriber of view `{view}` was told that {end}")),
+            SubscriberMessage::State(TextRows { epoch, rows }) if at == 0 => {
                 now.extend(rows.iter().cloned());
                 *epoch
             }
-            Heard::Changes(Told { epoch, rows }) if at > 0 && !rows.is_empty() => {
+            SubscriberMessage::Changes(TextRows { epoch, rows }) if at > 0 && !rows.is_empty() => {
                 for (row, diff) in rows {
                     *now.entry(row.clone()).or_default() += diff;
                 }
                 now.retain(|_, count| *count != 0);
                 // No epoch between the two may have changed anything: its change would have come by itself.
                 let between = history.range(told.map_or(0, |Epoch(told)| told + 1)..epoch.0 & !1);
-                let before = told.map(|told| right(history, told, key));
+                let before = told.map(|told| expected_rows(history, told, key));
                 if let Some((other, _)) =
-                    between.into_iter().find(|(other, _)| Some(right(history, Epoch(**other), key)) != before)
+                    between.into_iter().find(|(other, _)| Some(expected_rows(history, Epoch(**other), key)) != before)
                 {
                     return Err(format!("{}: epoch {other} was left out", what(*epoch)));
                 }
                 *epoch
             }
-            Heard::Progress(epoch) if at > 0 => *epoch,
+            SubscriberMessage::Progress(epoch) if at > 0 => *epoch,
             other => return Err(format!("a subscriber of view `{view}` was told {other:?} as number {at}")),
         };
         if told >= Some(epoch) {
             return Err(format!("{} was told of epoch {told:?} before", what(epoch)));
         }
         told = Some(epoch);
-        let expected = right(history, epoch, key).into_iter().collect();
+        let expected = expected_rows(history, epoch, key).into_iter().collect();
         same(&what(epoch), &now, &expected)?;
     }
     Ok(told)
@@ -359,8 +369,8 @@ fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]
 
 /// Runs the query over some data without a crash; every answer has to be correct, and the last ones have to contain all
 /// records.
-pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
-    let (shown, readers) = (Shown::default(), Readers::new(&run));
+pub fn check_views(seed: u64, data: &Data, run: TestRun) -> Result<(), String> {
+    let (shown, readers) = (ViewQueryCaptures::default(), Readers::new(&run));
     let (views, query) = (Arc::clone(&readers.views), shown.query(data, &readers));
     let act = || run.run(query).map(|outcome| outcome.report.ending).map_err(|error| error.to_string());
     let (result, life) = readers.life(seed, act);
@@ -369,14 +379,18 @@ pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
     life.check(&histories)?;
     for view in VIEWS {
         let answer = views.get(view, None).map_err(|refusal| refusal.to_string())?;
-        let Told { epoch, rows } = Told::new(answer)?;
+        let TextRows { epoch, rows } = TextRows::new(answer)?;
         let history = histories.get(view).cloned().unwrap_or_default();
-        same(&format!("view `{view}` in the end, at epoch {epoch}"), &rows, &right(&history, Epoch(u64::MAX), None))?;
+        same(
+            &format!("view `{view}` in the end, at epoch {epoch}"),
+            &rows,
+            &expected_rows(&history, Epoch(u64::MAX), None),
+        )?;
         for (own, _, heard) in life.heard.iter().filter(|(own, ..)| *own == view) {
             let told = heard.iter().rev().find_map(|heard| match heard {
-                Heard::State(told) | Heard::Changes(told) => Some(told.epoch),
-                Heard::Progress(epoch) => Some(*epoch),
-                Heard::End(_) => None,
+                SubscriberMessage::State(told) | SubscriberMessage::Changes(told) => Some(told.epoch),
+                SubscriberMessage::Progress(epoch) => Some(*epoch),
+                SubscriberMessage::End(_) => None,
             });
             same(&format!("the last epoch that a subscriber of view `{own}` was told of"), &told, &Some(epoch))?;
         }
@@ -388,12 +402,12 @@ pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
 /// everything that was committed, with correct contents, and never with less than an earlier incarnation answered.
 ///
 /// Returns the number of incarnations whose views refused to answer before the replay had reached an epoch.
-pub fn check_views_over_lives(seed: u64, run: impl Fn() -> Run) -> Result<usize, String> {
+pub fn check_views_over_lives(seed: u64, run: impl Fn() -> TestRun) -> Result<usize, String> {
     let mut random = Rng::with_seed(seed);
-    let (data, shown) = (Data::random(&mut random, 200), Shown::default());
+    let (data, shown) = (Data::random(&mut random, 200), ViewQueryCaptures::default());
     let (mut disk, mut lives) = (CrashingDisk::new(), Vec::new());
     for number in 0.. {
-        if number < LIVES {
+        if number < MAX_CRASHES {
             disk.crash_at(random.usize(20..300));
         }
         let run = on(&disk, &mut random, run()).options(small_drift(1_000_000));

@@ -1,9 +1,9 @@
 //! What is written to must be a sink of such rows.
 
 use tidegate::testing::Captured;
-use tidegate::{Flow, source::memory::Records};
+use tidegate::{Flow, source::memory::MemorySource};
 
-fn query(flow: &Flow<'_>, payments: &Records<(String, i64)>, sums: &Captured<i64>) {
+fn query(flow: &Flow<'_>, payments: &MemorySource<(String, i64)>, sums: &Captured<i64>) {
     flow.read("payments", payments).write("sums", sums);
 }
 

@@ -1,6 +1,6 @@
 //! A record that holds an `f64` is told what to hold instead.
 
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 
 #[derive(Clone, Debug, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
 struct Reading {
@@ -9,5 +9,5 @@ struct Reading {
 }
 
 fn main() {
-    let _ = Records::new(vec![vec![Reading { celsius: 20.5, at_ms: 0 }]], |reading: &Reading| reading.at_ms);
+    let _ = MemorySource::new(vec![vec![Reading { celsius: 20.5, at_ms: 0 }]], |reading: &Reading| reading.at_ms);
 }

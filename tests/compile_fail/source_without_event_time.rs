@@ -3,8 +3,8 @@
 use tidegate::{Flow, csv, kafka};
 
 fn query(flow: &Flow<'_>) {
-    flow.read("payments", &csv::Input::new("payments.csv"));
-    flow.read("payments", &kafka::Topic::json("localhost:9092", "payments"));
+    flow.read("payments", &csv::Source::new("payments.csv"));
+    flow.read("payments", &kafka::Source::json("localhost:9092", "payments"));
 }
 
 fn main() {

@@ -1,8 +1,8 @@
 //! Floating-point numbers are compared, never summed.
 
-use tidegate::{Flow, Real, Window, source::memory::Records};
+use tidegate::{Flow, Real, Window, source::memory::MemorySource};
 
-fn query(flow: &Flow<'_>, readings: &Records<(u8, Real, i64)>) {
+fn query(flow: &Flow<'_>, readings: &MemorySource<(u8, Real, i64)>) {
     flow.read("readings", readings)
         .key_by(|reading| reading.0)
         .window(Window::global())

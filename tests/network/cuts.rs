@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use tidegate::job::Job;
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
 
 use super::proxy::{Fate, Plan, Toward};
-use super::run::{Running, says};
+use super::run::{Running, check_contains};
 use super::{Cluster, Limits, SLACK, end_within, stop};
 
 /// Default number of seeded faults, and the number that run at a time: they wait most of the time.
@@ -31,7 +31,7 @@ fn all_end_after(cut: Cut) {
     let mut cluster = Cluster::new(1, 3, Limits::SHORT, |_, _| None);
     let mut all = cluster.start_all();
     cluster.until_more_than(&mut all, 1_000);
-    cluster.way(one, other).set(toward, fate);
+    cluster.proxy(one, other).set(toward, fate);
     let begun = Instant::now();
     cluster.write(1_000);
     let ended = end_within(all, Limits::SHORT.heartbeat + SLACK);
@@ -39,7 +39,7 @@ fn all_end_after(cut: Cut) {
         let said = ended.error(1);
         let is_named = missing.iter().any(|missing| said.contains(&format!("process {missing} ")));
         assert!(is_named, "{cut:?}: process {process} names nobody of {missing:?}: {said}");
-        says(said, &["nothing was heard of it for 4 s"]);
+        check_contains(said, &["nothing was heard of it for 4 s"]);
     }
     let took = begun.elapsed();
     assert!(took >= Limits::SHORT.heartbeat - Duration::from_secs(1), "{cut:?}: all ended after {took:?} already");
@@ -70,10 +70,10 @@ fn an_outage_that_is_shorter_than_the_heartbeat_timeout_is_survived() {
     cluster.until_more_than(&mut all, 1_000);
     for (one, other) in [(1, 2), (0, 1)] {
         let shown = cluster.shown();
-        cluster.way(one, other).set(None, Fate::Wait);
+        cluster.proxy(one, other).set(None, Fate::Wait);
         cluster.write(1_000);
         std::thread::sleep(Duration::from_secs(3));
-        cluster.way(one, other).set(None, Fate::Pass);
+        cluster.proxy(one, other).set(None, Fate::Pass);
         cluster.until_more_than(&mut all, shown);
     }
     stop(all);
@@ -98,24 +98,24 @@ fn why_names_two_processes_that_do_not_hear_each_other() {
     let mut all = cluster.start_all();
     cluster.until_more_than(&mut all, 1_000);
     assert!(answer(&all[0], "/why").unwrap().contains(" 200 "));
-    cluster.way(1, 2).set(None, Fate::Wait);
-    let said = all[0].until("the cause", |running| {
+    cluster.proxy(1, 2).set(None, Fate::Wait);
+    let said = all[0].wait_until("the cause", |running| {
         answer(running, "/why").filter(|answer| answer.contains("the connection of processes 1 and 2"))
     });
-    says(&said, &["brings nothing from process", "the network between them is off"]);
-    all[0].until("the cause", |running| {
+    check_contains(&said, &["brings nothing from process", "the network between them is off"]);
+    all[0].wait_until("the cause", |running| {
         answer(running, "/healthz").filter(|said| said.contains(" 503 ") && said.contains("processes 1 and 2"))
     });
-    cluster.way(1, 2).set(None, Fate::Pass);
-    all[0].until("no cause", |running| answer(running, "/healthz").filter(|answer| answer.contains(" 200 ")));
+    cluster.proxy(1, 2).set(None, Fate::Pass);
+    all[0].wait_until("no cause", |running| answer(running, "/healthz").filter(|answer| answer.contains(" 200 ")));
     stop(all);
     cluster.check();
 }
 
 /// Runs a job that does not end by itself, as one process of those at these addresses.
-fn endless(process: usize, addresses: Vec<String>, limits: Limits) -> tidegate::Result<tidegate::job::Report> {
-    let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
-    let cluster = tidegate::job::Cluster::new(process, addresses).unwrap().patience(limits.join, limits.heartbeat);
+fn endless(process: usize, addresses: Vec<String>, limits: Limits) -> tidegate::Result<tidegate::job::RunReport> {
+    let records = MemorySource::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
+    let cluster = tidegate::job::Cluster::new(process, addresses).unwrap().timeouts(limits.join, limits.heartbeat);
     Job::new("endless").cluster(cluster).run(move |flow| {
         flow.read("records", &records).write("rows", &Observer::new(|_epoch, _rows| Ok(())));
     })
@@ -133,7 +133,7 @@ fn a_process_0_that_accepts_and_is_silent_is_named_when_the_join_timeout_is_over
         let _ = tell.send(endless(1, asked, limits));
     });
     let error = told.recv_timeout(limits.join + SLACK).expect("process 1 waits for ever").unwrap_err();
-    says(&error.to_string(), &["process 0 cannot be reached", &addresses[0]]);
+    check_contains(&error.to_string(), &["process 0 cannot be reached", &addresses[0]]);
 }
 
 /// Derives a plan for the connections of two processes, of a job of three, from a seed.
@@ -186,7 +186,7 @@ fn round(seed: u64) -> Option<Duration> {
     for (process, running) in all.iter().enumerate() {
         match running.status.code() {
             Some(0 | 143) if !ended => {}
-            _ => says(running.error(1), &["process "]),
+            _ => check_contains(running.error(1), &["process "]),
         }
         assert!(!running.stderr.contains("panicked"), "{place}: process {process}: {}", running.stderr);
     }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use proxy::{Plan, Proxy};
-use run::{Ended, Running, start};
+use run::{ProgramOutput, Running, start};
 use sql::{database, queries, rows};
 use tempfile::TempDir;
 use transactions::{COLUMNS, Transaction, csv_of, same_rows};
@@ -59,7 +59,7 @@ pub struct Cluster {
     /// Number of rows written to the file.
     written: usize,
     /// Proxies by the process that connects, and the process that it connects to.
-    ways: Vec<(usize, usize, Proxy)>,
+    proxies: Vec<(usize, usize, Proxy)>,
     /// Further arguments of all processes.
     pub more: String,
 }
@@ -70,7 +70,7 @@ impl Cluster {
         let (folder, rows) = (tempfile::tempdir().unwrap(), rows(seed, 8_000));
         fs::write(folder.path().join("in.csv"), csv_of(&[], &COLUMNS)).unwrap();
         let more = String::from("--state {}/state --snapshot-every 100ms");
-        let mut cluster = Cluster { folder, processes, limits, rows, written: 0, ways: Vec::new(), more };
+        let mut cluster = Cluster { folder, processes, limits, rows, written: 0, proxies: Vec::new(), more };
         cluster.new_hosts(plan);
         cluster.write(4_000);
         cluster
@@ -80,13 +80,13 @@ impl Cluster {
     pub fn new_hosts(&mut self, plan: impl Fn(usize, usize) -> Option<Plan>) {
         let own: Vec<_> = (0..self.processes).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         fs::write(self.path("hosts"), own.join("\n")).unwrap();
-        self.ways.clear();
+        self.proxies.clear();
         for dialer in 0..self.processes {
             let mut lines = own.clone();
             for acceptor in 0..dialer {
                 let way = Proxy::to(&own[acceptor], plan(dialer, acceptor));
                 lines[acceptor] = way.address();
-                self.ways.push((dialer, acceptor, way));
+                self.proxies.push((dialer, acceptor, way));
             }
             fs::write(self.path(&format!("hosts-{dialer}")), lines.join("\n")).unwrap();
         }
@@ -102,9 +102,9 @@ impl Cluster {
     }
 
     /// Returns the proxy between two processes.
-    pub fn way(&self, one: usize, other: usize) -> &Proxy {
+    pub fn proxy(&self, one: usize, other: usize) -> &Proxy {
         let (dialer, acceptor) = (one.max(other), one.min(other));
-        &self.ways.iter().find(|way| (way.0, way.1) == (dialer, acceptor)).unwrap().2
+        &self.proxies.iter().find(|way| (way.0, way.1) == (dialer, acceptor)).unwrap().2
     }
 
     /// Appends more rows to the input.
@@ -146,7 +146,7 @@ impl Cluster {
     /// Waits until the results are longer than `shown` bytes.
     #[track_caller]
     pub fn until_more_than(&self, all: &mut [Running], shown: u64) {
-        all[0].until("more results", |_| (self.shown() > shown).then_some(()));
+        all[0].wait_until("more results", |_| (self.shown() > shown).then_some(()));
     }
 
     /// Runs the job to the end of its input on a network without faults, and checks its results.
@@ -189,7 +189,7 @@ pub fn stop(all: Vec<Running>) {
 
 /// Waits until all processes have ended by themselves, within `limit`.
 #[track_caller]
-pub fn end_within(all: Vec<Running>, limit: Duration) -> Vec<Ended> {
+pub fn end_within(all: Vec<Running>, limit: Duration) -> Vec<ProgramOutput> {
     let begun = Instant::now();
     all.into_iter().map(|running| running.end_within(limit.saturating_sub(begun.elapsed()))).collect()
 }

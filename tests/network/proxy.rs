@@ -48,7 +48,7 @@ pub struct Plan {
 
 /// Current fates by direction.
 #[derive(Clone, Copy, Debug)]
-struct Now {
+struct CurrentFates {
     to_acceptor: Fate,
     to_dialer: Fate,
 }
@@ -56,7 +56,7 @@ struct Now {
 /// A proxy from one process to another.
 pub struct Proxy {
     address: SocketAddr,
-    now: Arc<Mutex<Now>>,
+    now: Arc<Mutex<CurrentFates>>,
     over: Arc<AtomicBool>,
 }
 
@@ -66,7 +66,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
-        let now = Arc::new(Mutex::new(Now { to_acceptor: Fate::Pass, to_dialer: Fate::Pass }));
+        let now = Arc::new(Mutex::new(CurrentFates { to_acceptor: Fate::Pass, to_dialer: Fate::Pass }));
         let over = Arc::new(AtomicBool::new(false));
         let (fates, ended, target) = (Arc::clone(&now), Arc::clone(&over), target.to_owned());
         std::thread::spawn(move || {
@@ -109,7 +109,13 @@ impl Drop for Proxy {
 }
 
 /// Forwards one connection in both directions.
-fn carry(dialer: &TcpStream, acceptor: &TcpStream, plan: Option<Plan>, now: &Arc<Mutex<Now>>, over: &Arc<AtomicBool>) {
+fn carry(
+    dialer: &TcpStream,
+    acceptor: &TcpStream,
+    plan: Option<Plan>,
+    now: &Arc<Mutex<CurrentFates>>,
+    over: &Arc<AtomicBool>,
+) {
     // Number of bytes that have passed, by direction.
     let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     for toward in [Toward::Acceptor, Toward::Dialer] {
@@ -118,21 +124,22 @@ fn carry(dialer: &TcpStream, acceptor: &TcpStream, plan: Option<Plan>, now: &Arc
             Toward::Dialer => (acceptor, dialer),
         };
         let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-        let way = Way { toward, plan, passed: Arc::clone(&passed), now: Arc::clone(now), over: Arc::clone(over) };
+        let way =
+            ProxyDirection { toward, plan, passed: Arc::clone(&passed), now: Arc::clone(now), over: Arc::clone(over) };
         std::thread::spawn(move || way.carry(from, to));
     }
 }
 
 /// One direction of a connection.
-struct Way {
+struct ProxyDirection {
     toward: Toward,
     plan: Option<Plan>,
     passed: Arc<[AtomicUsize; 2]>,
-    now: Arc<Mutex<Now>>,
+    now: Arc<Mutex<CurrentFates>>,
     over: Arc<AtomicBool>,
 }
 
-impl Way {
+impl ProxyDirection {
     /// Returns the fate of the next bytes, and the maximum number of bytes until that changes.
     fn fate(&self) -> (Fate, usize) {
         let now = *self.now.lock().unwrap();

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::run::{Running, says};
+use super::run::{Running, check_contains};
 use super::{Cluster, Limits, end_within, stop};
 
 const LIMITS: Limits = Limits { join: Duration::from_secs(60), heartbeat: Duration::from_secs(30) };
@@ -28,7 +28,7 @@ fn write_secret(path: &Path, text: &str) {
 
 /// Connects to an address as soon as a process listens there.
 fn reach(address: &str, running: &mut Running) -> TcpStream {
-    let stream = running.until("a connection", |_| TcpStream::connect(address).ok());
+    let stream = running.wait_until("a connection", |_| TcpStream::connect(address).ok());
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream
 }
@@ -44,7 +44,7 @@ fn who_does_not_know_the_secret_takes_no_part_whatever_its_flags_are_and_ends_no
         ("-w 2 --cluster-secret-file {}/other", "process 0 knows another secret"),
     ] {
         let stranger = cluster.start_by(1, "hosts-1", flags).end();
-        says(stranger.error(2), &[why, "--cluster-secret-file"]);
+        check_contains(stranger.error(2), &[why, "--cluster-secret-file"]);
         assert!(first.is_alive(), "a stranger with {flags} ended process 0: {}", first.stderr());
     }
     let mut all = vec![first, cluster.start_by(1, "hosts-1", &secret)];
@@ -66,7 +66,7 @@ fn a_process_0_that_does_not_know_the_secret_is_not_joined() {
         let impostor = cluster.start_by(0, "hosts", flags);
         let process = cluster.start_by(1, "hosts", &secret);
         let ended = end_within(vec![process], Duration::from_secs(40));
-        says(ended[0].error(code), &[why]);
+        check_contains(ended[0].error(code), &[why]);
         drop(impostor);
     }
 }
@@ -82,7 +82,7 @@ fn processes_with_one_secret_find_each_other_and_those_that_run_something_else_e
     let other = format!("{secret} -w 2");
     let all = vec![cluster.start_by(0, "hosts", &secret), cluster.start_by(1, "hosts", &other)];
     for ended in end_within(all, Duration::from_secs(60)) {
-        says(ended.error(2), &["it has 2 workers, and process 0 has 1"]);
+        check_contains(ended.error(2), &["it has 2 workers, and process 0 has 1"]);
     }
 }
 
@@ -99,7 +99,7 @@ fn a_process_of_version_2_is_told_that_it_is_of_another_version_and_ends_nothing
     // The answer: length, refused, by process 0, wrong usage, and the reason.
     assert_eq!(answer[..4], u32::try_from(answer.len() - 4).unwrap().to_le_bytes());
     assert_eq!(answer[4..7], [3, 0, 1]);
-    says(&String::from_utf8_lossy(&answer[8..]), &["process 0 speaks version 4", "this one speaks 2"]);
+    check_contains(&String::from_utf8_lossy(&answer[8..]), &["process 0 speaks version 4", "this one speaks 2"]);
     // Later versions begin the same way, and learn this one's number.
     let mut new = reach(&cluster.address(0), &mut first);
     new.write_all(b"TGPROC\0\x09 and whatever follows").unwrap();
@@ -119,7 +119,7 @@ fn processes_that_others_can_reach_say_once_that_they_have_no_secret() {
     let warns = |hosts: &str, flags: &str| {
         fs::write(cluster.path("hosts"), hosts).unwrap();
         let ended = cluster.start_by(0, "hosts", flags).end();
-        says(ended.error(1), &["process 1 has not come"]);
+        check_contains(ended.error(1), &["process 1 has not come"]);
         ended.stderr.lines().filter(|line| line.contains("the processes have no secret")).count()
     };
     let port = super::free_port();

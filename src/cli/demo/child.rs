@@ -1,6 +1,6 @@
 //! The programs that the demo runs: this executable, under another name or with another command.
 //!
-//! * When the demo is gone, even if killed, the program stops: it is an [`Offspring`].
+//! * When the demo is gone, even if killed, the program stops: it is an [`ChildProcess`].
 //! * Output of a program goes to its log file.
 //!
 //! Invariants: no program outlives the demo for more than a few seconds; a signal from the keyboard reaches only the
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::cli::child_process::ChildProcess;
 use crate::cli::note;
-use crate::cli::parent::Offspring;
 use crate::error::{Error, Result};
 
 /// Time for a program to stop cleanly.
@@ -34,7 +34,7 @@ fn not_started(name: &str, error: std::io::Error) -> Error {
 #[derive(Debug)]
 pub(super) struct Program {
     name: &'static str,
-    running: Offspring,
+    running: ChildProcess,
     log: PathBuf,
 }
 
@@ -57,7 +57,7 @@ impl Program {
         let failed = |error: std::io::Error| not_started(name, error);
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg0(called).args(arguments).stdout(output.try_clone().map_err(failed)?).stderr(output);
-        let running = Offspring::start(&mut command).map_err(failed)?;
+        let running = ChildProcess::start(&mut command).map_err(failed)?;
         Ok(Program { name, running, log: log.to_owned() })
     }
 
@@ -106,12 +106,12 @@ impl Program {
 
     /// Prints the end of the program's log, and returns the error.
     fn failed(&self, what: &str, because: &str) -> Error {
-        self.tell();
+        self.print_log_tail();
         Error::new(format!("{} {what}", self.name)).because(because).help(format!("see {}", self.log.display()))
     }
 
     /// Prints the last lines of the program's log.
-    pub(super) fn tell(&self) {
+    pub(super) fn print_log_tail(&self) {
         let said = std::fs::read(&self.log).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
         let lines: Vec<&str> = said.lines().collect();

@@ -31,7 +31,7 @@ const DISORDER_MS: i64 = DISORDER.as_millis() as i64;
 const CLOSING: &str = "demo-end";
 
 /// Maximum number of differences that are listed individually.
-const TOLD: u64 = 5;
+const MAX_LISTED_DIFFERENCES: u64 = 5;
 
 /// All produced transactions, in order; a transaction's id is its index.
 #[derive(Debug)]
@@ -100,16 +100,16 @@ fn window_end(at_ms: i64) -> i64 {
 
 /// Totals of one account in one window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Total {
+struct AccountTotal {
     count: u64,
     sum: i128,
     least: i64,
     greatest: i64,
 }
 
-impl fmt::Display for Total {
+impl fmt::Display for AccountTotal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Total { count, sum, least, greatest } = self;
+        let AccountTotal { count, sum, least, greatest } = self;
         write!(f, "count {count}, sum {sum}, min {least}, max {greatest}")
     }
 }
@@ -117,7 +117,7 @@ impl fmt::Display for Total {
 /// Totals by the end of the window and the account.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    rows: BTreeMap<(i64, String), Total>,
+    rows: BTreeMap<(i64, String), AccountTotal>,
     greatest_ms: Option<i64>,
 }
 
@@ -125,10 +125,10 @@ impl Totals {
     fn add(&mut self, transaction: Transaction) {
         let Transaction { account, amount_cents: cents, at_ms, .. } = transaction;
         self.greatest_ms = self.greatest_ms.max(Some(at_ms));
-        let none = Total { count: 0, sum: 0, least: i64::MAX, greatest: i64::MIN };
+        let none = AccountTotal { count: 0, sum: 0, least: i64::MAX, greatest: i64::MIN };
         let total = self.rows.entry((window_end(at_ms), account)).or_insert(none);
         let (least, greatest) = (total.least.min(cents), total.greatest.max(cents));
-        *total = Total { count: total.count + 1, sum: total.sum + i128::from(cents), least, greatest };
+        *total = AccountTotal { count: total.count + 1, sum: total.sum + i128::from(cents), least, greatest };
     }
 
     /// Keeps the totals of closed windows; to be called when all transactions were added.
@@ -154,7 +154,7 @@ pub(super) struct Differences {
 impl Differences {
     fn note(&mut self, what: impl FnOnce() -> String) {
         self.count += 1;
-        if self.count <= TOLD {
+        if self.count <= MAX_LISTED_DIFFERENCES {
             self.first.push(what());
         }
     }
@@ -202,7 +202,7 @@ pub(super) fn compare_copy(path: &Path, ledger: &Ledger) -> Result<(Differences,
 
 /// A row of the query's result.
 #[derive(Debug, Deserialize)]
-struct Row {
+struct TotalsRow {
     window_start: EventTime,
     window_end: EventTime,
     account: String,
@@ -216,9 +216,9 @@ struct Row {
 pub(super) fn compare_totals(path: &Path, expected: &Totals) -> Result<Differences> {
     let mut differences = Differences::default();
     let mut left = expected.rows.clone();
-    read(path, &mut differences, |row: Row, differences| {
-        let Row { window_start, window_end, account, count, sum_cents: sum, min_cents: least, .. } = row;
-        let found = Total { count, sum, least, greatest: row.max_cents };
+    read(path, &mut differences, |row: TotalsRow, differences| {
+        let TotalsRow { window_start, window_end, account, count, sum_cents: sum, min_cents: least, .. } = row;
+        let found = AccountTotal { count, sum, least, greatest: row.max_cents };
         let whose = format!("window {window_start} to {window_end}, {account}");
         let whole = window_start.millis() + WINDOW_MS == window_end.millis();
         match left.remove(&(window_end.millis(), account)) {
@@ -289,7 +289,7 @@ mod tests {
         let lines: Vec<String> = (expected.rows.iter())
             .map(|((end, account), total)| {
                 let (start, end) = (EventTime::from_millis(end - WINDOW_MS), EventTime::from_millis(*end));
-                let Total { count, sum, least, greatest } = total;
+                let AccountTotal { count, sum, least, greatest } = total;
                 format!("{start},{end},{account},{count},{sum},{least},{greatest}\n")
             })
             .collect();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::rows::{Form, Part, Row, Rows, json, step, text_of};
-use super::{bytes, look_at, segments, size, with_snapshot};
+use super::rows::{KeyRow, RowLayout, SegmentValue, StepRowCursor, json, step, text_of};
+use super::{bytes, open_for_reading, segments, size, with_snapshot};
+use crate::cli::print_line;
 use crate::cli::progress::bytes_bar;
-use crate::cli::say;
-use crate::durable::codec::{Schema, Value};
+use crate::durable::codec::{DynamicValue, Schema};
 use crate::durable::disk::{Disk, DiskFile, OsDisk, parent};
 use crate::durable::disk_error;
 use crate::durable::manifest::Manifest;
@@ -18,7 +18,7 @@ use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 
 /// Minimum number of bytes per write.
-const PIECE: usize = 1 << 18;
+const WRITE_SIZE: usize = 1 << 18;
 
 /// Flags of `tidegate snapshot export`.
 #[derive(Clone, Debug, Args)]
@@ -61,7 +61,7 @@ pub struct ExportArgs {
 
 /// Runs `tidegate snapshot export`; returns the exit code.
 pub(super) fn export(args: &ExportArgs) -> Result<u8> {
-    let dir = look_at(&args.state)?;
+    let dir = open_for_reading(&args.state)?;
     match (&args.to, &args.csv, &args.ndjson) {
         (Some(to), ..) => with_snapshot(&dir, args.epoch, |manifest| savepoint(&dir, manifest, to))?,
         (_, Some(file), _) => table(&dir, args, file, true)?,
@@ -79,33 +79,33 @@ fn savepoint(dir: &StateDir, manifest: &Manifest, to: &Path) -> Result<()> {
     let manifest = done?;
     let (epoch, count) = (manifest.epoch.0, segments(&manifest).count());
     let size = size(bytes(segments(&manifest)));
-    say(format_args!("{}: a savepoint of epoch {epoch}, {count} segments of {size}", to.display()));
+    print_line(format_args!("{}: a savepoint of epoch {epoch}, {count} segments of {size}", to.display()));
     Ok(())
 }
 
 fn table(dir: &StateDir, args: &ExportArgs, path: &Path, is_csv: bool) -> Result<()> {
     let (mut rows, epoch, name) = with_snapshot(dir, args.epoch, |manifest| {
         let step = step(manifest, args.step.as_deref())?;
-        Ok((Rows::open(dir, step)?, manifest.epoch.0, step.name.clone()))
+        Ok((StepRowCursor::open(dir, step)?, manifest.epoch.0, step.name.clone()))
     })?;
-    let form = rows.form().cloned();
-    let mut out = Out::create(path)?;
+    let layout = rows.layout().cloned();
+    let mut out = AtomicFile::create(path)?;
     let mut csv = is_csv.then(|| csv::Writer::from_writer(Vec::new()));
-    let columns = form.as_ref().map(columns).unwrap_or_default();
+    let columns = layout.as_ref().map(columns).unwrap_or_default();
     if let Some(csv) = &mut csv {
         csv.write_record(&columns).map_err(|why| out.failed(why))?;
     }
     let bar = bytes_bar();
     bar.set_length(rows.progress().1);
     let mut count = 0_u64;
-    while let (Some(row), Some(form)) = (rows.next()?, &form) {
-        let Row { window, key, parts } = row;
+    while let (Some(row), Some(layout)) = (rows.next()?, &layout) {
+        let KeyRow { window, key, parts } = row;
         for part in parts {
-            let cells = cells(form, window.map(Value::Time), &key, &part);
+            let cells = cells(layout, window.map(DynamicValue::Time), &key, &part);
             match &mut csv {
                 None => {
                     let named = columns.iter().cloned().zip(cells).collect();
-                    out.pending.extend(json(&Value::Fields(named))?.as_bytes());
+                    out.pending.extend(json(&DynamicValue::Fields(named))?.as_bytes());
                     out.pending.push(b'\n');
                 }
                 Some(csv) => {
@@ -117,20 +117,20 @@ fn table(dir: &StateDir, args: &ExportArgs, path: &Path, is_csv: bool) -> Result
             count += 1;
         }
         bar.set_position(rows.progress().0);
-        let is_full = csv.as_ref().map_or(out.pending.len(), |csv| csv.get_ref().len()) > PIECE;
+        let is_full = csv.as_ref().map_or(out.pending.len(), |csv| csv.get_ref().len()) > WRITE_SIZE;
         if is_full {
-            out.take(&mut csv)?;
+            out.write_pending(&mut csv)?;
         }
     }
-    out.take(&mut csv)?;
+    out.write_pending(&mut csv)?;
     out.finish()?;
     bar.finish_and_clear();
-    say(format_args!("{}: {count} rows of step {name} at epoch {epoch}", path.display()));
+    print_line(format_args!("{}: {count} rows of step {name} at epoch {epoch}", path.display()));
     Ok(())
 }
 
 /// A file that is written beside its path and renamed when it is complete.
-struct Out {
+struct AtomicFile {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     beside: PathBuf,
@@ -138,13 +138,13 @@ struct Out {
     pending: Vec<u8>,
 }
 
-impl Out {
-    fn create(path: &Path) -> Result<Out> {
+impl AtomicFile {
+    fn create(path: &Path) -> Result<AtomicFile> {
         let disk = OsDisk::shared();
         let cannot = |why| disk_error("cannot write the rows", path.display(), why);
-        let beside = disk.write_beside(path, b"").map_err(cannot)?;
+        let beside = disk.write_temporary(path, b"").map_err(cannot)?;
         let file = disk.open(&beside).map_err(cannot)?;
-        Ok(Out { disk, path: path.to_owned(), beside, file: Some(file), pending: Vec::new() })
+        Ok(AtomicFile { disk, path: path.to_owned(), beside, file: Some(file), pending: Vec::new() })
     }
 
     fn failed(&self, why: impl std::fmt::Display) -> Error {
@@ -157,7 +157,7 @@ impl Out {
     }
 
     /// Writes all pending bytes, those of a CSV writer included.
-    fn take(&mut self, csv: &mut Option<csv::Writer<Vec<u8>>>) -> Result<()> {
+    fn write_pending(&mut self, csv: &mut Option<csv::Writer<Vec<u8>>>) -> Result<()> {
         if let Some(writer) = csv.take() {
             self.pending.append(&mut writer.into_inner().map_err(|why| self.failed(why))?);
             *csv = Some(csv::WriterBuilder::new().from_writer(Vec::new()));
@@ -181,7 +181,7 @@ impl Out {
 }
 
 /// Removes an incomplete file.
-impl Drop for Out {
+impl Drop for AtomicFile {
     fn drop(&mut self) {
         if self.file.is_some() {
             let _what_stays_is_in_nobodys_way = self.disk.remove(&self.beside);
@@ -190,14 +190,14 @@ impl Drop for Out {
 }
 
 /// Returns the names of the columns.
-fn columns(form: &Form) -> Vec<String> {
+fn columns(layout: &RowLayout) -> Vec<String> {
     let mut names = Vec::new();
-    if form.windowed {
+    if layout.windowed {
         names.push("window_end".to_owned());
     }
-    name(&form.key, "key", &mut names);
+    name(&layout.key, "key", &mut names);
     names.extend(["from".to_owned(), "to".to_owned()]);
-    name(&form.value, "", &mut names);
+    name(&layout.value, "", &mut names);
     names
 }
 
@@ -215,24 +215,29 @@ fn name(schema: &Schema, above: &str, names: &mut Vec<String>) {
 }
 
 /// Returns the values of the columns, in the order of [`columns`].
-fn cells(form: &Form, window: Option<Value>, key: &Value, part: &Part) -> Vec<Value> {
+fn cells(
+    layout: &RowLayout,
+    window: Option<DynamicValue>,
+    key: &DynamicValue,
+    part: &SegmentValue,
+) -> Vec<DynamicValue> {
     let mut cells = Vec::new();
-    if form.windowed {
-        cells.push(window.unwrap_or(Value::Nothing));
+    if layout.windowed {
+        cells.push(window.unwrap_or(DynamicValue::Nothing));
     }
-    flatten(&form.key, key, &mut cells);
-    cells.extend([Value::Natural(part.from.0), Value::Natural(part.to.0)]);
-    flatten(&form.value, &part.value, &mut cells);
+    flatten(&layout.key, key, &mut cells);
+    cells.extend([DynamicValue::Natural(part.from.0), DynamicValue::Natural(part.to.0)]);
+    flatten(&layout.value, &part.value, &mut cells);
     cells
 }
 
-fn flatten(schema: &Schema, value: &Value, cells: &mut Vec<Value>) {
+fn flatten(schema: &Schema, value: &DynamicValue, cells: &mut Vec<DynamicValue>) {
     match (schema, value) {
         (Schema::Unit, _) => {}
-        (Schema::Struct(_, schemas), Value::Fields(fields)) => {
+        (Schema::Struct(_, schemas), DynamicValue::Fields(fields)) => {
             schemas.iter().zip(fields).for_each(|((_, schema), (_, value))| flatten(schema, value, cells));
         }
-        (Schema::Tuple(schemas), Value::List(values)) => {
+        (Schema::Tuple(schemas), DynamicValue::List(values)) => {
             schemas.iter().zip(values).for_each(|(schema, value)| flatten(schema, value, cells));
         }
         (_, value) => cells.push(value.clone()),

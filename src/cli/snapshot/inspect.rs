@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::ProgressBar;
 
-use super::rows::{Row, Rows, json, step, text_of};
-use super::{bytes, choose, clock, look_at, rows, size, with_snapshot};
+use super::rows::{KeyRow, StepRowCursor, json, step, text_of};
+use super::{bytes, choose, open_for_reading, rows, size, wall_clock_time, with_snapshot};
 use crate::cli::progress::bytes_bar;
-use crate::cli::{note, say};
-use crate::durable::codec::Value;
+use crate::cli::{note, print_line};
+use crate::durable::codec::DynamicValue;
 use crate::durable::manifest::Manifest;
 use crate::error::Result;
 
 /// Default number of rows on a terminal.
-const SHOWN: u64 = 100;
+const DEFAULT_LIMIT: u64 = 100;
 
 /// Flags of `tidegate snapshot inspect`.
 #[derive(Clone, Debug, Args)]
@@ -55,13 +55,13 @@ pub struct InspectArgs {
 
 /// Runs `tidegate snapshot inspect`; returns the exit code.
 pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
-    let dir = look_at(&args.state)?;
+    let dir = open_for_reading(&args.state)?;
     let Some(name) = &args.step else {
         overview(&choose(&dir, args.epoch)?);
         return Ok(0);
     };
-    let mut rows = with_snapshot(&dir, args.epoch, |manifest| Rows::open(&dir, step(manifest, Some(name))?))?;
-    let limit = args.limit.unwrap_or(if stdout().is_terminal() { SHOWN } else { u64::MAX });
+    let mut rows = with_snapshot(&dir, args.epoch, |manifest| StepRowCursor::open(&dir, step(manifest, Some(name))?))?;
+    let limit = args.limit.unwrap_or(if stdout().is_terminal() { DEFAULT_LIMIT } else { u64::MAX });
     let (mut shown, mut out) = (0, stdout().lock());
     // On a terminal the bar would stand between the rows.
     let bar = if stdout().is_terminal() { ProgressBar::hidden() } else { bytes_bar() };
@@ -91,36 +91,42 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
 }
 
 /// Formats a row as a line of JSON.
-fn line(row: Row) -> Result<String> {
+fn line(row: KeyRow) -> Result<String> {
     let parts = row.parts.into_iter().map(|part| {
-        let mut fields =
-            vec![("from".to_owned(), Value::Natural(part.from.0)), ("to".to_owned(), Value::Natural(part.to.0))];
+        let mut fields = vec![
+            ("from".to_owned(), DynamicValue::Natural(part.from.0)),
+            ("to".to_owned(), DynamicValue::Natural(part.to.0)),
+        ];
         match part.value {
-            Value::Fields(more) => fields.extend(more),
+            DynamicValue::Fields(more) => fields.extend(more),
             value => fields.push(("value".to_owned(), value)),
         }
-        Value::Fields(fields)
+        DynamicValue::Fields(fields)
     });
     let mut fields = Vec::new();
-    fields.extend(row.window.map(|end| ("window_end".to_owned(), Value::Time(end))));
+    fields.extend(row.window.map(|end| ("window_end".to_owned(), DynamicValue::Time(end))));
     fields.push(("key".to_owned(), row.key));
-    fields.push(("parts".to_owned(), Value::List(parts.collect())));
-    json(&Value::Fields(fields))
+    fields.push(("parts".to_owned(), DynamicValue::List(parts.collect())));
+    json(&DynamicValue::Fields(fields))
 }
 
 fn overview(manifest: &Manifest) {
-    let Manifest { job, epoch, incarnation, made_ms, query, .. } = manifest;
+    let Manifest { job, epoch, incarnation, created_ms, query, .. } = manifest;
     let ended = if manifest.ended { "; the job is complete" } else { "" };
-    say(format_args!("job {job}, epoch {}, made by incarnation {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
-    say(format_args!("program {}", query.build));
+    print_line(format_args!(
+        "job {job}, epoch {}, made by incarnation {incarnation} at {}{ended}",
+        epoch.0,
+        wall_clock_time(*created_ms)
+    ));
+    print_line(format_args!("program {}", query.build));
     for (flag, value) in &query.flags {
-        say(format_args!("  {flag} {value}"));
+        print_line(format_args!("  {flag} {value}"));
     }
     for source in &manifest.sources {
         let kind = if source.is_combined() { "" } else { "source " };
-        say(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
-        for bound in &source.bounds {
-            let until = bound.until.map(|until| format!(" of {until}")).unwrap_or_default();
+        print_line(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
+        for bound in &source.progress {
+            let until = bound.end_offset.map(|until| format!(" of {until}")).unwrap_or_default();
             let is = if bound.ended {
                 ", ended"
             } else if bound.idle {
@@ -128,23 +134,30 @@ fn overview(manifest: &Manifest) {
             } else {
                 ""
             };
-            let (partition, next) = (bound.partition, bound.next);
-            say(format_args!("  partition {partition}: offset {next}{until}, watermark {}{is}", bound.watermark));
+            let (partition, next) = (bound.partition, bound.next_offset);
+            print_line(format_args!(
+                "  partition {partition}: offset {next}{until}, watermark {}{is}",
+                bound.watermark
+            ));
         }
     }
     for step in &manifest.steps {
         let (count, all, stored) = (step.segments.len(), rows(step.segments.iter()), bytes(step.segments.iter()));
         let (name, closed) = (&step.name, step.closed);
-        say(format_args!("step {name}: {all} rows in {count} segments, {}; closed through {closed}", size(stored)));
+        print_line(format_args!(
+            "step {name}: {all} rows in {count} segments, {}; closed through {closed}",
+            size(stored)
+        ));
         for segment in &step.segments {
             let (file, from, to, rows) = (&segment.file, segment.from.0, segment.to.0, segment.rows);
-            say(format_args!("  {file}: epochs {from} to {to}, {rows} rows, {}", size(segment.bytes)));
+            print_line(format_args!("  {file}: epochs {from} to {to}, {rows} rows, {}", size(segment.bytes)));
         }
     }
     for sink in &manifest.sinks {
-        let shown =
-            sink.shown.map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
+        let shown = sink
+            .published
+            .map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
         let live = if sink.on_change { ", a live collection" } else { "" };
-        say(format_args!("sink {}: {shown}{live}", sink.name));
+        print_line(format_args!("sink {}: {shown}{live}", sink.name));
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use crate::durable::codec::{Schema, Value};
+use crate::durable::codec::{DynamicValue, Schema};
 use crate::durable::manifest::{Manifest, StepState};
 use crate::durable::segment::{SegmentInfo, SegmentReader};
 use crate::durable::state::StateDir;
@@ -19,56 +19,56 @@ use crate::time::{Epoch, EventTime};
 
 /// A key with its parts in all segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct KeyRow {
     /// The end of the window; `None` if the step has no windows.
     pub(super) window: Option<EventTime>,
-    pub(super) key: Value,
-    pub(super) parts: Vec<Part>,
+    pub(super) key: DynamicValue,
+    pub(super) parts: Vec<SegmentValue>,
 }
 
 /// A key's value in one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct SegmentValue {
     /// Epoch after which the value changed, excluded.
     pub(super) from: Epoch,
     /// Epoch up to which the value changed, included.
     pub(super) to: Epoch,
-    pub(super) value: Value,
+    pub(super) value: DynamicValue,
 }
 
 /// Layout of the rows of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Form {
+pub(super) struct RowLayout {
     pub(super) windowed: bool,
     pub(super) key: Schema,
     pub(super) value: Schema,
 }
 
-impl Form {
-    fn of(rows: &Schema) -> Form {
+impl RowLayout {
+    fn of(rows: &Schema) -> RowLayout {
         let Some([first, value]) = pair(rows) else {
-            return Form { windowed: false, key: rows.clone(), value: Schema::Unit };
+            return RowLayout { windowed: false, key: rows.clone(), value: Schema::Unit };
         };
         match pair(first) {
-            Some([Schema::Time, key]) => Form { windowed: true, key: key.clone(), value: value.clone() },
-            _ => Form { windowed: false, key: first.clone(), value: value.clone() },
+            Some([Schema::Time, key]) => RowLayout { windowed: true, key: key.clone(), value: value.clone() },
+            _ => RowLayout { windowed: false, key: first.clone(), value: value.clone() },
         }
     }
 
     /// Splits a row into window, key and value.
-    fn split(&self, row: Value) -> (Option<EventTime>, Value, Value) {
+    fn split(&self, row: DynamicValue) -> (Option<EventTime>, DynamicValue, DynamicValue) {
         let (first, value) = match row {
-            Value::List(pair) if self.value != Schema::Unit => match <[Value; 2]>::try_from(pair) {
+            DynamicValue::List(pair) if self.value != Schema::Unit => match <[DynamicValue; 2]>::try_from(pair) {
                 Ok([first, value]) => (first, value),
-                Err(all) => return (None, Value::List(all), Value::Nothing),
+                Err(all) => return (None, DynamicValue::List(all), DynamicValue::Nothing),
             },
-            row => return (None, row, Value::Nothing),
+            row => return (None, row, DynamicValue::Nothing),
         };
         match first {
-            Value::List(pair) if self.windowed => match <[Value; 2]>::try_from(pair) {
-                Ok([Value::Time(end), key]) => (Some(end), key, value),
-                Ok(pair) => (None, Value::List(pair.into()), value),
-                Err(all) => (None, Value::List(all), value),
+            DynamicValue::List(pair) if self.windowed => match <[DynamicValue; 2]>::try_from(pair) {
+                Ok([DynamicValue::Time(end), key]) => (Some(end), key, value),
+                Ok(pair) => (None, DynamicValue::List(pair.into()), value),
+                Err(all) => (None, DynamicValue::List(all), value),
             },
             key => (None, key, value),
         }
@@ -87,42 +87,42 @@ fn pair(schema: &Schema) -> Option<[&Schema; 2]> {
 
 /// Cursor over the rows of a step.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(super) struct StepRowCursor {
     closed: EventTime,
-    segments: Vec<Segment>,
+    segments: Vec<StepSegment>,
     /// Number of bytes read so far.
     read: u64,
 }
 
 #[derive(Debug)]
-struct Segment {
+struct StepSegment {
     info: SegmentInfo,
     reader: SegmentReader,
-    form: Form,
+    layout: RowLayout,
     /// Index of the next block.
     block: usize,
-    rows: VecDeque<(Option<EventTime>, Value, Value)>,
+    rows: VecDeque<(Option<EventTime>, DynamicValue, DynamicValue)>,
 }
 
-impl Rows {
+impl StepRowCursor {
     /// Opens the segments of a step.
     ///
     /// # Errors
     /// Fails if one cannot be read, or is damaged.
-    pub(super) fn open(dir: &StateDir, step: &StepState) -> Result<Rows> {
+    pub(super) fn open(dir: &StateDir, step: &StepState) -> Result<StepRowCursor> {
         let mut segments = Vec::new();
-        for info in step.segments.iter().filter(|info| !info.is_dead(step.closed)) {
+        for info in step.segments.iter().filter(|info| !info.is_expired(step.closed)) {
             let reader = SegmentReader::open_named(&**dir.disk(), &dir.segments(), info)?;
-            let form = Form::of(&reader.coding().schema);
-            segments.push(Segment { info: info.clone(), reader, form, block: 0, rows: VecDeque::new() });
+            let layout = RowLayout::of(&reader.encoding().schema);
+            segments.push(StepSegment { info: info.clone(), reader, layout, block: 0, rows: VecDeque::new() });
         }
         segments.sort_by_key(|segment| (segment.info.to, segment.info.from));
-        Ok(Rows { closed: step.closed, segments, read: 0 })
+        Ok(StepRowCursor { closed: step.closed, segments, read: 0 })
     }
 
     /// Returns the layout of the rows; `None` if the step has no segments.
-    pub(super) fn form(&self) -> Option<&Form> {
-        self.segments.last().map(|segment| &segment.form)
+    pub(super) fn layout(&self) -> Option<&RowLayout> {
+        self.segments.last().map(|segment| &segment.layout)
     }
 
     /// Returns the number of bytes read so far, and that of all segments.
@@ -134,31 +134,33 @@ impl Rows {
     ///
     /// # Errors
     /// Fails if a block is damaged, or cannot be decoded without its types.
-    pub(super) fn next(&mut self) -> Result<Option<Row>> {
+    pub(super) fn next(&mut self) -> Result<Option<KeyRow>> {
         for segment in &mut self.segments {
             self.read += segment.fill(self.closed)?;
         }
         let heads = self.segments.iter().filter_map(|segment| segment.rows.front());
         let Some((window, key)) = heads.map(|(window, key, _)| (window, key)).min() else { return Ok(None) };
-        let mut row = Row { window: *window, key: key.clone(), parts: Vec::new() };
+        let mut row = KeyRow { window: *window, key: key.clone(), parts: Vec::new() };
         for segment in &mut self.segments {
-            let is_it = |head: &mut (Option<EventTime>, Value, Value)| (head.0, &head.1) == (row.window, &row.key);
+            let is_it = |head: &mut (Option<EventTime>, DynamicValue, DynamicValue)| {
+                (head.0, &head.1) == (row.window, &row.key)
+            };
             if let Some((_, _, value)) = segment.rows.pop_front_if(is_it) {
-                row.parts.push(Part { from: segment.info.from, to: segment.info.to, value });
+                row.parts.push(SegmentValue { from: segment.info.from, to: segment.info.to, value });
             }
         }
         Ok(Some(row))
     }
 }
 
-impl Segment {
+impl StepSegment {
     /// Reads blocks until a row is pending or the segment is at its end; returns the number of bytes read.
     fn fill(&mut self, closed: EventTime) -> Result<u64> {
         let mut read = 0;
         while self.rows.is_empty() && self.block < self.reader.blocks().len() {
-            let rows = self.reader.values(self.block)?.into_iter().map(|row| self.form.split(row));
+            let rows = self.reader.values(self.block)?.into_iter().map(|row| self.layout.split(row));
             self.rows.extend(rows.filter(|(window, ..)| window.is_none_or(|end| end > closed)));
-            read += u64::from(self.reader.blocks()[self.block].stored);
+            read += u64::from(self.reader.blocks()[self.block].stored_length);
             self.block += 1;
         }
         Ok(read)
@@ -184,21 +186,23 @@ pub(super) fn step<'m>(manifest: &'m Manifest, name: Option<&str>) -> Result<&'m
 }
 
 /// Formats a value as a cell of a table, and for comparison with a key that was typed.
-pub(super) fn text_of(value: &Value) -> Result<String> {
+pub(super) fn text_of(value: &DynamicValue) -> Result<String> {
     Ok(match value {
-        Value::Nothing => String::new(),
-        Value::Text(text) => text.clone(),
-        Value::Time(time) => time.to_string(),
-        Value::Variant(_, name, body) if **body == Value::Nothing => name.clone(),
+        DynamicValue::Nothing => String::new(),
+        DynamicValue::Text(text) => text.clone(),
+        DynamicValue::Time(time) => time.to_string(),
+        DynamicValue::Variant(_, name, body) if **body == DynamicValue::Nothing => name.clone(),
         value => match json(value)? {
             // JSON has wide integers as strings; a table has them as numbers.
-            text if matches!(value, Value::Wide(_) | Value::WideNatural(_)) => text.trim_matches('"').to_owned(),
+            text if matches!(value, DynamicValue::Wide(_) | DynamicValue::WideNatural(_)) => {
+                text.trim_matches('"').to_owned()
+            }
             text => text,
         },
     })
 }
 
 /// Formats a value as JSON.
-pub(super) fn json(value: &Value) -> Result<String> {
+pub(super) fn json(value: &DynamicValue) -> Result<String> {
     serde_json::to_string(value).map_err(|why| Error::new("cannot write a value as JSON").because(why))
 }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{counted, look_at, size};
+use super::{open_for_reading, pluralized, size};
 use crate::cli::progress::bytes_bar;
-use crate::cli::{note, say};
-use crate::durable::look::{Checked, check};
-use crate::durable::recovery::SinkFound;
+use crate::cli::{note, print_line};
+use crate::durable::inspect::{IntegrityReport, verify_files};
+use crate::durable::recovery::ReportedSink;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::sink::published_in;
@@ -43,7 +43,7 @@ pub struct VerifyArgs {
 ///
 /// # Errors
 /// Fails if a file is no results file of this state.
-fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
+fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<ReportedSink>> {
     let mut outputs = Vec::new();
     for file in files {
         let place = || file.display().to_string();
@@ -62,32 +62,32 @@ fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
 
 /// Runs `tidegate snapshot verify`; returns the exit code.
 pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
-    let dir = look_at(&args.state)?;
+    let dir = open_for_reading(&args.state)?;
     let bar = bytes_bar();
-    let checked = check(&dir, &outputs_of(&dir, &args.outputs)?, &mut |bytes, all| {
+    let checked = verify_files(&dir, &outputs_of(&dir, &args.outputs)?, &mut |bytes, all| {
         bar.set_length(all);
         bar.inc(bytes);
     })?;
     bar.finish_and_clear();
-    let Checked { snapshots, claims, journals, segments, bytes, wrong, torn, goes_on } = &checked;
+    let IntegrityReport { snapshots, claims, journals, segments, bytes, wrong, torn, resume_point } = &checked;
     for error in wrong {
         note(format_args!("{error}"));
     }
     for (file, length) in torn {
         let hint = if args.outputs.is_empty() { ", unless an output has published them: see --output" } else { "" };
-        say(format_args!("journal/{file}: the last {length} bytes are not finished, and do not count{hint}"));
+        print_line(format_args!("journal/{file}: the last {length} bytes are not finished, and do not count{hint}"));
     }
-    if let Some(goes_on) = goes_on {
+    if let Some(goes_on) = resume_point {
         let from = goes_on.from.map_or("the beginning".into(), |from| format!("epoch {}", from.0));
-        say(format_args!("goes on from {from}, and runs {} again", counted(goes_on.replayed, "epoch")));
+        print_line(format_args!("goes on from {from}, and runs {} again", pluralized(goes_on.replayed, "epoch")));
     }
     let verdict = match wrong.len() {
         0 => "all are as they were written".to_owned(),
         1 => "1 is not as it was written".to_owned(),
         count => format!("{count} are not as they were written"),
     };
-    let (snapshots, segments) = (counted(*snapshots, "snapshot"), counted(*segments, "segment"));
-    let (journals, claims) = (counted(*journals, "journal file"), counted(*claims, "claim"));
-    say(format_args!("checked {snapshots}, {segments} of {}, {journals}, {claims}: {verdict}", size(*bytes)));
+    let (snapshots, segments) = (pluralized(*snapshots, "snapshot"), pluralized(*segments, "segment"));
+    let (journals, claims) = (pluralized(*journals, "journal file"), pluralized(*claims, "claim"));
+    print_line(format_args!("checked {snapshots}, {segments} of {}, {journals}, {claims}: {verdict}", size(*bytes)));
     Ok(u8::from(!wrong.is_empty()))
 }

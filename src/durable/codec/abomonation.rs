@@ -30,7 +30,7 @@ use std::sync::OnceLock;
 /// The crate whose trait describes the data that a type owns.
 pub use ::abomonation as raw;
 
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Kept, Rows, fingerprint};
+use crate::durable::codec::{AlignedBytes, BlockBuffer, BlockRows, Codec, CodecId, RowStorage, fingerprint};
 use crate::error::{Error, Result};
 use crate::record::{Origin, Real};
 use crate::time::{Epoch, EventTime, Span};
@@ -97,7 +97,7 @@ impl<T: InPlace + Clone + Send + 'static> Codec<T> for Abomonation {
         fingerprint(words.into_iter().chain(numbers.iter().map(String::as_str)))
     }
 
-    fn encode(&self, row: &T, draft: &mut Draft) -> std::result::Result<(), String> {
+    fn encode(&self, row: &T, draft: &mut BlockBuffer) -> std::result::Result<(), String> {
         // SAFETY: a reference is valid for the bytes of its value. Padding among them is discussed above.
         let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(row).cast::<u8>(), size_of::<T>()) };
         draft.head.extend_from_slice(bytes);
@@ -106,25 +106,25 @@ impl<T: InPlace + Clone + Send + 'static> Codec<T> for Abomonation {
         unsafe { row.entomb(&mut draft.tail) }.map_err(|why| why.to_string())
     }
 
-    fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<Rows<T>, String> {
-        Ok(Rows(Kept::InPlace(InBlock::new(block, rows)?)))
+    fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<BlockRows<T>, String> {
+        Ok(BlockRows(RowStorage::InPlace(BorrowedBlock::new(block, rows)?)))
     }
 
     fn decode(&self, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> std::result::Result<AlignedBytes, String> {
-        let block = InBlock::new(block, rows)?;
+        let block = BorrowedBlock::new(block, rows)?;
         out.extend_from_slice(block.as_slice());
         Ok(block.into_bytes())
     }
 }
 
 /// The rows of a block, read in place.
-pub(super) struct InBlock<T> {
+pub(super) struct BorrowedBlock<T> {
     /// Memory that `rows` points into; not modified while `rows` is in use.
     block: AlignedBytes,
     rows: NonNull<[T]>,
 }
 
-impl<T: InPlace> InBlock<T> {
+impl<T: InPlace> BorrowedBlock<T> {
     /// Relocates the rows' pointers into the block, whose bytes must be the output of [`Codec::encode`]: see the
     /// module.
     fn new(mut block: AlignedBytes, rows: u32) -> std::result::Result<Self, String> {
@@ -148,7 +148,7 @@ impl<T: InPlace> InBlock<T> {
             return Err(format!("{} bytes are behind the last of the block's {rows} rows", owned.len()));
         }
         let first = NonNull::new(first).ok_or("the block is nowhere")?;
-        Ok(InBlock { block, rows: NonNull::slice_from_raw_parts(first, rows) })
+        Ok(BorrowedBlock { block, rows: NonNull::slice_from_raw_parts(first, rows) })
     }
 
     /// Returns the block's buffer for reuse.
@@ -157,14 +157,14 @@ impl<T: InPlace> InBlock<T> {
     }
 }
 
-impl<T> InBlock<T> {
+impl<T> BorrowedBlock<T> {
     pub(super) fn as_slice(&self) -> &[T] {
         // SAFETY: made by `new`, which made all rows valid; they live as long as the block, and are not changed.
         unsafe { self.rows.as_ref() }
     }
 }
 
-impl<T> fmt::Debug for InBlock<T> {
+impl<T> fmt::Debug for BorrowedBlock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InBlock").field("rows", &self.rows.len()).finish_non_exhaustive()
     }
@@ -311,7 +311,7 @@ mod tests {
     const CODEC: Abomonation = Abomonation { build: 1 };
 
     fn block<T: InPlace + Clone + Send + 'static>(rows: &[T]) -> AlignedBytes {
-        let mut draft = Draft::default();
+        let mut draft = BlockBuffer::default();
         rows.iter().for_each(|row| CODEC.encode(row, &mut draft).unwrap());
         let bytes = draft.take();
         let mut block = AlignedBytes::zeroed(bytes.len());
@@ -319,7 +319,7 @@ mod tests {
         block
     }
 
-    fn open<T: InPlace + Clone + Send + 'static>(rows: &[T]) -> Rows<T> {
+    fn open<T: InPlace + Clone + Send + 'static>(rows: &[T]) -> BlockRows<T> {
         CODEC.open(block(rows), rows.len() as u32).unwrap()
     }
 

@@ -2,8 +2,8 @@
 //!
 //! * A **row** is one `(data, diff)` of a durable arrangement, of a type that the codec knows.
 //! * A **block** is some tens of kilobytes of rows, the unit that is compressed, checksummed, read and held in memory.
-//! * A [`Coding`] is a file's description of its rows: codec, type, and a **fingerprint** of everything else that must
-//!   be equal for the bytes to mean the same.
+//! * A [`RowEncoding`] is a file's description of its rows: codec, type, and a **fingerprint** of everything else
+//!   that must be equal for the bytes to mean the same.
 //!
 //! [`Postcard`] encodes with serde and is readable by any build. `Abomonation` (behind the cargo feature of that name)
 //! writes rows as they lie in memory, and reads them in place: for scans and compaction, by the very same program.
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "abomonation")]
 pub use abomonation::Abomonation;
 pub use postcard::Postcard;
-pub use schema::{Schema, Value};
+pub use schema::{DynamicValue, Schema};
 
 /// A codec's number in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,7 +48,7 @@ impl fmt::Display for CodecId {
 
 /// A file's description of how its rows are encoded; rows are read only where it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Coding {
+pub struct RowEncoding {
     /// The codec.
     pub codec: CodecId,
     /// The fingerprint, see [`Codec::fingerprint`].
@@ -59,12 +59,12 @@ pub struct Coding {
     pub schema: Schema,
 }
 
-impl Coding {
+impl RowEncoding {
     /// Checks that rows of coding `written` can be read with this coding.
     ///
     /// # Errors
     /// Fails if they cannot: names the difference (codec, type or shape of the type) and the remedy, but no file.
-    pub fn accepts(&self, written: &Coding) -> Result<()> {
+    pub fn accepts(&self, written: &RowEncoding) -> Result<()> {
         if (self.codec, self.fingerprint) == (written.codec, written.fingerprint) {
             return Ok(());
         }
@@ -119,13 +119,13 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// Fails if the row's type cannot be serialised; the draft may then hold a part of the row.
-    fn encode(&self, row: &T, draft: &mut Draft) -> std::result::Result<(), String>;
+    fn encode(&self, row: &T, draft: &mut BlockBuffer) -> std::result::Result<(), String>;
 
     /// Opens a block of `rows` rows for reading, in place if the codec can.
     ///
     /// # Errors
     /// Fails if the bytes are not exactly that many rows.
-    fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<Rows<T>, String>;
+    fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<BlockRows<T>, String>;
 
     /// Decodes the `rows` rows of a block and appends them to `out`; returns the block's buffer for reuse.
     ///
@@ -136,28 +136,28 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     /// Checks that this codec can read rows of coding `written`, including codings of earlier versions of the program.
     ///
     /// # Errors
-    /// Fails like [`Coding::accepts`].
-    fn reads(&self, written: &Coding) -> Result<()> {
-        self.coding().accepts(written)
+    /// Fails like [`RowEncoding::accepts`].
+    fn can_read(&self, written: &RowEncoding) -> Result<()> {
+        self.encoding().accepts(written)
     }
 
     /// The coding of rows that this codec writes.
-    fn coding(&self) -> Coding {
+    fn encoding(&self) -> RowEncoding {
         let rows = std::any::type_name::<T>().to_owned();
-        Coding { codec: self.id(), fingerprint: self.fingerprint(), rows, schema: self.schema() }
+        RowEncoding { codec: self.id(), fingerprint: self.fingerprint(), rows, schema: self.schema() }
     }
 }
 
 /// A block under construction. A codec that separates fixed-size rows from the data they own writes both parts.
 #[derive(Debug, Default)]
-pub struct Draft {
+pub struct BlockBuffer {
     /// The first part of the block.
     pub head: Vec<u8>,
     /// The second part, placed after the first.
     pub tail: Vec<u8>,
 }
 
-impl Draft {
+impl BlockBuffer {
     /// The bytes so far, of both parts.
     pub fn length(&self) -> usize {
         self.head.len() + self.tail.len()
@@ -172,7 +172,7 @@ impl Draft {
     }
 
     /// Truncates both parts to earlier lengths.
-    pub(crate) fn cut(&mut self, (head, tail): (usize, usize)) {
+    pub(crate) fn truncate(&mut self, (head, tail): (usize, usize)) {
         self.head.truncate(head);
         self.tail.truncate(tail);
     }
@@ -225,31 +225,31 @@ impl AlignedBytes {
 }
 
 /// The readable rows of one block.
-pub struct Rows<T>(Kept<T>);
+pub struct BlockRows<T>(RowStorage<T>);
 
-enum Kept<T> {
+enum RowStorage<T> {
     Decoded(Vec<T>),
     #[cfg(feature = "abomonation")]
-    InPlace(abomonation::InBlock<T>),
+    InPlace(abomonation::BorrowedBlock<T>),
 }
 
-impl<T> Rows<T> {
+impl<T> BlockRows<T> {
     /// Rows decoded into memory of their own.
     pub fn decoded(rows: Vec<T>) -> Self {
-        Rows(Kept::Decoded(rows))
+        BlockRows(RowStorage::Decoded(rows))
     }
 
     /// Returns the rows, in the order in which they were written.
     pub fn as_slice(&self) -> &[T] {
         match &self.0 {
-            Kept::Decoded(rows) => rows,
+            RowStorage::Decoded(rows) => rows,
             #[cfg(feature = "abomonation")]
-            Kept::InPlace(block) => block.as_slice(),
+            RowStorage::InPlace(block) => block.as_slice(),
         }
     }
 }
 
-impl<T> fmt::Debug for Rows<T> {
+impl<T> fmt::Debug for BlockRows<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Rows").field(&self.as_slice().len()).finish()
     }
@@ -257,19 +257,19 @@ impl<T> fmt::Debug for Rows<T> {
 
 /// The error by which a probe stops following a type.
 #[derive(Debug)]
-struct Stop;
+struct ProbeStopped;
 
-impl fmt::Display for Stop {
+impl fmt::Display for ProbeStopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the type is not followed any further")
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for ProbeStopped {}
 
-impl serde::de::Error for Stop {
+impl serde::de::Error for ProbeStopped {
     fn custom<M: fmt::Display>(_: M) -> Self {
-        Stop
+        ProbeStopped
     }
 }
 
@@ -305,25 +305,25 @@ mod tests {
     #[test]
     fn a_refusal_says_what_differs_and_what_to_do() {
         let schema = Schema::Unknown;
-        let coding = |codec, fingerprint, rows: &str| Coding {
+        let encoding = |codec, fingerprint, rows: &str| RowEncoding {
             codec,
             fingerprint,
             rows: rows.to_owned(),
             schema: schema.clone(),
         };
-        let mine = coding(CodecId::POSTCARD, 1, "u32");
+        let mine = encoding(CodecId::POSTCARD, 1, "u32");
         assert_eq!(mine.accepts(&mine.clone()), Ok(()));
-        assert_eq!(mine.accepts(&coding(CodecId::POSTCARD, 1, "moved::u32")), Ok(()));
+        assert_eq!(mine.accepts(&encoding(CodecId::POSTCARD, 1, "moved::u32")), Ok(()));
         for (written, expected) in [
-            (coding(CodecId::ABOMONATION, 1, "u32"), "written by abomonation, and this step reads postcard; run"),
-            (coding(CodecId(9), 1, "u32"), "written by codec 9, and this step reads postcard; run"),
-            (coding(CodecId::POSTCARD, 2, "u64"), "written as `u64`, and this step reads `u32`; restore"),
-            (coding(CodecId::POSTCARD, 2, "u32"), "another shape than when they were written; restore"),
+            (encoding(CodecId::ABOMONATION, 1, "u32"), "written by abomonation, and this step reads postcard; run"),
+            (encoding(CodecId(9), 1, "u32"), "written by codec 9, and this step reads postcard; run"),
+            (encoding(CodecId::POSTCARD, 2, "u64"), "written as `u64`, and this step reads `u32`; restore"),
+            (encoding(CodecId::POSTCARD, 2, "u32"), "another shape than when they were written; restore"),
         ] {
             let said = mine.accepts(&written).unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
         }
-        let in_place = |build| coding(CodecId::ABOMONATION, build, "u32");
+        let in_place = |build| encoding(CodecId::ABOMONATION, build, "u32");
         let said = in_place(1).accepts(&in_place(2)).unwrap_err().to_string();
         assert!(
             said.contains("another build of the program") && said.contains("run the program that wrote them"),

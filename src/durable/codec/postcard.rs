@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::durable::codec::shape::shape_of;
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Draft, Rows, Schema, fingerprint};
+use crate::durable::codec::{AlignedBytes, BlockBuffer, BlockRows, Codec, CodecId, RowEncoding, Schema, fingerprint};
 use crate::error::Error;
 
 /// The default codec, for all row types that serde can serialise.
@@ -23,21 +23,21 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     fn fingerprint(&self) -> u64 {
         let shape = shape_of::<T>();
         // The shape lacks everything behind a value that the type refuses; type names stand in for it.
-        let names = if shape.is_whole { String::new() } else { without_paths(std::any::type_name::<T>()) };
+        let names = if shape.is_whole { String::new() } else { stored_name(std::any::type_name::<T>()) };
         fingerprint(["shape", &shape.text, &names])
     }
 
-    fn reads(&self, written: &Coding) -> Result<(), Error> {
+    fn can_read(&self, written: &RowEncoding) -> Result<(), Error> {
         // Fingerprints of earlier versions included the type's name, which the file records.
         let earlier = || fingerprint([&*written.rows, &*shape_of::<T>().text]);
         if written.codec == CodecId::POSTCARD && written.fingerprint == earlier() {
             return Ok(());
         }
-        Codec::<T>::coding(self).accepts(written)
+        Codec::<T>::encoding(self).accepts(written)
     }
 
     fn check(&self) -> Result<(), String> {
-        if !shape_of::<T>().asks {
+        if !shape_of::<T>().needs_self_describing {
             return Ok(());
         }
         let rows = std::any::type_name::<T>();
@@ -50,20 +50,39 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
         Schema::of::<T>()
     }
 
-    fn encode(&self, row: &T, draft: &mut Draft) -> Result<(), String> {
-        postcard::serialize_with_flavor(row, Behind(&mut draft.head)).map_err(|why| why.to_string())
+    fn encode(&self, row: &T, draft: &mut BlockBuffer) -> Result<(), String> {
+        postcard::serialize_with_flavor(row, AppendFlavor(&mut draft.head)).map_err(|why| why.to_string())
     }
 
-    fn open(&self, block: AlignedBytes, rows: u32) -> Result<Rows<T>, String> {
+    fn open(&self, block: AlignedBytes, rows: u32) -> Result<BlockRows<T>, String> {
         let mut decoded = Vec::new();
         decode(block.as_slice(), rows, &mut decoded)?;
-        Ok(Rows::decoded(decoded))
+        Ok(BlockRows::decoded(decoded))
     }
 
     fn decode(&self, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> Result<AlignedBytes, String> {
         decode(block.as_slice(), rows, out)?;
         Ok(block)
     }
+}
+
+/// Types whose rows are stored under an earlier name: their paths and that name.
+const STORED_NAMES: [(&str, &str); 9] = [
+    ("tidegate::stream::aggregate::distinct::DistinctValues", "Kinds"),
+    ("tidegate::stream::aggregate::quantiles::QuantileHistogram", "Ranges"),
+    ("tidegate::stream::aggregate::ranked::BottomValues", "Lowest"),
+    ("tidegate::stream::aggregate::ranked::TopValues", "Highest"),
+    ("tidegate::stream::count::CountState", "Run"),
+    ("tidegate::stream::count::PartialWindow", "Filling"),
+    ("tidegate::stream::panes::PaneRange", "Range"),
+    ("tidegate::stream::state::KeyState", "Stated"),
+    ("tidegate::stream::table::StampedValue", "Stamped"),
+];
+
+/// A type's name without module paths; renamed types have the name under which their rows are stored.
+fn stored_name(name: &str) -> String {
+    let renamed = |name: String, (path, stored): &(&str, &str)| name.replace(path, stored);
+    without_paths(&STORED_NAMES.iter().fold(name.to_owned(), renamed))
 }
 
 /// A type's name without module paths.
@@ -89,9 +108,9 @@ fn decode<T: DeserializeOwned>(mut bytes: &[u8], rows: u32, out: &mut Vec<T>) ->
 }
 
 /// Serialisation target that appends to a vector.
-struct Behind<'a>(&'a mut Vec<u8>);
+struct AppendFlavor<'a>(&'a mut Vec<u8>);
 
-impl postcard::ser_flavors::Flavor for Behind<'_> {
+impl postcard::ser_flavors::Flavor for AppendFlavor<'_> {
     type Output = ();
 
     #[inline]
@@ -136,7 +155,7 @@ mod tests {
         for seed in 0..50 {
             let mut random = fastrand::Rng::with_seed(seed);
             let rows: Vec<Row> = (0..random.usize(..50)).map(|_| row(&mut random)).collect();
-            let mut draft = Draft::default();
+            let mut draft = BlockBuffer::default();
             rows.iter().for_each(|row| Postcard.encode(row, &mut draft).unwrap());
             let (block, count) = (draft.take(), rows.len() as u32);
             assert_eq!(Codec::<Row>::open(&Postcard, aligned(&block), count).unwrap().as_slice(), rows, "seed {seed}");
@@ -158,7 +177,7 @@ mod tests {
             map,
             Decimal::new(-150, 2),
         );
-        let mut draft = Draft::default();
+        let mut draft = BlockBuffer::default();
         Postcard.encode(&row, &mut draft).unwrap();
         assert_eq!(Codec::<All>::check(&Postcard), Ok(()));
         assert_eq!(Codec::<All>::open(&Postcard, aligned(&draft.take()), 1).unwrap().as_slice(), [row]);
@@ -180,9 +199,9 @@ mod tests {
 
     #[test]
     fn rows_of_a_type_that_has_moved_are_read() {
-        let written = Codec::<here::Row>::coding(&Postcard);
-        assert_eq!(Codec::<there::Row>::reads(&Postcard, &written), Ok(()));
-        let refused = Codec::<there::changed::Row>::reads(&Postcard, &written).unwrap_err().to_string();
+        let written = Codec::<here::Row>::encoding(&Postcard);
+        assert_eq!(Codec::<there::Row>::can_read(&Postcard, &written), Ok(()));
+        let refused = Codec::<there::changed::Row>::can_read(&Postcard, &written).unwrap_err().to_string();
         assert!(refused.contains("they were written as `tidegate::") && refused.contains("changed::Row`"), "{refused}");
     }
 
@@ -190,11 +209,11 @@ mod tests {
     fn rows_with_a_fingerprint_of_version_1_are_read_wherever_their_type_lies() {
         for name in ["tidegate::durable::codec::postcard::tests::here::Row", "another_crate::Row"] {
             let fingerprint = fingerprint([name, &shape_of::<here::Row>().text]);
-            let written = Coding { fingerprint, rows: name.into(), ..Codec::<here::Row>::coding(&Postcard) };
-            assert_eq!(Codec::<there::Row>::reads(&Postcard, &written), Ok(()));
-            assert!(Codec::<there::changed::Row>::reads(&Postcard, &written).is_err());
-            let of_another_codec = Coding { codec: CodecId::ABOMONATION, ..written };
-            assert!(Codec::<there::Row>::reads(&Postcard, &of_another_codec).is_err());
+            let written = RowEncoding { fingerprint, rows: name.into(), ..Codec::<here::Row>::encoding(&Postcard) };
+            assert_eq!(Codec::<there::Row>::can_read(&Postcard, &written), Ok(()));
+            assert!(Codec::<there::changed::Row>::can_read(&Postcard, &written).is_err());
+            let of_another_codec = RowEncoding { codec: CodecId::ABOMONATION, ..written };
+            assert!(Codec::<there::Row>::can_read(&Postcard, &of_another_codec).is_err());
         }
     }
 
@@ -210,9 +229,9 @@ mod tests {
             }
         }
         assert!(!shape_of::<(Refuses, u8)>().is_whole && shape_of::<Row>().is_whole);
-        let (byte, word) = (Codec::<(Refuses, u8)>::coding(&Postcard), Codec::<(Refuses, u16)>::coding(&Postcard));
-        assert!(Codec::<(Refuses, u8)>::reads(&Postcard, &byte).is_ok());
-        assert!(Codec::<(Refuses, u8)>::reads(&Postcard, &word).is_err());
+        let (byte, word) = (Codec::<(Refuses, u8)>::encoding(&Postcard), Codec::<(Refuses, u16)>::encoding(&Postcard));
+        assert!(Codec::<(Refuses, u8)>::can_read(&Postcard, &byte).is_ok());
+        assert!(Codec::<(Refuses, u8)>::can_read(&Postcard, &word).is_err());
     }
 
     #[test]
@@ -229,7 +248,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_exactly_so_many_rows_are_refused() {
-        let mut draft = Draft::default();
+        let mut draft = BlockBuffer::default();
         (0..3u32).for_each(|row| Postcard.encode(&(row, "abc".to_owned()), &mut draft).unwrap());
         let block = draft.take();
         let open = |bytes: &[u8], rows| Codec::<(u32, String)>::open(&Postcard, aligned(bytes), rows).unwrap_err();

@@ -1,8 +1,8 @@
 //! The schema of a type: enough to decode and display its values without the type.
 //!
 //! The `postcard` format does not describe itself. So segments carry the [`Schema`] of their rows, with which a tool
-//! decodes them to [`Value`]s. It is found as [shapes](super::shape) are, by deserialising the type from a probe that
-//! records its requests; enums are probed repeatedly until every variant has been seen at every position.
+//! decodes them to [`DynamicValue`]s. It is found as [shapes](super::shape) are, by deserialising the type from a probe
+//! that records its requests; enums are probed repeatedly until every variant has been seen at every position.
 //!
 //! A recursive type is followed a few levels deep and ends in [`Schema::Cut`]; values that are nested deeper cannot be
 //! displayed, which is reported as an error. An unknown part stays [`Schema::Unknown`]: it is never guessed.
@@ -16,20 +16,20 @@ use serde::de::{
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Stop;
+use super::ProbeStopped;
 use crate::record::Real;
 use crate::time::EventTime;
 
 /// Depth up to which options and collections are given an element.
-const FILLED: usize = 16;
+const MAX_FILLED_DEPTH: usize = 16;
 /// Depth up to which a type is followed.
-const DEEPEST: usize = 64;
+const MAX_TYPE_DEPTH: usize = 64;
 /// Maximum nesting of a type name within itself.
-const NESTED: usize = 3;
+const MAX_NESTING: usize = 3;
 /// Maximum number of passes over a type.
-const PASSES: usize = 512;
+const MAX_PASSES: usize = 512;
 /// Maximum number of nested requests that are answered in one pass.
-const REQUESTS: usize = 20_000;
+const MAX_REQUESTS: usize = 20_000;
 
 /// The type name and the fields of 128-bit sums that are stored as two halves.
 const HALVES: (&str, &[&str]) = ("WideSum", &["high", "low"]);
@@ -82,12 +82,12 @@ impl Schema {
     /// The schema of a type, found by probing it.
     pub fn of<T: DeserializeOwned>() -> Schema {
         let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
-        for _ in 0..PASSES {
+        for _ in 0..MAX_PASSES {
             let before = schema.clone();
-            let mut asked = Asked { candidates, ..Asked::default() };
-            let failed = T::deserialize(Probe { into: &mut schema, asked: &mut asked }).is_err();
+            let mut asked = ProbePass { candidates, ..ProbePass::default() };
+            let failed = T::deserialize(SchemaProbe { into: &mut schema, pass: &mut asked }).is_err();
             candidates = asked.candidates;
-            let is_stuck = if failed { !asked.blamed } else { schema == before };
+            let is_stuck = if failed { !asked.found_dead_end } else { schema == before };
             if is_stuck || !schema.is_open() {
                 break;
             }
@@ -111,45 +111,49 @@ impl Schema {
     ///
     /// # Errors
     /// Fails if the bytes are no such value, or if the schema is unknown or cut at that place.
-    pub fn read(&self, bytes: &mut &[u8]) -> Result<Value, String> {
+    pub fn read(&self, bytes: &mut &[u8]) -> Result<DynamicValue, String> {
         Ok(match self {
             Schema::Unknown => return Err("nobody knows what a part of its type is".into()),
             Schema::Cut => return Err("its type holds itself, and a value goes deeper than can be shown".into()),
-            Schema::Bool => Value::Bool(take(bytes)?),
-            Schema::Signed(8) => Value::Integer(take::<i8>(bytes)?.into()),
-            Schema::Signed(128) => Value::Wide(take(bytes)?),
-            Schema::Signed(_) => Value::Integer(take(bytes)?),
-            Schema::Unsigned(8) => Value::Natural(take::<u8>(bytes)?.into()),
-            Schema::Unsigned(128) => Value::WideNatural(take(bytes)?),
-            Schema::Unsigned(_) => Value::Natural(take(bytes)?),
-            Schema::Single => Value::Real(Real::new(take::<f32>(bytes)?.into())),
-            Schema::Double => Value::Real(Real::new(take(bytes)?)),
-            Schema::Char => Value::Text(take::<char>(bytes)?.into()),
-            Schema::Text => Value::Text(take(bytes)?),
-            Schema::Bytes => Value::Bytes(take::<&[u8]>(bytes)?.to_vec()),
-            Schema::Unit => Value::Nothing,
-            Schema::Time => Value::Time(EventTime::from_millis(take(bytes)?)),
+            Schema::Bool => DynamicValue::Bool(take(bytes)?),
+            Schema::Signed(8) => DynamicValue::Integer(take::<i8>(bytes)?.into()),
+            Schema::Signed(128) => DynamicValue::Wide(take(bytes)?),
+            Schema::Signed(_) => DynamicValue::Integer(take(bytes)?),
+            Schema::Unsigned(8) => DynamicValue::Natural(take::<u8>(bytes)?.into()),
+            Schema::Unsigned(128) => DynamicValue::WideNatural(take(bytes)?),
+            Schema::Unsigned(_) => DynamicValue::Natural(take(bytes)?),
+            Schema::Single => DynamicValue::Real(Real::new(take::<f32>(bytes)?.into())),
+            Schema::Double => DynamicValue::Real(Real::new(take(bytes)?)),
+            Schema::Char => DynamicValue::Text(take::<char>(bytes)?.into()),
+            Schema::Text => DynamicValue::Text(take(bytes)?),
+            Schema::Bytes => DynamicValue::Bytes(take::<&[u8]>(bytes)?.to_vec()),
+            Schema::Unit => DynamicValue::Nothing,
+            Schema::Time => DynamicValue::Time(EventTime::from_millis(take(bytes)?)),
             Schema::Halves => {
                 let (high, low): (i64, u64) = take(bytes)?;
-                Value::Wide(i128::from(high) << 64 | i128::from(low))
+                DynamicValue::Wide(i128::from(high) << 64 | i128::from(low))
             }
             Schema::Option(inner) => match take(bytes)? {
-                false => Value::Nothing,
+                false => DynamicValue::Nothing,
                 true => inner.read(bytes)?,
             },
-            Schema::List(inner) => Value::List(many(bytes, |bytes| inner.read(bytes))?),
-            Schema::Map(key, value) => Value::Map(many(bytes, |bytes| Ok((key.read(bytes)?, value.read(bytes)?)))?),
-            Schema::Tuple(parts) => Value::List(parts.iter().map(|part| part.read(bytes)).collect::<Result<_, _>>()?),
+            Schema::List(inner) => DynamicValue::List(many(bytes, |bytes| inner.read(bytes))?),
+            Schema::Map(key, value) => {
+                DynamicValue::Map(many(bytes, |bytes| Ok((key.read(bytes)?, value.read(bytes)?)))?)
+            }
+            Schema::Tuple(parts) => {
+                DynamicValue::List(parts.iter().map(|part| part.read(bytes)).collect::<Result<_, _>>()?)
+            }
             Schema::Struct(_, fields) => {
                 let field = |(name, field): &(String, Schema)| Ok((name.clone(), field.read(bytes)?));
-                Value::Fields(fields.iter().map(field).collect::<Result<_, String>>()?)
+                DynamicValue::Fields(fields.iter().map(field).collect::<Result<_, String>>()?)
             }
             Schema::Enum(name, variants) => {
                 let number: u32 = take(bytes)?;
                 let Some((variant, body)) = variants.get(number as usize) else {
                     return Err(format!("`{name}` has no variant {number}"));
                 };
-                Value::Variant(number, variant.clone(), Box::new(body.read(bytes)?))
+                DynamicValue::Variant(number, variant.clone(), Box::new(body.read(bytes)?))
             }
         })
     }
@@ -172,7 +176,7 @@ fn many<V>(bytes: &mut &[u8], mut one: impl FnMut(&mut &[u8]) -> Result<V, Strin
 
 /// A value decoded by a schema. Values are ordered like the types that they come from, if those derive their order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Value {
+pub enum DynamicValue {
     /// `()` or `None`.
     Nothing,
     /// `bool`.
@@ -194,52 +198,52 @@ pub enum Value {
     /// Bytes; in JSON they are hexadecimal.
     Bytes(Vec<u8>),
     /// Values in order.
-    List(Vec<Value>),
+    List(Vec<DynamicValue>),
     /// Values with names, in order.
-    Fields(Vec<(String, Value)>),
+    Fields(Vec<(String, DynamicValue)>),
     /// Keys with values.
-    Map(Vec<(Value, Value)>),
+    Map(Vec<(DynamicValue, DynamicValue)>),
     /// A variant of an enum: its number, its name, its contents.
-    Variant(u32, String, Box<Value>),
+    Variant(u32, String, Box<DynamicValue>),
 }
 
-impl Serialize for Value {
+impl Serialize for DynamicValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Value::Nothing => serializer.serialize_unit(),
-            Value::Bool(value) => serializer.serialize_bool(*value),
-            Value::Integer(value) => serializer.serialize_i64(*value),
-            Value::Natural(value) => serializer.serialize_u64(*value),
-            Value::Wide(value) => serializer.collect_str(value),
-            Value::WideNatural(value) => serializer.collect_str(value),
-            Value::Real(value) => serializer.serialize_f64(value.get()),
-            Value::Time(value) => serializer.collect_str(value),
-            Value::Text(value) => serializer.serialize_str(value),
-            Value::Bytes(bytes) => {
+            DynamicValue::Nothing => serializer.serialize_unit(),
+            DynamicValue::Bool(value) => serializer.serialize_bool(*value),
+            DynamicValue::Integer(value) => serializer.serialize_i64(*value),
+            DynamicValue::Natural(value) => serializer.serialize_u64(*value),
+            DynamicValue::Wide(value) => serializer.collect_str(value),
+            DynamicValue::WideNatural(value) => serializer.collect_str(value),
+            DynamicValue::Real(value) => serializer.serialize_f64(value.get()),
+            DynamicValue::Time(value) => serializer.collect_str(value),
+            DynamicValue::Text(value) => serializer.serialize_str(value),
+            DynamicValue::Bytes(bytes) => {
                 let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
                 serializer.serialize_str(&hex)
             }
-            Value::List(values) => serializer.collect_seq(values),
-            Value::Fields(fields) => serializer.collect_map(fields.iter().map(|(name, value)| (name, value))),
-            Value::Map(pairs) if pairs.iter().all(|(key, _)| matches!(key, Value::Text(_))) => {
+            DynamicValue::List(values) => serializer.collect_seq(values),
+            DynamicValue::Fields(fields) => serializer.collect_map(fields.iter().map(|(name, value)| (name, value))),
+            DynamicValue::Map(pairs) if pairs.iter().all(|(key, _)| matches!(key, DynamicValue::Text(_))) => {
                 let mut map = serializer.serialize_map(Some(pairs.len()))?;
                 pairs.iter().try_for_each(|(key, value)| map.serialize_entry(key, value))?;
                 map.end()
             }
-            Value::Map(pairs) => {
+            DynamicValue::Map(pairs) => {
                 let mut list = serializer.serialize_seq(Some(pairs.len()))?;
                 pairs.iter().try_for_each(|pair| list.serialize_element(pair))?;
                 list.end()
             }
-            Value::Variant(_, name, body) if **body == Value::Nothing => serializer.serialize_str(name),
-            Value::Variant(_, name, body) => serializer.collect_map([(name, body)]),
+            DynamicValue::Variant(_, name, body) if **body == DynamicValue::Nothing => serializer.serialize_str(name),
+            DynamicValue::Variant(_, name, body) => serializer.collect_map([(name, body)]),
         }
     }
 }
 
 /// The state of one pass over a type.
 #[derive(Default)]
-struct Asked {
+struct ProbePass {
     depth: usize,
     requests: usize,
     /// The type names that enclose the current request, outermost first.
@@ -250,15 +254,15 @@ struct Asked {
     /// By enum name: the variant tried next as a way out of the recursion.
     candidates: BTreeMap<&'static str, usize>,
     /// `true` if this pass found a variant that the next pass avoids.
-    blamed: bool,
+    found_dead_end: bool,
 }
 
-impl Asked {
-    fn within<V>(&mut self, go: impl FnOnce(&mut Asked) -> Result<V, Stop>) -> Result<V, Stop> {
+impl ProbePass {
+    fn within<V>(&mut self, go: impl FnOnce(&mut ProbePass) -> Result<V, ProbeStopped>) -> Result<V, ProbeStopped> {
         self.depth += 1;
         self.requests += 1;
-        if self.depth > DEEPEST || self.requests > REQUESTS {
-            return Err(Stop);
+        if self.depth > MAX_TYPE_DEPTH || self.requests > MAX_REQUESTS {
+            return Err(ProbeStopped);
         }
         let value = go(self)?;
         self.depth -= 1;
@@ -266,41 +270,45 @@ impl Asked {
     }
 
     fn fills(&self) -> bool {
-        self.escaping == 0 && self.depth < FILLED
+        self.escaping == 0 && self.depth < MAX_FILLED_DEPTH
     }
 }
 
 /// A deserializer that answers one request of a type and records it.
-struct Probe<'s> {
+struct SchemaProbe<'s> {
     into: &'s mut Schema,
-    asked: &'s mut Asked,
+    pass: &'s mut ProbePass,
 }
 
-impl<'s> Probe<'s> {
-    /// Follows a named type; beyond [`NESTED`] levels of the same name its schema is cut.
-    fn named<V>(self, name: &'static str, go: impl FnOnce(Probe<'_>) -> Result<V, Stop>) -> Result<V, Stop> {
-        let Probe { into, asked } = self;
-        let deep = asked.names.iter().filter(|other| **other == name).count() >= NESTED;
+impl<'s> SchemaProbe<'s> {
+    /// Follows a named type; beyond [`MAX_NESTING`] levels of the same name its schema is cut.
+    fn named<V>(
+        self,
+        name: &'static str,
+        go: impl FnOnce(SchemaProbe<'_>) -> Result<V, ProbeStopped>,
+    ) -> Result<V, ProbeStopped> {
+        let SchemaProbe { into, pass } = self;
+        let deep = pass.names.iter().filter(|other| **other == name).count() >= MAX_NESTING;
         let mut aside = Schema::Unknown;
         if deep {
             *into = Schema::Cut;
         }
-        asked.names.push(name);
-        asked.escaping += usize::from(deep);
-        let inside = Probe { into: if deep { &mut aside } else { into }, asked };
+        pass.names.push(name);
+        pass.escaping += usize::from(deep);
+        let inside = SchemaProbe { into: if deep { &mut aside } else { into }, pass };
         let value = inside.follow(go)?;
-        asked.escaping -= usize::from(deep);
-        asked.names.pop();
+        pass.escaping -= usize::from(deep);
+        pass.names.pop();
         Ok(value)
     }
 
-    fn follow<V>(self, go: impl FnOnce(Probe<'_>) -> Result<V, Stop>) -> Result<V, Stop> {
-        let Probe { into, asked } = self;
-        asked.within(|asked| go(Probe { into, asked }))
+    fn follow<V>(self, go: impl FnOnce(SchemaProbe<'_>) -> Result<V, ProbeStopped>) -> Result<V, ProbeStopped> {
+        let SchemaProbe { into, pass } = self;
+        pass.within(|pass| go(SchemaProbe { into, pass }))
     }
 
     /// Records a tuple and returns its elements.
-    fn tuple(self, length: usize) -> Elements<'s> {
+    fn tuple(self, length: usize) -> SchemaElements<'s> {
         if !matches!(self.into, Schema::Tuple(parts) if parts.len() == length) {
             *self.into = Schema::Tuple(vec![Schema::Unknown; length]);
         }
@@ -308,11 +316,11 @@ impl<'s> Probe<'s> {
             Schema::Tuple(parts) => parts.iter_mut().collect(),
             _ => Vec::new(),
         };
-        Elements { parts: parts.into_iter(), asked: self.asked }
+        SchemaElements { parts: parts.into_iter(), pass: self.pass }
     }
 
     /// Records a struct and returns its fields.
-    fn fields(self, name: &str, names: &[&str]) -> Elements<'s> {
+    fn fields(self, name: &str, names: &[&str]) -> SchemaElements<'s> {
         if !matches!(self.into, Schema::Struct(_, fields) if fields.len() == names.len()) {
             *self.into = Schema::Struct(name.to_owned(), unknown(names));
         }
@@ -320,7 +328,7 @@ impl<'s> Probe<'s> {
             Schema::Struct(_, fields) => fields.iter_mut().map(|(_, field)| field).collect(),
             _ => Vec::new(),
         };
-        Elements { parts: fields.into_iter(), asked: self.asked }
+        SchemaElements { parts: fields.into_iter(), pass: self.pass }
     }
 }
 
@@ -331,15 +339,15 @@ fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
 /// Implements requests that are answered with a constant.
 macro_rules! values {
     ($($request:ident $visit:ident $value:expr, $schema:expr;)*) => { $(
-        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
             *self.into = $schema;
             visitor.$visit($value)
         }
     )* };
 }
 
-impl<'de> Deserializer<'de> for Probe<'_> {
-    type Error = Stop;
+impl<'de> Deserializer<'de> for SchemaProbe<'_> {
+    type Error = ProbeStopped;
 
     values! {
         deserialize_bool visit_bool true, Schema::Bool;
@@ -364,49 +372,53 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         deserialize_any visit_str "1", Schema::Cut;
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
-        let fills = self.asked.fills();
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
+        let fills = self.pass.fills();
         if !matches!(self.into, Schema::Option(_)) {
             *self.into = Schema::Option(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
         }
-        self.follow(|Probe { into, asked }| match into {
-            Schema::Option(inner) if fills => visitor.visit_some(Probe { into: inner, asked }),
+        self.follow(|SchemaProbe { into, pass }| match into {
+            Schema::Option(inner) if fills => visitor.visit_some(SchemaProbe { into: inner, pass }),
             _ => visitor.visit_none(),
         })
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         *self.into = Schema::Unit;
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeStopped> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ProbeStopped> {
         if name != EventTime::TYPE {
             return self.named(name, |inside| visitor.visit_newtype_struct(inside));
         }
         *self.into = Schema::Time;
-        visitor.visit_newtype_struct(Probe { into: &mut Schema::Unknown, asked: self.asked })
+        visitor.visit_newtype_struct(SchemaProbe { into: &mut Schema::Unknown, pass: self.pass })
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
-        let fills = self.asked.fills();
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
+        let fills = self.pass.fills();
         if !matches!(self.into, Schema::List(_)) {
             *self.into = Schema::List(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
         }
-        self.follow(|Probe { into, asked }| {
+        self.follow(|SchemaProbe { into, pass }| {
             let parts = match into {
                 Schema::List(inner) if fills => vec![&mut **inner],
                 _ => Vec::new(),
             };
-            visitor.visit_seq(Elements { parts: parts.into_iter(), asked })
+            visitor.visit_seq(SchemaElements { parts: parts.into_iter(), pass })
         })
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
         self.follow(|inside| visitor.visit_seq(inside.tuple(length)))
     }
 
@@ -415,22 +427,22 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         name: &'static str,
         length: usize,
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ProbeStopped> {
         self.named(name, |inside| visitor.visit_seq(inside.tuple(length)))
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
-        let fills = self.asked.fills();
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
+        let fills = self.pass.fills();
         if !matches!(self.into, Schema::Map(..)) {
             let inner = || Box::new(if fills { Schema::Unknown } else { Schema::Cut });
             *self.into = Schema::Map(inner(), inner());
         }
-        self.follow(|Probe { into, asked }| {
+        self.follow(|SchemaProbe { into, pass }| {
             let parts = match into {
                 Schema::Map(key, value) if fills => vec![&mut **key, &mut **value],
                 _ => Vec::new(),
             };
-            visitor.visit_map(Elements { parts: parts.into_iter(), asked })
+            visitor.visit_map(SchemaElements { parts: parts.into_iter(), pass })
         })
     }
 
@@ -439,11 +451,11 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         name: &'static str,
         names: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ProbeStopped> {
         if (name, names) != HALVES {
             return self.named(name, |inside| visitor.visit_seq(inside.fields(name, names)));
         }
-        let aside = Probe { into: &mut Schema::Unknown, asked: self.asked };
+        let aside = SchemaProbe { into: &mut Schema::Unknown, pass: self.pass };
         let value = visitor.visit_seq(aside.fields(name, names))?;
         *self.into = Schema::Halves;
         Ok(value)
@@ -454,37 +466,37 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         name: &'static str,
         names: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
-        self.named(name, |Probe { into, asked }| {
+    ) -> Result<V::Value, ProbeStopped> {
+        self.named(name, |SchemaProbe { into, pass }| {
             if !matches!(into, Schema::Enum(_, variants) if variants.len() == names.len()) {
                 *into = Schema::Enum(name.to_owned(), unknown(names));
             }
-            let Schema::Enum(_, variants) = into else { return Err(Stop) };
-            let escaping = asked.escaping > 0;
+            let Schema::Enum(_, variants) = into else { return Err(ProbeStopped) };
+            let escaping = pass.escaping > 0;
             let open = || variants.iter().position(|(_, body)| body.is_open());
             let known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
-            let candidate = asked.candidates.get(name).copied().unwrap_or(0);
+            let candidate = pass.candidates.get(name).copied().unwrap_or(0);
             let number = if escaping { candidate } else { open().or_else(known).unwrap_or(0) };
-            let Some((_, body)) = variants.get_mut(number) else { return Err(Stop) };
-            let value = visitor.visit_enum(Variant { number, body, asked });
-            if value.is_err() && !asked.blamed {
+            let Some((_, body)) = variants.get_mut(number) else { return Err(ProbeStopped) };
+            let value = visitor.visit_enum(SchemaVariant { number, body, pass });
+            if value.is_err() && !pass.found_dead_end {
                 if !escaping {
                     *body = Schema::Cut;
-                    asked.blamed = true;
+                    pass.found_dead_end = true;
                 } else if candidate + 1 < names.len() {
-                    asked.candidates.insert(name, candidate + 1);
-                    asked.blamed = true;
+                    pass.candidates.insert(name, candidate + 1);
+                    pass.found_dead_end = true;
                 }
             }
             value
         })
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
-        Err(Stop)
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeStopped> {
+        Err(ProbeStopped)
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         self.deserialize_any(visitor)
     }
 
@@ -494,17 +506,17 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 }
 
 /// The elements of a collection or tuple, or the fields of a struct.
-struct Elements<'s> {
+struct SchemaElements<'s> {
     parts: std::vec::IntoIter<&'s mut Schema>,
-    asked: &'s mut Asked,
+    pass: &'s mut ProbePass,
 }
 
-impl<'de> SeqAccess<'de> for Elements<'_> {
-    type Error = Stop;
+impl<'de> SeqAccess<'de> for SchemaElements<'_> {
+    type Error = ProbeStopped;
 
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
         let Some(into) = self.parts.next() else { return Ok(None) };
-        seed.deserialize(Probe { into, asked: self.asked }).map(Some)
+        seed.deserialize(SchemaProbe { into, pass: self.pass }).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -512,59 +524,63 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
     }
 }
 
-impl<'de> MapAccess<'de> for Elements<'_> {
-    type Error = Stop;
+impl<'de> MapAccess<'de> for SchemaElements<'_> {
+    type Error = ProbeStopped;
 
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
         self.next_element_seed(seed)
     }
 
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Stop> {
-        self.next_element_seed(seed)?.ok_or(Stop)
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ProbeStopped> {
+        self.next_element_seed(seed)?.ok_or(ProbeStopped)
     }
 }
 
 /// One variant of an enum.
-struct Variant<'s> {
+struct SchemaVariant<'s> {
     number: usize,
     body: &'s mut Schema,
-    asked: &'s mut Asked,
+    pass: &'s mut ProbePass,
 }
 
-impl<'s> Variant<'s> {
-    fn inside(self) -> Probe<'s> {
-        Probe { into: self.body, asked: self.asked }
+impl<'s> SchemaVariant<'s> {
+    fn inside(self) -> SchemaProbe<'s> {
+        SchemaProbe { into: self.body, pass: self.pass }
     }
 }
 
-impl<'de> EnumAccess<'de> for Variant<'_> {
-    type Error = Stop;
+impl<'de> EnumAccess<'de> for SchemaVariant<'_> {
+    type Error = ProbeStopped;
     type Variant = Self;
 
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), Stop> {
-        let number = u32::try_from(self.number).map_err(|_| Stop)?;
-        let deserializer: de::value::U32Deserializer<Stop> = number.into_deserializer();
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), ProbeStopped> {
+        let number = u32::try_from(self.number).map_err(|_| ProbeStopped)?;
+        let deserializer: de::value::U32Deserializer<ProbeStopped> = number.into_deserializer();
         Ok((seed.deserialize(deserializer)?, self))
     }
 }
 
-impl<'de> VariantAccess<'de> for Variant<'_> {
-    type Error = Stop;
+impl<'de> VariantAccess<'de> for SchemaVariant<'_> {
+    type Error = ProbeStopped;
 
-    fn unit_variant(self) -> Result<(), Stop> {
+    fn unit_variant(self) -> Result<(), ProbeStopped> {
         *self.body = Schema::Unit;
         Ok(())
     }
 
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Stop> {
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, ProbeStopped> {
         seed.deserialize(self.inside())
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
+    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
         self.inside().deserialize_tuple(length, visitor)
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, names: &'static [&'static str], visitor: V) -> Result<V::Value, Stop> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ProbeStopped> {
         self.inside().follow(|inside| visitor.visit_seq(inside.fields("", names)))
     }
 }

@@ -13,7 +13,7 @@ use serde::de::{
     VariantAccess, Visitor,
 };
 
-use super::Stop;
+use super::ProbeStopped;
 use crate::time::EventTime;
 
 /// Depth up to which options and collections are given an element.
@@ -21,39 +21,39 @@ const FILLED: usize = 8;
 /// Depth up to which a type is followed.
 const DEEPEST: usize = 40;
 /// Length in bytes at which the text of a shape is cut off.
-const LONGEST: usize = 1 << 16;
+const MAX_SHAPE_LENGTH: usize = 1 << 16;
 
 /// The shape of a type.
-pub(super) struct Shape {
+pub(super) struct TypeShape {
     /// The shape, as a text.
     pub(super) text: String,
     /// `true` if the type asks the format for whatever comes next, as untagged enums do. Only a self-describing format
     /// can answer that.
-    pub(super) asks: bool,
+    pub(super) needs_self_describing: bool,
     /// `false` if a part is left out: behind a value that the type refuses, or because the text became too long.
     pub(super) is_whole: bool,
 }
 
 /// Probes a type for its shape.
-pub(super) fn shape_of<T: DeserializeOwned>() -> Shape {
-    let mut seen = Seen { text: String::new(), asks: false, depth: 0, variant: 0, most: 1 };
+pub(super) fn shape_of<T: DeserializeOwned>() -> TypeShape {
+    let mut seen = ShapeRecorder { text: String::new(), needs_self_describing: false, depth: 0, variant: 0, most: 1 };
     let mut refused = false;
-    while seen.variant < seen.most && seen.text.len() < LONGEST {
-        if T::deserialize(Probe(&mut seen)).is_err() {
+    while seen.variant < seen.most && seen.text.len() < MAX_SHAPE_LENGTH {
+        if T::deserialize(ShapeProbe(&mut seen)).is_err() {
             refused = true;
             seen.text.push('!');
         }
         seen.text.push('\n');
         (seen.depth, seen.variant) = (0, seen.variant + 1);
     }
-    let is_whole = !refused && seen.text.len() < LONGEST;
-    Shape { text: seen.text, asks: seen.asks, is_whole }
+    let is_whole = !refused && seen.text.len() < MAX_SHAPE_LENGTH;
+    TypeShape { text: seen.text, needs_self_describing: seen.needs_self_describing, is_whole }
 }
 
 /// The requests of a type so far.
-struct Seen {
+struct ShapeRecorder {
     text: String,
-    asks: bool,
+    needs_self_describing: bool,
     depth: usize,
     /// The variant with which enums are answered in this pass.
     variant: usize,
@@ -61,12 +61,16 @@ struct Seen {
     most: usize,
 }
 
-impl Seen {
+impl ShapeRecorder {
     /// Records the requests inside something named `what`.
-    fn within<V>(&mut self, what: &str, within: impl FnOnce(&mut Seen) -> Result<V, Stop>) -> Result<V, Stop> {
+    fn within<V>(
+        &mut self,
+        what: &str,
+        within: impl FnOnce(&mut ShapeRecorder) -> Result<V, ProbeStopped>,
+    ) -> Result<V, ProbeStopped> {
         self.depth += 1;
-        if self.depth > DEEPEST || self.text.len() > LONGEST {
-            return Err(Stop);
+        if self.depth > DEEPEST || self.text.len() > MAX_SHAPE_LENGTH {
+            return Err(ProbeStopped);
         }
         self.text.push_str(what);
         self.text.push('{');
@@ -83,12 +87,12 @@ impl Seen {
 }
 
 /// A deserializer that answers one request and records it.
-struct Probe<'s>(&'s mut Seen);
+struct ShapeProbe<'s>(&'s mut ShapeRecorder);
 
 /// Implements requests that are answered with a constant.
 macro_rules! values {
     ($($request:ident $visit:ident $value:expr;)*) => { $(
-        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
             self.0.text.push_str(stringify!($visit));
             self.0.text.push(' ');
             visitor.$visit($value)
@@ -96,8 +100,8 @@ macro_rules! values {
     )* };
 }
 
-impl<'de> Deserializer<'de> for Probe<'_> {
-    type Error = Stop;
+impl<'de> Deserializer<'de> for ShapeProbe<'_> {
+    type Error = ProbeStopped;
 
     values! {
         deserialize_bool visit_bool true;
@@ -120,42 +124,51 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         deserialize_byte_buf visit_bytes b"1";
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
-        self.0.asks = true;
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
+        self.0.needs_self_describing = true;
         self.0.text.push_str("any ");
         visitor.visit_str("1")
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         let filled = self.0.filled() > 0;
-        let inside = |seen: &mut Seen| if filled { visitor.visit_some(Probe(seen)) } else { visitor.visit_none() };
+        let inside =
+            |seen: &mut ShapeRecorder| if filled { visitor.visit_some(ShapeProbe(seen)) } else { visitor.visit_none() };
         self.0.within("option", inside)
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         self.0.text.push_str("unit ");
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ProbeStopped> {
         self.0.within(name, |_| visitor.visit_unit())
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ProbeStopped> {
         // Recorded as before the newtype had a name: files contain fingerprints of shapes.
         if name == EventTime::TYPE {
             return visitor.visit_newtype_struct(self);
         }
-        self.0.within(name, |seen| visitor.visit_newtype_struct(Probe(seen)))
+        self.0.within(name, |seen| visitor.visit_newtype_struct(ShapeProbe(seen)))
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         let left = self.0.filled();
-        self.0.within("seq", |seen| visitor.visit_seq(Elements { seen, left, names: &[] }))
+        self.0.within("seq", |seen| visitor.visit_seq(ShapeElements { seen, left, names: &[] }))
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, Stop> {
-        self.0.within("tuple", |seen| visitor.visit_seq(Elements { seen, left, names: &[] }))
+    fn deserialize_tuple<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
+        self.0.within("tuple", |seen| visitor.visit_seq(ShapeElements { seen, left, names: &[] }))
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(
@@ -163,13 +176,13 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         name: &'static str,
         left: usize,
         visitor: V,
-    ) -> Result<V::Value, Stop> {
-        self.0.within(name, |seen| visitor.visit_seq(Elements { seen, left, names: &[] }))
+    ) -> Result<V::Value, ProbeStopped> {
+        self.0.within(name, |seen| visitor.visit_seq(ShapeElements { seen, left, names: &[] }))
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         let left = self.0.filled();
-        self.0.within("map", |seen| visitor.visit_map(Elements { seen, left, names: &[] }))
+        self.0.within("map", |seen| visitor.visit_map(ShapeElements { seen, left, names: &[] }))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -177,8 +190,8 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         name: &'static str,
         names: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
-        self.0.within(name, |seen| visitor.visit_seq(Elements { seen, left: names.len(), names }))
+    ) -> Result<V::Value, ProbeStopped> {
+        self.0.within(name, |seen| visitor.visit_seq(ShapeElements { seen, left: names.len(), names }))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -186,21 +199,21 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         name: &'static str,
         names: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ProbeStopped> {
         self.0.most = self.0.most.max(names.len());
         let variant = self.0.variant.min(names.len().saturating_sub(1));
         let of = names.get(variant).copied().unwrap_or_default();
         self.0.within(name, |seen| {
             seen.text.push_str(&format!("{variant}/{} {of}:", names.len()));
-            visitor.visit_enum(Variant { seen, variant })
+            visitor.visit_enum(ShapeVariant { seen, variant })
         })
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
-        Err(Stop)
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeStopped> {
+        Err(ProbeStopped)
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
         self.deserialize_unit(visitor)
     }
 
@@ -210,23 +223,23 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 }
 
 /// The elements of a collection, or the fields of a struct.
-struct Elements<'s> {
-    seen: &'s mut Seen,
+struct ShapeElements<'s> {
+    seen: &'s mut ShapeRecorder,
     left: usize,
     names: &'static [&'static str],
 }
 
-impl<'de> SeqAccess<'de> for Elements<'_> {
-    type Error = Stop;
+impl<'de> SeqAccess<'de> for ShapeElements<'_> {
+    type Error = ProbeStopped;
 
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         if let Some(name) = self.names.len().checked_sub(self.left).and_then(|at| self.names.get(at)) {
             self.seen.text.push_str(name);
             self.seen.text.push(':');
         }
         self.left = left;
-        seed.deserialize(Probe(self.seen)).map(Some)
+        seed.deserialize(ShapeProbe(self.seen)).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -234,52 +247,56 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
     }
 }
 
-impl<'de> MapAccess<'de> for Elements<'_> {
-    type Error = Stop;
+impl<'de> MapAccess<'de> for ShapeElements<'_> {
+    type Error = ProbeStopped;
 
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
         self.next_element_seed(seed)
     }
 
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Stop> {
-        seed.deserialize(Probe(self.seen))
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ProbeStopped> {
+        seed.deserialize(ShapeProbe(self.seen))
     }
 }
 
 /// One variant of an enum.
-struct Variant<'s> {
-    seen: &'s mut Seen,
+struct ShapeVariant<'s> {
+    seen: &'s mut ShapeRecorder,
     variant: usize,
 }
 
-impl<'de> EnumAccess<'de> for Variant<'_> {
-    type Error = Stop;
+impl<'de> EnumAccess<'de> for ShapeVariant<'_> {
+    type Error = ProbeStopped;
     type Variant = Self;
 
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), Stop> {
-        let number = u32::try_from(self.variant).map_err(|_| Stop)?;
-        let deserializer: de::value::U32Deserializer<Stop> = number.into_deserializer();
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), ProbeStopped> {
+        let number = u32::try_from(self.variant).map_err(|_| ProbeStopped)?;
+        let deserializer: de::value::U32Deserializer<ProbeStopped> = number.into_deserializer();
         Ok((seed.deserialize(deserializer)?, self))
     }
 }
 
-impl<'de> VariantAccess<'de> for Variant<'_> {
-    type Error = Stop;
+impl<'de> VariantAccess<'de> for ShapeVariant<'_> {
+    type Error = ProbeStopped;
 
-    fn unit_variant(self) -> Result<(), Stop> {
+    fn unit_variant(self) -> Result<(), ProbeStopped> {
         Ok(())
     }
 
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Stop> {
-        self.seen.within("newtype", |seen| seed.deserialize(Probe(seen)))
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, ProbeStopped> {
+        self.seen.within("newtype", |seen| seed.deserialize(ShapeProbe(seen)))
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, Stop> {
-        Probe(self.seen).deserialize_tuple(left, visitor)
+    fn tuple_variant<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
+        ShapeProbe(self.seen).deserialize_tuple(left, visitor)
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, names: &'static [&'static str], visitor: V) -> Result<V::Value, Stop> {
-        Probe(self.seen).deserialize_struct("struct", names, visitor)
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ProbeStopped> {
+        ShapeProbe(self.seen).deserialize_struct("struct", names, visitor)
     }
 }
 
@@ -309,8 +326,11 @@ mod tests {
         assert_eq!(text_of::<BTreeMap<char, Vec<bool>>>(), "map{visit_char seq{visit_bool }}\n");
         assert_eq!(text_of::<(EventTime, Real, ())>(), "tuple{visit_i64 visit_f64 unit }\n");
         assert_eq!(text_of::<Decimal>(), "tuple{visit_i128 visit_u32 }\n");
-        assert!(shape_of::<Vec<rust_decimal::Decimal>>().asks && !shape_of::<Vec<Decimal>>().asks);
-        assert!(!shape_of::<(String, Vec<Total>)>().asks);
+        assert!(
+            shape_of::<Vec<rust_decimal::Decimal>>().needs_self_describing
+                && !shape_of::<Vec<Decimal>>().needs_self_describing
+        );
+        assert!(!shape_of::<(String, Vec<Total>)>().needs_self_describing);
     }
 
     /// The shapes of variations of a type named `Row`, as it might change between runs.
@@ -366,7 +386,7 @@ mod tests {
             Number(u8),
         }
         for shape in [text_of::<Tree>(), text_of::<Term>()] {
-            assert!(shape.len() < 2 * LONGEST, "{}", shape.len());
+            assert!(shape.len() < 2 * MAX_SHAPE_LENGTH, "{}", shape.len());
         }
         assert!(text_of::<Term>().contains("1/2 Number:newtype{visit_u8 }"));
         // A type that refuses the value that it is given.

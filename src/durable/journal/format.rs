@@ -3,10 +3,10 @@
 //! A process writes one file after another, each named by its [`FileId`]. A file is a header followed by frames:
 //!
 //! ```text
-//! header  as in `sealed`: state, file, workers of the incarnation, length and last epoch of the previous file
+//! header  as in `envelope`: state, file, workers of the incarnation, length and last epoch of the previous file
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
-//! Records that are kept by value follow in the body: a list of (index of the `Bound` in the frame, its values), in
+//! Records that are kept by value follow in the body: a list of (index of the `PartitionProgress` in the frame, its values), in
 //! postcard.
 //!
 //! `synced` is the length of this file that was known to be durable when the frame was written. It tells a torn tail,
@@ -19,19 +19,19 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Frame, Value};
+use super::{Frame, JournaledRecord};
 use crate::durable::StateId;
-use crate::durable::sealed::{Broken, Kind};
+use crate::durable::envelope::{Envelope, EnvelopeError};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The envelope of journal files. Version 1 differs only in that its frames keep no values.
-pub(in crate::durable) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 2, name: "journal" };
+pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 2, name: "journal" };
 
 /// Reads the header of a file; returns it with its length in bytes.
-pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(Header, usize), Broken> {
-    match KIND.open_first(bytes) {
-        Err(Broken::Version(1)) => Kind { version: 1, ..KIND }.open_first(bytes),
+pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(JournalHeader, usize), EnvelopeError> {
+    match ENVELOPE.open_first(bytes) {
+        Err(EnvelopeError::Version(1)) => Envelope { version: 1, ..ENVELOPE }.open_first(bytes),
         header => header,
     }
 }
@@ -73,7 +73,7 @@ impl fmt::Display for FileId {
 
 /// The header of a journal file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
+pub struct JournalHeader {
     /// The state that the file belongs to.
     pub state: StateId,
     /// The file's identity.
@@ -81,12 +81,12 @@ pub struct Header {
     /// Number of workers of the incarnation, in all its processes.
     pub workers: u32,
     /// The previous file of the process; `None` in its first file.
-    pub before: Option<Before>,
+    pub before: Option<PreviousFile>,
 }
 
 /// A file's record of the previous file of the same process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Before {
+pub struct PreviousFile {
     /// The length of the previous file in bytes, all of it synced.
     pub length: u64,
     /// The greatest epoch in that file and all files before it; `None` if they have no frame.
@@ -95,7 +95,7 @@ pub struct Before {
 
 /// A frame as read from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct JournalEntry {
     /// The worker that wrote it.
     pub worker: u32,
     /// The decoded frame.
@@ -114,21 +114,21 @@ pub(super) fn salt(state: StateId, file: FileId) -> u32 {
 }
 
 /// Encodes the body of a frame.
-pub(super) fn body_of(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
+pub(super) fn encode_body(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
     let cannot = |why: postcard::Error| Error::new("cannot write a frame of the journal").because(why);
     let body = postcard::to_extend(&(worker, frame), Vec::with_capacity(64)).map_err(cannot)?;
-    let kept = (0u32..).zip(&frame.bounds).filter_map(|(number, bound)| Some((number, bound.values.as_ref()?)));
+    let kept = (0u32..).zip(&frame.progress).filter_map(|(number, bound)| Some((number, bound.values.as_ref()?)));
     let kept: Vec<_> = kept.collect();
     if kept.is_empty() { Ok(body) } else { postcard::to_extend(&kept, body).map_err(cannot) }
 }
 
 /// Decodes the body of a frame to the worker and the frame; `None` if it is malformed.
-pub(super) fn read_body(body: &[u8]) -> Option<(u32, Frame)> {
+pub(super) fn decode_body(body: &[u8]) -> Option<(u32, Frame)> {
     let ((worker, mut frame), rest): ((u32, Frame), _) = postcard::take_from_bytes(body).ok()?;
     if !rest.is_empty() {
-        let (kept, rest): (Vec<(u32, Vec<Value>)>, _) = postcard::take_from_bytes(rest).ok()?;
+        let (kept, rest): (Vec<(u32, Vec<JournaledRecord>)>, _) = postcard::take_from_bytes(rest).ok()?;
         for (number, values) in kept {
-            frame.bounds.get_mut(number as usize)?.values = Some(values);
+            frame.progress.get_mut(number as usize)?.values = Some(values);
         }
         if !rest.is_empty() {
             return None;

@@ -1,7 +1,8 @@
 //! The journal: the durable log that commits the input of each epoch.
 //!
-//! * A [`Bound`] is the progress of one partition in one epoch: offset, watermark and flags after the epoch's records.
-//! * A [`Check`] in it verifies later that the partition still has the same content.
+//! * A [`PartitionProgress`] is the progress of one partition in one epoch: offset, watermark and flags after the
+//!   epoch's records.
+//! * A [`ContentCheck`] in it verifies later that the partition still has the same content.
 //! * A [`Frame`] is all the input that one worker committed to one epoch. A worker without input appends nothing,
 //!   except for the first epoch of an incarnation, for which every worker appends a frame.
 //! * [`JournalEnds`] are the last frames of all workers: kept by sinks, they prove that a journal is complete.
@@ -17,12 +18,12 @@ mod writer;
 
 pub use ends::{JournalEnds, WorkerEnd};
 #[cfg(test)]
-pub(in crate::durable) use format::KIND;
-pub use format::{Before, Entry, FileId, Header};
+pub(in crate::durable) use format::ENVELOPE;
+pub use format::{FileId, JournalEntry, JournalHeader, PreviousFile};
 pub use reader::JournalFile;
 #[cfg(test)]
-pub(in crate::durable) use writer::Writer;
-pub use writer::{FileJournal, Place};
+pub(in crate::durable) use writer::JournalWriter;
+pub use writer::{FileJournal, JournalConfig};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
@@ -35,47 +36,51 @@ use crate::time::{Epoch, EventTime};
 
 /// The progress of a partition in one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Bound {
+pub struct PartitionProgress {
     /// The name under which the flow reads the source.
     pub source: String,
     /// The partition's number in its source.
     pub partition: u32,
     /// The offset at which reading began, if the partition was found in this epoch.
-    pub found_at: Option<u64>,
+    #[serde(rename = "found_at")]
+    pub start_offset: Option<u64>,
     /// The offset of the first record after the epoch.
-    pub next: u64,
+    #[serde(rename = "next")]
+    pub next_offset: u64,
     /// The partition's watermark after the epoch's records.
     pub watermark: EventTime,
     /// `true` if the partition is idle at the end of the epoch.
     pub idle: bool,
     /// The offset at which the job stops reading the partition; `None` if none was fixed.
-    pub until: Option<u64>,
+    #[serde(rename = "until")]
+    pub end_offset: Option<u64>,
     /// `true` if the partition has reached that offset.
     pub ended: bool,
     /// A checksum that identifies the partition on recovery; `None` if no record was read, or if the kind of source has
     /// none.
-    pub check: Option<Check>,
+    pub check: Option<ContentCheck>,
     /// The records themselves, if the source may not have them any more on replay; `None` for all other sources. They
     /// are in the journal only, in no manifest.
     #[serde(skip)]
-    pub values: Option<Vec<Value>>,
+    pub values: Option<Vec<JournaledRecord>>,
 }
 
 /// A record that the journal keeps by value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Value {
+pub struct JournaledRecord {
     /// The record's offset.
     pub offset: u64,
     /// Write time, in milliseconds since the Unix epoch; `None` if unknown.
-    pub stamped: Option<i64>,
+    #[serde(rename = "stamped")]
+    pub timestamp: Option<i64>,
     /// The payload; `None` if the record has none.
     pub payload: Option<Vec<u8>>,
 }
 
-/// A checksum of content at offset `at`, before a bound's `next`: of bytes of a file, or of a record of a topic. A
-/// partition with other content there is not the one that was read.
+/// A checksum of content at offset `at`, before a bound's `next_offset`: of bytes of a file, or of a record of a topic.
+/// A partition with other content there is not the one that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Check {
+pub struct ContentCheck {
     /// The offset.
     pub at: u64,
     /// The CRC-32 checksum.
@@ -88,7 +93,8 @@ pub struct Frame {
     /// The epoch.
     pub epoch: Epoch,
     /// The progress of the partitions that changed.
-    pub bounds: Vec<Bound>,
+    #[serde(rename = "bounds")]
+    pub progress: Vec<PartitionProgress>,
 }
 
 /// A log of frames, shared by the workers of a process.
@@ -115,7 +121,7 @@ pub trait Journal: Send + Sync {
     }
 
     /// Allows the journal to drop input of epochs up to `through`, which will not be replayed.
-    fn cut(&self, _through: Epoch) {}
+    fn truncate(&self, _through: Epoch) {}
 
     /// The metrics of the journal's syncs.
     fn syncs(&self) -> Arc<SyncMetrics> {
@@ -134,31 +140,31 @@ pub trait Journal: Send + Sync {
 /// A journal in memory: frames count as synced at once, and are lost with the process.
 #[derive(Debug, Default)]
 pub struct MemoryJournal {
-    inner: Mutex<Inner>,
+    inner: Mutex<MemoryFrames>,
     forgetful: bool,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct MemoryFrames {
     frames: Vec<Frame>,
     synced: Vec<Option<Epoch>>,
 }
 
 impl MemoryJournal {
     /// A journal that only acknowledges frames: for a job without state, where nothing would read them.
-    pub fn forgetful() -> Self {
+    pub fn discarding() -> Self {
         MemoryJournal { forgetful: true, ..MemoryJournal::default() }
     }
 
     /// Returns the frames so far, of all workers, in order of epochs; those of one epoch merged, with bounds sorted.
     pub fn frames(&self) -> Vec<Frame> {
-        let mut by_epoch = std::collections::BTreeMap::<Epoch, Vec<Bound>>::new();
+        let mut by_epoch = std::collections::BTreeMap::<Epoch, Vec<PartitionProgress>>::new();
         for frame in &self.inner.lock().unwrap_or_else(PoisonError::into_inner).frames {
-            by_epoch.entry(frame.epoch).or_default().extend(frame.bounds.iter().cloned());
+            by_epoch.entry(frame.epoch).or_default().extend(frame.progress.iter().cloned());
         }
-        let merged = by_epoch.into_iter().map(|(epoch, mut bounds)| {
-            bounds.sort();
-            Frame { epoch, bounds }
+        let merged = by_epoch.into_iter().map(|(epoch, mut progress)| {
+            progress.sort();
+            Frame { epoch, progress }
         });
         merged.collect()
     }
@@ -189,19 +195,19 @@ mod tests {
     use super::*;
 
     fn frame(epoch: u64, partition: u32) -> Frame {
-        let bound = Bound {
+        let bound = PartitionProgress {
             source: "s".into(),
             partition,
-            found_at: None,
-            next: 7,
+            start_offset: None,
+            next_offset: 7,
             watermark: EventTime::MIN,
             idle: false,
-            until: None,
+            end_offset: None,
             ended: false,
             check: None,
             values: None,
         };
-        Frame { epoch: Epoch(epoch), bounds: vec![bound] }
+        Frame { epoch: Epoch(epoch), progress: vec![bound] }
     }
 
     #[test]
@@ -213,7 +219,7 @@ mod tests {
         journal.append(0, frame(4, 0)).unwrap();
         assert_eq!((journal.synced(0), journal.synced(1)), (Some(Epoch(4)), Some(Epoch(2))));
         let read: Vec<_> =
-            journal.frames().iter().map(|f| (f.epoch.0, f.bounds.iter().map(|b| b.partition).collect())).collect();
+            journal.frames().iter().map(|f| (f.epoch.0, f.progress.iter().map(|b| b.partition).collect())).collect();
         assert_eq!(read, [(2, vec![0, 1]), (4, vec![0])]);
     }
 

@@ -3,9 +3,11 @@
 //! Nothing is decided here. Whether the rest is a torn tail or damage also depends on other files and on sinks: see
 //! [`recovery`](crate::durable::recovery).
 
-use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, read_body, read_header, salt};
+use super::format::{
+    BEFORE_BODY, ENVELOPE, FileId, JournalEntry, JournalHeader, MARKER, decode_body, frame_at, read_header, salt,
+};
 use crate::durable::StateId;
-use crate::durable::sealed::Broken;
+use crate::durable::envelope::EnvelopeError;
 use crate::error::{Error, Result};
 
 /// The contents of a journal file.
@@ -14,17 +16,17 @@ pub struct JournalFile {
     /// The file's identity.
     pub id: FileId,
     /// Its header; `None` if that is not intact, and then no frame is.
-    pub header: Option<Header>,
+    pub header: Option<JournalHeader>,
     /// The frames before the first that is not intact.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<JournalEntry>,
     /// Length of the header in bytes.
-    pub begin: u64,
+    pub header_length: u64,
     /// Length of the intact part in bytes.
-    pub good: u64,
+    pub intact_length: u64,
     /// Number of bytes that were synced, according to frames behind the intact part; 0 if there are none.
-    pub known: u64,
+    pub synced_length: u64,
     /// Length of the file in bytes.
-    pub found: u64,
+    pub file_length: u64,
 }
 
 impl JournalFile {
@@ -37,10 +39,10 @@ impl JournalFile {
             id,
             header: None,
             entries: Vec::new(),
-            begin: 0,
-            good: 0,
-            known: 0,
-            found: bytes.len() as u64,
+            header_length: 0,
+            intact_length: 0,
+            synced_length: 0,
+            file_length: bytes.len() as u64,
         };
         let salt = salt(state, id);
         let mut at = 0;
@@ -48,7 +50,7 @@ impl JournalFile {
             Ok((header, end)) => {
                 check_header(state, id, &header)?;
                 file.header = Some(header);
-                file.begin = end as u64;
+                file.header_length = end as u64;
                 at = end;
                 while let Some((_, body)) = frame_at(bytes, salt, at) {
                     at += BEFORE_BODY + body.len();
@@ -57,22 +59,22 @@ impl JournalFile {
                     }
                 }
             }
-            Err(broken @ Broken::Version(_)) => return Err(KIND.refusal(broken, id)),
-            Err(Broken::Damaged(_)) => {}
+            Err(broken @ EnvelopeError::Version(_)) => return Err(ENVELOPE.error_for(broken, id)),
+            Err(EnvelopeError::Damaged(_)) => {}
         }
-        file.good = at as u64;
+        file.intact_length = at as u64;
         // Intact frames behind the first bad one tell how far the file was synced.
         while let Some(next) = bytes.get(at + 1..).and_then(|rest| memchr::memmem::find(rest, &MARKER)) {
             at += 1 + next;
             if let Some((synced, _)) = frame_at(bytes, salt, at) {
-                file.known = file.known.max(synced);
+                file.synced_length = file.synced_length.max(synced);
             }
         }
         Ok(file)
     }
 }
 
-fn check_header(state: StateId, id: FileId, header: &Header) -> Result<()> {
+fn check_header(state: StateId, id: FileId, header: &JournalHeader) -> Result<()> {
     if header.state != state {
         let why = format!("it belongs to the state {}, and this is {state}", header.state);
         return Err(Error::new("a file of the journal is of another state").at(id).because(why));
@@ -84,9 +86,9 @@ fn check_header(state: StateId, id: FileId, header: &Header) -> Result<()> {
     Ok(())
 }
 
-fn entry(id: FileId, body: &[u8], end: u64) -> Result<Entry> {
-    match read_body(body) {
-        Some((worker, frame)) => Ok(Entry { worker, frame, end }),
+fn entry(id: FileId, body: &[u8], end: u64) -> Result<JournalEntry> {
+    match decode_body(body) {
+        Some((worker, frame)) => Ok(JournalEntry { worker, frame, end }),
         None => Err(Error::new("the journal is damaged").at(id).because("a frame makes no sense")),
     }
 }

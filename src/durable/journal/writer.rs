@@ -2,8 +2,8 @@
 //!
 //! * **Group commit**: the thread takes all queued frames, appends them in one write, syncs, and then tells each worker
 //!   up to which epoch its frames are durable. Frames queued meanwhile wait for the next round.
-//! * When a file has reached [`Place::limit`], the next round begins a new one. Its header records the length of the
-//!   old file, which is all synced by then.
+//! * When a file has reached [`JournalConfig::file_limit`], the next round begins a new one. Its header records the
+//!   length of the old file, which is all synced by then.
 //! * **Truncating** the journal removes whole files, oldest first, and never the one that is being written.
 //!
 //! Invariants: a worker's frames are written in the order of its epochs; an epoch is reported as synced only when its
@@ -19,19 +19,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::Instant;
 
-use super::format::{BEFORE_BODY, Before, FileId, Header, KIND, body_of, put, salt};
+use super::format::{BEFORE_BODY, ENVELOPE, FileId, JournalHeader, PreviousFile, encode_body, put, salt};
 use super::{Frame, Journal};
 use crate::durable::disk::{Disk, DiskFile};
-use crate::durable::recovery::Accepted;
-use crate::durable::{StateId, StillCurrent, disk_error};
+use crate::durable::recovery::AcceptedFile;
+use crate::durable::{FencingCheck, StateId, disk_error};
 use crate::error::{Error, Result};
 use crate::metrics::SyncMetrics;
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// The place and the owner of a journal.
 #[derive(Clone)]
-pub struct Place {
+pub struct JournalConfig {
     /// The disk.
     pub disk: Arc<dyn Disk>,
     /// The directory of the journal, which must exist.
@@ -45,19 +45,19 @@ pub struct Place {
     /// Number of workers of the incarnation, in all its processes.
     pub workers: usize,
     /// Length in bytes after which the next file is begun.
-    pub limit: u64,
+    pub file_limit: u64,
     /// Files of earlier incarnations that this process removes once no replay needs them.
-    pub inherited: Vec<Accepted>,
+    pub inherited: Vec<AcceptedFile>,
     /// Asked before anything is written or removed.
-    pub still_current: StillCurrent,
+    pub still_current: FencingCheck,
 }
 
-impl Place {
+impl JournalConfig {
     /// The default length after which a new file is begun: 1 MiB.
-    pub const LIMIT: u64 = 1 << 20;
+    pub const DEFAULT_FILE_LIMIT: u64 = 1 << 20;
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for JournalConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Place")
             .field("directory", &self.directory)
@@ -70,14 +70,14 @@ impl fmt::Debug for Place {
 /// A journal that is written to files.
 #[derive(Debug)]
 pub struct FileJournal {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<Handle>>,
+    shared: Arc<JournalShared>,
+    thread: Mutex<Option<ThreadHandle>>,
 }
 
 /// State shared by the workers and the writing thread.
 #[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct JournalShared {
+    queue: Mutex<JournalQueue>,
     /// Notified when there is work in the queue.
     ready: Condvar,
     /// For each worker, one more than its greatest epoch that is synced; 0 if there is none.
@@ -90,19 +90,19 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    waiting: Vec<Waiting>,
+struct JournalQueue {
+    waiting: Vec<QueuedFrame>,
     /// The last epoch that each worker has appended.
     appended: Vec<Option<Epoch>>,
     /// The first epoch of the incarnation, once a worker has committed it.
     first: Option<Epoch>,
-    cut: Option<Epoch>,
+    truncate: Option<Epoch>,
     closing: bool,
 }
 
 /// A frame in the queue.
 #[derive(Debug)]
-struct Waiting {
+struct QueuedFrame {
     worker: usize,
     epoch: Epoch,
     body: Vec<u8>,
@@ -117,20 +117,21 @@ impl FileJournal {
     ///
     /// # Errors
     /// Fails if a disk operation fails, or if the process has a journal of this incarnation already.
-    pub fn begin(place: Place) -> Result<FileJournal> {
+    pub fn begin(place: JournalConfig) -> Result<FileJournal> {
         let (journal, writer) = FileJournal::prepare(place)?;
         // Without this, workers would wait for ever for a thread that has panicked.
         let shared = Arc::clone(&journal.shared);
         let told = move |error| shared.fail(error);
-        let thread = thread::start_telling(Role::Journal, Role::Journal.name(), told, move || writer.run())?;
+        let thread =
+            thread::start_reporting(ThreadRole::Journal, ThreadRole::Journal.name(), told, move || writer.run())?;
         *locked(&journal.thread) = Some(thread);
         Ok(journal)
     }
 
     /// A journal and its writer, before the thread is started.
-    pub(in crate::durable) fn prepare(place: Place) -> Result<(FileJournal, Writer)> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue { appended: vec![None; place.workers], ..Queue::default() }),
+    pub(in crate::durable) fn prepare(place: JournalConfig) -> Result<(FileJournal, JournalWriter)> {
+        let shared = Arc::new(JournalShared {
+            queue: Mutex::new(JournalQueue { appended: vec![None; place.workers], ..JournalQueue::default() }),
             ready: Condvar::new(),
             synced: (0..place.workers).map(|_| AtomicU64::new(0)).collect(),
             failed: AtomicBool::new(false),
@@ -138,7 +139,7 @@ impl FileJournal {
             threads: Mutex::new(BTreeMap::new()),
             syncs: Arc::default(),
         });
-        let writer = Writer::begin(place, shared.clone())?;
+        let writer = JournalWriter::begin(place, shared.clone())?;
         Ok((FileJournal { shared, thread: Mutex::default() }, writer))
     }
 
@@ -165,7 +166,7 @@ impl Journal for FileJournal {
         self.check()?;
         let epoch = frame.epoch;
         let number = u32::try_from(worker).map_err(|_| Error::usage("there cannot be so many workers"))?;
-        let body = body_of(number, &frame)?;
+        let body = encode_body(number, &frame)?;
         let mut queue = locked(&self.shared.queue);
         assert!(queue.appended[worker] < Some(epoch), "a worker binds its epochs in order, each once");
         if queue.appended[worker].is_none() {
@@ -173,7 +174,7 @@ impl Journal for FileJournal {
             assert_eq!(*queue.first.get_or_insert(epoch), epoch, "all workers bind the first epoch of a life");
         }
         queue.appended[worker] = Some(epoch);
-        queue.waiting.push(Waiting { worker, epoch, body });
+        queue.waiting.push(QueuedFrame { worker, epoch, body });
         drop(queue);
         self.shared.ready.notify_one();
         Ok(())
@@ -195,9 +196,9 @@ impl Journal for FileJournal {
         locked(&self.shared.failure).clone().map_or(Ok(()), Err)
     }
 
-    fn cut(&self, through: Epoch) {
+    fn truncate(&self, through: Epoch) {
         let mut queue = locked(&self.shared.queue);
-        queue.cut = queue.cut.max(Some(through));
+        queue.truncate = queue.truncate.max(Some(through));
         drop(queue);
         self.shared.ready.notify_one();
     }
@@ -212,15 +213,15 @@ impl Journal for FileJournal {
     }
 }
 
-impl Shared {
+impl JournalShared {
     /// Waits for work, and takes all of it.
-    fn take(&self) -> Queue {
+    fn take(&self) -> JournalQueue {
         let mut queue = locked(&self.queue);
-        while queue.waiting.is_empty() && queue.cut.is_none() && !queue.closing {
+        while queue.waiting.is_empty() && queue.truncate.is_none() && !queue.closing {
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        let (waiting, cut) = (std::mem::take(&mut queue.waiting), queue.cut.take());
-        Queue { waiting, cut, closing: queue.closing, ..Queue::default() }
+        let (waiting, truncate) = (std::mem::take(&mut queue.waiting), queue.truncate.take());
+        JournalQueue { waiting, truncate, closing: queue.closing, ..JournalQueue::default() }
     }
 
     /// Keeps the first failure, and wakes all workers, which then check for it.
@@ -231,7 +232,7 @@ impl Shared {
     }
 
     /// Reports to workers up to which epoch their frames are synced, and wakes them.
-    fn publish(&self, written: &[Waiting]) {
+    fn publish(&self, written: &[QueuedFrame]) {
         let mut news = BTreeMap::new();
         for frame in written {
             news.insert(frame.worker, frame.epoch.0 + 1);
@@ -245,9 +246,9 @@ impl Shared {
 }
 
 /// The work of the writing thread.
-pub(in crate::durable) struct Writer {
-    place: Place,
-    shared: Arc<Shared>,
+pub(in crate::durable) struct JournalWriter {
+    config: JournalConfig,
+    shared: Arc<JournalShared>,
     file: Box<dyn DiskFile>,
     id: FileId,
     salt: u32,
@@ -260,23 +261,23 @@ pub(in crate::durable) struct Writer {
     old: BTreeMap<FileId, Option<Epoch>>,
 }
 
-impl Writer {
-    fn begin(place: Place, shared: Arc<Shared>) -> Result<Writer> {
-        let id = FileId { incarnation: place.incarnation, process: place.process, number: 0 };
-        let old = place.inherited.iter().map(|inherited| (inherited.file, inherited.last)).collect();
-        let names = place.disk.list(&place.directory);
-        let names = names.map_err(|why| disk_error("cannot list the journal", place.directory.display(), why))?;
+impl JournalWriter {
+    fn begin(config: JournalConfig, shared: Arc<JournalShared>) -> Result<JournalWriter> {
+        let id = FileId { incarnation: config.incarnation, process: config.process, number: 0 };
+        let old = config.inherited.iter().map(|inherited| (inherited.file, inherited.last)).collect();
+        let names = config.disk.list(&config.directory);
+        let names = names.map_err(|why| disk_error("cannot list the journal", config.directory.display(), why))?;
         if names.contains(&id.to_string()) {
             return Err(Error::new("this life of the state has a journal already").at(id));
         }
-        let (file, length) = begin_file(&place, id, None)?;
-        let salt = salt(place.state, id);
-        Ok(Writer { place, shared, file, id, salt, length, last: None, old })
+        let (file, length) = begin_file(&config, id, None)?;
+        let salt = salt(config.state, id);
+        Ok(JournalWriter { config, shared, file, id, salt, length, last: None, old })
     }
 
     fn run(mut self) {
         while self.step() {
-            thread::turn();
+            thread::mark_iteration();
         }
     }
 
@@ -290,17 +291,17 @@ impl Writer {
         !work.closing
     }
 
-    fn round(&mut self, work: &Queue) -> Result<()> {
+    fn round(&mut self, work: &JournalQueue) -> Result<()> {
         if !work.waiting.is_empty() {
-            (self.place.still_current)()?;
-            if self.length >= self.place.limit {
+            (self.config.still_current)()?;
+            if self.length >= self.config.file_limit {
                 self.rotate()?;
             }
             self.commit(&work.waiting)?;
             self.shared.publish(&work.waiting);
         }
-        if let Some(through) = work.cut {
-            self.cut(through)?;
+        if let Some(through) = work.truncate {
+            self.truncate(through)?;
         }
         if work.closing {
             // A closing frame without content proves that everything before it was synced, even if the file is damaged
@@ -312,7 +313,7 @@ impl Writer {
         Ok(())
     }
 
-    fn commit(&mut self, frames: &[Waiting]) -> Result<()> {
+    fn commit(&mut self, frames: &[QueuedFrame]) -> Result<()> {
         let mut bytes = Vec::with_capacity(frames.iter().map(|frame| frame.body.len() + BEFORE_BODY).sum());
         for frame in frames {
             let position = self.length + bytes.len() as u64;
@@ -327,7 +328,7 @@ impl Writer {
         let begun = Instant::now();
         let written = self.file.append(bytes).and_then(|()| self.file.sync());
         self.shared.syncs.add(bytes.len() as u64, begun.elapsed());
-        let path = self.place.directory.join(self.id.to_string());
+        let path = self.config.directory.join(self.id.to_string());
         written.map_err(|why| disk_error("cannot write the journal", path.display(), why))?;
         self.length += bytes.len() as u64;
         Ok(())
@@ -335,14 +336,14 @@ impl Writer {
 
     fn rotate(&mut self) -> Result<()> {
         let next = FileId { number: self.id.number + 1, ..self.id };
-        let before = Before { length: self.length, last: self.last };
-        let (file, length) = begin_file(&self.place, next, Some(before))?;
+        let before = PreviousFile { length: self.length, last: self.last };
+        let (file, length) = begin_file(&self.config, next, Some(before))?;
         self.old.insert(self.id, self.last);
-        (self.file, self.length, self.id, self.salt) = (file, length, next, salt(self.place.state, next));
+        (self.file, self.length, self.id, self.salt) = (file, length, next, salt(self.config.state, next));
         Ok(())
     }
 
-    fn cut(&mut self, through: Epoch) -> Result<()> {
+    fn truncate(&mut self, through: Epoch) -> Result<()> {
         let mut held = None;
         let mut going = Vec::new();
         for (id, last) in &self.old {
@@ -359,10 +360,10 @@ impl Writer {
         if going.is_empty() {
             return Ok(());
         }
-        (self.place.still_current)()?;
+        (self.config.still_current)()?;
         for id in going {
-            let path = self.place.directory.join(id.to_string());
-            match self.place.disk.remove(&path) {
+            let path = self.config.directory.join(id.to_string());
+            match self.config.disk.remove(&path) {
                 Err(why) if why.kind() != io::ErrorKind::NotFound => {
                     return Err(disk_error("cannot remove an old file of the journal", path.display(), why));
                 }
@@ -375,9 +376,9 @@ impl Writer {
 }
 
 /// Creates a journal file with its header durably; returns it with its length.
-fn begin_file(place: &Place, file: FileId, before: Option<Before>) -> Result<(Box<dyn DiskFile>, u64)> {
+fn begin_file(place: &JournalConfig, file: FileId, before: Option<PreviousFile>) -> Result<(Box<dyn DiskFile>, u64)> {
     let workers = u32::try_from(place.workers).map_err(|_| Error::usage("there cannot be so many workers"))?;
-    let header = KIND.seal(&Header { state: place.state, file, workers, before })?;
+    let header = ENVELOPE.seal(&JournalHeader { state: place.state, file, workers, before })?;
     let path = place.directory.join(file.to_string());
     let begun = place.disk.create(&path).and_then(|mut made| {
         made.append(&header)?;

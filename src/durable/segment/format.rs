@@ -24,8 +24,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::codec::{CodecId, Coding, Schema};
-use crate::durable::segment::{Label, SegmentInfo, build, level_of};
+use crate::durable::codec::{CodecId, RowEncoding, Schema};
+use crate::durable::segment::{SegmentInfo, SegmentLabel, block_builder, level_of};
 use crate::error::{Error, Result};
 use crate::time::EventTime;
 
@@ -46,36 +46,36 @@ const MOST_RATIO: u64 = 256;
 
 /// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Header {
-    first: FirstHeader,
+pub(super) struct SegmentHeader {
+    first: SegmentHeaderV1,
     schema: Schema,
 }
 
 /// The header of version 1, without a schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FirstHeader {
+struct SegmentHeaderV1 {
     codec: u8,
     fingerprint: u64,
     rows: String,
-    label: Label,
+    label: SegmentLabel,
     /// The version of the program that wrote it, for users.
     program: String,
 }
 
-impl Header {
-    pub(super) fn new(label: Label, coding: &Coding) -> Self {
+impl SegmentHeader {
+    pub(super) fn new(label: SegmentLabel, encoding: &RowEncoding) -> Self {
         let program = env!("CARGO_PKG_VERSION").to_owned();
-        let Coding { codec, fingerprint, rows, schema } = coding.clone();
-        Header { first: FirstHeader { codec: codec.0, fingerprint, rows, label, program }, schema }
+        let RowEncoding { codec, fingerprint, rows, schema } = encoding.clone();
+        SegmentHeader { first: SegmentHeaderV1 { codec: codec.0, fingerprint, rows, label, program }, schema }
     }
 
-    pub(super) fn into_label(self) -> Label {
+    pub(super) fn into_label(self) -> SegmentLabel {
         self.first.label
     }
 
-    pub(super) fn coding(&self) -> Coding {
-        let FirstHeader { codec, fingerprint, rows, .. } = self.first.clone();
-        Coding { codec: CodecId(codec), fingerprint, rows, schema: self.schema.clone() }
+    pub(super) fn encoding(&self) -> RowEncoding {
+        let SegmentHeaderV1 { codec, fingerprint, rows, .. } = self.first.clone();
+        RowEncoding { codec: CodecId(codec), fingerprint, rows, schema: self.schema.clone() }
     }
 }
 
@@ -83,9 +83,11 @@ impl Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockInfo {
     /// Length in the file, in bytes.
-    pub stored: u32,
+    #[serde(rename = "stored")]
+    pub stored_length: u32,
     /// Length after decompression, in bytes.
-    pub raw: u32,
+    #[serde(rename = "raw")]
+    pub raw_length: u32,
     /// Number of rows.
     pub rows: u32,
     /// CRC-32 of the stored bytes.
@@ -98,17 +100,17 @@ pub struct BlockInfo {
 
 /// The footer of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Footer {
+pub(super) struct SegmentFooter {
     pub(super) blocks: Vec<BlockInfo>,
     rows: u64,
     least: EventTime,
     greatest: EventTime,
 }
 
-impl Footer {
+impl SegmentFooter {
     pub(super) fn new(blocks: Vec<BlockInfo>) -> Self {
         let (rows, least, greatest) = totals(&blocks);
-        Footer { blocks, rows, least, greatest }
+        SegmentFooter { blocks, rows, least, greatest }
     }
 
     /// Checks that it is consistent, and fits a file with `between` bytes between header and footer.
@@ -116,13 +118,15 @@ impl Footer {
         if totals(&self.blocks) != (self.rows, self.least, self.greatest) {
             return Err("the totals in its footer are not those of its blocks".into());
         }
-        let stored = self.blocks.iter().map(|block| u64::from(block.stored)).sum::<u64>();
+        let stored = self.blocks.iter().map(|block| u64::from(block.stored_length)).sum::<u64>();
         if stored != between {
             return Err(format!("its blocks have {stored} bytes, but {between} are there"));
         }
         for (number, block) in self.blocks.iter().enumerate() {
-            let most = u64::from(block.stored) * MOST_RATIO;
-            let fits = block.stored <= block.raw && u64::from(block.raw) <= most && (block.raw as usize) < build::MOST;
+            let most = u64::from(block.stored_length) * MOST_RATIO;
+            let fits = block.stored_length <= block.raw_length
+                && u64::from(block.raw_length) <= most
+                && (block.raw_length as usize) < block_builder::MAX_BLOCK_LENGTH;
             if !fits || block.rows == 0 || block.least > block.greatest {
                 return Err(format!("what its footer says of block {number} cannot be"));
             }
@@ -130,9 +134,9 @@ impl Footer {
         Ok(())
     }
 
-    pub(super) fn info(&self, label: &Label, file: String, bytes: u64, checksum: u32) -> SegmentInfo {
-        let Label { step, from, to, .. } = label.clone();
-        let Footer { rows, least, greatest, .. } = *self;
+    pub(super) fn info(&self, label: &SegmentLabel, file: String, bytes: u64, checksum: u32) -> SegmentInfo {
+        let SegmentLabel { step, from, to, .. } = label.clone();
+        let SegmentFooter { rows, least, greatest, .. } = *self;
         SegmentInfo { file, step, from, to, rows, bytes, least, greatest, level: level_of(bytes), checksum }
     }
 }
@@ -144,7 +148,7 @@ fn totals(blocks: &[BlockInfo]) -> (u64, EventTime, EventTime) {
 }
 
 /// Encodes start and header.
-pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>> {
+pub(super) fn encode_header(header: &SegmentHeader) -> Result<Vec<u8>> {
     let body = encode(header)?;
     let mut bytes = MAGIC.to_vec();
     bytes.push(VERSION);
@@ -157,7 +161,7 @@ pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>> {
 }
 
 /// Encodes footer and end; also returns the footer's checksum.
-pub(super) fn encode_footer(footer: &Footer) -> Result<(Vec<u8>, u32)> {
+pub(super) fn encode_footer(footer: &SegmentFooter) -> Result<(Vec<u8>, u32)> {
     let mut bytes = encode(footer)?;
     let (length, checksum) = (bytes.len(), crc32fast::hash(&bytes));
     bytes.extend((length as u64).to_le_bytes());
@@ -201,13 +205,13 @@ pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<(u8, u32)> {
 }
 
 /// Decodes the header from its bytes and checksum.
-pub(super) fn decode_header(version: u8, bytes: &[u8], path: &Path) -> Result<Header> {
+pub(super) fn decode_header(version: u8, bytes: &[u8], path: &Path) -> Result<SegmentHeader> {
     let parts = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(|| damaged(path, "it ends within its header"))?;
     if crc32fast::hash(parts.0) != u32::from_le_bytes(*parts.1) {
         return Err(damaged(path, "the checksum of its header is wrong"));
     }
     if version == WITHOUT_SCHEMA {
-        return Ok(Header { first: decode(parts.0, path, "header")?, schema: Schema::Unknown });
+        return Ok(SegmentHeader { first: decode(parts.0, path, "header")?, schema: Schema::Unknown });
     }
     decode(parts.0, path, "header")
 }
@@ -228,7 +232,7 @@ fn part<const N: usize>(bytes: &[u8; END], at: usize) -> [u8; N] {
 }
 
 /// Decodes the footer.
-pub(super) fn decode_footer(bytes: &[u8], checksum: u32, path: &Path) -> Result<Footer> {
+pub(super) fn decode_footer(bytes: &[u8], checksum: u32, path: &Path) -> Result<SegmentFooter> {
     if crc32fast::hash(bytes) != checksum {
         return Err(damaged(path, "the checksum of its footer is wrong"));
     }

@@ -19,7 +19,7 @@
 //!
 //! `format.rs` describes the file format.
 
-mod build;
+mod block_builder;
 mod format;
 mod reader;
 #[cfg(test)]
@@ -31,14 +31,14 @@ use serde::{Deserialize, Serialize};
 use crate::durable::codec::fingerprint;
 use crate::time::{Epoch, EventTime};
 
-pub use build::{BlockBuilder, RawBlock};
+pub use block_builder::{BlockBuilder, RawBlock};
 pub use format::BlockInfo;
 pub use reader::{SegmentReader, verify};
 pub use writer::SegmentWriter;
 
 /// The origin of a segment's rows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Label {
+pub struct SegmentLabel {
     /// The step that the rows belong to.
     pub step: String,
     /// The incarnation that wrote the segment.
@@ -53,23 +53,23 @@ pub struct Label {
     pub to: Epoch,
 }
 
-impl Label {
+impl SegmentLabel {
     /// The label of the merge of these segments, written by `worker` as file `number`.
     ///
     /// # Panics
     /// Panics if `segments` is empty.
-    pub fn of_sum(segments: &[SegmentInfo], incarnation: u64, worker: u32, number: u64) -> Label {
+    pub fn of_merge(segments: &[SegmentInfo], incarnation: u64, worker: u32, number: u64) -> SegmentLabel {
         let (first, rest) = segments.split_first().unwrap_or_else(|| panic!("a sum of no segments has no label"));
         let from = rest.iter().fold(first.from, |from, segment| from.min(segment.from));
         let to = rest.iter().fold(first.to, |to, segment| to.max(segment.to));
-        Label { step: first.step.clone(), incarnation, worker, number, from, to }
+        SegmentLabel { step: first.step.clone(), incarnation, worker, number, from, to }
     }
 
     /// The name of the file: unique in a state directory, and valid whatever the name of the step.
     pub fn file_name(&self) -> String {
         let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
         let step: String = if self.step.is_empty() { "_" } else { &self.step }.chars().take(32).map(safe).collect();
-        let Label { incarnation, worker, number, from, to, .. } = self;
+        let SegmentLabel { incarnation, worker, number, from, to, .. } = self;
         let digest = fingerprint([self.step.as_str()]);
         format!("{step}-{digest:016x}-life{incarnation}-worker{worker}-{number}-{from}-{to}{EXTENSION}")
     }
@@ -110,7 +110,7 @@ pub struct SegmentInfo {
 
 impl SegmentInfo {
     /// `true` if no row belongs to a window that ends after `dead`.
-    pub fn is_dead(&self, dead: EventTime) -> bool {
+    pub fn is_expired(&self, dead: EventTime) -> bool {
         self.greatest <= dead
     }
 }

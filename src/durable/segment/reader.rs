@@ -4,10 +4,10 @@ use std::any::TypeId;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Rows, Schema, Value};
+use crate::durable::codec::{AlignedBytes, BlockRows, Codec, CodecId, DynamicValue, RowEncoding, Schema};
 use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
-use crate::durable::segment::{Label, SegmentInfo};
+use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::error::{Error, Result};
 
 /// A reader of one segment, whose header and footer are verified.
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 pub struct SegmentReader {
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    label: Label,
-    coding: Coding,
+    label: SegmentLabel,
+    encoding: RowEncoding,
     info: SegmentInfo,
     blocks: Vec<BlockInfo>,
     /// Position of each block in the file.
@@ -55,18 +55,18 @@ impl SegmentReader {
         footer.check(footer_at - blocks_at).map_err(|why| damaged(path, why))?;
 
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (coding, label) = (header.coding(), header.into_label());
+        let (encoding, label) = (header.encoding(), header.into_label());
         let info = footer.info(&label, name, length, checksum);
         let position = |next: &mut u64, block: &BlockInfo| {
             let position = *next;
-            *next += u64::from(block.stored);
+            *next += u64::from(block.stored_length);
             Some(position)
         };
         let positions = footer.blocks.iter().scan(blocks_at, position).collect();
         Ok(SegmentReader {
             path: path.to_owned(),
             file,
-            coding,
+            encoding,
             label,
             info,
             blocks: footer.blocks,
@@ -91,7 +91,7 @@ impl SegmentReader {
     }
 
     /// The origin of the rows.
-    pub fn label(&self) -> &Label {
+    pub fn label(&self) -> &SegmentLabel {
         &self.label
     }
 
@@ -101,8 +101,8 @@ impl SegmentReader {
     }
 
     /// The coding of the rows.
-    pub fn coding(&self) -> &Coding {
-        &self.coding
+    pub fn encoding(&self) -> &RowEncoding {
+        &self.encoding
     }
 
     /// The blocks, in the order of their rows.
@@ -114,14 +114,14 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if they were written by another codec or as another type.
-    pub fn accept<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
-        codec.reads(&self.coding).map_err(|refused| refused.at(self.path.display()))
+    pub fn check_codec<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
+        codec.can_read(&self.encoding).map_err(|refused| refused.at(self.path.display()))
     }
 
     fn accept_once<T: 'static>(&mut self, codec: &dyn Codec<T>) -> Result<()> {
         let who = Some((TypeId::of::<T>(), codec.id()));
         if self.accepted != who {
-            self.accept(codec)?;
+            self.check_codec(codec)?;
             self.accepted = who;
         }
         Ok(())
@@ -145,7 +145,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if the rows do not match the codec.
-    pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<Rows<T>> {
+    pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<BlockRows<T>> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
         let opened = codec.open(std::mem::take(&mut self.raw), rows);
@@ -176,13 +176,13 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if its rows cannot be decoded without their type.
-    pub fn values(&mut self, block: usize) -> Result<Vec<Value>> {
+    pub fn values(&mut self, block: usize) -> Result<Vec<DynamicValue>> {
         let cannot = Error::new("cannot show the rows of a segment").at(self.path.display());
-        if self.coding.codec != CodecId::POSTCARD {
-            let why = format!("they were written by {}, as they lay in memory", self.coding.codec);
+        if self.encoding.codec != CodecId::POSTCARD {
+            let why = format!("they were written by {}, as they lay in memory", self.encoding.codec);
             return Err(cannot.because(why).help("only the program that wrote them can read them"));
         }
-        if self.coding.schema == Schema::Unknown {
+        if self.encoding.schema == Schema::Unknown {
             let why = "it was written by a version of Tidegate that did not say what rows consist of";
             return Err(cannot.because(why).help("run the job again for a while: its next segments say it"));
         }
@@ -190,7 +190,7 @@ impl SegmentReader {
         let mut bytes = self.raw.as_slice();
         let mut values = Vec::with_capacity((count as usize).min(bytes.len()));
         for number in 0..count {
-            match self.coding.schema.read(&mut bytes) {
+            match self.encoding.schema.read(&mut bytes) {
                 Ok(value) => values.push(value),
                 Err(why) => return Err(cannot.because(format!("row {number} of block {block}: {why}"))),
             }
@@ -201,22 +201,22 @@ impl SegmentReader {
         Err(self.refuse(block, format!("{} bytes are behind its last row", bytes.len())))
     }
 
-    /// Reads, verifies and decompresses a block into `raw`; returns its number of rows.
+    /// Reads, verifies and decompresses a block into `buffer`; returns its number of rows.
     fn load(&mut self, block: usize) -> Result<u32> {
-        let BlockInfo { stored, raw, rows, checksum, .. } = self.blocks[block];
-        self.stored.resize(stored as usize, 0);
+        let BlockInfo { stored_length, raw_length, rows, checksum, .. } = self.blocks[block];
+        self.stored.resize(stored_length as usize, 0);
         read(&*self.file, &self.path, self.positions[block], &mut self.stored)?;
         if crc32fast::hash(&self.stored) != checksum {
             return Err(self.refuse(block, "its checksum is wrong"));
         }
-        self.raw.resize(raw as usize);
-        if stored == raw {
+        self.raw.resize(raw_length as usize);
+        if stored_length == raw_length {
             self.raw.as_mut_slice().copy_from_slice(&self.stored);
             return Ok(rows);
         }
         match lz4_flex::block::decompress_into(&self.stored, self.raw.as_mut_slice()) {
-            Ok(length) if length == raw as usize => Ok(rows),
-            Ok(length) => Err(self.refuse(block, format!("{length} bytes come out of it, not {raw}"))),
+            Ok(length) if length == raw_length as usize => Ok(rows),
+            Ok(length) => Err(self.refuse(block, format!("{length} bytes come out of it, not {raw_length}"))),
             Err(why) => Err(self.refuse(block, why)),
         }
     }

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::format::{self, Footer, Header};
+use super::format::{self, SegmentFooter, SegmentHeader};
 use super::*;
-use crate::durable::codec::{Codec, CodecId, Coding, Postcard};
+use crate::durable::codec::{Codec, CodecId, Postcard, RowEncoding};
 use crate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
 use crate::error::Result;
 
@@ -26,9 +26,9 @@ pub(in crate::durable) fn codecs() -> Vec<Arc<dyn Codec<Row>>> {
     codecs
 }
 
-pub(in crate::durable) fn label(number: u64) -> Label {
+pub(in crate::durable) fn label(number: u64) -> SegmentLabel {
     let (from, to) = (Epoch(2 * number), Epoch(2 * number + 2));
-    Label { step: "totals".into(), incarnation: 3, worker: 1, number, from, to }
+    SegmentLabel { step: "totals".into(), incarnation: 3, worker: 1, number, from, to }
 }
 
 /// Rows in order, with keys that are mostly short and sometimes not ASCII.
@@ -47,12 +47,12 @@ pub(in crate::durable) fn random_rows(random: &mut fastrand::Rng, count: usize, 
 pub(in crate::durable) fn write(
     disk: &Arc<dyn Disk>,
     directory: &Path,
-    label: &Label,
+    label: &SegmentLabel,
     codec: &Arc<dyn Codec<Row>>,
     rows: &[Row],
     rows_of_block: usize,
 ) -> Result<SegmentInfo> {
-    let mut writer = SegmentWriter::create(disk, directory, label, &codec.coding())?;
+    let mut writer = SegmentWriter::create(disk, directory, label, &codec.encoding())?;
     let mut builder = BlockBuilder::new(Arc::clone(codec));
     for (row, number) in rows.iter().zip(1..) {
         let mut full = builder.push(row, row.0.0)?;
@@ -74,27 +74,33 @@ pub(in crate::durable) fn read(path: &Path, codec: &dyn Codec<Row>) -> Result<Ve
     Ok(rows)
 }
 
-struct Place {
+struct SegmentDir {
     directory: tempfile::TempDir,
     disk: Arc<dyn Disk>,
 }
 
-impl Place {
+impl SegmentDir {
     fn new() -> Self {
-        Place { directory: tempfile::tempdir().unwrap(), disk: OsDisk::shared() }
+        SegmentDir { directory: tempfile::tempdir().unwrap(), disk: OsDisk::shared() }
     }
 
-    fn path(&self, label: &Label) -> PathBuf {
+    fn path(&self, label: &SegmentLabel) -> PathBuf {
         self.directory.path().join(label.file_name())
     }
 
-    fn write(&self, label: &Label, codec: &Arc<dyn Codec<Row>>, rows: &[Row], rows_of_block: usize) -> SegmentInfo {
+    fn write(
+        &self,
+        label: &SegmentLabel,
+        codec: &Arc<dyn Codec<Row>>,
+        rows: &[Row],
+        rows_of_block: usize,
+    ) -> SegmentInfo {
         write(&self.disk, self.directory.path(), label, codec, rows, rows_of_block).unwrap()
     }
 }
 
 /// A small segment of three blocks, and its bytes.
-fn small(place: &Place, codec: &Arc<dyn Codec<Row>>) -> (PathBuf, Vec<u8>, Vec<Row>) {
+fn small(place: &SegmentDir, codec: &Arc<dyn Codec<Row>>) -> (PathBuf, Vec<u8>, Vec<Row>) {
     let rows = random_rows(&mut fastrand::Rng::with_seed(7), 8, 3);
     place.write(&label(1), codec, &rows, 3);
     let path = place.path(&label(1));
@@ -118,7 +124,7 @@ fn refused(path: &Path, codec: &dyn Codec<Row>, what: &dyn std::fmt::Display) ->
 fn rows_are_read_as_they_were_written() {
     for codec in codecs() {
         for (seed, count) in (0..).zip([0, 1, 2, 50, 3_000, 20_000]) {
-            let place = Place::new();
+            let place = SegmentDir::new();
             let mut random = fastrand::Rng::with_seed(seed);
             let rows = random_rows(&mut random, count, 5);
             let info = place.write(&label(seed), &codec, &rows, usize::MAX);
@@ -146,7 +152,7 @@ fn rows_are_read_as_they_were_written() {
 #[test]
 fn rows_that_do_not_compress_or_are_large_are_read_as_they_were_written() {
     for codec in codecs() {
-        let (place, mut random) = (Place::new(), fastrand::Rng::with_seed(3));
+        let (place, mut random) = (SegmentDir::new(), fastrand::Rng::with_seed(3));
         let mut large = |length: usize| (0..length).map(|_| random.char(..)).collect::<String>();
         let row = |n, key| ((EventTime::from_millis(n), key), (1, (2, 3)));
         let rows = [row(0, large(10)), row(1, large(300_000)), row(2, large(0)), row(3, "z".repeat(2_000_000))];
@@ -159,7 +165,7 @@ fn rows_that_do_not_compress_or_are_large_are_read_as_they_were_written() {
 #[test]
 fn a_file_with_any_byte_changed_is_refused() {
     for codec in codecs() {
-        let place = Place::new();
+        let place = SegmentDir::new();
         let (path, bytes, _) = small(&place, &codec);
         for at in 0..bytes.len() {
             for flipped in [1 << (at % 8), 0xff] {
@@ -175,7 +181,7 @@ fn a_file_with_any_byte_changed_is_refused() {
 #[test]
 fn a_file_that_is_cut_or_longer_is_refused() {
     for codec in codecs() {
-        let place = Place::new();
+        let place = SegmentDir::new();
         let (path, bytes, _) = small(&place, &codec);
         for length in 0..bytes.len() {
             fs::write(&path, &bytes[..length]).unwrap();
@@ -191,7 +197,7 @@ fn a_file_that_is_cut_or_longer_is_refused() {
 #[test]
 fn a_file_with_blocks_of_bytes_lost_moved_or_written_over_is_refused() {
     for codec in codecs() {
-        let place = Place::new();
+        let place = SegmentDir::new();
         let (path, bytes, _) = small(&place, &codec);
         for seed in 0..500 {
             let mut random = fastrand::Rng::with_seed(seed);
@@ -216,7 +222,7 @@ fn a_file_with_blocks_of_bytes_lost_moved_or_written_over_is_refused() {
 
 #[test]
 fn a_file_of_another_version_is_refused_with_that_version() {
-    let (place, codec) = (Place::new(), &codecs()[0]);
+    let (place, codec) = (SegmentDir::new(), &codecs()[0]);
     let (path, mut bytes, _) = small(&place, codec);
     bytes[8] = 7;
     fs::write(&path, &bytes).unwrap();
@@ -241,7 +247,7 @@ const VERSION_1: &str = "\
 
 #[test]
 fn a_file_that_was_written_in_the_past_is_read() {
-    let place = Place::new();
+    let place = SegmentDir::new();
     let path = place.directory.path().join("totals.segment");
     let digits: Vec<char> = VERSION_1.chars().filter(char::is_ascii_hexdigit).collect();
     let byte = |pair: &[char]| u8::from_str_radix(&String::from_iter(pair), 16).unwrap();
@@ -252,13 +258,14 @@ fn a_file_that_was_written_in_the_past_is_read() {
     };
     assert_eq!(read(&path, &Postcard).unwrap(), (0..4).map(row).collect::<Vec<_>>());
     let reader = SegmentReader::open(&OsDisk, &path).unwrap();
-    let label = Label { step: "totals".into(), incarnation: 3, worker: 1, number: 4, from: Epoch(8), to: Epoch(10) };
+    let label =
+        SegmentLabel { step: "totals".into(), incarnation: 3, worker: 1, number: 4, from: Epoch(8), to: Epoch(10) };
     assert_eq!((reader.label(), reader.blocks().len(), reader.info().checksum), (&label, 2, 2_028_714_674));
 }
 
 #[test]
 fn rows_of_another_type_or_codec_are_refused() {
-    let place = Place::new();
+    let place = SegmentDir::new();
     let codec: Arc<dyn Codec<Row>> = Arc::new(Postcard);
     let (path, _, _) = small(&place, &codec);
     let mut reader = SegmentReader::open(&OsDisk, &path).unwrap();
@@ -270,11 +277,11 @@ fn rows_of_another_type_or_codec_are_refused() {
     for (codec, fingerprint, expected) in
         [(codec.id(), 1, "another shape"), (CodecId::ABOMONATION, codec.fingerprint(), "written by abomonation")]
     {
-        let coding = Coding { codec, fingerprint, ..Codec::<Row>::coding(&Postcard) };
+        let encoding = RowEncoding { codec, fingerprint, ..Codec::<Row>::encoding(&Postcard) };
         let label = label(u64::from(codec.0) + 10);
-        SegmentWriter::create(&place.disk, place.directory.path(), &label, &coding).unwrap().finish().unwrap();
+        SegmentWriter::create(&place.disk, place.directory.path(), &label, &encoding).unwrap().finish().unwrap();
         let reader = SegmentReader::open(&OsDisk, &place.path(&label)).unwrap();
-        let said = reader.accept::<Row>(&Postcard).unwrap_err().to_string();
+        let said = reader.check_codec::<Row>(&Postcard).unwrap_err().to_string();
         assert!(said.contains(expected) && said.contains(place.path(&label).to_str().unwrap()), "{said}");
     }
 }
@@ -300,7 +307,7 @@ fn rows_that_could_not_be_read_back_are_not_written() {
 
 #[test]
 fn only_the_very_file_that_was_named_is_read() {
-    let (place, codec) = (Place::new(), &codecs()[0]);
+    let (place, codec) = (SegmentDir::new(), &codecs()[0]);
     let rows = random_rows(&mut fastrand::Rng::with_seed(1), 20, 3);
     let named = place.write(&label(1), codec, &rows, 7);
     let path = place.path(&label(1));
@@ -320,27 +327,27 @@ fn only_the_very_file_that_was_named_is_read() {
 #[test]
 fn a_footer_that_cannot_be_is_refused_before_memory_is_asked_for() {
     let block = BlockInfo {
-        stored: 10,
-        raw: 20,
+        stored_length: 10,
+        raw_length: 20,
         rows: 2,
         checksum: 0,
         least: EventTime::from_millis(1),
         greatest: EventTime::from_millis(2),
     };
-    let check = |block: BlockInfo, between| Footer::new(vec![block; 2]).check(between);
+    let check = |block: BlockInfo, between| SegmentFooter::new(vec![block; 2]).check(between);
     assert_eq!(check(block, 20), Ok(()));
     assert!(check(block, 21).unwrap_err().contains("its blocks have 20 bytes, but 21 are there"));
     for wrong in [
-        BlockInfo { raw: u32::MAX, ..block },
-        BlockInfo { raw: 10_000, ..block },
-        BlockInfo { raw: 9, ..block },
+        BlockInfo { raw_length: u32::MAX, ..block },
+        BlockInfo { raw_length: 10_000, ..block },
+        BlockInfo { raw_length: 9, ..block },
         BlockInfo { rows: 0, ..block },
         BlockInfo { least: EventTime::MAX, ..block },
     ] {
         assert!(check(wrong, 20).unwrap_err().contains("block 0 cannot be"), "{wrong:?}");
     }
     // Totals that are not the sum, with a valid checksum.
-    let (bytes, checksum) = format::encode_footer(&Footer::new(vec![block])).unwrap();
+    let (bytes, checksum) = format::encode_footer(&SegmentFooter::new(vec![block])).unwrap();
     let mut bytes = bytes[..bytes.len() - format::END].to_vec();
     let rows = bytes.len() - 3;
     assert_eq!(format::decode_footer(&bytes, checksum, Path::new("f")).unwrap().check(10), Ok(()));
@@ -351,17 +358,17 @@ fn a_footer_that_cannot_be_is_refused_before_memory_is_asked_for() {
 
 #[test]
 fn a_header_says_what_it_was_given() {
-    let coding = Codec::<Row>::coding(&Postcard);
-    let bytes = format::encode_header(&Header::new(label(4), &coding)).unwrap();
+    let encoding = Codec::<Row>::encoding(&Postcard);
+    let bytes = format::encode_header(&SegmentHeader::new(label(4), &encoding)).unwrap();
     let (version, length) = format::decode_start(&bytes[..format::START], Path::new("f")).unwrap();
     assert_eq!(bytes.len(), format::START + length as usize + format::CHECKSUM);
     let header = format::decode_header(version, &bytes[format::START..], Path::new("f")).unwrap();
-    assert_eq!((header.coding(), header.into_label()), (coding, label(4)));
+    assert_eq!((header.encoding(), header.into_label()), (encoding, label(4)));
 }
 
 #[test]
 fn names_are_safe_and_each_files_own() {
-    let name = |step: &str| Label { step: step.into(), ..label(5) }.file_name();
+    let name = |step: &str| SegmentLabel { step: step.into(), ..label(5) }.file_name();
     let steps =
         ["totals", "Totals", "../../etc/passwd", "a/b", "a_b", "", "größe 10s", &"long ".repeat(90), "a\0b", "."];
     let mut names: Vec<_> = steps.iter().map(|step| name(step)).collect();
@@ -370,8 +377,8 @@ fn names_are_safe_and_each_files_own() {
         assert!(name.chars().all(safe) && name.len() < 200 && is_segment(name), "{name}");
         assert!(!name.starts_with(['.', '-']), "{name}");
     }
-    names.extend([label(6).file_name(), Label { worker: 2, ..label(5) }.file_name()]);
-    names.push(Label { incarnation: 4, ..label(5) }.file_name());
+    names.extend([label(6).file_name(), SegmentLabel { worker: 2, ..label(5) }.file_name()]);
+    names.push(SegmentLabel { incarnation: 4, ..label(5) }.file_name());
     names.sort();
     names.dedup();
     assert_eq!(names.len(), steps.len() + 3);
@@ -382,12 +389,12 @@ fn a_segment_is_spoken_of_only_when_file_and_name_are_on_disk() {
     let codec = &codecs()[0];
     let rows = random_rows(&mut fastrand::Rng::with_seed(1), 20, 3);
     let directory = tempfile::tempdir().unwrap();
-    let (disk, acts) = Failing::shared(usize::MAX);
+    let (disk, acts) = FailingDisk::shared(usize::MAX);
     write(&disk, directory.path(), &label(0), codec, &rows, 7).unwrap();
     let told = acts.told();
     assert_eq!(told, ["create", "append", "append", "append", "append", "append", "sync", "sync directory"]);
     for fail_at in 0..told.len() {
-        let (disk, _) = Failing::shared(fail_at);
+        let (disk, _) = FailingDisk::shared(fail_at);
         let number = 1 + fail_at as u64;
         let said = write(&disk, directory.path(), &label(number), codec, &rows, 7).unwrap_err().to_string();
         assert!(said.contains(&label(number).file_name()) && said.contains("it broke"), "{said}");
@@ -396,25 +403,25 @@ fn a_segment_is_spoken_of_only_when_file_and_name_are_on_disk() {
 
 /// The operating system's disk; its writing operations are recorded, and fail from one of them on.
 #[derive(Debug)]
-pub(in crate::durable) struct Failing {
-    acts: Arc<Acts>,
+pub(in crate::durable) struct FailingDisk {
+    acts: Arc<DiskOperations>,
 }
 
 #[derive(Debug)]
-pub(in crate::durable) struct Acts {
+pub(in crate::durable) struct DiskOperations {
     fail_at: usize,
     count: AtomicUsize,
     told: std::sync::Mutex<Vec<&'static str>>,
 }
 
-impl Failing {
-    pub(in crate::durable) fn shared(fail_at: usize) -> (Arc<dyn Disk>, Arc<Acts>) {
-        let acts = Arc::new(Acts { fail_at, count: AtomicUsize::new(0), told: std::sync::Mutex::default() });
-        (Arc::new(Failing { acts: Arc::clone(&acts) }), acts)
+impl FailingDisk {
+    pub(in crate::durable) fn shared(fail_at: usize) -> (Arc<dyn Disk>, Arc<DiskOperations>) {
+        let acts = Arc::new(DiskOperations { fail_at, count: AtomicUsize::new(0), told: std::sync::Mutex::default() });
+        (Arc::new(FailingDisk { acts: Arc::clone(&acts) }), acts)
     }
 }
 
-impl Acts {
+impl DiskOperations {
     pub(in crate::durable) fn told(&self) -> Vec<&'static str> {
         self.told.lock().unwrap().clone()
     }
@@ -426,7 +433,7 @@ impl Acts {
     }
 }
 
-impl Disk for Failing {
+impl Disk for FailingDisk {
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
         OsDisk.list(directory)
     }
@@ -471,7 +478,7 @@ impl Disk for Failing {
 #[derive(Debug)]
 struct FailingFile {
     file: Box<dyn DiskFile>,
-    acts: Arc<Acts>,
+    acts: Arc<DiskOperations>,
 }
 
 impl DiskFile for FailingFile {
@@ -488,9 +495,9 @@ impl DiskFile for FailingFile {
         self.file.append(bytes)
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         self.acts.act("cut")?;
-        self.file.cut(length)
+        self.file.truncate(length)
     }
 
     fn sync(&mut self) -> io::Result<()> {

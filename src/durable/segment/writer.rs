@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 
-use crate::durable::codec::Coding;
+use crate::durable::codec::RowEncoding;
 use crate::durable::disk::{Disk, DiskFile};
-use crate::durable::reason;
-use crate::durable::segment::format::{self, BlockInfo, Footer, Header};
-use crate::durable::segment::{Label, RawBlock, SegmentInfo};
+use crate::durable::io_reason;
+use crate::durable::segment::format::{self, BlockInfo, SegmentFooter, SegmentHeader};
+use crate::durable::segment::{RawBlock, SegmentInfo, SegmentLabel};
 use crate::error::{Error, Result};
 
 /// Writes one segment. Dropped before [`SegmentWriter::finish`], it leaves an incomplete file that nothing refers to.
@@ -20,7 +20,7 @@ pub struct SegmentWriter {
     directory: PathBuf,
     path: PathBuf,
     name: String,
-    label: Label,
+    label: SegmentLabel,
     file: Box<dyn DiskFile>,
     length: u64,
     blocks: Vec<BlockInfo>,
@@ -28,11 +28,16 @@ pub struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Creates the file of a segment, with rows encoded by `coding`.
+    /// Creates the file of a segment, with rows encoded by `encoding`.
     ///
     /// # Errors
     /// Fails if the file cannot be created, or if a file of that name exists.
-    pub fn create(disk: &Arc<dyn Disk>, directory: &Path, label: &Label, coding: &Coding) -> Result<Self> {
+    pub fn create(
+        disk: &Arc<dyn Disk>,
+        directory: &Path,
+        label: &SegmentLabel,
+        encoding: &RowEncoding,
+    ) -> Result<Self> {
         let name = label.file_name();
         let path = directory.join(&name);
         match disk.open(&path) {
@@ -40,8 +45,8 @@ impl SegmentWriter {
             Err(why) => return Err(failed(&path, why)),
             Ok(_) => return Err(failed(&path, "a file of that name is there, and segments are never written over")),
         }
-        let header = format::encode_header(&Header::new(label.clone(), coding))?;
-        let file = disk.create(&path).map_err(|why| failed(&path, reason(&why)))?;
+        let header = format::encode_header(&SegmentHeader::new(label.clone(), encoding))?;
+        let file = disk.create(&path).map_err(|why| failed(&path, io_reason(&why)))?;
         let mut writer = SegmentWriter {
             disk: Arc::clone(disk),
             directory: directory.to_owned(),
@@ -56,7 +61,7 @@ impl SegmentWriter {
         match writer.file.append(&header) {
             Ok(()) => Ok(writer),
             Err(why) => {
-                let failed = failed(&writer.path, reason(&why));
+                let failed = failed(&writer.path, io_reason(&why));
                 writer.abandon();
                 Err(failed)
             }
@@ -75,14 +80,14 @@ impl SegmentWriter {
         let stored = stored.unwrap_or(&block.bytes);
         let count = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|why| failed(&self.path, why));
         self.blocks.push(BlockInfo {
-            stored: count(stored)?,
-            raw: count(&block.bytes)?,
+            stored_length: count(stored)?,
+            raw_length: count(&block.bytes)?,
             rows: block.rows,
             checksum: crc32fast::hash(stored),
             least: block.least,
             greatest: block.greatest,
         });
-        self.file.append(stored).map_err(|why| failed(&self.path, reason(&why)))?;
+        self.file.append(stored).map_err(|why| failed(&self.path, io_reason(&why)))?;
         self.length += stored.len() as u64;
         Ok(())
     }
@@ -100,11 +105,11 @@ impl SegmentWriter {
     }
 
     fn complete(&mut self) -> Result<SegmentInfo> {
-        let footer = Footer::new(std::mem::take(&mut self.blocks));
+        let footer = SegmentFooter::new(std::mem::take(&mut self.blocks));
         let (bytes, checksum) = format::encode_footer(&footer)?;
-        self.file.append(&bytes).map_err(|why| failed(&self.path, reason(&why)))?;
-        self.file.sync().map_err(|why| failed(&self.path, reason(&why)))?;
-        self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, reason(&why)))?;
+        self.file.append(&bytes).map_err(|why| failed(&self.path, io_reason(&why)))?;
+        self.file.sync().map_err(|why| failed(&self.path, io_reason(&why)))?;
+        self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, io_reason(&why)))?;
         Ok(footer.info(&self.label, self.name.clone(), self.length + bytes.len() as u64, checksum))
     }
 

@@ -12,9 +12,9 @@
 //!   knows 0/0@6 1/1@7` – incarnation 2 wrote to it, with the ends of journals: process, worker and epoch.
 
 use super::*;
-use crate::durable::journal::{Before, Entry, Header};
+use crate::durable::journal::{JournalEntry, JournalHeader, PreviousFile};
 use crate::durable::manifest::{ManifestId, StepState};
-use crate::durable::recovery::{Accepted, Holder};
+use crate::durable::recovery::{AcceptedFile, ProcessInfo};
 use crate::durable::segment::SegmentInfo;
 use crate::error::Error;
 
@@ -25,9 +25,9 @@ fn length(frames: u64) -> u64 {
     100 + 10 * frames
 }
 
-struct Case {
-    survey: Survey,
-    sinks: Vec<SinkFound>,
+struct RecoveryCase {
+    survey: StateScan,
+    sinks: Vec<ReportedSink>,
 }
 
 type Words<'a> = std::iter::Peekable<std::str::SplitWhitespace<'a>>;
@@ -44,12 +44,12 @@ fn manifest_id(name: &str) -> ManifestId {
     ManifestId::parse(&format!("{name}.manifest")).unwrap()
 }
 
-fn claim(case: &mut Case, mut words: Words<'_>) {
+fn claim(case: &mut RecoveryCase, mut words: Words<'_>) {
     let incarnation = number(&mut words);
     let mut claim = Claim {
         state: STATE,
         incarnation,
-        holder: Holder { pid: 1, host: "h".into(), since_ms: 0 },
+        holder: ProcessInfo { pid: 1, host: "h".into(), since_ms: 0 },
         manifests: vec![],
         base: None,
         journals: vec![],
@@ -68,7 +68,7 @@ fn claim(case: &mut Case, mut words: Words<'_>) {
                 let (file, rest) = words.next().unwrap().split_once(':').unwrap();
                 let (frames, last) = rest.split_once('/').unwrap();
                 let (file, length) = (file_id(file), length(frames.parse().unwrap()));
-                claim.journals.push(Accepted { file, length, last: last.parse().ok().map(Epoch) });
+                claim.journals.push(AcceptedFile { file, length, last: last.parse().ok().map(Epoch) });
             }
             "last" => claim.last_epoch = Epoch(number(&mut words)),
             "damaged" => damaged = true,
@@ -79,17 +79,17 @@ fn claim(case: &mut Case, mut words: Words<'_>) {
     case.survey.claims.insert(incarnation, claim);
 }
 
-fn journal(case: &mut Case, id: FileId, mut words: Words<'_>) {
-    let mut header = Header { state: STATE, file: id, workers: 1, before: None };
-    let (mut entries, mut known, mut headless, mut damaged, mut behind) = (Vec::new(), 0, false, false, 3);
+fn journal(case: &mut RecoveryCase, id: FileId, mut words: Words<'_>) {
+    let mut header = JournalHeader { state: STATE, file: id, workers: 1, before: None };
+    let (mut entries, mut synced_length, mut headless, mut damaged, mut behind) = (Vec::new(), 0, false, false, 3);
     while let Some(word) = words.next() {
         match word {
             "workers" => header.workers = number(&mut words) as u32,
-            "known" => known = length(number(&mut words)),
+            "known" => synced_length = length(number(&mut words)),
             "after" => {
                 let (frames, last) = words.next().unwrap().split_once('/').unwrap();
                 let length = length(frames.parse().unwrap());
-                header.before = Some(Before { length, last: last.parse().ok().map(Epoch) });
+                header.before = Some(PreviousFile { length, last: last.parse().ok().map(Epoch) });
             }
             "headless" => headless = true,
             "whole" => behind = 0,
@@ -99,26 +99,34 @@ fn journal(case: &mut Case, id: FileId, mut words: Words<'_>) {
                 let (worker, epoch) = word.split_once('@').unwrap();
                 let (worker, epoch): (u32, u64) = (worker.parse().unwrap(), epoch.parse().unwrap());
                 let end = length(entries.len() as u64 + 1);
-                entries.push(Entry { worker, frame: frame(epoch, &[(worker, epoch)]), end });
+                entries.push(JournalEntry { worker, frame: frame(epoch, &[(worker, epoch)]), end });
             }
         }
     }
-    let good = if headless { 0 } else { length(entries.len() as u64) };
+    let intact_length = if headless { 0 } else { length(entries.len() as u64) };
     let header = (!headless).then_some(header);
-    let file = JournalFile { id, header, entries, begin: 100, good, known, found: good + behind };
+    let file = JournalFile {
+        id,
+        header,
+        entries,
+        header_length: 100,
+        intact_length,
+        synced_length,
+        file_length: intact_length + behind,
+    };
     let file = if damaged { Err(Error::new("a file of the journal is damaged")) } else { Ok(file) };
     case.survey.journals.insert(id, file);
 }
 
-fn manifest_found(case: &mut Case, mut words: Words<'_>) {
+fn manifest_found(case: &mut RecoveryCase, mut words: Words<'_>) {
     let id = manifest_id(words.next().unwrap());
     let mut found = manifest(STATE, id.incarnation, id.epoch.0);
     let mut damaged = false;
     while let Some(word) = words.next() {
         match word {
             "out" => {
-                let shown = words.next().unwrap().parse().ok().map(Epoch);
-                found.sinks.push(SinkState { name: "out".into(), shown, on_change: false });
+                let published = words.next().unwrap().parse().ok().map(Epoch);
+                found.sinks.push(SinkState { name: "out".into(), published, on_change: false });
             }
             "step" => {
                 let name = words.next().unwrap().to_owned();
@@ -148,7 +156,7 @@ fn manifest_found(case: &mut Case, mut words: Words<'_>) {
     case.survey.manifests.insert(id, found);
 }
 
-fn sink_found(case: &mut Case, mut words: Words<'_>) {
+fn sink_found(case: &mut RecoveryCase, mut words: Words<'_>) {
     let shown = words.next().unwrap().parse().ok();
     let (mut on_change, mut incarnation, mut ends) = (false, 0, Vec::new());
     while let Some(word) = words.next() {
@@ -165,11 +173,11 @@ fn sink_found(case: &mut Case, mut words: Words<'_>) {
         }
     }
     let published = shown.map(|epoch| published(epoch, incarnation, ends));
-    case.sinks.push(SinkFound { name: "out".into(), published, on_change });
+    case.sinks.push(ReportedSink { name: "out".into(), published, on_change });
 }
 
-fn case(found: &str) -> Case {
-    let mut case = Case { survey: Survey::default(), sinks: vec![] };
+fn case(found: &str) -> RecoveryCase {
+    let mut case = RecoveryCase { survey: StateScan::default(), sinks: vec![] };
     for item in found.split([';', '\n']).map(str::trim).filter(|item| !item.is_empty()) {
         let mut words = item.split_whitespace().peekable();
         match words.next().unwrap() {
@@ -189,8 +197,8 @@ fn list(of: impl IntoIterator<Item = impl ToString>) -> String {
 }
 
 /// The decision as a text.
-fn told(case: &Case, query: &QueryPrint, accept_changed_query: bool) -> String {
-    let found = Found {
+fn told(case: &RecoveryCase, query: &QueryFingerprint, accept_changed_query: bool) -> String {
+    let found = RecoveryInput {
         incarnation: 9,
         survey: &case.survey,
         sinks: &case.sinks,
@@ -459,7 +467,7 @@ fn what_a_sink_knows_of_journals_is_in_them() {
 }
 
 /// Checks the decision for a changed query, and that it resumes with `--accept-changed-query` only if `accepted`.
-fn check_changed(found: &str, change: impl Fn(&mut QueryPrint), expected: &str, accepted: bool) {
+fn check_changed(found: &str, change: impl Fn(&mut QueryFingerprint), expected: &str, accepted: bool) {
     let mut query = print();
     change(&mut query);
     let case = case(found);
@@ -479,7 +487,7 @@ fn a_changed_query_does_not_replay() {
          --accept-changed-query",
         true,
     );
-    let said = |change: fn(&mut QueryPrint), what: &str| {
+    let said = |change: fn(&mut QueryFingerprint), what: &str| {
         check_changed(replays, change, &format!("the query has changed since this state was used last: {what};"), true);
     };
     said(|query| query.flags[0].1 = "1s".into(), "--epoch is 1s, was 100ms");
@@ -488,7 +496,7 @@ fn a_changed_query_does_not_replay() {
     said(|query| query.steps[0].detail = "tumbling 1m".into(), "the step aggregate t is tumbling 1m, was tumbling 10s");
     said(|query| query.steps[0].fingerprint = 8, "the step aggregate t has other types");
     said(|query| query.steps[0].name = "u".into(), "the step aggregate u is new, the step aggregate t is gone");
-    let another = |query: &mut QueryPrint| {
+    let another = |query: &mut QueryFingerprint| {
         query.build = "b2".into();
         query.steps.retain(|step| step.kind == "source");
     };
@@ -527,8 +535,8 @@ fn rows_of_a_step_that_is_gone_or_has_other_types_are_never_read() {
         "the state has rows of a step that the query does not have (step t); give the step its name back…",
         false,
     );
-    let new_step = |query: &mut QueryPrint| {
-        query.steps.push(StepPrint {
+    let new_step = |query: &mut QueryFingerprint| {
+        query.steps.push(StepFingerprint {
             kind: "aggregate".into(),
             name: "u".into(),
             detail: String::new(),

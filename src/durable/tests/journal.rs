@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::durable::disk::Disk;
-use crate::durable::journal::{FileJournal, Header, Journal, KIND, Value};
-use crate::durable::sealed::Kind;
+use crate::durable::envelope::Envelope;
+use crate::durable::journal::{ENVELOPE, FileJournal, Journal, JournalHeader, JournaledRecord};
 
 /// Appends a frame and waits until it is synced, so that it is a group commit of its own.
 fn commit(journal: &FileJournal, worker: usize, frame: Frame) {
@@ -27,8 +27,8 @@ fn wait_for(mut what: impl FnMut() -> bool) {
 /// journal.
 fn six_epochs() -> (MemoryDisk, StateDir, Vec<u8>) {
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let journal = FileJournal::begin(state.place(&claim, 0, 2)).unwrap();
+    let (claim, _) = begin_incarnation(&state);
+    let journal = FileJournal::begin(state.journal_config(&claim, 0, 2)).unwrap();
     commit(&journal, 0, frame(2, &[(0, 1)]));
     commit(&journal, 1, frame(2, &[]));
     for epoch in [4, 6, 8, 10] {
@@ -43,7 +43,7 @@ fn six_epochs() -> (MemoryDisk, StateDir, Vec<u8>) {
 #[test]
 fn a_life_is_gone_on_from_where_its_journal_ends() {
     let (_, state, _) = six_epochs();
-    let (claim, decision) = begin_life(&state);
+    let (claim, decision) = begin_incarnation(&state);
     assert_eq!(
         short(&decision.replay),
         [(2, vec![(0, 1)]), (4, vec![(0, 4)]), (6, vec![(0, 6)]), (8, vec![(0, 8)]), (10, vec![(0, 10)])]
@@ -56,7 +56,7 @@ fn a_life_is_gone_on_from_where_its_journal_ends() {
 fn a_tail_torn_at_any_byte_is_cut() {
     let (_, state, bytes) = six_epochs();
     let whole = JournalFile::read(state.id(), first_file(1), &bytes).unwrap();
-    let mut survey = state.survey().unwrap();
+    let mut scan = state.scan_and_sync().unwrap();
     for (length, zeros) in (0..=bytes.len()).flat_map(|length| [(length, 0), (length, 13)]) {
         let mut torn = bytes[..length].to_vec();
         torn.resize(length + zeros, 0);
@@ -65,8 +65,8 @@ fn a_tail_torn_at_any_byte_is_cut() {
         // A frame may end with zeros.
         assert!(file.entries.len() >= expected && file.entries[..] == whole.entries[..file.entries.len()]);
         let kept = file.entries.last().map(|entry| (entry.end, entry.frame.epoch));
-        survey.journals.insert(file.id, Ok(file));
-        let decision = decided(&survey, 2, None).unwrap();
+        scan.journals.insert(file.id, Ok(file));
+        let decision = decided(&scan, 2, None).unwrap();
         // The first epoch counts once both workers have committed it.
         let Some((end, last)) = kept.filter(|(end, _)| *end >= whole.entries[1].end) else {
             assert!(decision.replay.is_empty() && decision.accepted.is_empty());
@@ -84,18 +84,18 @@ fn a_flipped_bit_below_what_was_synced_is_damage_and_above_a_torn_tail() {
     let (_, state, bytes) = six_epochs();
     let whole = JournalFile::read(state.id(), first_file(1), &bytes).unwrap();
     let last = whole.entries[whole.entries.len() - 2].end;
-    let mut survey = state.survey().unwrap();
+    let mut scan = state.scan_and_sync().unwrap();
     for (at, bit) in (0..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << bit;
         let read = JournalFile::read(state.id(), first_file(1), &flipped);
-        survey.journals.insert(first_file(1), read);
-        match decided(&survey, 2, None) {
+        scan.journals.insert(first_file(1), read);
+        match decided(&scan, 2, None) {
             Ok(decision) => {
                 assert!(at as u64 >= last, "bit {bit} of byte {at} went unseen");
                 assert_eq!((decision.accepted[0].length, decision.last_epoch), (last, Epoch(8)));
                 // If the epoch was published, its loss is noticed.
-                let error = decided(&survey, 2, Some(11)).unwrap_err();
+                let error = decided(&scan, 2, Some(11)).unwrap_err();
                 assert!(error.to_string().contains("is ahead of the state"), "{error}");
             }
             Err(why) => {
@@ -109,21 +109,21 @@ fn a_flipped_bit_below_what_was_synced_is_damage_and_above_a_torn_tail() {
 #[test]
 fn after_an_orderly_end_no_flipped_bit_goes_unseen() {
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let journal = FileJournal::begin(state.place(&claim, 0, 1)).unwrap();
+    let (claim, _) = begin_incarnation(&state);
+    let journal = FileJournal::begin(state.journal_config(&claim, 0, 1)).unwrap();
     for epoch in [2, 4, 6] {
         journal.append(0, frame(epoch, &[(0, epoch)])).unwrap();
     }
     journal.close().unwrap();
     let bytes = disk.read(&path_of(first_file(1))).unwrap();
-    let mut survey = state.survey().unwrap();
-    let replay = decided(&survey, 2, None).unwrap().replay;
+    let mut scan = state.scan_and_sync().unwrap();
+    let replay = decided(&scan, 2, None).unwrap().replay;
     assert_eq!(replay.len(), 3);
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
-        survey.journals.insert(first_file(1), JournalFile::read(state.id(), first_file(1), &flipped));
-        match decided(&survey, 2, None) {
+        scan.journals.insert(first_file(1), JournalFile::read(state.id(), first_file(1), &flipped));
+        match decided(&scan, 2, None) {
             Ok(decision) => assert_eq!(decision.replay, replay),
             Err(why) => assert!(why.to_string().contains("1-0-0.journal"), "{why}"),
         }
@@ -133,21 +133,21 @@ fn after_an_orderly_end_no_flipped_bit_goes_unseen() {
 #[test]
 fn what_a_claim_counts_must_be_there() {
     let (disk, state, bytes) = six_epochs();
-    begin_life(&state);
+    begin_incarnation(&state);
     let path = path_of(first_file(1));
     for length in 0..bytes.len() {
         disk.set(&path, &bytes[..length]);
-        let error = decided(&state.survey().unwrap(), 3, None).unwrap_err().to_string();
+        let error = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap_err().to_string();
         assert!(error.starts_with("the journal is damaged (journal/1-0-0.journal): life 2 counts"), "{error}");
     }
     // Anything that an older incarnation appends later does not count.
     let mut more = bytes.clone();
     more.extend_from_slice(&bytes);
     disk.set(&path, &more);
-    let decision = decided(&state.survey().unwrap(), 3, None).unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap();
     assert_eq!((decision.replay.len(), decision.torn[0].dropped), (5, bytes.len() as u64));
     disk.remove(&path).unwrap();
-    let error = decided(&state.survey().unwrap(), 3, None).unwrap_err();
+    let error = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "a file of the journal is missing (journal/1-0-0.journal): life 2 counts it up to epoch 10; restore the state \
@@ -159,8 +159,8 @@ fn what_a_claim_counts_must_be_there() {
 fn what_is_told_to_be_synced_survives_a_loss_of_power() {
     const WORKERS: usize = 6;
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let place = Place { limit: 900, ..state.place(&claim, 0, WORKERS) };
+    let (claim, _) = begin_incarnation(&state);
+    let place = JournalConfig { file_limit: 900, ..state.journal_config(&claim, 0, WORKERS) };
     let (journal, told) = (FileJournal::begin(place).unwrap(), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
@@ -195,15 +195,15 @@ fn what_is_told_to_be_synced_survives_a_loss_of_power() {
     });
     assert!(told.into_inner() > 50);
     journal.close().unwrap();
-    let decision = decided(&state.survey().unwrap(), 2, None).unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap();
     assert_eq!(decision.replay.len(), 200);
-    assert!(decision.replay.iter().all(|frame| frame.bounds.len() == WORKERS));
+    assert!(decision.replay.iter().all(|frame| frame.progress.len() == WORKERS));
     assert!(decision.accepted.len() > 3, "it went over several files");
 }
 
 /// A journal of these epochs, in files of about two.
 fn in_many_files(state: &StateDir, claim: &Claim, epochs: std::ops::RangeInclusive<u64>) -> FileJournal {
-    let journal = FileJournal::begin(Place { limit: 150, ..state.place(claim, 0, 1) }).unwrap();
+    let journal = FileJournal::begin(JournalConfig { file_limit: 150, ..state.journal_config(claim, 0, 1) }).unwrap();
     for epoch in epochs {
         commit(&journal, 0, frame(2 * epoch, &[(0, epoch)]));
     }
@@ -211,23 +211,23 @@ fn in_many_files(state: &StateDir, claim: &Claim, epochs: std::ops::RangeInclusi
 }
 
 fn numbers(state: &StateDir) -> Vec<(u64, u64)> {
-    // `survey` would copy files that are being removed meanwhile.
-    let seen = state.look(true).unwrap();
+    // `scan_and_sync` would copy files that are being removed meanwhile.
+    let seen = state.scan(true).unwrap();
     seen.journals.keys().map(|id| (id.incarnation, id.number)).collect()
 }
 
 #[test]
 fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     let (_, state) = new_state();
-    let (claim, _) = begin_life(&state);
+    let (claim, _) = begin_incarnation(&state);
     let journal = in_many_files(&state, &claim, 1..=20);
     let all = numbers(&state);
     assert!(all.len() > 4, "{all:?}");
     let written = |epoch| manifest(state.id(), 1, epoch).write(&**state.disk(), &state.manifests(), &always()).unwrap();
     written(12);
-    journal.cut(Epoch(12));
+    journal.truncate(Epoch(12));
     wait_for(|| numbers(&state).len() < all.len());
-    let decision = decided(&state.survey().unwrap(), 2, None).unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap();
     assert_eq!(
         decision.replay.iter().map(|frame| frame.epoch.0).collect::<Vec<_>>(),
         [14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40]
@@ -236,20 +236,20 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     assert_eq!(left, all[all.len() - left.len()..]);
     // Without the manifest, the removed files are missed.
     state.disk().remove(&state.manifests().join("12-1.manifest")).unwrap();
-    let error = decided(&state.survey().unwrap(), 2, None).unwrap_err().to_string();
+    let error = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap_err().to_string();
     assert!(error.starts_with("a file of the journal is missing (journal/1-0-"), "{error}");
     written(1000);
-    journal.cut(Epoch(1000));
+    journal.truncate(Epoch(1000));
     wait_for(|| numbers(&state).len() == 1);
     assert_eq!(numbers(&state), all[all.len() - 1..]);
     drop(journal);
 
     // The next incarnation removes inherited files once they are superfluous.
-    let (claim, decision) = begin_life(&state);
+    let (claim, decision) = begin_incarnation(&state);
     assert!(decision.replay.is_empty());
     let journal = in_many_files(&state, &claim, 501..=505);
-    journal.cut(Epoch(30));
-    journal.cut(Epoch(41));
+    journal.truncate(Epoch(30));
+    journal.truncate(Epoch(41));
     commit(&journal, 0, frame(2000, &[]));
     wait_for(|| !numbers(&state).contains(all.last().unwrap()));
 }
@@ -257,7 +257,7 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
 #[test]
 fn a_file_that_is_missing_or_shorter_than_the_next_one_says_is_refused() {
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
+    let (claim, _) = begin_incarnation(&state);
     drop(in_many_files(&state, &claim, 1..=20));
     let before: Vec<_> = numbers(&state);
     for (_, number) in &before[..before.len() - 1] {
@@ -265,14 +265,14 @@ fn a_file_that_is_missing_or_shorter_than_the_next_one_says_is_refused() {
         let bytes = disk.read(&path_of(id)).unwrap();
         for length in 0..bytes.len() {
             disk.set(&path_of(id), &bytes[..length]);
-            let error = decided(&state.survey().unwrap(), 2, None).unwrap_err().to_string();
+            let error = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap_err().to_string();
             assert!(error.starts_with("the journal is damaged (journal/1-0-"), "{error}");
             assert!(error.contains(&id.to_string()), "{error}");
         }
         disk.set(&path_of(id), &bytes);
-        let mut survey = state.survey().unwrap();
-        survey.journals.remove(&id);
-        let error = decided(&survey, 2, None).unwrap_err().to_string();
+        let mut scan = state.scan_and_sync().unwrap();
+        scan.journals.remove(&id);
+        let error = decided(&scan, 2, None).unwrap_err().to_string();
         assert!(error.starts_with(&format!("a file of the journal is missing (journal/{id})")), "{error}");
     }
 }
@@ -281,10 +281,10 @@ fn a_file_that_is_missing_or_shorter_than_the_next_one_says_is_refused() {
 fn a_journal_that_has_failed_takes_no_more_and_says_why() {
     for acts in 0..12 {
         let (disk, state) = new_state();
-        let (claim, _) = begin_life(&state);
+        let (claim, _) = begin_incarnation(&state);
         let Ok(journal) = ({
             disk.fail_after(acts);
-            FileJournal::begin(Place { limit: 200, ..state.place(&claim, 0, 1) })
+            FileJournal::begin(JournalConfig { file_limit: 200, ..state.journal_config(&claim, 0, 1) })
         }) else {
             assert!(acts < 4);
             continue;
@@ -308,7 +308,7 @@ fn a_journal_that_has_failed_takes_no_more_and_says_why() {
         disk.crash(&mut fastrand::Rng::with_seed(acts), true);
         drop(journal);
         let state = StateDir::open(state.disk().clone(), "state", true).unwrap();
-        let decision = decided(&state.survey().unwrap(), 2, None).unwrap();
+        let decision = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap();
         assert!(decision.replay.last().map(|frame| frame.epoch) >= told, "{told:?} of {:?}", decision.replay);
     }
 }
@@ -324,9 +324,9 @@ fn frames_of_another_file_or_place_are_none() {
     let whole = read(&bytes);
     let end = |entry: usize| whole.entries[entry].end as usize;
     let spliced = read(&[&bytes[..end(2)], &other[end(2)..]].concat());
-    assert_eq!((spliced.entries.len(), spliced.good, spliced.known), (3, end(2) as u64, 0));
+    assert_eq!((spliced.entries.len(), spliced.intact_length, spliced.synced_length), (3, end(2) as u64, 0));
     let moved = read(&[&bytes[..], &bytes[end(2)..]].concat());
-    assert_eq!((moved.entries.len(), moved.good, moved.known), (6, bytes.len() as u64, 0));
+    assert_eq!((moved.entries.len(), moved.intact_length, moved.synced_length), (6, bytes.len() as u64, 0));
 }
 
 #[test]
@@ -349,8 +349,8 @@ fn files_of_other_states_and_under_other_names_are_refused() {
 #[should_panic(expected = "all workers bind the first epoch")]
 fn all_workers_bind_the_first_epoch_of_a_life() {
     let (_, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let journal = FileJournal::begin(state.place(&claim, 0, 2)).unwrap();
+    let (claim, _) = begin_incarnation(&state);
+    let journal = FileJournal::begin(state.journal_config(&claim, 0, 2)).unwrap();
     journal.append(0, frame(4, &[])).unwrap();
     let _ = journal.append(1, frame(6, &[]));
 }
@@ -359,8 +359,8 @@ fn all_workers_bind_the_first_epoch_of_a_life() {
 #[should_panic(expected = "in order")]
 fn a_worker_binds_an_epoch_once() {
     let (_, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let journal = FileJournal::begin(state.place(&claim, 0, 1)).unwrap();
+    let (claim, _) = begin_incarnation(&state);
+    let journal = FileJournal::begin(state.journal_config(&claim, 0, 1)).unwrap();
     journal.append(0, frame(4, &[])).unwrap();
     let _ = journal.append(0, frame(4, &[]));
 }
@@ -368,15 +368,19 @@ fn a_worker_binds_an_epoch_once() {
 #[test]
 fn records_that_are_kept_by_value_are_replayed_with_their_epoch() {
     let (_, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let journal = FileJournal::begin(state.place(&claim, 0, 1)).unwrap();
-    let value = |offset, payload: Option<&[u8]>| Value { offset, stamped: Some(7), payload: payload.map(Into::into) };
+    let (claim, _) = begin_incarnation(&state);
+    let journal = FileJournal::begin(state.journal_config(&claim, 0, 1)).unwrap();
+    let value = |offset, payload: Option<&[u8]>| JournaledRecord {
+        offset,
+        timestamp: Some(7),
+        payload: payload.map(Into::into),
+    };
     let mut frames = [frame(2, &[(0, 1), (1, 9), (2, 5)]), frame(4, &[(1, 10)])];
-    frames[0].bounds[1].values = Some(vec![value(3, Some(b"three")), value(8, None)]);
-    frames[0].bounds[2].values = Some(Vec::new());
+    frames[0].progress[1].values = Some(vec![value(3, Some(b"three")), value(8, None)]);
+    frames[0].progress[2].values = Some(Vec::new());
     frames.iter().for_each(|frame| commit(&journal, 0, frame.clone()));
     drop(journal);
-    let (_, decision) = begin_life(&state);
+    let (_, decision) = begin_incarnation(&state);
     assert_eq!(decision.replay, frames);
 }
 
@@ -385,12 +389,12 @@ fn a_journal_of_the_first_version_is_read() {
     let (disk, state, mut bytes) = six_epochs();
     assert_eq!(bytes[7], 2);
     let id = first_file(1);
-    let header: (Header, usize) = KIND.open_first(&bytes).unwrap();
-    bytes[..header.1].copy_from_slice(&Kind { version: 1, ..KIND }.seal(&header.0).unwrap());
+    let header: (JournalHeader, usize) = ENVELOPE.open_first(&bytes).unwrap();
+    bytes[..header.1].copy_from_slice(&Envelope { version: 1, ..ENVELOPE }.seal(&header.0).unwrap());
     let read = JournalFile::read(state.id(), id, &bytes).unwrap();
     let now = JournalFile::read(state.id(), id, &disk.read(&path_of(id)).unwrap()).unwrap();
     assert!(read.entries.len() == 6 && read == now);
-    bytes[..header.1].copy_from_slice(&Kind { version: 3, ..KIND }.seal(&header.0).unwrap());
+    bytes[..header.1].copy_from_slice(&Envelope { version: 3, ..ENVELOPE }.seal(&header.0).unwrap());
     let why = JournalFile::read(state.id(), id, &bytes).unwrap_err().to_string();
     assert!(why.contains("was written in format 3, and this program knows format 2"), "{why}");
 }

@@ -9,25 +9,25 @@ mod state;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::journal::{Bound, FileId, Frame, JournalFile, Place, WorkerEnd};
-use super::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepPrint};
+use super::journal::{FileId, Frame, JournalConfig, JournalFile, PartitionProgress, WorkerEnd};
+use super::manifest::{Manifest, QueryFingerprint, SinkState, SourceState, StepFingerprint};
 use super::memory_disk::MemoryDisk;
-use super::recovery::{Claim, Decision, Found, SinkFound, Survey, claimed, decide};
+use super::recovery::{Claim, RecoveryDecision, RecoveryInput, ReportedSink, StateScan, claimed, decide};
 use super::state::StateDir;
-use super::{Published, StateId, StillCurrent};
+use super::{FencingCheck, PublishedEpoch, StateId};
 use crate::error::Result;
 use crate::time::{Epoch, EventTime};
 
 /// The progress of a partition that was read up to `next`.
-fn bound(partition: u32, next: u64) -> Bound {
-    Bound {
+fn bound(partition: u32, next_offset: u64) -> PartitionProgress {
+    PartitionProgress {
         source: "s".into(),
         partition,
-        found_at: None,
-        next,
-        watermark: EventTime::from_millis(next as i64),
+        start_offset: None,
+        next_offset,
+        watermark: EventTime::from_millis(next_offset as i64),
         idle: false,
-        until: None,
+        end_offset: None,
         ended: false,
         check: None,
         values: None,
@@ -35,14 +35,15 @@ fn bound(partition: u32, next: u64) -> Bound {
 }
 
 fn frame(epoch: u64, bounds: &[(u32, u64)]) -> Frame {
-    Frame { epoch: Epoch(epoch), bounds: bounds.iter().map(|(partition, next)| bound(*partition, *next)).collect() }
+    Frame { epoch: Epoch(epoch), progress: bounds.iter().map(|(partition, next)| bound(*partition, *next)).collect() }
 }
 
-fn print() -> QueryPrint {
-    let step = StepPrint { kind: "aggregate".into(), name: "t".into(), detail: "tumbling 10s".into(), fingerprint: 7 };
-    let source = StepPrint { kind: "source".into(), name: "s".into(), detail: "topic s".into(), fingerprint: 0 };
+fn print() -> QueryFingerprint {
+    let step =
+        StepFingerprint { kind: "aggregate".into(), name: "t".into(), detail: "tumbling 10s".into(), fingerprint: 7 };
+    let source = StepFingerprint { kind: "source".into(), name: "s".into(), detail: "topic s".into(), fingerprint: 0 };
     let flags = vec![("--epoch".into(), "100ms".into())];
-    QueryPrint { build: "b1".into(), flags, steps: vec![step, source] }
+    QueryFingerprint { build: "b1".into(), flags, steps: vec![step, source] }
 }
 
 fn manifest(state: StateId, incarnation: u64, epoch: u64) -> Manifest {
@@ -51,16 +52,21 @@ fn manifest(state: StateId, incarnation: u64, epoch: u64) -> Manifest {
         job: "j".into(),
         incarnation,
         epoch: Epoch(epoch),
-        made_ms: 0,
+        created_ms: 0,
         ended: false,
         query: print(),
-        sources: vec![SourceState { name: "s".into(), bounds: vec![], watermark: EventTime::MIN, floors: vec![] }],
+        sources: vec![SourceState {
+            name: "s".into(),
+            progress: vec![],
+            watermark: EventTime::MIN,
+            activation_watermarks: vec![],
+        }],
         steps: vec![],
         sinks: vec![],
     }
 }
 
-fn always() -> StillCurrent {
+fn always() -> FencingCheck {
     Arc::new(|| Ok(()))
 }
 
@@ -70,25 +76,32 @@ fn new_state() -> (MemoryDisk, StateDir) {
     (disk, state)
 }
 
-fn sink(name: &str, shown: Option<u64>) -> SinkFound {
-    SinkFound { name: name.into(), published: shown.map(|epoch| published(epoch, 0, [])), on_change: false }
+fn sink(name: &str, shown: Option<u64>) -> ReportedSink {
+    ReportedSink { name: name.into(), published: shown.map(|epoch| published(epoch, 0, [])), on_change: false }
 }
 
 /// A sink's report of what it has published; `ends` are those of the journals.
-fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = WorkerEnd>) -> Published {
-    Published { incarnation, epoch: Epoch(epoch), ends: ends.into_iter().collect() }
+fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = WorkerEnd>) -> PublishedEpoch {
+    PublishedEpoch { incarnation, epoch: Epoch(epoch), ends: ends.into_iter().collect() }
 }
 
 /// Decides for incarnation `incarnation`, with one sink `out`.
-fn decided(survey: &Survey, incarnation: u64, shown: Option<u64>) -> Result<Decision> {
+fn decided(scan: &StateScan, incarnation: u64, shown: Option<u64>) -> Result<RecoveryDecision> {
     let (sinks, query) = (&[sink("out", shown)], &print());
-    decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false, accept_changed_sources: false })
+    decide(&RecoveryInput {
+        incarnation,
+        survey: scan,
+        sinks,
+        query,
+        accept_changed_query: false,
+        accept_changed_sources: false,
+    })
 }
 
 /// Starts an incarnation with a new sink.
-fn begin_life(state: &StateDir) -> (Claim, Decision) {
-    let number = state.begin().unwrap();
-    let decision = decided(&state.survey().unwrap(), number, None).unwrap();
+fn begin_incarnation(state: &StateDir) -> (Claim, RecoveryDecision) {
+    let number = state.begin_incarnation().unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), number, None).unwrap();
     (state.claim(&decision, &print()).unwrap().unwrap(), decision)
 }
 
@@ -102,6 +115,6 @@ fn first_file(incarnation: u64) -> FileId {
 
 /// Epochs, each with the partitions' next offsets.
 fn short(frames: &[Frame]) -> Vec<(u64, Vec<(u32, u64)>)> {
-    let bounds = |frame: &Frame| frame.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
+    let bounds = |frame: &Frame| frame.progress.iter().map(|bound| (bound.partition, bound.next_offset)).collect();
     frames.iter().map(|frame| (frame.epoch.0, bounds(frame))).collect()
 }

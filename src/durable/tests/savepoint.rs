@@ -5,20 +5,20 @@ use std::path::Path;
 use super::*;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::disk::Disk;
-use crate::durable::look::{check, sight};
+use crate::durable::inspect::{inspect_snapshots, verify_files};
 use crate::durable::manifest::{ManifestId, StepState};
 use crate::durable::savepoint::{Savepoint, export};
-use crate::durable::segment::Label;
+use crate::durable::segment::SegmentLabel;
 use crate::durable::segment::tests::{Row, write as write_segment};
 
 /// A state with a snapshot of two segments, and its disk.
 fn with_snapshot() -> (MemoryDisk, StateDir, ManifestId) {
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
+    let (claim, _) = begin_incarnation(&state);
     let mut manifest = manifest(state.id(), claim.incarnation, 8);
     let codec: Arc<dyn Codec<Row>> = Arc::new(Postcard);
     let segment = |number: u64| {
-        let label = Label {
+        let label = SegmentLabel {
             step: "t".into(),
             incarnation: claim.incarnation,
             worker: 0,
@@ -32,7 +32,7 @@ fn with_snapshot() -> (MemoryDisk, StateDir, ManifestId) {
     };
     let segments = vec![segment(0), segment(1)];
     manifest.steps = vec![StepState { name: "t".into(), closed: EventTime::MIN, segments }];
-    manifest.sinks = vec![SinkState { name: "out".into(), shown: Some(Epoch(6)), on_change: false }];
+    manifest.sinks = vec![SinkState { name: "out".into(), published: Some(Epoch(6)), on_change: false }];
     let id = manifest.write(&**state.disk(), &state.manifests(), &always()).unwrap();
     (disk, state, id)
 }
@@ -41,8 +41,8 @@ fn no_matter(_: u64) {}
 
 /// The manifest from which a new query with one new sink would resume.
 fn goes_on(state: &StateDir) -> Option<Manifest> {
-    let number = state.begin().unwrap();
-    decided(&state.survey().unwrap(), number, None).unwrap().base
+    let number = state.begin_incarnation().unwrap();
+    decided(&state.scan_and_sync().unwrap(), number, None).unwrap().base
 }
 
 #[test]
@@ -61,7 +61,10 @@ fn a_savepoint_whose_making_is_cut_off_is_none() {
             // The last file exists, although its creation was not confirmed.
             (Err(_), Ok(opened)) => {
                 let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
-                assert_eq!((opened.manifest().id(), check(&joined, &[], &mut |_, _| {}).unwrap().wrong), (id, vec![]));
+                assert_eq!(
+                    (opened.manifest().id(), verify_files(&joined, &[], &mut |_, _| {}).unwrap().wrong),
+                    (id, vec![])
+                );
             }
             (Err(_), Err(_)) => made += 1,
         }
@@ -82,7 +85,7 @@ fn a_savepoint_is_made_whatever_the_job_removes_meanwhile() {
     export(&state, id, Path::new("save"), &mut { removes }).unwrap();
     assert!(disk.list(&state.segments()).unwrap().is_empty());
     let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
-    let checked = check(&joined, &[], &mut |_, _| {}).unwrap();
+    let checked = verify_files(&joined, &[], &mut |_, _| {}).unwrap();
     assert_eq!((checked.wrong, checked.segments), (vec![], 2));
     // Exporting a snapshot whose segments are gone leaves nothing that could be taken for a savepoint.
     export(&state, id, Path::new("other"), &mut no_matter).unwrap_err();
@@ -99,17 +102,17 @@ fn a_state_that_begins_with_a_savepoint_does_so_whole_or_stays_new() {
         let new = StateDir::open(Arc::clone(&shared), "new", false).unwrap();
         let savepoint = || Savepoint::open(Arc::clone(&shared), "save").unwrap();
         disk.fail_after(acts);
-        let restored = new.begin().and_then(|life| savepoint().restore(&new, life));
+        let restored = new.begin_incarnation().and_then(|life| savepoint().restore(&new, life));
         drop(new);
         disk.crash(&mut fastrand::Rng::with_seed(acts), true);
         let new = StateDir::open(Arc::clone(&shared), "new", false).unwrap();
         if new.is_new().unwrap() {
             assert!(restored.is_err(), "after {acts} acts it is said to have begun, and has not");
-            let life = new.begin().unwrap();
+            let life = new.begin_incarnation().unwrap();
             savepoint().restore(&new, life).unwrap();
             cut_off += 1;
         }
-        let checked = check(&new, &[], &mut |_, _| {}).unwrap();
+        let checked = verify_files(&new, &[], &mut |_, _| {}).unwrap();
         assert_eq!((checked.wrong, checked.snapshots, checked.segments), (vec![], 1, 2), "after {acts} acts");
         let base = goes_on(&new).unwrap();
         assert_eq!((base.state, base.epoch, base.sinks.len()), (new.id(), Epoch(8), 0));
@@ -131,12 +134,12 @@ fn files_of_a_savepoint_and_of_later_lives_never_have_one_name() {
         export(&dir, newest, Path::new(&save), &mut no_matter).unwrap();
         from = format!("{from}+");
         dir = StateDir::open(Arc::new(disk.clone()), &from, false).unwrap();
-        let life = dir.begin().unwrap();
+        let life = dir.begin_incarnation().unwrap();
         Savepoint::open(Arc::new(disk.clone()), &save).unwrap().restore(&dir, life).unwrap();
-        let sight = sight(&dir).unwrap();
-        newest = sight.manifests[0].id();
-        for file in sight.manifests[0].segments() {
-            assert_eq!(crate::durable::state::life_of_segment(file), Some(0), "{file}");
+        let snapshots = inspect_snapshots(&dir).unwrap();
+        newest = snapshots.manifests[0].id();
+        for file in snapshots.manifests[0].segments() {
+            assert_eq!(crate::durable::state::incarnation_of_segment(file), Some(0), "{file}");
             names.insert(file.to_owned());
         }
     }

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 
 use super::*;
-use crate::durable::journal::{FileJournal, Journal, Writer};
+use crate::durable::journal::{FileJournal, Journal, JournalWriter};
 
 const PARTITIONS: u32 = 4;
 
 /// Committed input by epoch.
-type History = BTreeMap<Epoch, Vec<Bound>>;
+type History = BTreeMap<Epoch, Vec<PartitionProgress>>;
 
 /// The world outside of all incarnations.
 struct World {
@@ -30,14 +30,14 @@ struct World {
     seen: BTreeMap<&'static str, usize>,
 }
 
-struct Process {
+struct ModelProcess {
     journal: FileJournal,
-    writer: Writer,
+    writer: JournalWriter,
     /// `true` if it has frames to write.
     behind: bool,
 }
 
-struct Worker {
+struct ModelWorker {
     process: usize,
     /// Number of proposed epochs that it has passed.
     past: usize,
@@ -49,8 +49,8 @@ struct Worker {
 struct Running {
     state: StateDir,
     claim: Claim,
-    processes: Vec<Process>,
-    workers: Vec<Worker>,
+    processes: Vec<ModelProcess>,
+    workers: Vec<ModelWorker>,
     proposed: Vec<Epoch>,
     /// The input that its workers have committed.
     bound: History,
@@ -62,11 +62,11 @@ struct Running {
     complete: usize,
 }
 
-fn positions<'a>(of: impl Iterator<Item = &'a Bound>) -> BTreeMap<u32, u64> {
+fn positions<'a>(of: impl Iterator<Item = &'a PartitionProgress>) -> BTreeMap<u32, u64> {
     let mut positions = BTreeMap::new();
     for bound in of {
         let next = positions.entry(bound.partition).or_default();
-        *next = bound.next.max(*next);
+        *next = bound.next_offset.max(*next);
     }
     positions
 }
@@ -79,27 +79,27 @@ impl World {
     /// Starts an incarnation, and checks that nothing that may have been published is lost.
     fn recover(&mut self) -> Result<Running> {
         let state = StateDir::open(Arc::new(self.disk.clone()), "state", true)?;
-        let incarnation = state.begin()?;
+        let incarnation = state.begin_incarnation()?;
         self.fence = self.fence.max(incarnation);
-        let survey = state.survey()?;
-        let decision = decided(&survey, incarnation, self.shown.map(|shown| shown.0)).expect("it can go on");
+        let scan = state.scan_and_sync()?;
+        let decision = decided(&scan, incarnation, self.shown.map(|shown| shown.0)).expect("it can go on");
         self.check(&decision);
-        let last = survey.claims.keys().next_back();
+        let last = scan.claims.keys().next_back();
         let bound = |file: &JournalFile| Some(&file.id.incarnation) == last && !file.entries.is_empty();
-        if survey.journals.values().flatten().any(bound)
+        if scan.journals.values().flatten().any(bound)
             && !decision.accepted.iter().any(|accepted| Some(&accepted.file.incarnation) == last)
         {
             self.saw("did not count a life");
         }
         let claim = state.claim(&decision, &print())?.expect("nobody else begins");
-        let others = claimed(&state.survey()?, &state.claim_of(incarnation)?)?;
+        let others = claimed(&state.scan_and_sync()?, &state.claim_of(incarnation)?)?;
         assert_eq!((&others.0, &others.1), (&decision.base, &decision.replay));
 
         for frame in &decision.replay {
-            self.settled.insert(frame.epoch, frame.bounds.clone());
+            self.settled.insert(frame.epoch, frame.progress.clone());
         }
-        let base = decision.base.iter().flat_map(|base| &base.sources[0].bounds);
-        let start = positions(base.chain(decision.replay.iter().flat_map(|frame| &frame.bounds)));
+        let base = decision.base.iter().flat_map(|base| &base.sources[0].progress);
+        let start = positions(base.chain(decision.replay.iter().flat_map(|frame| &frame.progress)));
         let (processes, each) = (self.random.usize(1..=2), self.random.usize(1..=2));
         let mut running = Running {
             state,
@@ -113,26 +113,26 @@ impl World {
             complete: 0,
         };
         for process in 0..processes {
-            let limit = self.random.u64(1..600);
-            let place = running.state.place(&running.claim, process as u32, processes * each);
-            let (journal, writer) = FileJournal::prepare(Place { limit, ..place })?;
-            running.processes.push(Process { journal, writer, behind: false });
-            running.workers.extend((0..each).map(|_| Worker { process, past: 0, bound: Vec::new() }));
+            let file_limit = self.random.u64(1..600);
+            let place = running.state.journal_config(&running.claim, process as u32, processes * each);
+            let (journal, writer) = FileJournal::prepare(JournalConfig { file_limit, ..place })?;
+            running.processes.push(ModelProcess { journal, writer, behind: false });
+            running.workers.extend((0..each).map(|_| ModelWorker { process, past: 0, bound: Vec::new() }));
         }
         state_collects(&running, &decision.obsolete)?;
         Ok(running)
     }
 
-    fn check(&mut self, decision: &Decision) {
+    fn check(&mut self, decision: &RecoveryDecision) {
         let base = decision.base.as_ref().map(|base| base.epoch);
         for (epoch, bounds) in self.settled.iter().filter(|(epoch, _)| Some(**epoch) > base) {
             let replayed = decision.replay.iter().find(|frame| frame.epoch == *epoch);
-            assert_eq!(replayed.map(|frame| &frame.bounds), Some(bounds), "epoch {epoch} is not as it was");
+            assert_eq!(replayed.map(|frame| &frame.progress), Some(bounds), "epoch {epoch} is not as it was");
         }
         if let Some(base) = &decision.base {
             let before = self.settled.iter().filter(|(epoch, _)| **epoch <= base.epoch);
             let expected = positions(before.flat_map(|(_, bounds)| bounds));
-            assert_eq!(positions(base.sources[0].bounds.iter()), expected, "the manifest of epoch {}", base.epoch);
+            assert_eq!(positions(base.sources[0].progress.iter()), expected, "the manifest of epoch {}", base.epoch);
             self.saw("went on from a manifest");
         }
         let last = self.settled.keys().next_back().copied().max(self.shown);
@@ -146,7 +146,7 @@ impl World {
     }
 
     /// Has a worker pass its epoch, and append the epoch's input to the journal.
-    fn bind(&mut self, life: &mut Running) -> Result<()> {
+    fn commit_epoch(&mut self, life: &mut Running) -> Result<()> {
         let workers = life.workers.len();
         let index = self.random.usize(..workers);
         let worker = &mut life.workers[index];
@@ -155,23 +155,23 @@ impl World {
             life.proposed.push(Epoch(last.0 + 2 * self.random.u64(1..4)));
         }
         let epoch = life.proposed[worker.past];
-        let mut bounds = Vec::new();
+        let mut progress = Vec::new();
         for partition in (0..PARTITIONS).filter(|partition| *partition as usize % workers == index) {
             if self.random.u8(..3) == 0 {
                 let next = life.next.entry(partition).or_default();
                 *next += self.random.u64(1..5);
-                bounds.push(bound(partition, *next));
+                progress.push(bound(partition, *next));
             }
         }
         worker.past += 1;
-        if !bounds.is_empty() || worker.past == 1 {
+        if !progress.is_empty() || worker.past == 1 {
             worker.bound.push(epoch);
             let all = life.bound.entry(epoch).or_default();
-            all.extend(bounds.iter().cloned());
+            all.extend(progress.iter().cloned());
             all.sort();
             let process = &mut life.processes[worker.process];
             process.behind = true;
-            process.journal.append(index, Frame { epoch, bounds })?;
+            process.journal.append(index, Frame { epoch, progress })?;
         }
         Ok(())
     }
@@ -220,9 +220,9 @@ impl World {
         let start = life.start.iter().map(|(partition, next)| bound(*partition, *next)).collect::<Vec<_>>();
         let bound_then = life.bound.range(..=epoch).flat_map(|(_, bounds)| bounds);
         let at = positions(start.iter().chain(bound_then));
-        manifest.sources[0].bounds = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
-        let shown = self.shown.filter(|_| self.fence == life.claim.incarnation);
-        manifest.sinks = vec![SinkState { name: "out".into(), shown, on_change: false }];
+        manifest.sources[0].progress = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
+        let published = self.shown.filter(|_| self.fence == life.claim.incarnation);
+        manifest.sinks = vec![SinkState { name: "out".into(), published, on_change: false }];
         let current = life.state.still_current(life.claim.incarnation);
         manifest.write(&**life.state.disk(), &life.state.manifests(), &current)?;
         self.saw("wrote a manifest");
@@ -233,7 +233,7 @@ impl World {
         let kept = life.state.collect_garbage(&life.claim, self.random.usize(1..=3), &[])?;
         if let Some(oldest) = kept.oldest {
             for process in &mut life.processes {
-                process.journal.cut(oldest);
+                process.journal.truncate(oldest);
                 process.writer.step();
                 process.behind = false;
                 process.journal.check()?;
@@ -250,7 +250,7 @@ impl World {
             0 => self.snapshot(life)?,
             1 => self.collect(life)?,
             2..9 => self.sync(life)?,
-            _ => self.bind(life)?,
+            _ => self.commit_epoch(life)?,
         }
         self.show(life);
         Ok(())

@@ -7,8 +7,8 @@ use super::*;
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::{FileJournal, Journal};
 use crate::durable::manifest::{self, ManifestId, StepState};
-use crate::durable::segment::{Label, SegmentInfo};
-use crate::durable::state::life_of_segment;
+use crate::durable::segment::{SegmentInfo, SegmentLabel};
+use crate::durable::state::incarnation_of_segment;
 
 fn joined(state: &StateDir) -> StateDir {
     StateDir::join(state.disk().clone(), "state").unwrap()
@@ -73,7 +73,7 @@ fn a_stopped_holder_is_told() {
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).unwrap();
-    let host = super::super::recovery::Holder::this_process().host;
+    let host = super::super::recovery::ProcessInfo::this_process().host;
     disk.set(&PathBuf::from("state/LOCK"), format!("{pid} {host} 0\n").as_bytes());
     let error = StateDir::open(Arc::new(disk.clone()), "state", false).unwrap_err().to_string();
     child.kill().unwrap();
@@ -92,7 +92,7 @@ fn a_stopped_holder_is_told() {
 #[test]
 fn a_state_without_its_identity_is_refused() {
     let (disk, state) = new_state();
-    begin_life(&state);
+    begin_incarnation(&state);
     drop(state);
     let path = PathBuf::from("state/STATE");
     let bytes = disk.read(&path).unwrap();
@@ -127,9 +127,9 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
         for _ in 0..8 {
             scope.spawn(|| {
                 let state = joined(&state);
-                let number = state.begin().unwrap();
+                let number = state.begin_incarnation().unwrap();
                 assert!(numbers.lock().unwrap().insert(number), "{number} was given twice");
-                let decision = decided(&state.survey().unwrap(), number, None).unwrap();
+                let decision = decided(&state.scan_and_sync().unwrap(), number, None).unwrap();
                 if state.claim(&decision, &print()).unwrap().is_some() {
                     claimed.lock().unwrap().push(number);
                 }
@@ -152,49 +152,49 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
 #[test]
 fn who_has_been_overtaken_claims_nothing_and_nobody_claims_twice() {
     let (_, state) = new_state();
-    let first = state.begin().unwrap();
-    let decision = decided(&state.survey().unwrap(), first, None).unwrap();
-    let (claim, later) = begin_life(&joined(&state));
+    let first = state.begin_incarnation().unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), first, None).unwrap();
+    let (claim, later) = begin_incarnation(&joined(&state));
     assert_eq!((first, claim.incarnation), (1, 2));
     assert_eq!(state.claim(&decision, &print()).unwrap(), None);
     let error = joined(&state).claim(&later, &print()).unwrap_err().to_string();
     assert!(error.starts_with("cannot claim the state (state)"), "{error}");
     // The incarnation is overtaken while it writes its claim.
     let (disk, state) = new_state();
-    let first = state.begin().unwrap();
-    let decision = decided(&state.survey().unwrap(), first, None).unwrap();
+    let first = state.begin_incarnation().unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), first, None).unwrap();
     let other = joined(&state);
-    disk.after_listing("lives", 0, move || drop(begin_life(&other)));
+    disk.after_listing("lives", 0, move || drop(begin_incarnation(&other)));
     assert_eq!(state.claim(&decision, &print()).unwrap(), None);
-    assert_eq!(begin_life(&state).0.incarnation, 3);
+    assert_eq!(begin_incarnation(&state).0.incarnation, 3);
 }
 
 #[test]
 fn a_number_whose_record_was_removed_is_not_taken_again() {
     let (disk, state) = new_state();
-    begin_life(&state);
+    begin_incarnation(&state);
     let other = joined(&state);
     disk.after_listing("lives", 0, move || {
         for _ in 0..20 {
-            let (claim, _) = begin_life(&other);
+            let (claim, _) = begin_incarnation(&other);
             other.collect_garbage(&claim, 1, &[]).unwrap();
         }
         assert!(!names(&other, "lives").contains(&"2".to_owned()));
     });
-    assert_eq!(state.begin().unwrap(), 22);
+    assert_eq!(state.begin_incarnation().unwrap(), 22);
 }
 
 #[test]
 fn damaged_claims_and_manifests_are_refused_by_their_names() {
     let (disk, state) = new_state();
-    begin_life(&state);
+    begin_incarnation(&state);
     write(&state, &snapshot(&state, 1, 8, &["t-1-life1.segment"])).unwrap();
     for path in ["state/manifests/8-1.manifest", "state/lives/1.claim"] {
         let (path, name) = (PathBuf::from(path), path.strip_prefix("state/").unwrap());
         let bytes = disk.read(&path).unwrap();
         let refused = |bytes: &[u8]| {
             disk.set(&path, bytes);
-            let error = decided(&state.survey().unwrap(), 2, Some(8)).unwrap_err().to_string();
+            let error = decided(&state.scan_and_sync().unwrap(), 2, Some(8)).unwrap_err().to_string();
             assert!(error.contains(&format!("({name})")), "{error}");
             error
         };
@@ -209,7 +209,7 @@ fn damaged_claims_and_manifests_are_refused_by_their_names() {
         assert!(refused(&other).contains("was written in format 77, and this program knows format 2"));
         disk.set(&path, &bytes);
     }
-    assert_eq!(decided(&state.survey().unwrap(), 2, Some(8)).unwrap().base.unwrap().epoch, Epoch(8));
+    assert_eq!(decided(&state.scan_and_sync().unwrap(), 2, Some(8)).unwrap().base.unwrap().epoch, Epoch(8));
     // The manifest under another name, and in another state.
     let bytes = disk.read(&PathBuf::from("state/manifests/8-1.manifest")).unwrap();
     let read = |state, epoch| Manifest::read(state, ManifestId { epoch: Epoch(epoch), incarnation: 1 }, &bytes);
@@ -223,7 +223,7 @@ fn damaged_claims_and_manifests_are_refused_by_their_names() {
 #[test]
 fn a_manifest_that_contradicts_itself_is_not_written() {
     let (_, state) = new_state();
-    begin_life(&state);
+    begin_incarnation(&state);
     let refused = |change: fn(&mut Manifest), expected: &str| {
         let mut manifest = snapshot(&state, 1, 8, &["t-1-life1.segment", "t-2-life1.segment"]);
         change(&mut manifest);
@@ -238,10 +238,10 @@ fn a_manifest_that_contradicts_itself_is_not_written() {
     );
     refused(|m| m.steps[0].segments[0].to = Epoch(9), "the segment t-1-life1.segment is of the epochs 0 to 9");
     refused(|m| m.steps[0].segments[0].from = Epoch(3), "the segment t-1-life1.segment is of the epochs 3 to 2");
-    let sink = |m: &mut Manifest| m.sinks.push(SinkState { name: "out".into(), shown: None, on_change: false });
+    let sink = |m: &mut Manifest| m.sinks.push(SinkState { name: "out".into(), published: None, on_change: false });
     refused(
         |m| {
-            let sink = SinkState { name: "out".into(), shown: None, on_change: false };
+            let sink = SinkState { name: "out".into(), published: None, on_change: false };
             m.sinks = vec![sink.clone(), sink];
         },
         "it has two states of the sink out",
@@ -267,10 +267,10 @@ fn a_manifest_that_contradicts_itself_is_not_written() {
 fn the_life_of_a_segment_is_in_its_name() {
     for (step, incarnation) in [("t", 1), ("", 20), ("a-b-life7-c", 3), ("-life7-", 4)] {
         let (from, to) = (Epoch(5), Epoch(6));
-        let label = Label { step: step.into(), incarnation, worker: 8, number: 9, from, to };
-        assert_eq!(life_of_segment(&label.file_name()), Some(incarnation));
+        let label = SegmentLabel { step: step.into(), incarnation, worker: 8, number: 9, from, to };
+        assert_eq!(incarnation_of_segment(&label.file_name()), Some(incarnation));
     }
-    assert_eq!(life_of_segment("t-1-life2"), None);
+    assert_eq!(incarnation_of_segment("t-1-life2"), None);
 }
 
 fn names(state: &StateDir, directory: &str) -> Vec<String> {
@@ -280,7 +280,7 @@ fn names(state: &StateDir, directory: &str) -> Vec<String> {
 #[test]
 fn only_what_nothing_names_is_removed() {
     let (_, state) = new_state();
-    let (claim, _) = begin_life(&state);
+    let (claim, _) = begin_incarnation(&state);
     for (epoch, segments) in
         [(2, &["t-1-life1.segment"][..]), (4, &["t-1-life1.segment", "t-2-life1.segment"]), (6, &["t-3-life1.segment"])]
     {
@@ -299,9 +299,9 @@ fn only_what_nothing_names_is_removed() {
     assert_eq!(names(&state, "segments"), ["t-3-life1.segment", "t-4-life1.segment"]);
 
     // Files that an incarnation left behind are removed by the next one.
-    let old = state.disk().write_beside(&state.segments().join("t-5-life1.segment"), b"rows").unwrap();
+    let old = state.disk().write_temporary(&state.segments().join("t-5-life1.segment"), b"rows").unwrap();
     let old = format!("segments/{}", old.file_name().unwrap().to_str().unwrap());
-    let (claim, decision) = begin_life(&state);
+    let (claim, decision) = begin_incarnation(&state);
     assert_eq!(decision.obsolete, [old]);
     write(&state, &snapshot(&state, 2, 8, &["t-3-life1.segment", "t-6-life2.segment"])).unwrap();
     state.disk().replace(&state.segments().join("t-7-life3.segment"), b"rows").unwrap();
@@ -311,17 +311,17 @@ fn only_what_nothing_names_is_removed() {
 
     // Records of incarnations do not accumulate, and numbers are not used again.
     for _ in 0..40 {
-        let (claim, decision) = begin_life(&state);
+        let (claim, decision) = begin_incarnation(&state);
         state.collect_garbage(&claim, 1, &decision.obsolete).unwrap();
     }
-    assert_eq!(state.begin().unwrap(), 43);
+    assert_eq!(state.begin_incarnation().unwrap(), 43);
     assert!(names(&state, "lives").len() < 40);
     assert!((state.still_current(2))().is_err());
 }
 
 /// The outcome of recovery as a text.
 fn state_of(state: &StateDir) -> String {
-    let decision = decided(&state.survey().unwrap(), 99, None).unwrap();
+    let decision = decided(&state.scan_and_sync().unwrap(), 99, None).unwrap();
     format!("from {:?}, replay {:?}", decision.base.map(|base| base.epoch.0), short(&decision.replay))
 }
 
@@ -333,7 +333,7 @@ fn one_act_too_late_does_no_harm() {
         ("manifest", |state, _, _| write(state, &snapshot(state, 1, 6, &["t-2-life1.segment"])).is_ok()),
         ("garbage", |state, claim, _| state.collect_garbage(claim, 1, &[]).is_ok()),
         ("cut", |_, _, journal| {
-            journal.cut(Epoch(4));
+            journal.truncate(Epoch(4));
             journal.close().is_ok()
         }),
     ];
@@ -341,8 +341,9 @@ fn one_act_too_late_does_no_harm() {
         // It is overtaken after any of its listings of `lives`.
         for skip in 0..4 {
             let (disk, state) = new_state();
-            let (claim, _) = begin_life(&state);
-            let journal = FileJournal::begin(Place { limit: 1, ..state.place(&claim, 0, 1) }).unwrap();
+            let (claim, _) = begin_incarnation(&state);
+            let journal =
+                FileJournal::begin(JournalConfig { file_limit: 1, ..state.journal_config(&claim, 0, 1) }).unwrap();
             for epoch in [2, 4, 6, 8] {
                 journal.append(0, frame(epoch, &[(0, epoch)])).unwrap();
                 while journal.synced(0) < Some(Epoch(epoch)) {
@@ -357,7 +358,7 @@ fn one_act_too_late_does_no_harm() {
             let flag = overtaken.clone();
             disk.after_listing("lives", skip, move || {
                 *flag.lock().unwrap() = true;
-                let (claim, _) = begin_life(&later);
+                let (claim, _) = begin_incarnation(&later);
                 *told.lock().unwrap() = Some((state_of(&later), claim));
             });
             let done = act(&state, &claim, journal);
@@ -381,16 +382,16 @@ fn one_act_too_late_does_no_harm() {
 #[test]
 fn starts_that_fail_leave_no_more_than_a_few_records_and_what_counts_stays() {
     let (_, state) = new_state();
-    let (claim, _) = begin_life(&state);
+    let (claim, _) = begin_incarnation(&state);
     for _ in 0..100 {
-        state.begin().unwrap();
+        state.begin_incarnation().unwrap();
     }
     let left = names(&state, "lives");
     assert!(left.len() <= 20, "{left:?}");
     assert!(left.contains(&"1.claim".to_owned()) && left.contains(&"101".to_owned()), "{left:?}");
     assert!((state.still_current(claim.incarnation))().is_err());
     assert!((state.still_current(101))().is_ok());
-    assert_eq!(begin_life(&state).0.incarnation, 102);
+    assert_eq!(begin_incarnation(&state).0.incarnation, 102);
 }
 
 #[test]
@@ -402,7 +403,7 @@ fn a_state_whose_lock_file_was_removed_is_still_in_use() {
     for (disk, path) in disks {
         let open = |take_over| StateDir::open(disk.clone(), &path, take_over);
         let state = open(false).unwrap();
-        let (claim, _) = begin_life(&state);
+        let (claim, _) = begin_incarnation(&state);
         for _ in 0..2 {
             // `LOCK` is removed first, and then replaced by a file that is neither locked nor signed.
             let _may_be_gone = disk.remove(&path.join("LOCK"));
@@ -422,12 +423,12 @@ fn a_state_whose_lock_file_was_removed_is_still_in_use() {
 #[test]
 fn an_earlier_life_asks_before_it_appends_to_its_journal() {
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let (journal, mut writer) = FileJournal::prepare(state.place(&claim, 0, 1)).unwrap();
+    let (claim, _) = begin_incarnation(&state);
+    let (journal, mut writer) = FileJournal::prepare(state.journal_config(&claim, 0, 1)).unwrap();
     journal.append(0, frame(2, &[(0, 2)])).unwrap();
     assert!(writer.step());
     let before = disk.read(&path_of(first_file(1))).unwrap();
-    let (later, decision) = begin_life(&joined(&state));
+    let (later, decision) = begin_incarnation(&joined(&state));
     assert_eq!((later.incarnation, short(&decision.replay)), (2, vec![(2, vec![(0, 2)])]));
     journal.append(0, frame(4, &[(0, 4)])).unwrap();
     assert!(!writer.step());
@@ -442,20 +443,20 @@ fn an_earlier_life_asks_before_it_appends_to_its_journal() {
 #[test]
 fn a_journal_that_is_accepted_is_written_anew() {
     let (disk, state) = new_state();
-    let (claim, _) = begin_life(&state);
-    let (journal, mut writer) = FileJournal::prepare(state.place(&claim, 0, 1)).unwrap();
+    let (claim, _) = begin_incarnation(&state);
+    let (journal, mut writer) = FileJournal::prepare(state.journal_config(&claim, 0, 1)).unwrap();
     journal.append(0, frame(2, &[(0, 2)])).unwrap();
     assert!(writer.step());
     let mut old = disk.open(&path_of(first_file(1))).unwrap();
-    let (before, found) = (old.length().unwrap(), state.survey().unwrap());
+    let (before, found) = (old.length().unwrap(), state.scan_and_sync().unwrap());
     // The old file no longer matters.
-    old.cut(0).unwrap();
+    old.truncate(0).unwrap();
     let file = found.journals[&first_file(1)].as_ref().unwrap();
-    assert_eq!((file.good, disk.safe(&path_of(first_file(1))).unwrap().len() as u64), (before, before));
+    assert_eq!((file.intact_length, disk.safe(&path_of(first_file(1))).unwrap().len() as u64), (before, before));
     // A file that an earlier incarnation has claimed was copied then, and is not copied again.
-    begin_life(&state);
+    begin_incarnation(&state);
     let mut copy = disk.open(&path_of(first_file(1))).unwrap();
-    state.survey().unwrap();
-    copy.cut(0).unwrap();
+    state.scan_and_sync().unwrap();
+    copy.truncate(0).unwrap();
     assert_eq!(disk.read(&path_of(first_file(1))).unwrap().len(), 0);
 }

@@ -1,9 +1,9 @@
 //! Accepts the connections of other processes, and refuses those of strangers.
 //!
-//! All callers are served concurrently, none for longer than the handshake timeout, and at most [`MOST`] at a time:
-//! when one more connects, the oldest caller without a valid greeting is refused to make room. So a stranger who knows
-//! the port, and sends nothing, garbage or single bytes, delays nobody. The first refusal is logged, further ones are
-//! counted.
+//! All callers are served concurrently, none for longer than the handshake timeout, and at most [`MAX_PENDING`] at a
+//! time: when one more connects, the oldest caller without a valid greeting is refused to make room. So a stranger who
+//! knows the port, and sends nothing, garbage or single bytes, delays nobody. The first refusal is logged, further ones
+//! are counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,51 +11,51 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Hello;
-use super::handshake::{Caller, Progress, Terms};
-use super::wire::Wire;
+use super::JoinRequest;
+use super::framed::Framed;
+use super::handshake::{AcceptPolicy, HandshakeProgress, PendingHandshake};
 
 /// Maximum number of concurrent callers; leaves the process enough file descriptors.
-const MOST: usize = 128;
+const MAX_PENDING: usize = 128;
 /// Polling intervals, while there are callers and while there are none.
 const BUSY: Duration = Duration::from_millis(2);
 const IDLE: Duration = Duration::from_millis(20);
 /// Maximum number of connections accepted per poll.
-const AT_ONCE: usize = 256;
+const MAX_ACCEPTED_PER_POLL: usize = 256;
 
 /// A process that has passed the handshake.
-pub(super) struct Arrival {
+pub(super) struct AcceptedPeer {
     pub(super) process: usize,
-    pub(super) wire: Wire,
+    pub(super) wire: Framed,
     /// The process's configuration; `None` on connections of the dataflow.
-    pub(super) hello: Option<Box<Hello>>,
+    pub(super) hello: Option<Box<JoinRequest>>,
 }
 
 /// Acceptor of connections, and of the handshakes under way.
 pub(super) struct Acceptor {
     listener: Arc<TcpListener>,
-    terms: Terms,
-    callers: VecDeque<(SocketAddr, Caller)>,
+    terms: AcceptPolicy,
+    callers: VecDeque<(SocketAddr, PendingHandshake)>,
     refused: u64,
     /// `true` once a failure to accept connections was logged.
     failed: bool,
 }
 
 impl Acceptor {
-    pub(super) fn new(listener: Arc<TcpListener>, terms: Terms) -> Self {
+    pub(super) fn new(listener: Arc<TcpListener>, terms: AcceptPolicy) -> Self {
         Acceptor { listener, terms, callers: VecDeque::new(), refused: 0, failed: false }
     }
 
     /// Accepts new connections, advances all handshakes, and returns the processes that have passed; it does not block.
-    pub(super) fn poll(&mut self) -> Vec<Arrival> {
+    pub(super) fn poll(&mut self) -> Vec<AcceptedPeer> {
         let mut arrivals = Vec::new();
         for (address, caller) in std::mem::take(&mut self.callers) {
             self.hear(address, caller, &mut arrivals);
         }
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_ACCEPTED_PER_POLL {
             match self.listener.accept() {
                 Ok((stream, address)) => {
-                    if let Ok(caller) = Caller::new(stream) {
+                    if let Ok(caller) = PendingHandshake::new(stream) {
                         self.hear(address, caller, &mut arrivals);
                     }
                 }
@@ -75,29 +75,29 @@ impl Acceptor {
         if self.callers.is_empty() { IDLE } else { BUSY }
     }
 
-    fn hear(&mut self, address: SocketAddr, mut caller: Caller, arrivals: &mut Vec<Arrival>) {
+    fn hear(&mut self, address: SocketAddr, mut caller: PendingHandshake, arrivals: &mut Vec<AcceptedPeer>) {
         let progress = caller.advance(&self.terms);
         if let Some(why) = caller.refused() {
             self.refuse(address, &why);
         }
         match progress {
-            Progress::Gone => {}
-            Progress::Waits => {
+            HandshakeProgress::Gone => {}
+            HandshakeProgress::Waits => {
                 self.callers.push_back((address, caller));
-                if self.callers.len() > MOST {
-                    self.let_go("too many connections at a time");
+                if self.callers.len() > MAX_PENDING {
+                    self.evict("too many connections at a time");
                 }
             }
-            Progress::Refused(why) => self.refuse(address, &why),
-            Progress::Arrived(process, hello) => match caller.into_wire().into_blocking() {
-                Ok(wire) => arrivals.push(Arrival { process, wire, hello }),
+            HandshakeProgress::Refused(why) => self.refuse(address, &why),
+            HandshakeProgress::Arrived(process, hello) => match caller.into_framed().into_blocking() {
+                Ok(wire) => arrivals.push(AcceptedPeer { process, wire, hello }),
                 Err(why) => self.refuse(address, &why.to_string()),
             },
         }
     }
 
     /// Refuses one caller: the oldest without a valid greeting, or else the oldest.
-    fn let_go(&mut self, why: &str) {
+    fn evict(&mut self, why: &str) {
         let mute = self.callers.iter().position(|(_, caller)| !caller.has_greeted());
         if let Some((address, _)) = self.callers.remove(mute.unwrap_or(0)) {
             self.refuse(address, why);
@@ -109,7 +109,7 @@ impl Acceptor {
         if !std::mem::replace(&mut self.failed, true) {
             tracing::warn!("cannot take in a connection of another process: {why}; it is tried again");
         }
-        self.let_go("no more connections can be taken in");
+        self.evict("no more connections can be taken in");
     }
 
     fn refuse(&mut self, address: SocketAddr, why: &str) {

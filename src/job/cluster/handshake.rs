@@ -7,9 +7,9 @@
 //! | proof | dialer | acceptor | HMAC over greeting and challenge 32 |
 //! | verdict | acceptor | dialer | accepted 1, HMAC over the same, for the other end 32 |
 //!
-//! A connection to process 0 continues with its [`Hello`], which a [`Reply`] answers. Both ends bound the whole
-//! handshake by [`HANDSHAKE`], counted while they run. Without a secret the same bytes are sent, and prove only that
-//! both ends are there.
+//! A connection to process 0 continues with its [`JoinRequest`], which a [`JoinReply`] answers. Both ends bound the
+//! whole handshake by [`HANDSHAKE_TIMEOUT`], counted while they run. Without a secret the same bytes are sent, and
+//! prove only that both ends are there.
 //!
 //! A peer of another version learns this one's version from the first bytes of any answer; versions 2 and 3, which have
 //! no challenge, are answered in their own format.
@@ -20,22 +20,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::framed::{Framed, encoded};
 use super::heartbeat::RunningTime;
-use super::secret::{End, PROOF, Secret, is_proof, proof, random};
-use super::wire::{Wire, encoded};
-use super::{Hello, Told};
+use super::secret::{ConnectionEnd, PROOF, Secret, is_proof, proof, random};
+use super::{FailureReport, JoinRequest};
 use crate::error::Error;
 
 /// Handshake timeout.
-pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connect timeout.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum duration of an attempt to reach a process: connect, handshake and reply.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(13);
-/// Maximum size of a [`Hello`], in bytes.
-const LONGEST_HELLO: usize = 1 << 20;
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(13);
+/// Maximum size of a [`JoinRequest`], in bytes.
+const MAX_JOIN_REQUEST: usize = 1 << 20;
 /// Maximum number of bytes read on a connection whose caller has been refused.
-const LONGEST_REST: u64 = 2 << 20;
+const MAX_DISCARDED: u64 = 2 << 20;
 
 /// First bytes of every connection: name and version of the protocol.
 const MAGIC: [u8; 8] = *b"TGPROC\0\x04";
@@ -50,7 +50,7 @@ const VERDICT: usize = 1 + PROOF;
 
 /// Purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(super) enum ConnectionPurpose {
     /// Control messages to and from process 0.
     Control,
     /// The dataflow.
@@ -60,7 +60,7 @@ pub(super) enum Purpose {
 /// First message on a connection: purpose, sender and recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Greeting {
-    pub(super) purpose: Purpose,
+    pub(super) purpose: ConnectionPurpose,
     pub(super) from: u32,
     pub(super) to: u32,
     /// Number that process 0 drew for the connections of the dataflow; 0 on others.
@@ -74,7 +74,7 @@ impl Greeting {
     fn bytes(&self) -> [u8; GREETING] {
         let mut bytes = [0; GREETING];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8] = u8::from(self.purpose == Purpose::Data);
+        bytes[8] = u8::from(self.purpose == ConnectionPurpose::Data);
         bytes[9..13].copy_from_slice(&self.from.to_le_bytes());
         bytes[13..17].copy_from_slice(&self.to.to_le_bytes());
         bytes[17..25].copy_from_slice(&self.number.to_le_bytes());
@@ -91,7 +91,7 @@ impl Greeting {
         number.copy_from_slice(&bytes[17..25]);
         nonce.copy_from_slice(&bytes[26..]);
         Greeting {
-            purpose: if bytes[8] == 0 { Purpose::Control } else { Purpose::Data },
+            purpose: if bytes[8] == 0 { ConnectionPurpose::Control } else { ConnectionPurpose::Data },
             from: u32::from_le_bytes(from),
             to: u32::from_le_bytes(to),
             number: u64::from_le_bytes(number),
@@ -111,38 +111,38 @@ fn other_version(version: u8) -> String {
     format!("it speaks version {version} of what processes say to each other, this one speaks {}", MAGIC[7])
 }
 
-/// Answer of process 0 to a [`Hello`].
+/// Answer of process 0 to a [`JoinRequest`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Reply {
+pub(super) enum JoinReply {
     /// The process is accepted, and waits for the others.
     Welcome,
     /// Another process of its number is connected.
-    IsThere,
+    AlreadyConnected,
     /// The processes cannot run together.
-    Refused(Told),
+    Refused(FailureReport),
 }
 
 /// Reason why a process is refused while another one of its number is connected.
-pub(super) const IS_THERE: &str = "another process of this number is there";
+pub(super) const ALREADY_CONNECTED: &str = "another process of this number is there";
 
 /// Failure of an attempt to reach a process.
 #[derive(Debug)]
-pub(super) enum Missed {
+pub(super) enum ConnectError {
     /// A retry may succeed.
-    Now(String),
+    Retryable(String),
     /// A retry is of no use.
-    Finally(Error),
+    Fatal(Error),
 }
 
-impl From<io::Error> for Missed {
+impl From<io::Error> for ConnectError {
     fn from(why: io::Error) -> Self {
-        Missed::Now(why.to_string())
+        ConnectError::Retryable(why.to_string())
     }
 }
 
-impl From<Error> for Missed {
+impl From<Error> for ConnectError {
     fn from(error: Error) -> Self {
-        Missed::Finally(error)
+        ConnectError::Fatal(error)
     }
 }
 
@@ -154,7 +154,7 @@ fn invalid(why: impl Into<String>) -> io::Error {
 fn connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CONNECT) {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(stream) => return Ok(stream),
             Err(why) => last = why,
         }
@@ -162,14 +162,14 @@ fn connect(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Polls a connection until `look` returns a value; fails after [`HANDSHAKE`].
+/// Polls a connection until `look` returns a value; fails after [`HANDSHAKE_TIMEOUT`].
 fn wait<T>(time: &mut RunningTime, mut look: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
     loop {
         if let Some(come) = look()? {
             return Ok(come);
         }
-        if time.elapsed() > HANDSHAKE {
-            let why = format!("it accepts connections, and said nothing for {} s", HANDSHAKE.as_secs());
+        if time.elapsed() > HANDSHAKE_TIMEOUT {
+            let why = format!("it accepts connections, and said nothing for {} s", HANDSHAKE_TIMEOUT.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
     }
@@ -177,8 +177,8 @@ fn wait<T>(time: &mut RunningTime, mut look: impl FnMut() -> io::Result<Option<T
 
 /// Parameters of a connection to another process.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Call<'a> {
-    pub(super) purpose: Purpose,
+pub(super) struct DialOptions<'a> {
+    pub(super) purpose: ConnectionPurpose,
     pub(super) from: usize,
     pub(super) to: usize,
     pub(super) address: &'a str,
@@ -186,10 +186,10 @@ pub(super) struct Call<'a> {
     pub(super) secret: Option<&'a Secret>,
 }
 
-impl Call<'_> {
+impl DialOptions<'_> {
     /// Connects, and lets both ends prove that they know the secret.
-    pub(super) fn dial(&self) -> Result<Wire, Missed> {
-        let mut wire = Wire::blocking(connect(self.address)?)?;
+    pub(super) fn dial(&self) -> Result<Framed, ConnectError> {
+        let mut wire = Framed::blocking(connect(self.address)?)?;
         let mut time = RunningTime::start();
         let greeting = Greeting {
             purpose: self.purpose,
@@ -200,14 +200,14 @@ impl Call<'_> {
             nonce: random()?,
         };
         let greeting = greeting.bytes();
-        wire.put(&greeting, HANDSHAKE)?;
+        wire.put(&greeting, HANDSHAKE_TIMEOUT)?;
         let first: [u8; 8] = wait(&mut time, || wire.peek())?;
         match version(&first) {
             Some(version) if version == MAGIC[7] => {}
             Some(version) => {
                 let error = Error::usage(format!("process {} is of another version", self.to)).at(self.address);
                 let error = error.because(other_version(version));
-                return Err(Missed::Finally(error.help("start all with one program")));
+                return Err(ConnectError::Fatal(error.help("start all with one program")));
             }
             None => return Err(invalid("it is no process of a job").into()),
         }
@@ -216,21 +216,21 @@ impl Call<'_> {
             (false, true) => {
                 let error = Error::usage(format!("process {} asks for a secret", self.to)).at(self.address);
                 let error = error.because("this process has none");
-                return Err(Missed::Finally(error.help("give all processes the same --cluster-secret-file")));
+                return Err(ConnectError::Fatal(error.help("give all processes the same --cluster-secret-file")));
             }
             // It may be a stranger, in whose place a process of this job may answer later.
             (true, false) => return Err(invalid("it has no secret, and this process has one").into()),
             _ => {}
         }
-        wire.put(&proof(self.secret, End::Dialer, [&greeting, &challenge]), HANDSHAKE)?;
+        wire.put(&proof(self.secret, ConnectionEnd::Dialer, [&greeting, &challenge]), HANDSHAKE_TIMEOUT)?;
         let verdict: [u8; VERDICT] = wait(&mut time, || wire.take())?;
         let mut proved = [0; PROOF];
         proved.copy_from_slice(&verdict[1..]);
         if verdict[0] == 0 {
             let error = Error::usage(format!("process {} knows another secret", self.to)).at(self.address);
-            return Err(Missed::Finally(error.help("give all processes the same --cluster-secret-file")));
+            return Err(ConnectError::Fatal(error.help("give all processes the same --cluster-secret-file")));
         }
-        if !is_proof(self.secret, End::Acceptor, [&greeting, &challenge], &proved) {
+        if !is_proof(self.secret, ConnectionEnd::Acceptor, [&greeting, &challenge], &proved) {
             return Err(invalid("it does not know the secret").into());
         }
         Ok(wire)
@@ -238,103 +238,110 @@ impl Call<'_> {
 }
 
 /// Sends this process's configuration, and returns the connection if process 0 accepts it.
-pub(super) fn introduce(mut wire: Wire, hello: &Hello) -> Result<Wire, Missed> {
-    wire.send(hello, HANDSHAKE)?;
+pub(super) fn introduce(mut wire: Framed, hello: &JoinRequest) -> Result<Framed, ConnectError> {
+    wire.send(hello, HANDSHAKE_TIMEOUT)?;
     match wait(&mut RunningTime::start(), || wire.receive())? {
-        Reply::Welcome => Ok(wire),
-        Reply::IsThere => Err(Missed::Now(IS_THERE.into())),
-        Reply::Refused(told) => Err(Missed::Finally(told.error())),
+        JoinReply::Welcome => Ok(wire),
+        JoinReply::AlreadyConnected => Err(ConnectError::Retryable(ALREADY_CONNECTED.into())),
+        JoinReply::Refused(told) => Err(ConnectError::Fatal(told.error())),
     }
 }
 
 /// Conditions under which an acceptor accepts a caller.
 #[derive(Clone, Debug)]
-pub(super) struct Terms {
+pub(super) struct AcceptPolicy {
     pub(super) own: usize,
-    pub(super) purpose: Purpose,
+    pub(super) purpose: ConnectionPurpose,
     pub(super) number: u64,
     pub(super) secret: Option<Secret>,
 }
 
 /// A caller that has connected and not yet passed the handshake. Nothing here blocks.
-pub(super) struct Caller {
-    wire: Wire,
+pub(super) struct PendingHandshake {
+    wire: Framed,
     time: RunningTime,
-    stage: Stage,
+    stage: HandshakeStage,
 }
 
 /// Next message expected from a caller.
-enum Stage {
+enum HandshakeStage {
     Greeting,
     Proof {
         greeting: [u8; GREETING],
         challenge: [u8; CHALLENGE],
     },
-    Hello {
+    JoinRequest {
         from: usize,
     },
     /// Nothing: it was refused, for a reason that has not been taken yet. Its bytes are read until it closes, so that
     /// the answer reaches it.
-    End(Option<String>),
+    Refused(Option<String>),
 }
 
 /// State of a caller's handshake.
-pub(super) enum Progress {
+pub(super) enum HandshakeProgress {
     /// More bytes are needed.
     Waits,
     /// It has passed the handshake as this process, with its configuration on a connection to process 0.
-    Arrived(usize, Option<Box<Hello>>),
+    Arrived(usize, Option<Box<JoinRequest>>),
     /// It was refused, with the reason.
     Refused(String),
     /// It was refused before, and is gone.
     Gone,
 }
 
-impl Caller {
+impl PendingHandshake {
     pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
-        Ok(Caller { wire: Wire::nonblocking(stream)?, time: RunningTime::start(), stage: Stage::Greeting })
+        Ok(PendingHandshake {
+            wire: Framed::nonblocking(stream)?,
+            time: RunningTime::start(),
+            stage: HandshakeStage::Greeting,
+        })
     }
 
-    pub(super) fn into_wire(self) -> Wire {
+    pub(super) fn into_framed(self) -> Framed {
         self.wire
     }
 
     /// `true` if it has sent a valid greeting.
     pub(super) fn has_greeted(&self) -> bool {
-        matches!(self.stage, Stage::Proof { .. } | Stage::Hello { .. })
+        matches!(self.stage, HandshakeStage::Proof { .. } | HandshakeStage::JoinRequest { .. })
     }
 
     /// Returns the reason of its refusal, once.
     pub(super) fn refused(&mut self) -> Option<String> {
-        if let Stage::End(why) = &mut self.stage { why.take() } else { None }
+        if let HandshakeStage::Refused(why) = &mut self.stage { why.take() } else { None }
     }
 
     /// Processes the bytes that have arrived.
-    pub(super) fn advance(&mut self, terms: &Terms) -> Progress {
+    pub(super) fn advance(&mut self, terms: &AcceptPolicy) -> HandshakeProgress {
         let advanced = loop {
             match self.step(terms) {
-                Ok(Some(Progress::Waits)) => {}
+                Ok(Some(HandshakeProgress::Waits)) => {}
                 other => break other,
             }
         };
         match advanced {
             Ok(Some(progress)) => progress,
-            Ok(None) if self.time.elapsed() <= HANDSHAKE => Progress::Waits,
-            Ok(None) if matches!(self.stage, Stage::End(None)) => Progress::Gone,
-            Ok(None) => Progress::Refused(format!("it has not proved who it is within {} s", HANDSHAKE.as_secs())),
-            Err(why) => Progress::Refused(why.to_string()),
+            Ok(None) if self.time.elapsed() <= HANDSHAKE_TIMEOUT => HandshakeProgress::Waits,
+            Ok(None) if matches!(self.stage, HandshakeStage::Refused(None)) => HandshakeProgress::Gone,
+            Ok(None) => HandshakeProgress::Refused(format!(
+                "it has not proved who it is within {} s",
+                HANDSHAKE_TIMEOUT.as_secs()
+            )),
+            Err(why) => HandshakeProgress::Refused(why.to_string()),
         }
     }
 
     /// Processes the caller's next message: `None` while it is incomplete, `Waits` if another one may follow.
-    fn step(&mut self, terms: &Terms) -> io::Result<Option<Progress>> {
+    fn step(&mut self, terms: &AcceptPolicy) -> io::Result<Option<HandshakeProgress>> {
         match &self.stage {
-            Stage::Greeting => {
+            HandshakeStage::Greeting => {
                 let Some(first) = self.wire.peek::<8>()? else { return Ok(None) };
                 match version(&first) {
                     None => return Err(invalid("it is no process of a job")),
                     Some(version) if version != MAGIC[7] => {
-                        self.wire.put(&answer_for(version, terms.own)?, HANDSHAKE)?;
+                        self.wire.put(&answer_for(version, terms.own)?, HANDSHAKE_TIMEOUT)?;
                         self.end(other_version(version))?;
                     }
                     Some(_) => {
@@ -343,41 +350,41 @@ impl Caller {
                     }
                 }
             }
-            Stage::Proof { greeting, challenge } => {
+            HandshakeStage::Proof { greeting, challenge } => {
                 let Some(proved) = self.wire.take::<PROOF>()? else { return Ok(None) };
                 let (said, secret) = ([&greeting[..], &challenge[..]], terms.secret.as_ref());
-                let accepted = is_proof(secret, End::Dialer, said, &proved);
+                let accepted = is_proof(secret, ConnectionEnd::Dialer, said, &proved);
                 let mut verdict = [0; VERDICT];
                 if accepted {
                     verdict[0] = 1;
-                    verdict[1..].copy_from_slice(&proof(secret, End::Acceptor, said));
+                    verdict[1..].copy_from_slice(&proof(secret, ConnectionEnd::Acceptor, said));
                 }
                 let from = Greeting::read(greeting).from as usize;
-                self.wire.put(&verdict, HANDSHAKE)?;
+                self.wire.put(&verdict, HANDSHAKE_TIMEOUT)?;
                 match terms.purpose {
                     _ if !accepted => self.end(String::from("it does not know the secret"))?,
-                    Purpose::Data => return Ok(Some(Progress::Arrived(from, None))),
-                    Purpose::Control => self.stage = Stage::Hello { from },
+                    ConnectionPurpose::Data => return Ok(Some(HandshakeProgress::Arrived(from, None))),
+                    ConnectionPurpose::Control => self.stage = HandshakeStage::JoinRequest { from },
                 }
             }
-            Stage::Hello { from } => {
+            HandshakeStage::JoinRequest { from } => {
                 let from = *from;
-                let Some(hello) = self.wire.receive_at_most::<Hello>(LONGEST_HELLO)? else { return Ok(None) };
+                let Some(hello) = self.wire.receive_at_most::<JoinRequest>(MAX_JOIN_REQUEST)? else { return Ok(None) };
                 if hello.process != from {
                     return Err(invalid("it says that it is two processes"));
                 }
-                return Ok(Some(Progress::Arrived(from, Some(Box::new(hello)))));
+                return Ok(Some(HandshakeProgress::Arrived(from, Some(Box::new(hello)))));
             }
-            Stage::End(_) => {
-                let read_on = self.wire.received() < LONGEST_REST;
-                return Ok(if read_on && self.wire.skip() { None } else { Some(Progress::Gone) });
+            HandshakeStage::Refused(_) => {
+                let read_on = self.wire.received() < MAX_DISCARDED;
+                return Ok(if read_on && self.wire.skip() { None } else { Some(HandshakeProgress::Gone) });
             }
         }
-        Ok(Some(Progress::Waits))
+        Ok(Some(HandshakeProgress::Waits))
     }
 
     /// Sends a challenge, if the greeting is meant for this process.
-    fn challenge(&mut self, greeting: [u8; GREETING], terms: &Terms) -> io::Result<()> {
+    fn challenge(&mut self, greeting: [u8; GREETING], terms: &AcceptPolicy) -> io::Result<()> {
         let said = Greeting::read(&greeting);
         if said.purpose != terms.purpose || said.to as usize != terms.own || said.number != terms.number {
             return Err(invalid("it belongs to another attempt to begin, or to another job"));
@@ -386,18 +393,18 @@ impl Caller {
         challenge[..8].copy_from_slice(&MAGIC);
         challenge[8] = u8::from(terms.secret.is_some());
         challenge[9..].copy_from_slice(&random::<NONCE>().map_err(|why| io::Error::other(why.to_string()))?);
-        self.wire.put(&challenge, HANDSHAKE)?;
+        self.wire.put(&challenge, HANDSHAKE_TIMEOUT)?;
         if said.secured != terms.secret.is_some() {
             let which = if said.secured { "it has a secret, and this process has none" } else { "it has no secret" };
             return self.end(which.into());
         }
-        self.stage = Stage::Proof { greeting, challenge };
+        self.stage = HandshakeStage::Proof { greeting, challenge };
         Ok(())
     }
 
     /// Refuses the caller: sends no more.
     fn end(&mut self, why: String) -> io::Result<()> {
-        self.stage = Stage::End(Some(why));
+        self.stage = HandshakeStage::Refused(Some(why));
         self.wire.finish()
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Maximum time that a reader waits for bytes before it checks the clock.
 pub(super) const POLL: Duration = Duration::from_millis(250);
 /// Heartbeat interval of each process on each connection.
-pub(super) const SIGN: Duration = Duration::from_millis(500);
+pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum time that counts of a gap between two readings of the clock. A gap and two missed heartbeats together do not
 /// exceed the shortest `--heartbeat-timeout`, 2 s.
 const LONGEST_GAP: Duration = Duration::from_secs(1);

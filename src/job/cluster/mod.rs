@@ -7,9 +7,10 @@
 //!   the configurations, starts the incarnation of the state alone, and tells all processes to start, or why not.
 //! * [`connect`](Gathered::connect): then every two processes connect, for the dataflow. A number drawn by process 0
 //!   keeps out processes of an earlier attempt.
-//! * [`side::Side`]: the connections to process 0 stay open beside the dataflow: they report failures, detect dead
-//!   processes, and agree on the end of the job.
-//! * [`link::Link`]: a connection of the dataflow, which notices that the other end is gone before the dataflow does.
+//! * [`control_channel::ControlChannel`]: the connections to process 0 stay open beside the dataflow: they report
+//!   failures, detect dead processes, and agree on the end of the job.
+//! * [`data_connection::DataConnection`]: a connection of the dataflow, which notices that the other end is gone
+//!   before the dataflow does.
 //! * [`heartbeat`]: heartbeats on all of these connections, and silence, measured by the time in which this process
 //!   ran.
 //!
@@ -21,12 +22,12 @@
 //! another process is bounded by a timeout, or by its heartbeats.
 
 mod acceptor;
+pub(crate) mod control_channel;
+mod data_connection;
+mod framed;
 mod handshake;
 mod heartbeat;
-mod link;
 pub(crate) mod secret;
-pub(crate) mod side;
-mod wire;
 
 use std::cell::Cell;
 use std::fmt;
@@ -42,22 +43,25 @@ use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::{CommsGuard, initialize_networking_from_sockets};
 use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 
-use self::acceptor::{Acceptor, Arrival};
-use self::handshake::{ATTEMPT, Call, HANDSHAKE, Missed, Purpose, Reply, Terms, introduce};
-use self::heartbeat::{RunningTime, SIGN};
-use self::link::Link;
+use self::acceptor::{AcceptedPeer, Acceptor};
+use self::control_channel::ControlChannel;
+use self::data_connection::DataConnection;
+use self::handshake::{
+    ATTEMPT_TIMEOUT, AcceptPolicy, ConnectError, ConnectionPurpose, DialOptions, HANDSHAKE_TIMEOUT, JoinReply,
+    introduce,
+};
+use self::heartbeat::{HEARTBEAT_INTERVAL, RunningTime};
 use self::secret::{Secret, random};
-use self::side::Side;
-use crate::durable::manifest::QueryPrint;
+use crate::durable::manifest::QueryFingerprint;
 use crate::durable::recovery::changes;
-use crate::error::{Error, Kind, Result};
-use crate::job::Stop;
-use crate::thread::{self, Failure, Role};
+use crate::error::{Error, ErrorClass, Result};
+use crate::job::StopHandle;
+use crate::thread::{self, JobFailure, ThreadRole};
 
 /// Pause between two attempts to reach a process.
-const BETWEEN: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Silence after which a connected process is replaced by another one of its number.
-const GIVES_WAY: Duration = SIGN.saturating_mul(4);
+const REPLACE_AFTER: Duration = HEARTBEAT_INTERVAL.saturating_mul(4);
 /// Port of process 0 without a host file; process `p` has the port `FIRST_PORT + p`.
 const FIRST_PORT: u16 = 2101;
 
@@ -68,8 +72,8 @@ pub struct Cluster {
     addresses: Vec<String>,
     /// Socket that this process listens on, if it is open already.
     listener: Option<Arc<TcpListener>>,
-    patience: Duration,
-    silence: Duration,
+    connect_timeout: Duration,
+    heartbeat_timeout: Duration,
     secret: Option<Secret>,
 }
 
@@ -83,8 +87,8 @@ impl Cluster {
             let error = Error::usage(format!("there is no process {process} of {}", addresses.len()));
             return Err(error.help("processes are numbered from 0"));
         }
-        let (patience, silence) = (Duration::from_secs(60), Duration::from_secs(30));
-        Ok(Cluster { process, addresses, listener: None, patience, silence, secret: None })
+        let (connect_timeout, heartbeat_timeout) = (Duration::from_secs(60), Duration::from_secs(30));
+        Ok(Cluster { process, addresses, listener: None, connect_timeout, heartbeat_timeout, secret: None })
     }
 
     /// Creates `processes` processes at free ports of this machine, all within this operating system process: for
@@ -138,8 +142,8 @@ impl Cluster {
     /// Sets the connect timeout, for which a process waits for the others to start (one minute by default), and the
     /// heartbeat timeout, after which a silent process is taken for lost (30 s by default).
     #[must_use]
-    pub fn patience(mut self, patience: Duration, silence: Duration) -> Self {
-        (self.patience, self.silence) = (patience, silence);
+    pub fn timeouts(mut self, connect_timeout: Duration, heartbeat_timeout: Duration) -> Self {
+        (self.connect_timeout, self.heartbeat_timeout) = (connect_timeout, heartbeat_timeout);
         self
     }
 
@@ -181,7 +185,12 @@ impl Cluster {
     ///
     /// # Errors
     /// Fails if a process does not connect within the connect timeout, or has another configuration.
-    pub(crate) fn gather(&self, hello: &Hello, stop: &Stop, failure: &Arc<Failure>) -> Result<Option<Gathered>> {
+    pub(crate) fn gather(
+        &self,
+        hello: &JoinRequest,
+        stop: &StopHandle,
+        failure: &Arc<JobFailure>,
+    ) -> Result<Option<Gathered>> {
         let own = self.address(self.process);
         let listener = self.listener.clone().map_or_else(|| TcpListener::bind(own).map(Arc::new), Ok);
         let listener = listener.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
@@ -195,7 +204,7 @@ impl Cluster {
                  (--cluster-secret-file)"
             );
         }
-        let side = Side::begin(self, Arc::clone(failure))?;
+        let side = ControlChannel::begin(self, Arc::clone(failure))?;
         let gathered = Gathered { cluster: self.clone(), listener, side: Some(side), failure: Arc::clone(failure) };
         let all_are_there = match self.process {
             0 => self.receive_all(&gathered, hello, stop),
@@ -209,24 +218,24 @@ impl Cluster {
     }
 
     /// Process 0: accepts the other processes; `false` if a stop was requested.
-    fn receive_all(&self, gathered: &Gathered, own: &Hello, stop: &Stop) -> Result<bool> {
+    fn receive_all(&self, gathered: &Gathered, own: &JoinRequest, stop: &StopHandle) -> Result<bool> {
         let side = gathered.side()?;
-        let mut acceptor = Acceptor::new(Arc::clone(&gathered.listener), self.terms(Purpose::Control, 0));
+        let mut acceptor = Acceptor::new(Arc::clone(&gathered.listener), self.terms(ConnectionPurpose::Control, 0));
         let mut time = RunningTime::start();
         while !side.is_gathered() {
             if let Some(error) = gathered.failure.get() {
                 return Err(error.clone());
             }
             if stop.is_asked() {
-                side.answer(Answer::Stopped);
+                side.answer(StartMessage::Stopped);
                 return Ok(false);
             }
-            let missing = (1..self.processes()).find(|process| !side.is_there(*process));
+            let missing = (1..self.processes()).find(|process| !side.is_connected(*process));
             if let Some(missing) = missing
-                && time.elapsed() > self.patience
+                && time.elapsed() > self.connect_timeout
             {
                 let error = Error::new(format!("process {missing} has not come")).at(self.address(missing));
-                let error = error.because(heartbeat::unheard_for(self.patience));
+                let error = error.because(heartbeat::unheard_for(self.connect_timeout));
                 return Err(error.help("start all processes, with one file of hosts"));
             }
             for arrival in acceptor.poll() {
@@ -238,34 +247,34 @@ impl Cluster {
     }
 
     /// Process 0: checks a process's configuration, and accepts or refuses the process.
-    fn receive(&self, arrival: Arrival, own: &Hello, side: &Arc<Side>) -> Result<()> {
-        let Arrival { process, mut wire, hello: Some(hello) } = arrival else { return Ok(()) };
+    fn receive(&self, arrival: AcceptedPeer, own: &JoinRequest, side: &Arc<ControlChannel>) -> Result<()> {
+        let AcceptedPeer { process, mut wire, hello: Some(hello) } = arrival else { return Ok(()) };
         if let Err(error) = own.check(&hello, self.processes()) {
-            let _ = wire.send(&Reply::Refused(Told::new(0, &error)), HANDSHAKE);
+            let _ = wire.send(&JoinReply::Refused(FailureReport::new(0, &error)), HANDSHAKE_TIMEOUT);
             return Err(error);
         }
-        let is_heard = u128::from(side.silent_ms(process)) < GIVES_WAY.as_millis();
-        let is_there = side.is_there(process) && is_heard;
-        let reply = if is_there { Reply::IsThere } else { Reply::Welcome };
+        let is_heard = u128::from(side.silent_ms(process)) < REPLACE_AFTER.as_millis();
+        let is_connected = side.is_connected(process) && is_heard;
+        let reply = if is_connected { JoinReply::AlreadyConnected } else { JoinReply::Welcome };
         // A process that is gone already may connect again.
-        if wire.send(&reply, HANDSHAKE).is_ok() && !is_there { side.attach(process, wire) } else { Ok(()) }
+        if wire.send(&reply, HANDSHAKE_TIMEOUT).is_ok() && !is_connected { side.attach(process, wire) } else { Ok(()) }
     }
 
     /// Other processes: connects to process 0; `false` if a stop was requested before.
-    fn come(&self, gathered: &Gathered, hello: &Hello, stop: &Stop) -> Result<bool> {
-        let call = self.call(Purpose::Control, 0, 0);
+    fn come(&self, gathered: &Gathered, hello: &JoinRequest, stop: &StopHandle) -> Result<bool> {
+        let call = self.call(ConnectionPurpose::Control, 0, 0);
         // The other process of this number may be an earlier connection of this one, whose end process 0 has yet to
         // notice.
         let told_first = Cell::new(None::<Instant>);
         let come = || match call.dial().and_then(|wire| introduce(wire, hello)) {
-            Err(Missed::Now(why)) if why == handshake::IS_THERE => {
+            Err(ConnectError::Retryable(why)) if why == handshake::ALREADY_CONNECTED => {
                 let since = told_first.get().unwrap_or_else(Instant::now);
                 told_first.set(Some(since));
-                if since.elapsed() < 2 * GIVES_WAY {
-                    return Err(Missed::Now(why));
+                if since.elapsed() < 2 * REPLACE_AFTER {
+                    return Err(ConnectError::Retryable(why));
                 }
                 let error = Error::usage(format!("process {} is there already", self.process)).at(self.address(0));
-                Err(Missed::Finally(error.help("give each process another -p")))
+                Err(ConnectError::Fatal(error.help("give each process another -p")))
             }
             other => other,
         };
@@ -280,15 +289,15 @@ impl Cluster {
         &self,
         process: usize,
         is_over: &dyn Fn() -> bool,
-        attempt: impl Fn() -> std::result::Result<T, Missed>,
+        attempt: impl Fn() -> std::result::Result<T, ConnectError>,
     ) -> Result<Option<T>> {
-        let mut time = RunningTime::with_gaps_of(ATTEMPT);
+        let mut time = RunningTime::with_gaps_of(ATTEMPT_TIMEOUT);
         let mut told: Option<(Instant, String)> = None;
         loop {
             let why = match attempt() {
                 Ok(reached) => return Ok(Some(reached)),
-                Err(Missed::Finally(error)) => return Err(error),
-                Err(Missed::Now(why)) => why,
+                Err(ConnectError::Fatal(error)) => return Err(error),
+                Err(ConnectError::Retryable(why)) => why,
             };
             // A recent answer of the other process tells more than that its connection has closed since.
             if !why.contains("(os error") {
@@ -297,21 +306,21 @@ impl Cluster {
             if is_over() {
                 return Ok(None);
             }
-            if time.elapsed() > self.patience {
+            if time.elapsed() > self.connect_timeout {
                 let error = Error::new(format!("process {process} cannot be reached")).at(self.address(process));
-                let told = told.filter(|(since, _)| since.elapsed() < HANDSHAKE).map(|(_, told)| told);
+                let told = told.filter(|(since, _)| since.elapsed() < HANDSHAKE_TIMEOUT).map(|(_, told)| told);
                 return Err(error.because(told.unwrap_or(why)).help("start all processes, with one file of hosts"));
             }
-            std::thread::sleep(BETWEEN);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 
-    fn call(&self, purpose: Purpose, to: usize, number: u64) -> Call<'_> {
-        Call { purpose, from: self.process, to, address: self.address(to), number, secret: self.secret.as_ref() }
+    fn call(&self, purpose: ConnectionPurpose, to: usize, number: u64) -> DialOptions<'_> {
+        DialOptions { purpose, from: self.process, to, address: self.address(to), number, secret: self.secret.as_ref() }
     }
 
-    fn terms(&self, purpose: Purpose, number: u64) -> Terms {
-        Terms { own: self.process, purpose, number, secret: self.secret.clone() }
+    fn terms(&self, purpose: ConnectionPurpose, number: u64) -> AcceptPolicy {
+        AcceptPolicy { own: self.process, purpose, number, secret: self.secret.clone() }
     }
 
     /// Returns the failure of a job that has lost a process, as process `by` has noticed.
@@ -340,7 +349,7 @@ fn is_loopback(address: &str) -> bool {
 
 /// A process's configuration, which must agree with that of process 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub(crate) struct JoinRequest {
     pub(crate) process: usize,
     pub(crate) processes: usize,
     /// Number of its worker threads.
@@ -348,12 +357,12 @@ pub(crate) struct Hello {
     pub(crate) job: String,
     /// `true` if it keeps durable state.
     pub(crate) keeps: bool,
-    pub(crate) query: QueryPrint,
+    pub(crate) query: QueryFingerprint,
 }
 
-impl Hello {
+impl JoinRequest {
     /// Checks that another process has the same configuration.
-    fn check(&self, other: &Hello, processes: usize) -> Result<()> {
+    fn check(&self, other: &JoinRequest, processes: usize) -> Result<()> {
         let place = format!("process {}", other.process);
         let differs = |why: String| {
             let error = Error::usage("the processes do not run the same").at(&place).because(why);
@@ -383,7 +392,7 @@ impl Hello {
 
 /// Decision of process 0, sent to all processes that are connected, if they can run together.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum Answer {
+enum StartMessage {
     /// Start: the number for the dataflow's connections, the incarnation of the state, and whether process 0 has views.
     Begin { number: u64, life: Option<u64>, views: bool },
     /// The state is complete: there is nothing to run.
@@ -394,16 +403,16 @@ enum Answer {
 
 /// The failure of a process, as sent to the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Told {
+struct FailureReport {
     process: usize,
     /// `true` for a usage error.
     usage: bool,
     why: String,
 }
 
-impl Told {
+impl FailureReport {
     fn new(process: usize, error: &Error) -> Self {
-        Told { process, usage: error.kind() == Kind::Usage, why: error.to_string() }
+        FailureReport { process, usage: error.kind() == ErrorClass::Usage, why: error.to_string() }
     }
 
     /// Returns the error with which a process that receives this fails.
@@ -417,7 +426,7 @@ impl Told {
 
 /// The decision of process 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decided {
+pub(crate) enum StartDecision {
     /// Run, as this incarnation of the state if there is one, and with views if process 0 has them.
     Run { number: u64, life: Option<u64>, views: bool },
     /// The state is complete.
@@ -431,12 +440,12 @@ pub(crate) enum Decided {
 pub(crate) struct Gathered {
     cluster: Cluster,
     listener: Arc<TcpListener>,
-    side: Option<Arc<Side>>,
-    failure: Arc<Failure>,
+    side: Option<Arc<ControlChannel>>,
+    failure: Arc<JobFailure>,
 }
 
 impl Gathered {
-    fn side(&self) -> Result<&Arc<Side>> {
+    fn side(&self) -> Result<&Arc<ControlChannel>> {
         self.side.as_ref().ok_or_else(|| Error::new("the processes are connected already"))
     }
 
@@ -445,15 +454,15 @@ impl Gathered {
     ///
     /// # Errors
     /// Fails if a process is gone meanwhile.
-    pub(crate) fn begin(&mut self, life: Option<u64>, views: bool) -> Result<Decided> {
+    pub(crate) fn begin(&mut self, life: Option<u64>, views: bool) -> Result<StartDecision> {
         let number = u64::from_le_bytes(random()?);
-        self.answer(Answer::Begin { number, life, views })?;
-        Ok(Decided::Run { number, life, views })
+        self.answer(StartMessage::Begin { number, life, views })?;
+        Ok(StartDecision::Run { number, life, views })
     }
 
     /// Process 0: tells all that the state is complete.
     pub(crate) fn ended(&mut self) -> Result<()> {
-        self.answer(Answer::Ended)
+        self.answer(StartMessage::Ended)
     }
 
     /// Tells all processes that the start has failed, and returns the first failure.
@@ -465,7 +474,7 @@ impl Gathered {
         self.failure.get().cloned().unwrap_or(error)
     }
 
-    fn answer(&self, answer: Answer) -> Result<()> {
+    fn answer(&self, answer: StartMessage) -> Result<()> {
         if let Some(error) = self.failure.get() {
             return Err(error.clone());
         }
@@ -475,13 +484,13 @@ impl Gathered {
 
     /// Other processes: waits for the decision of process 0. It may take as long as a recovery, while process 0 sends
     /// heartbeats.
-    pub(crate) fn decided(&mut self, stop: &Stop) -> Result<Decided> {
+    pub(crate) fn decided(&mut self, stop: &StopHandle) -> Result<StartDecision> {
         let side = self.side()?;
         match (side.answered(), self.failure.get()) {
-            (Some(Answer::Stopped), _) => Ok(Decided::Stopped),
-            (Some(Answer::Begin { number, life, views }), _) => Ok(Decided::Run { number, life, views }),
-            (Some(Answer::Ended), _) => Ok(Decided::Ended),
-            (None, _) if stop.is_asked() && side.has_lost() => Ok(Decided::Stopped),
+            (Some(StartMessage::Stopped), _) => Ok(StartDecision::Stopped),
+            (Some(StartMessage::Begin { number, life, views }), _) => Ok(StartDecision::Run { number, life, views }),
+            (Some(StartMessage::Ended), _) => Ok(StartDecision::Ended),
+            (None, _) if stop.is_asked() && side.has_lost_process() => Ok(StartDecision::Stopped),
             (None, Some(error)) => Err(error.clone()),
             (None, None) => Err(Error::new("process 0 has decided nothing")),
         }
@@ -491,7 +500,7 @@ impl Gathered {
     ///
     /// # Errors
     /// Fails if a process is gone, or does not connect.
-    pub(crate) fn connect(mut self, number: u64, stop: &Stop) -> Result<Option<Mesh>> {
+    pub(crate) fn connect(mut self, number: u64, stop: &StopHandle) -> Result<Option<Mesh>> {
         let streams = match self.streams(number, stop) {
             Ok(Some(streams)) => streams,
             Ok(None) => return Ok(None),
@@ -500,9 +509,9 @@ impl Gathered {
         // All processes are connected: the listener is closed.
         self.cluster.listener = None;
         let (process, side) = (self.cluster.process, Arc::clone(self.side()?));
-        let timeout = self.cluster.silence;
+        let timeout = self.cluster.heartbeat_timeout;
         let link = |(process, stream): (usize, Option<TcpStream>)| {
-            stream.map(|stream| Link::new(stream, process, timeout, Arc::clone(&side))).transpose()
+            stream.map(|stream| DataConnection::new(stream, process, timeout, Arc::clone(&side))).transpose()
         };
         let links: io::Result<Vec<_>> = streams.into_iter().enumerate().map(link).collect();
         match links {
@@ -516,11 +525,12 @@ impl Gathered {
     }
 
     /// Returns the connections to all other processes; `None` if a stop was requested.
-    fn streams(&self, number: u64, stop: &Stop) -> Result<Option<Vec<Option<TcpStream>>>> {
+    fn streams(&self, number: u64, stop: &StopHandle) -> Result<Option<Vec<Option<TcpStream>>>> {
         let (own, processes) = (self.cluster.process, self.cluster.processes());
         let mut streams: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
-        let dialing = Dialing::start(&self.cluster, number)?;
-        let mut acceptor = Acceptor::new(Arc::clone(&self.listener), self.cluster.terms(Purpose::Data, number));
+        let dialing = DialThreads::start(&self.cluster, number)?;
+        let mut acceptor =
+            Acceptor::new(Arc::clone(&self.listener), self.cluster.terms(ConnectionPurpose::Data, number));
         let mut time = RunningTime::start();
         loop {
             for (process, reached) in dialing.reached.try_iter() {
@@ -541,7 +551,7 @@ impl Gathered {
                 return Ok(None);
             }
             // The thread that dials a lower-numbered process reports its absence.
-            if missing > own && time.elapsed() > self.cluster.patience {
+            if missing > own && time.elapsed() > self.cluster.connect_timeout {
                 return Err(self.cluster.gone(missing, own, "it does not connect"));
             }
             std::thread::sleep(acceptor.pause());
@@ -558,33 +568,33 @@ impl Drop for Gathered {
 }
 
 /// Dials all processes with lower numbers, each on a thread of its own, until this is dropped.
-struct Dialing {
+struct DialThreads {
     reached: mpsc::Receiver<(usize, Result<TcpStream>)>,
     over: Arc<AtomicBool>,
 }
 
-impl Dialing {
+impl DialThreads {
     fn start(cluster: &Cluster, number: u64) -> Result<Self> {
         let (tell, reached) = mpsc::channel();
-        let dialing = Dialing { reached, over: Arc::default() };
+        let dialing = DialThreads { reached, over: Arc::default() };
         for process in 0..cluster.process {
             let (cluster, tell, over) = (cluster.clone(), tell.clone(), Arc::clone(&dialing.over));
             let dial = move || {
-                let call = cluster.call(Purpose::Data, process, number);
+                let call = cluster.call(ConnectionPurpose::Data, process, number);
                 let reached = cluster.reach(process, &|| over.load(Ordering::Acquire), || call.dial());
                 if let Some(reached) = reached.transpose() {
                     // The receiver may be gone already.
-                    let _ = tell.send((process, reached.map(wire::Wire::into_stream)));
+                    let _ = tell.send((process, reached.map(framed::Framed::into_stream)));
                 }
             };
             // The thread ends by itself once this is dropped.
-            drop(thread::start(Role::Dial, &format!("dial process {process}"), dial)?);
+            drop(thread::start(ThreadRole::Dial, &format!("dial process {process}"), dial)?);
         }
         Ok(dialing)
     }
 }
 
-impl Drop for Dialing {
+impl Drop for DialThreads {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
     }
@@ -594,30 +604,31 @@ impl Drop for Dialing {
 pub(crate) struct Mesh {
     pub(crate) process: usize,
     /// The connection to each other process, for the dataflow.
-    pub(crate) links: Vec<Option<Link>>,
-    pub(crate) side: Arc<Side>,
+    pub(crate) links: Vec<Option<DataConnection>>,
+    pub(crate) side: Arc<ControlChannel>,
 }
 
 impl Mesh {
     /// Returns the builders of this process's workers, and the threads that send and receive for them.
-    pub(crate) fn builders(self, threads: usize) -> Result<(Vec<AllocatorBuilder>, Connections)> {
+    pub(crate) fn builders(self, threads: usize) -> Result<(Vec<AllocatorBuilder>, DataflowThreads)> {
         let Hooks { refill, spill, .. } = Hooks::default();
         let within = ProcessBuilder::new_typed_vector(threads, refill, spill);
         let connected = initialize_networking_from_sockets(within, self.links, self.process, threads, Hooks::default());
         let (builders, guard) =
             connected.map_err(|why| Error::new("cannot connect the workers of all processes").because(why))?;
-        Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Connections(guard)))
+        Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), DataflowThreads(guard)))
     }
 }
 
 /// The threads that send and receive for the workers of a process.
-pub(crate) struct Connections(CommsGuard);
+pub(crate) struct DataflowThreads(CommsGuard);
 
-impl Connections {
+impl DataflowThreads {
     /// Waits until all has been sent and received; returns at once when the job fails, as a thread whose other end is
     /// gone waits for ever.
-    pub(crate) fn finish(self, failure: &Failure) {
-        let Ok(ending) = thread::start(Role::Connections, Role::Connections.name(), move || drop(self.0)) else {
+    pub(crate) fn finish(self, failure: &JobFailure) {
+        let Ok(ending) = thread::start(ThreadRole::Connections, ThreadRole::Connections.name(), move || drop(self.0))
+        else {
             return;
         };
         while !ending.is_finished() && failure.get().is_none() {

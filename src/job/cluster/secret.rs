@@ -37,7 +37,7 @@ impl fmt::Debug for Secret {
 
 /// An end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum ConnectionEnd {
     /// The end that has connected.
     Dialer,
     /// The end that has listened.
@@ -79,13 +79,13 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn keyed(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> Hmac<Sha256> {
+fn keyed(secret: Option<&Secret>, end: ConnectionEnd, said: [&[u8]; 2]) -> Hmac<Sha256> {
     let key = secret.map_or(&[][..], |secret| &secret.0);
     // HMAC accepts keys of any length.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&Default::default()));
     mac.update(match end {
-        End::Dialer => b"tidegate processes: dialer",
-        End::Acceptor => b"tidegate processes: acceptor",
+        ConnectionEnd::Dialer => b"tidegate processes: dialer",
+        ConnectionEnd::Acceptor => b"tidegate processes: acceptor",
     });
     for part in said {
         mac.update(&(part.len() as u64).to_le_bytes());
@@ -95,12 +95,12 @@ fn keyed(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> Hmac<Sha256> {
 }
 
 /// Returns the proof of one end, over greeting and challenge. Without a secret anybody can compute it.
-pub(super) fn proof(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> [u8; PROOF] {
+pub(super) fn proof(secret: Option<&Secret>, end: ConnectionEnd, said: [&[u8]; 2]) -> [u8; PROOF] {
     keyed(secret, end, said).finalize().into_bytes().into()
 }
 
 /// `true` if the proof of the other end is valid.
-pub(super) fn is_proof(secret: Option<&Secret>, end: End, said: [&[u8]; 2], proof: &[u8; PROOF]) -> bool {
+pub(super) fn is_proof(secret: Option<&Secret>, end: ConnectionEnd, said: [&[u8]; 2], proof: &[u8; PROOF]) -> bool {
     keyed(secret, end, said).verify_slice(proof).is_ok()
 }
 
@@ -112,14 +112,14 @@ mod tests {
     fn a_proof_is_of_one_secret_one_end_and_one_connection() {
         let secret = |text: &str| Secret::new(text.as_bytes()).unwrap();
         let (own, other) = (secret("0123456789abcdef"), secret("0123456789abcdeF"));
-        let made = proof(Some(&own), End::Dialer, [b"greeting", b"challenge"]);
-        assert!(is_proof(Some(&own), End::Dialer, [b"greeting", b"challenge"], &made));
+        let made = proof(Some(&own), ConnectionEnd::Dialer, [b"greeting", b"challenge"]);
+        assert!(is_proof(Some(&own), ConnectionEnd::Dialer, [b"greeting", b"challenge"], &made));
         for (secret, end, said) in [
-            (Some(&other), End::Dialer, [&b"greeting"[..], b"challenge"]),
-            (None, End::Dialer, [b"greeting", b"challenge"]),
-            (Some(&own), End::Acceptor, [b"greeting", b"challenge"]),
-            (Some(&own), End::Dialer, [b"greeting", b"challengE"]),
-            (Some(&own), End::Dialer, [b"greetingc", b"hallenge"]),
+            (Some(&other), ConnectionEnd::Dialer, [&b"greeting"[..], b"challenge"]),
+            (None, ConnectionEnd::Dialer, [b"greeting", b"challenge"]),
+            (Some(&own), ConnectionEnd::Acceptor, [b"greeting", b"challenge"]),
+            (Some(&own), ConnectionEnd::Dialer, [b"greeting", b"challengE"]),
+            (Some(&own), ConnectionEnd::Dialer, [b"greetingc", b"hallenge"]),
         ] {
             assert!(!is_proof(secret, end, said, &made), "{secret:?} {end:?}");
         }

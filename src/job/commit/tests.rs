@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::compaction::{FEWEST, Merging, merge};
+use crate::durable::compaction::{MIN_MERGE, MergeOptions, merge};
 use crate::durable::journal::MemoryJournal;
 use crate::durable::memory_disk::MemoryDisk;
-use crate::durable::recovery::{Found, decide};
+use crate::durable::recovery::{RecoveryInput, decide};
 use crate::durable::segment::{BlockBuilder, FACTOR, SegmentWriter};
 
 /// Time limit of each operation here.
@@ -24,20 +24,20 @@ struct Driven {
     disk: MemoryDisk,
     dir: Arc<StateDir>,
     snapshots: Arc<Snapshots>,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
     metrics: Arc<Metrics>,
-    merges: Arc<Merges>,
+    merges: Arc<MergeRegistry>,
 }
 
 impl Driven {
     fn start() -> Driven {
         let disk = MemoryDisk::default();
         let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
-        let query = QueryPrint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
-        let (incarnation, survey) = (dir.begin().unwrap(), dir.survey().unwrap());
-        let found = Found {
+        let query = QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
+        let (incarnation, scan) = (dir.begin_incarnation().unwrap(), dir.scan_and_sync().unwrap());
+        let found = RecoveryInput {
             incarnation,
-            survey: &survey,
+            survey: &scan,
             sinks: &[],
             query: &query,
             accept_changed_query: false,
@@ -45,8 +45,8 @@ impl Driven {
         };
         let claim = dir.claim(&decide(&found).unwrap(), &query).unwrap().unwrap();
         let (failure, metrics, merges) =
-            (Arc::<Failure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
-        let terms = Terms { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
+            (Arc::<JobFailure>::default(), Arc::<Metrics>::default(), Arc::<MergeRegistry>::default());
+        let terms = SnapshotContext { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
         let journal = Arc::new(MemoryJournal::default());
         let snapshots =
             Snapshots::start(terms, Arc::clone(&dir), journal, Arc::clone(&merges), Arc::clone(&failure), None);
@@ -66,12 +66,12 @@ impl Driven {
 
     /// Takes a snapshot of the acknowledgements, and returns the segments that its manifest names.
     #[track_caller]
-    fn snapshot(&self, epoch: Epoch, parts: Vec<Part>) -> Vec<SegmentInfo> {
+    fn snapshot(&self, epoch: Epoch, parts: Vec<SnapshotAck>) -> Vec<SegmentInfo> {
         self.snapshots.make(epoch, parts);
         self.wait("committed", || self.snapshots.committed() == epoch);
         // Files that nothing names any more are removed after that.
         let (done, is_done) = channel();
-        self.snapshots.manifests.ask(move || done.send(()).unwrap());
+        self.snapshots.manifests.submit(move || done.send(()).unwrap());
         is_done.recv_timeout(LIMIT).unwrap();
         let ids = crate::durable::manifest::list(&**self.dir.disk(), &self.dir.manifests()).unwrap();
         let last = self.dir.manifest(*ids.last().unwrap()).unwrap();
@@ -81,7 +81,7 @@ impl Driven {
 
     #[track_caller]
     fn wait_for_merges(&self) {
-        self.wait("merged", || !self.snapshots.kept().merging);
+        self.wait("merged", || !self.snapshots.live_segments().merging);
     }
 
     /// The files of segments.
@@ -99,7 +99,7 @@ impl Driven {
     /// Registers a real merge for the segments of a step.
     fn merge_for_real(&self, step: &str) {
         let (disk, segments) = (self.disk.shared(), self.dir.segments());
-        let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+        let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
             merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up))
         };
         self.merges.add(step, Box::new(merge));
@@ -110,25 +110,25 @@ fn codec() -> Arc<dyn Codec<Row>> {
     Arc::new(Postcard)
 }
 
-fn merging(dead: EventTime, give_up: &AtomicBool) -> Merging<'_, Row> {
-    Merging {
+fn merging(expired_through: EventTime, cancelled: &AtomicBool) -> MergeOptions<'_, Row> {
+    MergeOptions {
         codec: codec(),
         order: |a, b| a.0.cmp(&b.0),
         add: |sum, other| sum.1 += other.1,
         window: |row| EventTime::from_millis(row.0.0),
         keep: &|row| row.1 != 0,
-        dead,
-        give_up,
+        expired_through,
+        cancelled,
     }
 }
 
-fn label(step: &str, worker: u32, epoch: u64) -> Label {
-    Label { step: step.into(), incarnation: 1, worker, number: epoch, from: Epoch(epoch - 2), to: Epoch(epoch) }
+fn label(step: &str, worker: u32, epoch: u64) -> SegmentLabel {
+    SegmentLabel { step: step.into(), incarnation: 1, worker, number: epoch, from: Epoch(epoch - 2), to: Epoch(epoch) }
 }
 
 /// Writes a segment, in blocks of `of_block` rows.
-fn write(disk: &MemoryDisk, directory: &Path, label: &Label, rows: &[Row], of_block: usize) -> SegmentInfo {
-    let mut writer = SegmentWriter::create(&disk.shared(), directory, label, &codec().coding()).unwrap();
+fn write(disk: &MemoryDisk, directory: &Path, label: &SegmentLabel, rows: &[Row], of_block: usize) -> SegmentInfo {
+    let mut writer = SegmentWriter::create(&disk.shared(), directory, label, &codec().encoding()).unwrap();
     for rows in rows.chunks(of_block) {
         let mut builder = BlockBuilder::new(codec());
         for row in rows {
@@ -140,7 +140,7 @@ fn write(disk: &MemoryDisk, directory: &Path, label: &Label, rows: &[Row], of_bl
 }
 
 /// Returns the description of a segment without a file.
-fn spoken_of(label: &Label, bytes: u64) -> SegmentInfo {
+fn spoken_of(label: &SegmentLabel, bytes: u64) -> SegmentInfo {
     let mut level = 0;
     while 4096 * FACTOR.pow(level) < bytes {
         level += 1;
@@ -167,8 +167,8 @@ const WORKERS: u32 = 8;
 fn segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots() {
     let driven = Driven::start();
     for step in STEPS {
-        let merge = |group: &Group, _closed: EventTime, label: &Label, _give_up: &AtomicBool| {
-            Ok(Merged::Segment(spoken_of(label, group.inputs.iter().map(|input| input.bytes).sum())))
+        let merge = |group: &MergeGroup, _closed: EventTime, label: &SegmentLabel, _give_up: &AtomicBool| {
+            Ok(MergeOutcome::Segment(spoken_of(label, group.inputs.iter().map(|input| input.bytes).sum())))
         };
         driven.merges.add(step, Box::new(merge));
     }
@@ -179,13 +179,13 @@ fn segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots() {
         for (step, worker) in STEPS.iter().flat_map(|step| (0..WORKERS).map(move |worker| (step, worker))) {
             let segment = spoken_of(&label(step, worker, epoch), random.u64(5_000..20_000));
             taken += segment.bytes;
-            parts.push(Part::Cut((*step).into(), EventTime::MIN, Some(segment)));
+            parts.push(SnapshotAck::Operator((*step).into(), EventTime::MIN, Some(segment)));
         }
         let named = driven.snapshot(Epoch(epoch), parts);
         for (most, step) in most.iter_mut().zip(STEPS) {
             *most = (*most).max(named.iter().filter(|segment| segment.step == step).count());
             // Fewer than a merge needs, on each of ten levels, and those just written.
-            assert!(*most <= 10 * (FEWEST - 1) + WORKERS as usize, "epoch {epoch}: {most} segments of step {step}");
+            assert!(*most <= 10 * (MIN_MERGE - 1) + WORKERS as usize, "epoch {epoch}: {most} segments of step {step}");
         }
         driven.wait_for_merges();
     }
@@ -215,7 +215,7 @@ fn what_is_merged_while_snapshots_are_made_is_all_there_and_no_file_is_left_that
             rows.iter().for_each(|(key, count)| *expected.entry((step, *key)).or_default() += count);
             let rows: Vec<Row> = rows.into_iter().collect();
             let segment = write(&driven.disk, &driven.dir.segments(), &label(step, worker, epoch), &rows, 5);
-            parts.push(Part::Cut(step.into(), closed, Some(segment)));
+            parts.push(SnapshotAck::Operator(step.into(), closed, Some(segment)));
         }
         named = driven.snapshot(Epoch(epoch), parts);
         // At times the next snapshot comes while merges are under way.
@@ -251,7 +251,7 @@ fn held(driven: &Driven, step: &str) -> (Receiver<()>, Sender<()>) {
     let (begun, has_begun) = channel();
     let (go_on, may_go_on) = channel();
     let (disk, segments, held) = (driven.disk.shared(), driven.dir.segments(), Mutex::new((begun, may_go_on)));
-    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
         let held = held.lock().unwrap();
         held.0.send(()).unwrap();
         let merged = merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up));
@@ -263,10 +263,10 @@ fn held(driven: &Driven, step: &str) -> (Receiver<()>, Sender<()>) {
 }
 
 /// Returns an acknowledgement with a segment of one window's row.
-fn part(driven: &Driven, (worker, epoch): (u32, u64), window: i64, closed: i64) -> Part {
+fn part(driven: &Driven, (worker, epoch): (u32, u64), window: i64, closed: i64) -> SnapshotAck {
     let rows = [((window, worker), 1)];
     let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, epoch), &rows, 5);
-    Part::Cut("a".into(), EventTime::from_millis(closed), Some(segment))
+    SnapshotAck::Operator("a".into(), EventTime::from_millis(closed), Some(segment))
 }
 
 #[test]
@@ -278,13 +278,14 @@ fn when_inputs_of_a_merge_die_meanwhile_it_takes_the_place_of_the_others_and_lea
         driven.snapshot(Epoch(2), (0..4).map(|worker| part(&driven, (worker, 2), window(worker), 0)).collect());
         has_begun.recv_timeout(LIMIT).unwrap();
         // Window 10 closes: its segments expire while they are merged.
-        driven.snapshot(Epoch(4), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        driven.snapshot(Epoch(4), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
         go_on.send(()).unwrap();
         driven.wait_for_merges();
-        let named = driven.snapshot(Epoch(6), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        let named =
+            driven.snapshot(Epoch(6), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
         assert_eq!(named.iter().map(|info| info.rows).collect::<Vec<_>>(), if all_die { vec![] } else { vec![4] });
         for epoch in [8, 10] {
-            driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+            driven.snapshot(Epoch(epoch), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
         }
         assert_eq!(driven.files(), named.into_iter().map(|info| info.file).collect());
     }
@@ -296,7 +297,7 @@ fn a_merge_that_begins_to_read_when_an_input_has_died_and_is_removed_fails_nothi
     let (begun, has_begun) = channel();
     let (go_on, may_go_on) = channel::<()>();
     let (disk, segments, held) = (driven.disk.shared(), driven.dir.segments(), Mutex::new((begun, may_go_on)));
-    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
         let held = held.lock().unwrap();
         held.0.send(()).unwrap();
         held.1.recv_timeout(LIMIT).unwrap();
@@ -308,7 +309,7 @@ fn a_merge_that_begins_to_read_when_an_input_has_died_and_is_removed_fails_nothi
     has_begun.recv_timeout(LIMIT).unwrap();
     // Window 10 closes, and three manifests later nothing names its segment.
     for epoch in [4, 6, 8] {
-        driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        driven.snapshot(Epoch(epoch), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
     }
     assert_eq!(driven.files().len(), 3);
     go_on.send(()).unwrap();
@@ -332,12 +333,12 @@ fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
     let driven = Driven::start();
     let (begun, has_begun) = channel();
     let (disk, segments, begun) = (driven.disk.shared(), driven.dir.segments(), Mutex::new(begun));
-    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
         begun.lock().unwrap().send(()).unwrap();
         // A merge that would go on for ever, like one of many gigabytes.
         loop {
             let merged = merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up))?;
-            let Merged::Segment(done) = merged else { return Ok(merged) };
+            let MergeOutcome::Segment(done) = merged else { return Ok(merged) };
             disk.remove(&segments.join(&done.file)).unwrap();
         }
     };
@@ -345,7 +346,7 @@ fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
     let parts = (0..4).map(|worker| {
         let rows: Vec<Row> = (0..2_000).map(|key| ((100, key), 1)).collect();
         let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, 2), &rows, 10);
-        Part::Cut("a".into(), EventTime::MIN, Some(segment))
+        SnapshotAck::Operator("a".into(), EventTime::MIN, Some(segment))
     });
     driven.snapshot(Epoch(2), parts.collect());
     has_begun.recv_timeout(LIMIT).unwrap();
@@ -357,30 +358,30 @@ fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
 #[test]
 fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
     let driven = Driven::start();
-    let bound = |partition| Bound {
+    let bound = |partition| PartitionProgress {
         source: "s".into(),
         partition,
-        found_at: None,
-        next: 7,
+        start_offset: None,
+        next_offset: 7,
         watermark: EventTime::from_millis(5),
         idle: false,
-        until: None,
+        end_offset: None,
         ended: false,
         check: None,
         values: None,
     };
-    let (watermark, floors) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
-    let sink = SinkState { name: "out".into(), shown: Some(Epoch(2)), on_change: true };
+    let (watermark, activation_watermarks) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
+    let sink = SinkState { name: "out".into(), published: Some(Epoch(2)), on_change: true };
     let parts = vec![
-        Part::Source("s".into(), vec![bound(1)]),
-        Part::Sink(sink.clone()),
-        Part::Mark("s".into(), watermark, floors.clone()),
-        Part::Source("s".into(), vec![bound(0)]),
+        SnapshotAck::Source("s".into(), vec![bound(1)]),
+        SnapshotAck::Sink(sink.clone()),
+        SnapshotAck::Watermark("s".into(), watermark, activation_watermarks.clone()),
+        SnapshotAck::Source("s".into(), vec![bound(0)]),
     ];
     driven.snapshot(Epoch(2), parts);
     let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();
     let manifest = driven.dir.manifest(ids[0]).unwrap();
-    let bounds = vec![bound(0), bound(1)];
-    assert_eq!(manifest.sources, [SourceState { name: "s".into(), bounds, watermark, floors }]);
+    let progress = vec![bound(0), bound(1)];
+    assert_eq!(manifest.sources, [SourceState { name: "s".into(), progress, watermark, activation_watermarks }]);
     assert_eq!(manifest.sinks, [sink]);
 }

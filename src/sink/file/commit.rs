@@ -19,17 +19,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::disk::{Disk, is_temporary, parent};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published, StateId, reason, replace_while_current};
+use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// Version of the format.
 const FORMAT: u32 = 2;
 /// Version that had no ends of journals; it can still be read.
-const WITHOUT_ENDS: u32 = 1;
+const FORMAT_WITHOUT_ENDS: u32 = 1;
 /// Text between the checksummed part of a line and the checksum.
-const CHECK: &str = ",\"check\":\"";
-const END: &str = "\"}\n";
+const CHECKSUM_KEY: &str = ",\"check\":\"";
+const LINE_END: &str = "\"}\n";
 
 /// Progress of publishing a results file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,16 +51,16 @@ pub(super) struct Commit {
 
 impl Commit {
     /// Returns the published epoch with its incarnation and journal ends; `None` if nothing is published.
-    pub(super) fn published(&self) -> Option<Published> {
+    pub(super) fn published(&self) -> Option<PublishedEpoch> {
         let ends = self.ends.clone();
-        self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
+        self.epoch.map(|epoch| PublishedEpoch { incarnation: self.incarnation, epoch, ends })
     }
 }
 
 /// JSON form of a commit in its file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct CommitLine {
     tidegate: String,
     format: u32,
     state: String,
@@ -76,14 +76,14 @@ struct Line {
 
 /// Fields that every version of the format has.
 #[derive(Deserialize)]
-struct Format {
+struct CommitHeader {
     tidegate: String,
     format: u32,
 }
 
 impl Commit {
     fn to_line(&self) -> serde_json::Result<String> {
-        let line = Line {
+        let line = CommitLine {
             tidegate: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
             state: self.state.to_string(),
@@ -98,7 +98,7 @@ impl Commit {
         let mut line = serde_json::to_string(&line)?;
         line.pop();
         let check = crc32fast::hash(line.as_bytes());
-        line.push_str(&format!("{CHECK}{check:08x}{END}"));
+        line.push_str(&format!("{CHECKSUM_KEY}{check:08x}{LINE_END}"));
         Ok(line)
     }
 
@@ -106,18 +106,19 @@ impl Commit {
     fn from_line(bytes: &[u8]) -> std::result::Result<Commit, String> {
         let damaged = |_| String::from("it is damaged");
         let text = std::str::from_utf8(bytes).map_err(|_| "it is damaged")?;
-        let (body, check) = text.strip_suffix(END).and_then(|text| text.rsplit_once(CHECK)).ok_or("it is damaged")?;
+        let (body, check) =
+            text.strip_suffix(LINE_END).and_then(|text| text.rsplit_once(CHECKSUM_KEY)).ok_or("it is damaged")?;
         if check != format!("{:08x}", crc32fast::hash(body.as_bytes())) {
             return Err("it is damaged: its checksum is another one".into());
         }
         let body = format!("{body}}}");
-        let Format { tidegate, format } = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
-        if format != FORMAT && format != WITHOUT_ENDS {
+        let CommitHeader { tidegate, format } = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
+        if format != FORMAT && format != FORMAT_WITHOUT_ENDS {
             return Err(format!(
-                "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {WITHOUT_ENDS} and {FORMAT}"
+                "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {FORMAT_WITHOUT_ENDS} and {FORMAT}"
             ));
         }
-        let line: Line = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
+        let line: CommitLine = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
         Ok(Commit {
             state: StateId(u64::from_str_radix(&line.state, 16).map_err(damaged)?),
             sink: line.sink,
@@ -171,7 +172,7 @@ impl Commits {
     }
 
     /// Returns the incarnations that have a commit file, in order.
-    fn lives(&self) -> Result<Vec<u64>> {
+    fn incarnations(&self) -> Result<Vec<u64>> {
         let names = self.names(".commit-")?;
         let mut lives: Vec<u64> = names.iter().filter_map(|rest| number(rest)).collect();
         lives.sort_unstable();
@@ -183,7 +184,7 @@ impl Commits {
     /// # Errors
     /// Fails if it is damaged, or cannot be read.
     pub(super) fn newest(&self) -> Result<Option<Commit>> {
-        let Some(newest) = self.lives()?.pop() else { return Ok(None) };
+        let Some(newest) = self.incarnations()?.pop() else { return Ok(None) };
         let path = self.path(newest);
         let bytes = self.disk.read(&path).map_err(|why| self.failed("read", why))?;
         match Commit::from_line(&bytes) {
@@ -198,10 +199,10 @@ impl Commits {
     /// # Errors
     /// Fails if the disk fails, or if a later incarnation has started. After a failure of the disk the commit may exist
     /// nevertheless.
-    pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
+    pub(super) fn publish(&self, commit: &Commit, life: &Incarnation) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let cannot = |why| self.failed("write", reason(&why));
+        let cannot = |why| self.failed("write", io_reason(&why));
         replace_while_current(&*self.disk, &path, line.as_bytes(), &life.still_current, cannot)
     }
 
@@ -226,7 +227,7 @@ impl Commits {
     /// # Errors
     /// Fails if the disk fails.
     pub(super) fn remove_before(&self, incarnation: u64) -> Result<()> {
-        let lives = self.lives()?;
+        let lives = self.incarnations()?;
         lives.into_iter().filter(|life| *life < incarnation).try_for_each(|life| self.remove(&self.path(life)))
     }
 
@@ -236,7 +237,7 @@ impl Commits {
     /// Fails if the disk fails.
     pub(super) fn remove_all(&self) -> Result<()> {
         // The newest one is removed last, so that no older one becomes valid again.
-        for life in self.lives()? {
+        for life in self.incarnations()? {
             self.remove(&self.path(life))?;
             self.disk.sync_directory(parent(&self.results)).map_err(|why| self.failed("remove", why))?;
         }
@@ -314,7 +315,7 @@ mod tests {
     #[test]
     fn a_later_format_is_told_from_damage() {
         let body = r#"{"tidegate":"9.1.0","format":3,"new":true"#;
-        let line = format!("{body}{CHECK}{:08x}{END}", crc32fast::hash(body.as_bytes()));
+        let line = format!("{body}{CHECKSUM_KEY}{:08x}{LINE_END}", crc32fast::hash(body.as_bytes()));
         let why = Commit::from_line(line.as_bytes()).unwrap_err();
         assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 3; this program reads the formats 1 and 2");
     }

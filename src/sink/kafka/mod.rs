@@ -1,6 +1,6 @@
 //! Kafka topics as sinks: each row is one JSON message.
 //!
-//! * [`Output`] is the sink. Changes of a collection carry their difference in a field `diff` of the row's object; a
+//! * [`Sink`] is the sink. Changes of a collection carry their difference in a field `diff` of the row's object; a
 //!   change whose row is no JSON object is written as `{"row": …, "diff": …}`.
 //! * [`Publisher`] sends arbitrary messages to a topic, for any producer.
 //!
@@ -10,9 +10,9 @@
 //! state it is published exactly once to readers of committed messages: in one transaction with a record of its number
 //! in the progress topic.
 
+mod events;
 mod progress;
 mod publisher;
-mod reports;
 mod topics;
 mod transactions;
 
@@ -24,33 +24,33 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::sink::encode::{retractions_first, times};
-use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::sink::encode::{line_count, retractions_first};
+use crate::sink::{self, SinkContext, SinkRows, SinkWriter};
 use crate::source::TopicAddress;
-use crate::source::kafka::client::Target;
+use crate::source::kafka::client::TopicConfig;
 use crate::time::Epoch;
 pub use publisher::Publisher;
-use transactions::Transactions;
+use transactions::TransactionalWriter;
 
 /// Function that returns a row's key.
-type KeyOf<D> = Arc<dyn Fn(&D) -> String + Send + Sync>;
+type MessageKey<D> = Arc<dyn Fn(&D) -> String + Send + Sync>;
 
 /// A topic to write rows to, as JSON messages. With a state, readers of committed messages see each epoch exactly once.
 /// The topic `<topic>-tidegate-progress` records how far it is published; it is created if it is missing.
-pub struct Output<D> {
-    target: Target,
+pub struct Sink<D> {
+    target: TopicConfig,
     create: Option<u32>,
-    key_of: Option<KeyOf<D>>,
-    told: Arc<AtomicBool>,
+    key_of: Option<MessageKey<D>>,
+    warned: Arc<AtomicBool>,
 }
 
-impl<D> Output<D> {
+impl<D> Sink<D> {
     /// Names a topic at `brokers` (`HOST:PORT[,HOST:PORT…]`).
     pub fn json(brokers: &str, topic: &str) -> Self {
-        Output { target: Target::new(brokers, topic), create: None, key_of: None, told: Arc::default() }
+        Sink { target: TopicConfig::new(brokers, topic), create: None, key_of: None, warned: Arc::default() }
     }
 
     /// Sets a property of librdkafka. Properties that correctness depends on are refused when the topic is opened.
@@ -77,19 +77,19 @@ impl<D> Output<D> {
     }
 }
 
-impl<D> Clone for Output<D> {
+impl<D> Clone for Sink<D> {
     fn clone(&self) -> Self {
-        let (target, key_of, told) = (self.target.clone(), self.key_of.clone(), Arc::clone(&self.told));
-        Output { target, create: self.create, key_of, told }
+        let (topic_config, key_of, warned) = (self.target.clone(), self.key_of.clone(), Arc::clone(&self.warned));
+        Sink { target: topic_config, create: self.create, key_of, warned }
     }
 }
 
-impl<D: Record> Sink<D> for Output<D> {
+impl<D: Record> sink::Sink<D> for Sink<D> {
     fn describe(&self) -> String {
         self.target.describe()
     }
 
-    fn check(&self, _rows: Rows) -> Result<()> {
+    fn check(&self, _rows: SinkRows) -> Result<()> {
         if progress::is_name(&self.target.topic) {
             let error = Error::usage(format!("the topic {} cannot be an output", self.target.topic));
             let why = "topics with such names record how far an output is published";
@@ -102,33 +102,35 @@ impl<D: Record> Sink<D> for Output<D> {
         vec![self.target.address(), progress::topic_of(&self.target).address()]
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
-        let way = match at.state {
-            Some(state) => Way::Once(Box::new(Transactions::open(&self.target, self.create, state, &at.name)?)),
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
+        let delivery = match at.state {
+            Some(state) => {
+                Delivery::ExactlyOnce(Box::new(TransactionalWriter::open(&self.target, self.create, state, &at.name)?))
+            }
             None => {
                 let publisher = Publisher::to(self.target.clone(), self.create)?;
-                if !self.told.swap(true, Ordering::Relaxed) {
+                if !self.warned.swap(true, Ordering::Relaxed) {
                     let topic = self.target.describe();
                     tracing::warn!("results go to {topic} at least once: after a crash some may be there twice");
                 }
-                Way::AtLeastOnce(Box::new(publisher))
+                Delivery::AtLeastOnce(Box::new(publisher))
             }
         };
         let (rows, key_of) = (at.rows, self.key_of.clone());
-        Ok(Box::new(KafkaWriter { way, rows, key_of, message: Vec::new(), place: self.target.describe() }))
+        Ok(Box::new(KafkaWriter { delivery, rows, key_of, message: Vec::new(), place: self.target.describe() }))
     }
 }
 
 /// Delivery guarantee of the messages.
-enum Way {
+enum Delivery {
     AtLeastOnce(Box<Publisher>),
-    Once(Box<Transactions>),
+    ExactlyOnce(Box<TransactionalWriter>),
 }
 
 struct KafkaWriter<D> {
-    way: Way,
-    rows: Rows,
-    key_of: Option<KeyOf<D>>,
+    delivery: Delivery,
+    rows: SinkRows,
+    key_of: Option<MessageKey<D>>,
     message: Vec<u8>,
     place: String,
 }
@@ -138,17 +140,17 @@ impl<D: Record> KafkaWriter<D> {
         for (row, diff) in retractions_first(rows) {
             self.message.clear();
             let written = match self.rows {
-                Rows::Events => serde_json::to_writer(&mut self.message, row),
-                Rows::Changes => write_change(&mut self.message, row, *diff),
+                SinkRows::Events => serde_json::to_writer(&mut self.message, row),
+                SinkRows::Changes => write_change(&mut self.message, row, *diff),
             };
             written.map_err(|error| Error::new("a row cannot be written as JSON").at(&self.place).because(error))?;
-            let times = times(self.rows, *diff).map_err(|error| error.at(&self.place))?;
+            let times = line_count(self.rows, *diff).map_err(|error| error.at(&self.place))?;
             let key = self.key_of.as_ref().map(|key_of| key_of(row));
             let key = key.as_deref().map(str::as_bytes);
             for _ in 0..times {
-                match &mut self.way {
-                    Way::AtLeastOnce(publisher) => publisher.send(key, &self.message, None)?,
-                    Way::Once(transactions) => transactions.send(key, &self.message)?,
+                match &mut self.delivery {
+                    Delivery::AtLeastOnce(publisher) => publisher.send(key, &self.message, None)?,
+                    Delivery::ExactlyOnce(transactions) => transactions.send(key, &self.message)?,
                 }
             }
         }
@@ -156,47 +158,47 @@ impl<D: Record> KafkaWriter<D> {
     }
 }
 
-impl<D: Record> Writer<D> for KafkaWriter<D> {
-    fn shown(&mut self) -> Result<Option<Published>> {
-        match &mut self.way {
-            Way::AtLeastOnce(_) => Ok(None),
-            Way::Once(transactions) => transactions.shown(),
+impl<D: Record> SinkWriter<D> for KafkaWriter<D> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        match &mut self.delivery {
+            Delivery::AtLeastOnce(_) => Ok(None),
+            Delivery::ExactlyOnce(transactions) => transactions.shown(),
         }
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
-        match &mut self.way {
-            Way::AtLeastOnce(_) => Ok(()),
-            Way::Once(transactions) => transactions.begin(life),
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
+        match &mut self.delivery {
+            Delivery::AtLeastOnce(_) => Ok(()),
+            Delivery::ExactlyOnce(transactions) => transactions.begin(life),
         }
     }
 
     fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
-        if let Way::Once(transactions) = &mut self.way {
-            transactions.next(epoch)?;
+        if let Delivery::ExactlyOnce(transactions) = &mut self.delivery {
+            transactions.begin_epoch(epoch)?;
         }
         let sent = self.send(rows);
-        match &mut self.way {
-            Way::Once(transactions) => sent.map_err(|error| transactions.give_up(error)),
-            Way::AtLeastOnce(_) => sent,
+        match &mut self.delivery {
+            Delivery::ExactlyOnce(transactions) => sent.map_err(|error| transactions.fail(error)),
+            Delivery::AtLeastOnce(_) => sent,
         }
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
-        match &mut self.way {
-            Way::AtLeastOnce(publisher) => publisher.settle(),
-            Way::Once(transactions) => transactions.show(ends),
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
+        match &mut self.delivery {
+            Delivery::AtLeastOnce(publisher) => publisher.flush(),
+            Delivery::ExactlyOnce(transactions) => transactions.show(ends),
         }
     }
 
     fn finish(&mut self) -> Result<()> {
-        match &mut self.way {
-            Way::AtLeastOnce(publisher) => publisher.settle(),
-            Way::Once(transactions) => transactions.finish(),
+        match &mut self.delivery {
+            Delivery::AtLeastOnce(publisher) => publisher.flush(),
+            Delivery::ExactlyOnce(transactions) => transactions.finish(),
         }
     }
 
-    fn waits(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         true
     }
 }

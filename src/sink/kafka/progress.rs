@@ -1,7 +1,7 @@
 //! The progress topic of an output topic: records which epochs of which sinks are published in it.
 //!
 //! * It is called `<output topic>-tidegate-progress`, has one partition and is compacted: brokers keep the last record
-//!   of each key. A record's key is the state's id and the sink's name, its value a [`Progress`] as JSON.
+//!   of each key. A record's key is the state's id and the sink's name, its value a [`SinkProgress`] as JSON.
 //! * A record is sent in the transaction of the rows that it covers: either both are visible, or neither is.
 //!
 //! Invariant: progress is read only by a producer that has fenced all earlier ones of its state and sink, after all of
@@ -18,9 +18,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Published, StateId};
+use crate::durable::{PublishedEpoch, StateId};
 use crate::error::{Error, Result};
-use crate::source::kafka::client::{Target, is_group_refusal, is_transient, not_made, said};
+use crate::source::kafka::client::{TopicConfig, client_not_created, error_text, is_group_refusal, is_transient};
 use crate::time::Epoch;
 
 /// Version of the format.
@@ -46,18 +46,18 @@ const NEEDED: &[(&str, &str)] = &[
 ];
 
 /// Longest wait for an answer of the brokers.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits for transactions of others longer than this are logged.
-const TOLD_AFTER: Duration = Duration::from_secs(2);
+const LOG_WAIT_AFTER: Duration = Duration::from_secs(2);
 
 /// Longest wait for transactions of others in the topic: more than the transaction timeout that brokers allow by
 /// default.
-const OTHERS_PATIENCE: Duration = Duration::from_secs(16 * 60);
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(16 * 60);
 
 /// Published progress of a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(super) struct SinkProgress {
     /// Incarnation of the state that wrote it.
     pub(super) incarnation: u64,
     /// Last published epoch; `None` before the first.
@@ -70,9 +70,9 @@ pub(super) struct Progress {
 
 /// Contents of a progress topic for one key.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Found {
+pub(super) struct ProgressTopic {
     /// Last progress of the key; `None` if there is none.
-    pub(super) last: Option<Progress>,
+    pub(super) last: Option<SinkProgress>,
     /// First offset of the topic. Compaction keeps the beginning, so it is 0 unless records were removed.
     pub(super) low: i64,
     /// Offset at which the topic ends.
@@ -81,7 +81,7 @@ pub(super) struct Found {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Value {
+struct ProgressValue {
     tidegate: String,
     format: u32,
     incarnation: u64,
@@ -93,14 +93,14 @@ struct Value {
 
 /// Fields that every version of the format has.
 #[derive(Deserialize)]
-struct Format {
+struct ProgressHeader {
     tidegate: String,
     format: u32,
 }
 
-impl Progress {
+impl SinkProgress {
     pub(super) fn to_value(&self) -> serde_json::Result<Vec<u8>> {
-        serde_json::to_vec(&Value {
+        serde_json::to_vec(&ProgressValue {
             tidegate: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
             incarnation: self.incarnation,
@@ -113,20 +113,20 @@ impl Progress {
     /// Parses a value, or returns the reason why it is not a progress record.
     fn from_value(value: &[u8]) -> std::result::Result<Self, String> {
         let no = |_| String::from("it is not what Tidegate writes");
-        let Format { tidegate, format } = serde_json::from_slice(value).map_err(no)?;
+        let ProgressHeader { tidegate, format } = serde_json::from_slice(value).map_err(no)?;
         if format != FORMAT && format != WITHOUT_ENDS {
             return Err(format!(
                 "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {WITHOUT_ENDS} and {FORMAT}"
             ));
         }
-        let Value { incarnation, epoch, ends, journal, .. } = serde_json::from_slice(value).map_err(no)?;
-        Ok(Progress { incarnation, epoch: epoch.map(Epoch), ends, journal })
+        let ProgressValue { incarnation, epoch, ends, journal, .. } = serde_json::from_slice(value).map_err(no)?;
+        Ok(SinkProgress { incarnation, epoch: epoch.map(Epoch), ends, journal })
     }
 
     /// Returns the published epoch with its incarnation and journal ends; `None` if nothing is published.
-    pub(super) fn published(&self) -> Option<Published> {
+    pub(super) fn published(&self) -> Option<PublishedEpoch> {
         let ends = self.journal.clone();
-        self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
+        self.epoch.map(|epoch| PublishedEpoch { incarnation: self.incarnation, epoch, ends })
     }
 }
 
@@ -141,76 +141,76 @@ pub(super) fn is_name(topic: &str) -> bool {
 }
 
 /// Returns the progress topic of an output topic.
-pub(super) fn topic_of(output: &Target) -> Target {
+pub(super) fn topic_of(output: &TopicConfig) -> TopicConfig {
     let topic = format!("{}{SUFFIX}", output.topic);
-    Target { topic, ..output.clone() }
+    TopicConfig { topic, ..output.clone() }
 }
 
-fn consumer(target: &Target, isolation: &str) -> Result<BaseConsumer> {
+fn consumer(topic_config: &TopicConfig, isolation: &str) -> Result<BaseConsumer> {
     let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
-    let mut target = target.clone();
+    let mut topic_config = topic_config.clone();
     // Transaction properties are for producers only.
-    target.properties.retain(|key, _| !key.starts_with("transaction"));
-    let config: ClientConfig = target.configure(DEFAULTS, &needed)?;
-    config.create().map_err(|error| not_made(&target, &error))
+    topic_config.properties.retain(|key, _| !key.starts_with("transaction"));
+    let config: ClientConfig = topic_config.configure(DEFAULTS, &needed)?;
+    config.create().map_err(|error| client_not_created(&topic_config, &error))
 }
 
 /// Returns the first offset of a partition, and its end at this consumer's isolation level.
-fn ends(consumer: &BaseConsumer, target: &Target, partition: i32) -> Result<(i64, i64)> {
+fn ends(consumer: &BaseConsumer, topic_config: &TopicConfig, partition: i32) -> Result<(i64, i64)> {
     let begun = Instant::now();
     loop {
-        match consumer.fetch_watermarks(&target.topic, partition, Duration::from_secs(3)) {
+        match consumer.fetch_watermarks(&topic_config.topic, partition, Duration::from_secs(3)) {
             // Without an answer of the broker, the library returns −1.
             Ok((low, high)) if low >= 0 && high >= low => return Ok((low, high)),
             Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
-                return Err(unreadable(target, &said(&error)));
+                return Err(unreadable(topic_config, &error_text(&error)));
             }
-            _ if begun.elapsed() > PATIENCE => return Err(unanswered(target, "no broker leads it")),
+            _ if begun.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "no broker leads it")),
             _ => std::thread::sleep(Duration::from_millis(50)),
         }
     }
 }
 
 /// Returns the error for brokers that do not answer at the moment.
-fn unanswered(target: &Target, why: &str) -> Error {
-    unreadable(target, why).passing()
+fn unanswered(topic_config: &TopicConfig, why: &str) -> Error {
+    unreadable(topic_config, why).transient()
 }
 
-fn unreadable(target: &Target, why: &str) -> Error {
-    Error::new("cannot read how far results are published").at(target.describe()).because(why)
+fn unreadable(topic_config: &TopicConfig, why: &str) -> Error {
+    Error::new("cannot read how far results are published").at(topic_config.describe()).because(why)
 }
 
 /// Reads the last progress of a key. All transactions under that key must have been decided.
 ///
 /// # Errors
 /// Fails if the topic cannot be read to its end, or if the record is not Tidegate's.
-pub(super) fn read(target: &Target, key: &str) -> Result<Found> {
+pub(super) fn read(topic_config: &TopicConfig, key: &str) -> Result<ProgressTopic> {
     // End of all records: a reader of committed ones stops at the first open transaction.
-    let (low, end) = ends(&consumer(target, "read_uncommitted")?, target, 0)?;
+    let (low, end) = ends(&consumer(topic_config, "read_uncommitted")?, topic_config, 0)?;
     if low == end {
-        return Ok(Found { last: None, low, end });
+        return Ok(ProgressTopic { last: None, low, end });
     }
-    let consumer = consumer(target, "read_committed")?;
+    let consumer = consumer(topic_config, "read_committed")?;
     let begun = Instant::now();
     let mut told = false;
-    while ends(&consumer, target, 0)?.1 < end {
-        if begun.elapsed() > OTHERS_PATIENCE {
-            return Err(unreadable(target, "a transaction of another producer does not end"));
+    while ends(&consumer, topic_config, 0)?.1 < end {
+        if begun.elapsed() > OTHERS_TIMEOUT {
+            return Err(unreadable(topic_config, "a transaction of another producer does not end"));
         }
-        if begun.elapsed() > TOLD_AFTER && !std::mem::replace(&mut told, true) {
-            tracing::warn!("waiting for another producer's transaction in {}", target.describe());
+        if begun.elapsed() > LOG_WAIT_AFTER && !std::mem::replace(&mut told, true) {
+            tracing::warn!("waiting for another producer's transaction in {}", topic_config.describe());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut from = TopicPartitionList::new();
     let assigned =
-        from.add_partition_offset(&target.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
-    assigned.map_err(|error| unreadable(target, &said(&error)))?;
-    Ok(Found { last: last_of(&consumer, target, key, end)?, low, end })
+        from.add_partition_offset(&topic_config.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
+    assigned.map_err(|error| unreadable(topic_config, &error_text(&error)))?;
+    Ok(ProgressTopic { last: last_of(&consumer, topic_config, key, end)?, low, end })
 }
 
 /// Returns the last progress of a key before the partition's end; `None` if there is none.
-fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Result<Option<Progress>> {
+fn last_of(consumer: &BaseConsumer, topic_config: &TopicConfig, key: &str, end: i64) -> Result<Option<SinkProgress>> {
     let mut last = None;
     let mut heard = Instant::now();
     loop {
@@ -218,8 +218,9 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
             Some(Ok(message)) => {
                 heard = Instant::now();
                 if message.key() == Some(key.as_bytes()) {
-                    let read = message.payload().map(Progress::from_value).transpose();
-                    last = read.map_err(|why| unreadable(target, &format!("record {}: {why}", message.offset())))?;
+                    let read = message.payload().map(SinkProgress::from_value).transpose();
+                    last =
+                        read.map_err(|why| unreadable(topic_config, &format!("record {}: {why}", message.offset())))?;
                 }
                 if message.offset() + 1 >= end {
                     return Ok(last);
@@ -231,9 +232,9 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
             Some(Err(error))
                 if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_group_refusal(code)) =>
             {
-                return Err(unreadable(target, &said(&error)));
+                return Err(unreadable(topic_config, &error_text(&error)));
             }
-            _ if heard.elapsed() > PATIENCE => return Err(unanswered(target, "the brokers do not answer")),
+            _ if heard.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "the brokers do not answer")),
             _ => {}
         }
     }
@@ -243,7 +244,7 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
 ///
 /// # Errors
 /// Fails if the topic ends earlier, or does not answer.
-pub(super) fn check_output(output: &Target, progress: &Progress) -> Result<()> {
+pub(super) fn check_output(output: &TopicConfig, progress: &SinkProgress) -> Result<()> {
     if progress.ends.is_empty() {
         return Ok(());
     }
@@ -268,24 +269,24 @@ mod tests {
         for epoch in [None, Some(Epoch(1_700_000_000_000))] {
             let end = WorkerEnd { process: 1, worker: 2, epoch: Epoch(6) };
             let journal: JournalEnds = [end].into_iter().collect();
-            let progress = Progress { incarnation: 3, epoch, ends: [(0, 12), (7, 1)].into(), journal };
-            assert_eq!(Progress::from_value(&progress.to_value().unwrap()), Ok(progress));
+            let progress = SinkProgress { incarnation: 3, epoch, ends: [(0, 12), (7, 1)].into(), journal };
+            assert_eq!(SinkProgress::from_value(&progress.to_value().unwrap()), Ok(progress));
         }
         let journal = JournalEnds::default();
-        let progress = Progress { incarnation: 3, epoch: Some(Epoch(8)), ends: [(0, 12)].into(), journal };
+        let progress = SinkProgress { incarnation: 3, epoch: Some(Epoch(8)), ends: [(0, 12)].into(), journal };
         let expected = r#","format":2,"incarnation":3,"epoch":8,"ends":{"0":12},"journal":[]}"#;
         assert!(String::from_utf8(progress.to_value().unwrap()).unwrap().ends_with(expected));
         let earlier = br#"{"tidegate":"0.1.0","format":1,"incarnation":3,"epoch":8,"ends":{"0":12}}"#;
-        assert_eq!(Progress::from_value(earlier), Ok(progress));
+        assert_eq!(SinkProgress::from_value(earlier), Ok(progress));
     }
 
     #[test]
     fn what_is_no_progress_is_refused() {
         let later = br#"{"tidegate":"9.1.0","format":3,"more":1}"#;
-        let why = Progress::from_value(later).unwrap_err();
+        let why = SinkProgress::from_value(later).unwrap_err();
         assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 3; this program reads the formats 1 and 2");
         for value in [&b"{}"[..], b"", b"12", br#"{"tidegate":"0.1.0","format":1,"incarnation":1}"#] {
-            assert_eq!(Progress::from_value(value).unwrap_err(), "it is not what Tidegate writes");
+            assert_eq!(SinkProgress::from_value(value).unwrap_err(), "it is not what Tidegate writes");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariants: a message counts as delivered only after the broker has acknowledged it to the idempotent producer, from
 //! all in-sync replicas; the first failure is kept, and every later call returns it. Of the producers with one
 //! transactional id only the one that was opened last can send or commit. After an error that passes (see
-//! [`Error::passes`]) the outcome of the transaction is unknown, until a new producer of the same id decides it.
+//! [`Error::is_transient`]) the outcome of the transaction is unknown, until a new producer of the same id decides it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,12 +12,13 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
-use super::reports::{Failure, Lost, Reports};
+use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
 use super::topics::find_or_create;
-use crate::durable::StillCurrent;
+use crate::durable::FencingCheck;
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{
-    Lookup, Target, UNKNOWN_PATIENCE, find_topic, find_topic_within, no_topic, not_made, reach, said,
+    TopicConfig, TopicLookup, UNKNOWN_TOPIC_TIMEOUT, check_leaders, client_not_created, error_text, find_topic,
+    find_topic_within, no_topic,
 };
 
 const DEFAULTS: &[(&str, &str)] = &[
@@ -41,13 +42,13 @@ const NEEDED: &[(&str, &str)] =
     &[("enable.idempotence", "true"), ("acks", "all"), ("allow.auto.create.topics", "false")];
 
 /// Waits for the broker longer than this are logged.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOG_WAIT_AFTER_PUBLISH: Duration = Duration::from_secs(2);
 
 /// Longest wait for the broker to end the transaction of an earlier producer with the same id.
-const INIT_PATIENCE: Duration = Duration::from_secs(60);
+const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait for an abort of a transaction. The broker aborts it later in any case.
-const ABORT_PATIENCE: Duration = Duration::from_secs(2);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pause before a call that failed is repeated: it may have failed at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -62,25 +63,25 @@ const SHORT_WAIT: Duration = Duration::from_millis(100);
 const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval of checks that the transaction can still succeed, while messages are not acknowledged.
-const DOUBT: Duration = Duration::from_millis(100);
+const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Producer of messages to one topic.
 pub struct Publisher {
-    producer: BaseProducer<Reports>,
-    target: Target,
+    producer: BaseProducer<ProducerEvents>,
+    target: TopicConfig,
     partitions: usize,
     created: bool,
-    waiting_told: bool,
+    wait_logged: bool,
     /// Transaction timeout; `None` if messages are not sent in transactions.
     limit: Option<Duration>,
     /// Start of the open transaction; `None` if none is open.
-    begun: Option<Instant>,
+    transaction_start: Option<Instant>,
     /// Value of the producer's `doubts` when the transaction began.
     doubts: u64,
     /// `true` if a transaction of this producer was ever in doubt.
     doubtful: bool,
     /// Called during long waits; an error ends them.
-    still_current: Option<StillCurrent>,
+    still_current: Option<FencingCheck>,
 }
 
 impl Publisher {
@@ -95,14 +96,14 @@ impl Publisher {
         properties: impl IntoIterator<Item = (&'a str, &'a str)>,
         create: Option<u32>,
     ) -> Result<Self> {
-        let mut target = Target::new(brokers, topic);
-        target.properties.extend(properties.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
-        Publisher::to(target, create)
+        let mut topic_config = TopicConfig::new(brokers, topic);
+        topic_config.properties.extend(properties.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        Publisher::to(topic_config, create)
     }
 
-    pub(super) fn to(target: Target, create: Option<u32>) -> Result<Self> {
-        let mut publisher = Publisher::with(target, None)?;
-        publisher.find(create)?;
+    pub(super) fn to(topic_config: TopicConfig, create: Option<u32>) -> Result<Self> {
+        let mut publisher = Publisher::with(topic_config, None)?;
+        publisher.find_or_create(create)?;
         Ok(publisher)
     }
 
@@ -111,63 +112,63 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails if no broker is reachable, if the topic is missing, or if the brokers do not allow transactions.
-    pub(super) fn transactional(target: Target, id: &str, may_be_new: bool) -> Result<Self> {
-        let mut publisher = Publisher::with(target, Some(id))?;
-        let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_PATIENCE };
-        publisher.partitions = match publisher.look(patience)? {
-            Lookup::There(ids) => {
-                publisher.reach()?;
+    pub(super) fn transactional(topic_config: TopicConfig, id: &str, may_be_new: bool) -> Result<Self> {
+        let mut publisher = Publisher::with(topic_config, Some(id))?;
+        let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_TOPIC_TIMEOUT };
+        publisher.partitions = match publisher.look_up(patience)? {
+            TopicLookup::There(ids) => {
+                publisher.check_leaders()?;
                 ids.len()
             }
-            Lookup::Unknown(similar) if !may_be_new => return Err(no_topic(&publisher.target, &similar)),
-            Lookup::Unknown(_) => 0,
+            TopicLookup::Unknown(similar) if !may_be_new => return Err(no_topic(&publisher.target, &similar)),
+            TopicLookup::Unknown(_) => 0,
         };
         let begun = Instant::now();
         loop {
-            match publisher.producer.init_transactions(PATIENCE) {
+            match publisher.producer.init_transactions(LOG_WAIT_AFTER_PUBLISH) {
                 Ok(()) => return Ok(publisher),
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_PATIENCE => {
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_TIMEOUT => {
                     publisher.serve_events();
                     std::thread::sleep(RETRY_PAUSE);
                 }
                 Err(error) => {
                     let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
                     let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
-                    let why = publisher.with_last_words(&told(&error));
+                    let why = publisher.with_last_error(&transaction_error_text(&error));
                     let failed = failed.because(why).help("check the brokers and --kafka-config");
-                    return Err(if passes { failed.passing() } else { failed });
+                    return Err(if passes { failed.transient() } else { failed });
                 }
             }
         }
     }
 
-    fn with(target: Target, id: Option<&str>) -> Result<Self> {
-        if target.properties.contains_key("transactional.id") {
-            let error = Error::usage("the Kafka property transactional.id cannot be set").at(target.describe());
+    fn with(topic_config: TopicConfig, id: Option<&str>) -> Result<Self> {
+        if topic_config.properties.contains_key("transactional.id") {
+            let error = Error::usage("the Kafka property transactional.id cannot be set").at(topic_config.describe());
             return Err(error.help("remove the property"));
         }
         let (config, reports) = match id {
-            None => (target.configure(DEFAULTS, NEEDED)?, Reports::default()),
+            None => (topic_config.configure(DEFAULTS, NEEDED)?, ProducerEvents::default()),
             Some(id) => {
                 let needed = [NEEDED, &[("transactional.id", id)]].concat();
-                let mut config = target.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
-                // Its lines report doubt: see `reports`.
+                let mut config = topic_config.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
+                // Its lines report doubt: see `events`.
                 config.set("debug", "broker").set_log_level(RDKafkaLogLevel::Debug);
-                (config, Reports::keeping_ends())
+                (config, ProducerEvents::tracking_offsets())
             }
         };
         let limit = id.and(config.get("transaction.timeout.ms")).and_then(|text| text.parse().ok());
-        let producer: BaseProducer<Reports> =
-            config.create_with_context(reports).map_err(|error| not_made(&target, &error))?;
+        let producer: BaseProducer<ProducerEvents> =
+            config.create_with_context(reports).map_err(|error| client_not_created(&topic_config, &error))?;
         let limit = limit.map(Duration::from_millis);
         Ok(Publisher {
             producer,
-            target,
+            target: topic_config,
             partitions: 0,
             created: false,
-            waiting_told: false,
+            wait_logged: false,
             limit,
-            begun: None,
+            transaction_start: None,
             doubts: 0,
             doubtful: false,
             still_current: None,
@@ -175,43 +176,43 @@ impl Publisher {
     }
 
     /// Asks the brokers for the topic; while they do not know it, asks again for up to `patience`.
-    fn look(&self, patience: Duration) -> Result<Lookup> {
-        let words = &self.producer.context().words;
-        find_topic_within(self.producer.client(), &self.target, words, || self.serve_events(), patience)
+    fn look_up(&self, patience: Duration) -> Result<TopicLookup> {
+        let last_error = &self.producer.context().last_error;
+        find_topic_within(self.producer.client(), &self.target, last_error, || self.serve_events(), patience)
     }
 
     /// Checks that the topic's leaders answer at their advertised addresses.
-    fn reach(&self) -> Result<()> {
-        reach(self.producer.client(), &self.target, &self.producer.context().words, || self.serve_events())
+    fn check_leaders(&self) -> Result<()> {
+        check_leaders(self.producer.client(), &self.target, &self.producer.context().last_error, || self.serve_events())
     }
 
     /// Finds the topic. If it is missing, it is created with `create` partitions if that is `Some`.
     ///
     /// # Errors
     /// Fails if the topic is missing and not to be created, or cannot be created.
-    pub(super) fn find(&mut self, create: Option<u32>) -> Result<()> {
+    pub(super) fn find_or_create(&mut self, create: Option<u32>) -> Result<()> {
         if self.partitions > 0 {
             return Ok(());
         }
         let config = self.target.configure(DEFAULTS, NEEDED)?;
         (self.partitions, self.created) = find_or_create(&self.producer, &config, &self.target, create, &[])?;
-        self.reach()
+        self.check_leaders()
     }
 
     /// Sets a check that ends long waits when it returns an error.
-    pub(super) fn wait_while(&mut self, still_current: StillCurrent) {
+    pub(super) fn wait_while(&mut self, still_current: FencingCheck) {
         self.still_current = Some(still_current);
     }
 
     /// `true` if a topic at the same brokers exists.
-    pub(super) fn is_there(&self, topic: &Target) -> Result<bool> {
-        let words = &self.producer.context().words;
-        let found = find_topic(self.producer.client(), topic, words, || self.serve_events())?;
-        Ok(matches!(found, Lookup::There(_)))
+    pub(super) fn topic_exists(&self, topic: &TopicConfig) -> Result<bool> {
+        let last_error = &self.producer.context().last_error;
+        let found = find_topic(self.producer.client(), topic, last_error, || self.serve_events())?;
+        Ok(matches!(found, TopicLookup::There(_)))
     }
 
     /// Creates a topic at the same brokers if it is missing, with these settings.
-    pub(super) fn prepare(&self, topic: &Target, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
+    pub(super) fn ensure_topic(&self, topic: &TopicConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
         let config = topic.configure(DEFAULTS, NEEDED)?;
         find_or_create(&self.producer, &config, topic, Some(partitions), settings).map(drop)
     }
@@ -245,7 +246,7 @@ impl Publisher {
     }
 
     /// Sends a message to partition 0 of another topic; otherwise like [`Publisher::send`].
-    pub(super) fn send_aside(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Result<()> {
+    pub(super) fn send_to_topic(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Result<()> {
         self.post(Some(topic), Some(0), Some(key), payload, None)
     }
 
@@ -270,10 +271,10 @@ impl Publisher {
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => {
                     self.check()?;
-                    if let Some(why) = self.is_hopeless() {
+                    if let Some(why) = self.abort_reason() {
                         return Err(why);
                     }
-                    let error = Error::new("cannot send a message").because(said(&error));
+                    let error = Error::new("cannot send a message").because(error_text(&error));
                     return Err(error.at(self.target.describe()).help("check --kafka-config"));
                 }
             };
@@ -285,7 +286,7 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails if a message was not delivered.
-    pub fn serve(&mut self) -> Result<()> {
+    pub fn poll(&mut self) -> Result<()> {
         self.producer.poll(Duration::ZERO);
         self.check()
     }
@@ -294,48 +295,49 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails if a message was not delivered.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn flush(&mut self) -> Result<()> {
         let mut since = None;
         while self.producer.in_flight_count() > 0 {
             self.wait(&mut since)?;
             self.check()?;
         }
-        if std::mem::take(&mut self.waiting_told) {
+        if std::mem::take(&mut self.wait_logged) {
             tracing::info!("{} has accepted the messages", self.target.describe());
         }
         self.check()
     }
 
     /// Waits a moment for acknowledgements; logs, once, a wait that is long.
-    fn wait(&mut self, waiting: &mut Option<Waiting>) -> Result<()> {
+    fn wait(&mut self, waiting: &mut Option<DeliveryWait>) -> Result<()> {
         let before = self.delivered();
         self.serve_acknowledgements();
         let now = Instant::now();
-        let Waiting { since, asked, told } = waiting.get_or_insert(Waiting { since: now, asked: now, told: now });
+        let DeliveryWait { since, asked, told } =
+            waiting.get_or_insert(DeliveryWait { since: now, asked: now, told: now });
         if self.delivered() > before {
             *waiting = None;
             return Ok(());
         }
         std::thread::sleep(if now - *since < SHORT_WAIT { SHORT_PAUSE } else { LONG_PAUSE });
-        if now - *since > PATIENCE && !self.waiting_told {
-            self.waiting_told = true;
-            let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+        if now - *since > LOG_WAIT_AFTER_PUBLISH && !self.wait_logged {
+            self.wait_logged = true;
+            let why = self.producer.context().last_error.reason().map_or(String::new(), |why| format!(": {why}"));
             tracing::warn!("{} accepts no messages, waiting{why}", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
-        if now - *asked > DOUBT {
+        if now - *asked > HEALTH_INTERVAL {
             *asked = now;
-            self.is_hopeless().map_or(Ok(()), Err)?;
+            self.abort_reason().map_or(Ok(()), Err)?;
         }
-        if now - *told > PATIENCE {
+        if now - *told > LOG_WAIT_AFTER_PUBLISH {
             *told = now;
-            self.ask()?;
+            self.check_current()?;
         }
         Ok(())
     }
 
     /// Checks that waiting may go on.
-    fn ask(&self) -> Result<()> {
+    fn check_current(&self) -> Result<()> {
         self.still_current.as_ref().map_or(Ok(()), |still_current| still_current())
     }
 
@@ -364,9 +366,9 @@ impl Publisher {
     /// # Errors
     /// Fails if another producer of the same id was opened, or if an earlier transaction was not ended.
     pub(super) fn begin(&mut self) -> Result<()> {
-        if self.begun.is_none() {
+        if self.transaction_start.is_none() {
             self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", &error))?;
-            self.begun = Some(Instant::now());
+            self.transaction_start = Some(Instant::now());
             self.serve_events();
             self.doubts = self.producer.context().doubts();
         }
@@ -375,7 +377,7 @@ impl Publisher {
 
     /// `true` if a transaction is open.
     pub(super) fn is_in_transaction(&self) -> bool {
-        self.begun.is_some()
+        self.transaction_start.is_some()
     }
 
     /// `true` if any transaction was in doubt: one of its requests may still be in flight.
@@ -397,42 +399,42 @@ impl Publisher {
     pub(super) fn commit(&mut self) -> Result<()> {
         let since = Instant::now();
         loop {
-            match self.producer.commit_transaction(PATIENCE) {
+            match self.producer.commit_transaction(LOG_WAIT_AFTER_PUBLISH) {
                 Ok(()) => break,
                 Err(KafkaError::Transaction(error))
-                    if error.is_retriable() && since.elapsed() < self.limit.unwrap_or_default() + INIT_PATIENCE => {}
+                    if error.is_retriable() && since.elapsed() < self.limit.unwrap_or_default() + INIT_TIMEOUT => {}
                 Err(error) => return Err(self.failed("commit a transaction", &error)),
             }
             self.doubtful = true;
             self.serve_events();
-            self.ask()?;
+            self.check_current()?;
             std::thread::sleep(RETRY_PAUSE);
-            if !std::mem::replace(&mut self.waiting_told, true) {
-                let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+            if !std::mem::replace(&mut self.wait_logged, true) {
+                let why = self.producer.context().last_error.reason().map_or(String::new(), |why| format!(": {why}"));
                 tracing::warn!("{} does not commit the transaction, waiting{why}", self.target.describe());
             }
         }
-        if std::mem::take(&mut self.waiting_told) {
+        if std::mem::take(&mut self.wait_logged) {
             tracing::info!("{} has accepted the transaction", self.target.describe());
         }
         self.is_doubtful();
-        self.begun = None;
+        self.transaction_start = None;
         Ok(())
     }
 
     /// Aborts the transaction, if one is open, so that readers need not wait for its timeout.
     pub(super) fn abort(&mut self) {
-        if self.begun.take().is_none() || self.producer.client().fatal_error().is_some() {
+        if self.transaction_start.take().is_none() || self.producer.client().fatal_error().is_some() {
             return;
         }
         self.producer.purge(PurgeConfig::default().queue().inflight());
         let since = Instant::now();
-        while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_PATIENCE {
+        while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_TIMEOUT {
             self.producer.poll(Duration::ZERO);
             std::thread::sleep(SHORT_PAUSE);
         }
         // If it fails, the brokers abort the transaction at its timeout, or when the next producer of its id is opened.
-        let _aborted = self.producer.abort_transaction(ABORT_PATIENCE);
+        let _aborted = self.producer.abort_transaction(ABORT_TIMEOUT);
     }
 
     /// Returns the offset after the last acknowledged message of each partition of a topic.
@@ -442,7 +444,7 @@ impl Publisher {
 
     /// Sets offsets that a topic is known to have reached: a message that gets a smaller one is an error.
     pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
-        self.producer.context().expect(topic, ends);
+        self.producer.context().expect_offsets(topic, ends);
     }
 
     /// `true` if another producer of the same id was opened, or if the brokers have ended the transaction.
@@ -451,8 +453,8 @@ impl Publisher {
     }
 
     /// Returns the reason why the open transaction can no longer be committed; `None` if it can, or if none is open.
-    fn is_hopeless(&self) -> Option<Error> {
-        self.begun?;
+    fn abort_reason(&self) -> Option<Error> {
+        self.transaction_start?;
         // Within a transaction this call changes nothing, and returns the state of the transaction.
         match self.producer.begin_transaction() {
             Err(KafkaError::Transaction(error)) if error.is_fatal() || error.txn_requires_abort() => {
@@ -467,66 +469,68 @@ impl Publisher {
         let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
         let code = fatal.or_else(|| error.rdkafka_error_code());
         let failed = Error::new(format!("cannot {to}")).at(self.target.describe());
-        let took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
+        let took = self.transaction_start.map(|begun| begun.elapsed()).unwrap_or_default();
         if let Some(limit) = self.limit.filter(|limit| took > *limit) {
             let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs_f64());
-            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").passing();
+            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").transient();
         }
         if code.is_some_and(is_fenced) {
             let why = "another process has taken over: it has been started with the same state";
-            return failed.because(why).help("leave the state to that process, or end it and start again").passing();
+            return failed.because(why).help("leave the state to that process, or end it and start again").transient();
         }
-        let failed = failed.because(told(error));
-        if code.is_some_and(lasts) { failed } else { failed.passing() }
+        let failed = failed.because(transaction_error_text(error));
+        if code.is_some_and(is_permanent) { failed } else { failed.transient() }
     }
 
     /// Fails if a message was not delivered, or if a topic has lost messages.
     fn check(&self) -> Result<()> {
         if let Some(lost) = self.producer.context().lost() {
-            return Err(self.gone(&lost));
+            return Err(self.lost_error(&lost));
         }
         let (failed, first) = self.producer.context().failures();
         if failed == 0 {
             return Ok(());
         }
         // The failure of a transaction says more than its effect on messages.
-        if !first.as_ref().and_then(|first| first.code).is_some_and(lasts) {
-            self.is_hopeless().map_or(Ok(()), Err)?;
+        if !first.as_ref().and_then(|first| first.code).is_some_and(is_permanent) {
+            self.abort_reason().map_or(Ok(()), Err)?;
         }
         let what = format!("{failed} messages were not delivered");
         let error = Error::new(if failed == 1 { String::from("a message was not delivered") } else { what });
-        let Some(Failure { partition, code, because }) = first else { return Err(error.at(self.target.describe())) };
+        let Some(DeliveryFailure { partition, code, because }) = first else {
+            return Err(error.at(self.target.describe()));
+        };
         let at = if partition < 0 { String::new() } else { format!(", partition {partition}") };
         let error = error.at(format!("{}{at}", self.target.describe()));
         Err(match code {
             Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
             Some(RDKafkaErrorCode::MessageTimedOut) => {
-                let because = self.with_last_words(&because);
-                error.because(because).help("check that the brokers are up and reachable").passing()
+                let because = self.with_last_error(&because);
+                error.because(because).help("check that the brokers are up and reachable").transient()
             }
-            Some(code) if lasts(code) => match remedy(code) {
+            Some(code) if is_permanent(code) => match remedy(code) {
                 Some(remedy) => error.because(because).help(remedy),
                 None => error.because(because),
             },
-            _ => error.because(because).passing(),
+            _ => error.because(because).transient(),
         })
     }
 
     /// Returns the error for a topic that has lost messages.
-    fn gone(&self, Lost { topic, partition, offset, end }: &Lost) -> Error {
-        let place = Target { topic: topic.clone(), ..self.target.clone() };
+    fn lost_error(&self, OffsetRegression { topic, partition, offset, end }: &OffsetRegression) -> Error {
+        let place = TopicConfig { topic: topic.clone(), ..self.target.clone() };
         let why = format!("partition {partition} ended at offset {offset}, and had reached {end}");
         lost_records(&place, &why)
     }
 
     /// Adds the library's last connection error, which contains the address, to a cause.
-    fn with_last_words(&self, why: &str) -> String {
-        self.producer.context().words.reason().map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
+    fn with_last_error(&self, why: &str) -> String {
+        self.producer.context().last_error.reason().map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
     }
 }
 
 /// Returns the error for a topic that was recreated or has lost records.
-pub(super) fn lost_records(topic: &Target, why: &str) -> Error {
+pub(super) fn lost_records(topic: &TopicConfig, why: &str) -> Error {
     Error::new("cannot go on with the topic")
         .at(topic.describe())
         .because(why)
@@ -534,7 +538,7 @@ pub(super) fn lost_records(topic: &Target, why: &str) -> Error {
 }
 
 /// `true` if sending the same message again has the same outcome.
-fn lasts(code: RDKafkaErrorCode) -> bool {
+fn is_permanent(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         code,
@@ -561,7 +565,7 @@ fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
             "raise the topic's max.message.bytes, or send smaller messages"
         }
         Code::InvalidRecord => {
-            "a compacted topic takes only messages with a key: give the output a key (kafka::Output::key_by), or \
+            "a compacted topic takes only messages with a key: give the output a key (kafka::Sink::key_by), or \
              write to a topic with cleanup.policy=delete"
         }
         Code::InvalidTimestamp => "the topic limits timestamps: see its message.timestamp settings",
@@ -574,7 +578,7 @@ fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
 }
 
 /// State of a wait during which nothing has arrived.
-struct Waiting {
+struct DeliveryWait {
     since: Instant,
     /// Time of the last check that the transaction can still succeed.
     asked: Instant,
@@ -589,9 +593,9 @@ fn is_fenced(code: RDKafkaErrorCode) -> bool {
 }
 
 /// Formats an error; the library words those of transactions best itself.
-fn told(error: &KafkaError) -> String {
+fn transaction_error_text(error: &KafkaError) -> String {
     match error {
         KafkaError::Transaction(error) => error.string(),
-        error => said(error),
+        error => error_text(error),
     }
 }

@@ -9,61 +9,71 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer};
 
-use super::reports::Reports;
+use super::events::ProducerEvents;
 use crate::error::{Error, Result};
 use crate::source::kafka::admin::{administrator, wait_for};
-use crate::source::kafka::client::{Lookup, Target, find_topic, in_words, look, no_topic, said};
+use crate::source::kafka::client::{
+    TopicConfig, TopicLookup, code_text, error_text, find_topic, look_up_topic, no_topic,
+};
 
 /// Longest wait for the brokers to report whether a topic exists, before it is created.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Finds a topic, or creates it. Returns its number of partitions, and `true` if it was created.
 pub(super) fn find_or_create(
-    producer: &BaseProducer<Reports>,
+    producer: &BaseProducer<ProducerEvents>,
     config: &ClientConfig,
-    target: &Target,
+    topic_config: &TopicConfig,
     create: Option<u32>,
     settings: &[(&str, &str)],
 ) -> Result<(usize, bool)> {
     let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
-    let find = || find_topic(producer.client(), target, &producer.context().words, served);
+    let find = || find_topic(producer.client(), topic_config, &producer.context().last_error, served);
     let Some(wanted) = create else {
         return match find()? {
-            Lookup::There(ids) => Ok((ids.len(), false)),
-            Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
+            TopicLookup::There(ids) => Ok((ids.len(), false)),
+            TopicLookup::Unknown(similar) => Err(no_topic(topic_config, &similar)),
         };
     };
     // Creating an existing topic does no harm, so the brokers are asked only once, not for as long as a topic may be
     // unknown.
-    let unknown = matches!(look(producer.client(), &target.topic, PATIENCE), Ok(Some(Lookup::Unknown(_))));
-    let created = unknown && create_topic(target, config, wanted, settings)?;
+    let unknown = matches!(
+        look_up_topic(producer.client(), &topic_config.topic, LOOKUP_TIMEOUT),
+        Ok(Some(TopicLookup::Unknown(_)))
+    );
+    let created = unknown && create_topic(topic_config, config, wanted, settings)?;
     match find()? {
-        Lookup::There(ids) => Ok((ids.len(), created)),
-        Lookup::Unknown(_) if !created => {
-            create_topic(target, config, wanted, settings)?;
-            find_or_create(producer, config, target, None, settings).map(|(partitions, _)| (partitions, true))
+        TopicLookup::There(ids) => Ok((ids.len(), created)),
+        TopicLookup::Unknown(_) if !created => {
+            create_topic(topic_config, config, wanted, settings)?;
+            find_or_create(producer, config, topic_config, None, settings).map(|(partitions, _)| (partitions, true))
         }
-        Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
+        TopicLookup::Unknown(similar) => Err(no_topic(topic_config, &similar)),
     }
 }
 
 /// Creates the topic, with the brokers' default number of replicas. Returns `false` if it existed already.
-fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
+fn create_topic(
+    topic_config: &TopicConfig,
+    config: &ClientConfig,
+    partitions: u32,
+    settings: &[(&str, &str)],
+) -> Result<bool> {
     let failed = |because: String| {
-        Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)
+        Error::new(format!("cannot create the topic {}", topic_config.topic)).at(&topic_config.brokers).because(because)
     };
-    let admin = administrator(target, config)?;
+    let admin = administrator(topic_config, config)?;
     let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
-    let topic = NewTopic::new(&target.topic, count, TopicReplication::Fixed(-1));
+    let topic = NewTopic::new(&topic_config.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
-    let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(said(&error)))?;
+    let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(error_text(&error)))?;
     let mut created = false;
     for result in results {
         match result {
             Ok(_) => created = true,
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(failed(in_words(code))),
+            Err((_, code)) => return Err(failed(code_text(code))),
         }
     }
     Ok(created)

@@ -21,53 +21,53 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::progress::{self, Progress};
+use super::progress::{self, SinkProgress};
 use super::publisher::{Publisher, lost_records};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published, StateId};
+use crate::durable::{Incarnation, PublishedEpoch, StateId};
 use crate::error::{Error, Result};
-use crate::source::kafka::client::{Target, no_topic};
+use crate::source::kafka::client::{TopicConfig, no_topic};
 use crate::time::Epoch;
 
 /// Number of consecutive failures of a transaction, none of them in doubt, after which the sink fails.
 const ATTEMPTS: usize = 3;
 
 /// Pause before unreachable brokers are tried again.
-const PAUSE: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Publishes epochs in transactions.
-pub(super) struct Transactions {
+pub(super) struct TransactionalWriter {
     publisher: Publisher,
-    output: Target,
-    progress: Target,
+    output: TopicConfig,
+    progress: TopicConfig,
     key: String,
     /// Last progress that is known to be committed; `attempt` is the one being committed.
-    found: Option<Progress>,
-    attempt: Option<Progress>,
+    committed: Option<SinkProgress>,
+    attempt: Option<SinkProgress>,
     /// `true` if records were removed from the progress topic.
     truncated: bool,
-    life: Option<Life>,
+    life: Option<Incarnation>,
     /// Last epoch that was written.
     last: Option<Epoch>,
     /// Messages of the open transaction.
-    outbox: Outbox,
+    pending: PendingMessages,
     /// Error for which the open transaction has to be repeated; `None` if it need not be.
-    spoilt: Option<Error>,
+    retry_reason: Option<Error>,
     /// `true` if there is anything to publish.
-    unshown: bool,
+    unpublished: bool,
     /// `true` if something failed for good.
     broken: bool,
 }
 
 /// Messages, kept until they are committed.
 #[derive(Default)]
-struct Outbox {
+struct PendingMessages {
     bytes: Vec<u8>,
     /// Length of each message's key, and total length of key and payload.
     lengths: Vec<(Option<usize>, usize)>,
 }
 
-impl Outbox {
+impl PendingMessages {
     fn push(&mut self, key: Option<&[u8]>, payload: &[u8]) {
         self.bytes.extend(key.unwrap_or_default());
         self.bytes.extend(payload);
@@ -93,122 +93,122 @@ impl Outbox {
     }
 }
 
-impl Transactions {
+impl TransactionalWriter {
     /// Fences earlier producers, reads the published progress, and makes sure that both topics exist. The output topic
     /// is created only if nothing was published in it.
-    pub(super) fn open(output: &Target, create: Option<u32>, state: StateId, sink: &str) -> Result<Self> {
+    pub(super) fn open(output: &TopicConfig, create: Option<u32>, state: StateId, sink: &str) -> Result<Self> {
         let (progress, key) = (progress::topic_of(output), progress::key(state, sink));
         let mut publisher = Publisher::transactional(output.clone(), &id_of(&key), create.is_some())?;
         // Created at once if it seems to be missing, which is harmless: a topic is not read before its existence is
         // certain.
-        publisher.prepare(&progress, 1, progress::SETTINGS)?;
+        publisher.ensure_topic(&progress, 1, progress::SETTINGS)?;
         let found = progress::read(&progress, &key)?;
         let is_shown = found.last.as_ref().is_some_and(|last| !last.ends.is_empty());
-        if let Err(error) = publisher.find(create.filter(|_| !is_shown)) {
-            let was_there = is_shown && !publisher.is_there(output)?;
-            return Err(if was_there { gone(output) } else { error });
+        if let Err(error) = publisher.find_or_create(create.filter(|_| !is_shown)) {
+            let was_there = is_shown && !publisher.topic_exists(output)?;
+            return Err(if was_there { deleted_topic(output) } else { error });
         }
-        let (output, outbox) = (output.clone(), Outbox::default());
+        let (output, pending) = (output.clone(), PendingMessages::default());
         let (last, truncated) = (found.last.as_ref().and_then(|last| last.epoch), found.low > 0);
-        let (life, attempt, spoilt) = (None, None, None);
+        let (incarnation, attempt, retry_reason) = (None, None, None);
         expect(&publisher, (&output, &progress), &found);
-        let found = found.last;
-        let (unshown, broken) = (false, false);
-        Ok(Transactions {
+        let committed = found.last;
+        let (unpublished, broken) = (false, false);
+        Ok(TransactionalWriter {
             publisher,
             output,
             progress,
             key,
-            found,
+            committed,
             attempt,
             truncated,
-            life,
+            life: incarnation,
             last,
-            outbox,
-            spoilt,
-            unshown,
+            pending,
+            retry_reason,
+            unpublished,
             broken,
         })
     }
 
     /// Returns what is published, according to the topics.
-    pub(super) fn shown(&mut self) -> Result<Option<Published>> {
-        if let Some(progress) = &self.found {
+    pub(super) fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
+        if let Some(progress) = &self.committed {
             progress::check_output(&self.output, progress)?;
         }
-        Ok(self.found.as_ref().and_then(Progress::published))
+        Ok(self.committed.as_ref().and_then(SinkProgress::published))
     }
 
     /// Starts an incarnation, and commits a record of it.
-    pub(super) fn begin(&mut self, life: &Life) -> Result<()> {
-        if let Some(found) = self.found.as_ref().filter(|found| found.incarnation >= life.incarnation) {
-            let (theirs, ours) = (found.incarnation, life.incarnation);
+    pub(super) fn begin(&mut self, incarnation: &Incarnation) -> Result<()> {
+        if let Some(found) = self.committed.as_ref().filter(|found| found.incarnation >= incarnation.incarnation) {
+            let (theirs, ours) = (found.incarnation, incarnation.incarnation);
             return Err(Error::new("cannot go on with the topic")
                 .at(self.output.describe())
                 .because(format!("life {theirs} of the state wrote to it, and this is only life {ours}"))
                 .help("use the newest copy of the state directory"));
         }
-        if self.found.is_none() && self.truncated && life.incarnation > 1 {
+        if self.committed.is_none() && self.truncated && incarnation.incarnation > 1 {
             let why = "records at its beginning were removed, and it is to keep the last of each key";
             return Err(lost_records(&self.progress, why));
         }
-        self.life = Some(life.clone());
-        self.publisher.wait_while(Arc::clone(&life.still_current));
-        self.unshown = true;
+        self.life = Some(incarnation.clone());
+        self.publisher.wait_while(Arc::clone(&incarnation.still_current));
+        self.unpublished = true;
         self.show(&JournalEnds::default())
     }
 
     /// Starts an epoch, and a transaction unless one is open.
-    pub(super) fn next(&mut self, epoch: Epoch) -> Result<()> {
+    pub(super) fn begin_epoch(&mut self, epoch: Epoch) -> Result<()> {
         if self.life.is_none() {
             return Err(self.bug("a topic was to be written to before it was begun"));
         }
         if self.last.is_some_and(|last| last >= epoch) {
             return Err(self.bug(&format!("epoch {epoch} was to be published again, or out of order")));
         }
-        self.usable()?;
-        if !self.unshown {
-            self.settle_doubt().map_err(|error| self.give_up(error))?;
+        self.check_usable()?;
+        if !self.unpublished {
+            self.resolve_doubt().map_err(|error| self.fail(error))?;
         }
-        (self.last, self.unshown) = (Some(epoch), true);
-        if self.spoilt.is_none()
+        (self.last, self.unpublished) = (Some(epoch), true);
+        if self.retry_reason.is_none()
             && let Err(error) = self.publisher.begin()
         {
-            self.spoil(error)?;
+            self.mark_for_retry(error)?;
         }
         Ok(())
     }
 
     /// Sends a message of the current epoch.
     pub(super) fn send(&mut self, key: Option<&[u8]>, payload: &[u8]) -> Result<()> {
-        self.outbox.push(key, payload);
-        if self.spoilt.is_none()
+        self.pending.push(key, payload);
+        if self.retry_reason.is_none()
             && let Err(error) = self.publisher.send(key, payload, None)
         {
-            self.spoil(error)?;
+            self.mark_for_retry(error)?;
         }
         Ok(())
     }
 
     /// Commits what was sent, with the number of the last epoch and the ends of the journals at it.
     pub(super) fn show(&mut self, journal: &JournalEnds) -> Result<()> {
-        if !self.unshown {
+        if !self.unpublished {
             return Ok(());
         }
-        self.usable()?;
-        self.commit_at_last(journal).map_err(|error| self.give_up(error))?;
-        self.outbox.clear();
-        (self.unshown, self.found) = (false, self.attempt.take());
+        self.check_usable()?;
+        self.commit_with_retries(journal).map_err(|error| self.fail(error))?;
+        self.pending.clear();
+        (self.unpublished, self.committed) = (false, self.attempt.take());
         Ok(())
     }
 
     /// Commits the transaction, repeating it as long as that may succeed.
-    fn commit_at_last(&mut self, journal: &JournalEnds) -> Result<()> {
+    fn commit_with_retries(&mut self, journal: &JournalEnds) -> Result<()> {
         let mut failed = 0;
         loop {
-            let error = match self.spoilt.take().map_or_else(|| self.commit(journal), Err) {
+            let error = match self.retry_reason.take().map_or_else(|| self.commit(journal), Err) {
                 Ok(()) => return Ok(()),
-                Err(error) if error.passes() => error,
+                Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
             failed = if self.publisher.is_doubtful() { 0 } else { failed + 1 };
@@ -221,38 +221,41 @@ impl Transactions {
             }
             let publisher = &mut self.publisher;
             let sent =
-                publisher.begin().and_then(|()| self.outbox.each(|key, payload| publisher.send(key, payload, None)));
-            self.spoilt = sent.err();
+                publisher.begin().and_then(|()| self.pending.each(|key, payload| publisher.send(key, payload, None)));
+            self.retry_reason = sent.err();
         }
     }
 
     fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
-        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was published before it was begun")) };
-        self.settle_doubt()?;
+        let Some(incarnation) = self.life.clone() else {
+            return Err(self.bug("a topic was published before it was begun"));
+        };
+        self.resolve_doubt()?;
         self.publisher.begin()?;
         // Pending acknowledgements are not waited for, which would take half as long again. Only those of the first
         // messages are: from then on the topic is identified by its end offsets.
-        let mut ends = self.found.iter().flat_map(|found| found.ends.clone()).collect::<BTreeMap<_, _>>();
-        if ends.is_empty() && !self.outbox.lengths.is_empty() {
-            self.publisher.settle()?;
+        let mut ends = self.committed.iter().flat_map(|found| found.ends.clone()).collect::<BTreeMap<_, _>>();
+        if ends.is_empty() && !self.pending.lengths.is_empty() {
+            self.publisher.flush()?;
         }
         for (partition, end) in self.publisher.ends(&self.output.topic) {
             let known = ends.entry(partition).or_insert(0);
             *known = (*known).max(end);
         }
-        let progress = Progress { incarnation: life.incarnation, epoch: self.last, ends, journal: journal.clone() };
+        let progress =
+            SinkProgress { incarnation: incarnation.incarnation, epoch: self.last, ends, journal: journal.clone() };
         let value = progress.to_value();
         let value =
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;
         self.attempt = Some(progress);
-        self.publisher.send_aside(&self.progress.topic, self.key.as_bytes(), &value)?;
-        self.publisher.settle()?;
-        (life.still_current)()?;
+        self.publisher.send_to_topic(&self.progress.topic, self.key.as_bytes(), &value)?;
+        self.publisher.flush()?;
+        (incarnation.still_current)()?;
         self.publisher.commit()
     }
 
     /// Opens the producer anew before a transaction if the one before was in doubt.
-    fn settle_doubt(&mut self) -> Result<()> {
+    fn resolve_doubt(&mut self) -> Result<()> {
         if self.publisher.is_in_transaction() || !self.publisher.is_doubtful() {
             return Ok(());
         }
@@ -266,33 +269,33 @@ impl Transactions {
     /// Fails if the incarnation is no longer the current one, if another process has published anything, or if a topic
     /// is missing or has lost records.
     fn reopen(&mut self, why: Option<Error>) -> Result<bool> {
-        let Some(life) = self.life.clone() else {
+        let Some(incarnation) = self.life.clone() else {
             return Err(self.bug("a topic was to be opened before it was begun"));
         };
         let is_fenced = self.publisher.is_fenced();
         let mut told = why.is_some();
         let (publisher, found) = loop {
-            (life.still_current)().map_err(|over| why.clone().filter(|_| is_fenced).unwrap_or(over))?;
+            (incarnation.still_current)().map_err(|over| why.clone().filter(|_| is_fenced).unwrap_or(over))?;
             match self.open_anew() {
                 Ok(opened) => break opened,
-                Err(error) if !error.passes() => return Err(error),
+                Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!("waiting to go on with {}: {error}", self.output.describe());
                     }
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(RETRY_PAUSE);
                 }
             }
         };
         self.publisher = publisher;
-        self.publisher.wait_while(Arc::clone(&life.still_current));
+        self.publisher.wait_while(Arc::clone(&incarnation.still_current));
         if found.last.is_some() && found.last == self.attempt {
             return Ok(true);
         }
-        if found.last == self.found {
+        if found.last == self.committed {
             return Ok(false);
         }
-        let theirs = found.last.as_ref().is_some_and(|found| found.incarnation > life.incarnation);
+        let theirs = found.last.as_ref().is_some_and(|found| found.incarnation > incarnation.incarnation);
         Err(match why.filter(|_| is_fenced && theirs) {
             Some(fenced) => fenced,
             None if theirs => Error::new("cannot go on with the topic")
@@ -304,11 +307,11 @@ impl Transactions {
     }
 
     /// Creates a new producer, which fences the one before, and reads the committed progress.
-    fn open_anew(&self) -> Result<(Publisher, progress::Found)> {
+    fn open_anew(&self) -> Result<(Publisher, progress::ProgressTopic)> {
         let publisher = Publisher::transactional(self.output.clone(), &id_of(&self.key), true)?;
         for topic in [&self.output, &self.progress] {
-            if !publisher.is_there(topic)? {
-                return Err(gone(topic));
+            if !publisher.topic_exists(topic)? {
+                return Err(deleted_topic(topic));
             }
         }
         let found = progress::read(&self.progress, &self.key)?;
@@ -320,27 +323,27 @@ impl Transactions {
     }
 
     /// Notes that the open transaction has to be repeated; fails if repeating cannot help.
-    fn spoil(&mut self, error: Error) -> Result<()> {
-        if !error.passes() {
-            return Err(self.give_up(error));
+    fn mark_for_retry(&mut self, error: Error) -> Result<()> {
+        if !error.is_transient() {
+            return Err(self.fail(error));
         }
-        self.spoilt = Some(error);
+        self.retry_reason = Some(error);
         Ok(())
     }
 
     /// Verifies, at the end of a job, that the published rows are still in the topic.
     pub(super) fn finish(&mut self) -> Result<()> {
-        match &self.found {
+        match &self.committed {
             Some(progress) if !self.broken => match progress::check_output(&self.output, progress) {
                 // Everything is committed; brokers that are unreachable now do not disprove it.
-                Err(error) if error.passes() => Ok(()),
+                Err(error) if error.is_transient() => Ok(()),
                 checked => checked,
             },
             _ => Ok(()),
         }
     }
 
-    fn usable(&self) -> Result<()> {
+    fn check_usable(&self) -> Result<()> {
         if self.broken {
             let error = Error::new("cannot show the results").at(self.output.describe());
             return Err(error.because("showing earlier ones failed"));
@@ -349,7 +352,7 @@ impl Transactions {
     }
 
     /// Stops sending after a failure: aborts the transaction, and lets every later call fail.
-    pub(super) fn give_up(&mut self, error: Error) -> Error {
+    pub(super) fn fail(&mut self, error: Error) -> Error {
         self.broken = true;
         self.publisher.abort();
         error
@@ -360,7 +363,7 @@ impl Transactions {
     }
 }
 
-impl Drop for Transactions {
+impl Drop for TransactionalWriter {
     fn drop(&mut self) {
         self.publisher.abort();
     }
@@ -372,13 +375,13 @@ fn id_of(key: &str) -> String {
 }
 
 /// Sets the offsets that a producer's topics are known to have reached.
-fn expect(publisher: &Publisher, (output, progress): (&Target, &Target), found: &progress::Found) {
+fn expect(publisher: &Publisher, (output, progress): (&TopicConfig, &TopicConfig), found: &progress::ProgressTopic) {
     publisher.expect(&output.topic, &found.last.iter().flat_map(|last| last.ends.clone()).collect());
     publisher.expect(&progress.topic, &[(0, found.end)].into());
 }
 
 /// Returns the error for a topic in which results were published and that no longer exists.
-fn gone(topic: &Target) -> Error {
+fn deleted_topic(topic: &TopicConfig) -> Error {
     no_topic(topic, &[])
         .because("results were shown in it, and it was deleted")
         .help("start with a new state directory, or name another topic")
@@ -391,7 +394,7 @@ mod tests {
     #[test]
     fn messages_are_sent_again_as_they_were() {
         let messages = [(Some(&b"k"[..]), &b"one"[..]), (None, b"two"), (Some(b""), b""), (None, b"")];
-        let mut outbox = Outbox::default();
+        let mut outbox = PendingMessages::default();
         for _ in 0..2 {
             messages.iter().for_each(|(key, payload)| outbox.push(*key, payload));
             let mut sent = Vec::new();

@@ -1,8 +1,8 @@
 //! Decodes the fields of a row by position.
 //!
-//! A [`Row`] is decoded into a struct by visiting its columns in the order of the struct's fields, without comparing
-//! names. Only common cases are decoded here; in all others, and in any doubt, decoding fails with [`Unsure`], and the
-//! caller lets the `csv` crate decide.
+//! A [`RowFields`] is decoded into a struct by visiting its columns in the order of the struct's fields, without
+//! comparing names. Only common cases are decoded here; in all others, and in any doubt, decoding fails with
+//! [`NotByPosition`], and the caller lets the `csv` crate decide.
 //!
 //! Invariant: whatever is decoded here, the `csv` crate decodes to the same.
 
@@ -12,7 +12,7 @@ use serde::de::{self, IntoDeserializer, Visitor};
 
 /// Fields of a row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Row<'a> {
+pub(super) struct RowFields<'a> {
     bytes: &'a [u8],
     /// The same bytes as text; `None` if they are not known to be UTF-8.
     text: Option<&'a str>,
@@ -21,25 +21,25 @@ pub(super) struct Row<'a> {
 
 /// The row cannot be decoded by position; the `csv` crate may still decode it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unsure;
+pub(super) struct NotByPosition;
 
-impl fmt::Display for Unsure {
+impl fmt::Display for NotByPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("it is not decoded by position")
     }
 }
 
-impl std::error::Error for Unsure {}
+impl std::error::Error for NotByPosition {}
 
-impl de::Error for Unsure {
+impl de::Error for NotByPosition {
     fn custom<M: fmt::Display>(_: M) -> Self {
-        Unsure
+        NotByPosition
     }
 }
 
-impl<'a> Row<'a> {
+impl<'a> RowFields<'a> {
     pub(super) fn new(bytes: &'a [u8], text: Option<&'a str>, places: &'a [(u32, u32)]) -> Self {
-        Row { bytes, text, places }
+        RowFields { bytes, text, places }
     }
 
     /// Returns the number of fields.
@@ -56,16 +56,16 @@ impl<'a> Row<'a> {
 
     /// Decodes a struct from these columns, one for each of its fields.
     #[inline]
-    pub(super) fn decode<T: de::DeserializeOwned>(&self, columns: &[usize]) -> Result<T, Unsure> {
+    pub(super) fn decode<T: de::DeserializeOwned>(&self, columns: &[usize]) -> Result<T, NotByPosition> {
         T::deserialize(Positional { row: *self, columns: columns.iter() })
     }
 
     #[inline]
-    fn field(&self, column: usize) -> Result<Field<'a>, Unsure> {
-        let (start, end) = *self.places.get(column).ok_or(Unsure)?;
+    fn field(&self, column: usize) -> Result<Field<'a>, NotByPosition> {
+        let (start, end) = *self.places.get(column).ok_or(NotByPosition)?;
         let (start, end) = (start as usize, end as usize);
         let text = match self.text {
-            Some(text) => Some(text.get(start..end).ok_or(Unsure)?),
+            Some(text) => Some(text.get(start..end).ok_or(NotByPosition)?),
             None => None,
         };
         Ok(Field { bytes: &self.bytes[start..end], text })
@@ -73,12 +73,12 @@ impl<'a> Row<'a> {
 }
 
 struct Positional<'a, 'c> {
-    row: Row<'a>,
+    row: RowFields<'a>,
     columns: std::slice::Iter<'c, usize>,
 }
 
 impl<'de> de::Deserializer<'de> for Positional<'_, '_> {
-    type Error = Unsure;
+    type Error = NotByPosition;
 
     #[inline]
     fn deserialize_struct<V: Visitor<'de>>(
@@ -86,17 +86,21 @@ impl<'de> de::Deserializer<'de> for Positional<'_, '_> {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Unsure> {
+    ) -> Result<V::Value, NotByPosition> {
         visitor.visit_seq(self)
     }
 
     #[inline]
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, NotByPosition> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
     serde::forward_to_deserialize_any! {
@@ -106,10 +110,10 @@ impl<'de> de::Deserializer<'de> for Positional<'_, '_> {
 }
 
 impl<'de> de::SeqAccess<'de> for Positional<'_, '_> {
-    type Error = Unsure;
+    type Error = NotByPosition;
 
     #[inline]
-    fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Unsure> {
+    fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, NotByPosition> {
         match self.columns.next() {
             Some(column) => seed.deserialize(self.row.field(*column)?).map(Some),
             None => Ok(None),
@@ -126,26 +130,26 @@ struct Field<'a> {
 
 impl<'a> Field<'a> {
     #[inline]
-    fn text(self) -> Result<&'a str, Unsure> {
+    fn text(self) -> Result<&'a str, NotByPosition> {
         match self.text {
             Some(text) => Ok(text),
-            None => std::str::from_utf8(self.bytes).map_err(|_| Unsure),
+            None => std::str::from_utf8(self.bytes).map_err(|_| NotByPosition),
         }
     }
 
     #[inline]
-    fn parsed<N: std::str::FromStr>(self) -> Result<N, Unsure> {
-        self.text()?.parse().map_err(|_| Unsure)
+    fn parsed<N: std::str::FromStr>(self) -> Result<N, NotByPosition> {
+        self.text()?.parse().map_err(|_| NotByPosition)
     }
 
     /// Returns the field as an integer; fails unless it is an optional `-` and digits only.
     #[inline]
-    fn signed(self) -> Result<i64, Unsure> {
+    fn signed(self) -> Result<i64, NotByPosition> {
         match self.bytes {
             [b'-', digits @ ..] => digits_of(digits).and_then(|value| i64::try_from(value).ok()).map(|value| -value),
             digits => digits_of(digits).and_then(|value| i64::try_from(value).ok()),
         }
-        .ok_or(Unsure)
+        .ok_or(NotByPosition)
     }
 }
 
@@ -192,16 +196,16 @@ fn eight_digits(bytes: [u8; 8]) -> Option<u64> {
 macro_rules! integer {
     ($($method:ident $visit:ident $from:ident)*) => {$(
         #[inline]
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
-            visitor.$visit(integer!(@ self $from).try_into().map_err(|_| Unsure)?)
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
+            visitor.$visit(integer!(@ self $from).try_into().map_err(|_| NotByPosition)?)
         }
     )*};
     (@ $self:ident signed) => { $self.signed()? };
-    (@ $self:ident unsigned) => { digits_of($self.bytes).ok_or(Unsure)? };
+    (@ $self:ident unsigned) => { digits_of($self.bytes).ok_or(NotByPosition)? };
 }
 
 impl<'de> de::Deserializer<'de> for Field<'_> {
-    type Error = Unsure;
+    type Error = NotByPosition;
 
     integer! {
         deserialize_i8 visit_i8 signed
@@ -215,48 +219,52 @@ impl<'de> de::Deserializer<'de> for Field<'_> {
     }
 
     #[inline]
-    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_i64(self.signed()?)
     }
 
     #[inline]
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
-        visitor.visit_u64(digits_of(self.bytes).ok_or(Unsure)?)
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
+        visitor.visit_u64(digits_of(self.bytes).ok_or(NotByPosition)?)
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_bool(self.parsed()?)
     }
 
-    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_f32(self.parsed()?)
     }
 
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_f64(self.parsed()?)
     }
 
-    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_char(self.parsed()?)
     }
 
     #[inline]
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_str(self.text()?)
     }
 
     #[inline]
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_str(self.text()?)
     }
 
     #[inline]
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         if self.bytes.is_empty() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     #[inline]
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, NotByPosition> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -265,12 +273,12 @@ impl<'de> de::Deserializer<'de> for Field<'_> {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Unsure> {
+    ) -> Result<V::Value, NotByPosition> {
         visitor.visit_enum(self.text()?.into_deserializer())
     }
 
     /// Infers the type of the field, with the same trials in the same order as the `csv` crate.
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         if let Some(value) = digits_of(self.bytes) {
             return visitor.visit_u64(value);
         }
@@ -295,28 +303,33 @@ impl<'de> de::Deserializer<'de> for Field<'_> {
         }
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_unit<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        _: V,
+    ) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -324,23 +337,23 @@ impl<'de> de::Deserializer<'de> for Field<'_> {
         _: &'static str,
         _: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    ) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_bytes<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_bytes<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_byte_buf<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Unsure> {
-        Err(Unsure)
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NotByPosition> {
+        Err(NotByPosition)
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotByPosition> {
         visitor.visit_unit()
     }
 }

@@ -3,12 +3,12 @@
 //! The grammar is that of the `csv` crate. A quote opens a quoted field only at the beginning of a field; in a quoted
 //! field two quotes stand for one, and after the closing quote everything up to the delimiter stands for itself. A row
 //! ends with `\n` or `\r`; empty rows are skipped, so `\r\n` ends one row. A field with text behind its closing quote,
-//! or without a closing quote, is split likewise and reported as [`Misquoted`].
+//! or without a closing quote, is split likewise and reported as [`QuoteFault`].
 //!
 //! Bytes are scanned eight at a time, as most fields are short. The module does not know what fields mean.
 
-use super::fields::Row;
-use crate::source::file::dispenser::Within;
+use super::fields::RowFields;
+use crate::source::file::chunks::ScanState;
 
 /// `true` if the byte ends a row.
 fn ends_row(byte: u8) -> bool {
@@ -67,21 +67,21 @@ fn closing_quote(bytes: &[u8], mut from: usize) -> Option<usize> {
 /// Returns the position in `bytes` after the end of the row, which is the byte after the first line break outside of
 /// quotes. `within` is the state of the scan at the first byte. `None` if the row goes on; `within` is then the state
 /// after the last byte.
-pub(super) fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
+pub(super) fn end_of(within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         *within = match (*within, byte) {
-            (Within::Quoted, _) => {
+            (ScanState::Quoted, _) => {
                 let quote = memchr::memchr(b'"', &bytes[at..])?;
                 at += quote;
-                Within::Quote
+                ScanState::Quote
             }
-            (Within::FieldStart, b'"') | (Within::Quote, b'"') => Within::Quoted,
-            (_, b',') => Within::FieldStart,
+            (ScanState::FieldStart, b'"') | (ScanState::Quote, b'"') => ScanState::Quoted,
+            (_, b',') => ScanState::FieldStart,
             (_, byte) if ends_row(byte) => return Some(at + 1),
             _ => {
                 at += memchr::memchr3(b',', b'\n', b'\r', &bytes[at..]).unwrap_or(bytes.len() - at) - 1;
-                Within::Plain
+                ScanState::Plain
             }
         };
         at += 1;
@@ -91,9 +91,9 @@ pub(super) fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
 
 /// A fault in the quotes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Misquoted {
+pub(super) enum QuoteFault {
     /// There is text between the closing quote and the delimiter.
-    TextBehind,
+    TextAfter,
     /// The closing quote is missing.
     Unclosed,
 }
@@ -107,7 +107,7 @@ pub(super) struct Splitter {
     plain: Vec<u8>,
     rewritten: bool,
     /// First field with wrong quotes, and its fault.
-    misquoted: Option<(usize, Misquoted)>,
+    misquoted: Option<(usize, QuoteFault)>,
 }
 
 impl Splitter {
@@ -142,17 +142,17 @@ impl Splitter {
     /// Returns the fields of the row that was split last. `bytes` must be the same bytes; `text` is the same as UTF-8,
     /// if it is.
     #[inline]
-    pub(super) fn row<'a>(&'a self, bytes: &'a [u8], text: Option<&'a str>) -> Row<'a> {
+    pub(super) fn row<'a>(&'a self, bytes: &'a [u8], text: Option<&'a str>) -> RowFields<'a> {
         if self.rewritten {
-            Row::new(&self.plain, std::str::from_utf8(&self.plain).ok(), &self.fields)
+            RowFields::new(&self.plain, std::str::from_utf8(&self.plain).ok(), &self.fields)
         } else {
-            Row::new(bytes, text, &self.fields)
+            RowFields::new(bytes, text, &self.fields)
         }
     }
 
     /// Returns the first fault in the quotes of the row that was split last, with the index of its field.
     #[inline]
-    pub(super) fn misquoted(&self) -> Option<(usize, Misquoted)> {
+    pub(super) fn quote_fault(&self) -> Option<(usize, QuoteFault)> {
         self.misquoted
     }
 
@@ -169,7 +169,7 @@ impl Splitter {
                 (at, wrong) = self.rewrite_quoted(bytes, at + 1);
             }
             let stop = field_end(bytes, at);
-            wrong = wrong.filter(|wrong| *wrong == Misquoted::Unclosed || stop > at);
+            wrong = wrong.filter(|wrong| *wrong == QuoteFault::Unclosed || stop > at);
             self.misquoted = self.misquoted.or(wrong.map(|wrong| (self.fields.len(), wrong)));
             self.plain.extend_from_slice(&bytes[at..stop]);
             self.fields.push((begin, self.plain.len() as u32));
@@ -183,7 +183,7 @@ impl Splitter {
 
     /// Copies the text of a quoted field, doubled quotes as one. Returns the position after the closing quote, and the
     /// fault that the field has if the closing quote is missing or text follows it.
-    fn rewrite_quoted(&mut self, bytes: &[u8], from: usize) -> (usize, Option<Misquoted>) {
+    fn rewrite_quoted(&mut self, bytes: &[u8], from: usize) -> (usize, Option<QuoteFault>) {
         let closed = closing_quote(bytes, from);
         let end = closed.unwrap_or(bytes.len());
         let mut rest = &bytes[from..end];
@@ -192,7 +192,7 @@ impl Splitter {
             rest = rest.get(quote + 2..).unwrap_or_default();
         }
         self.plain.extend_from_slice(rest);
-        let wrong = if closed.is_some() { Misquoted::TextBehind } else { Misquoted::Unclosed };
+        let wrong = if closed.is_some() { QuoteFault::TextAfter } else { QuoteFault::Unclosed };
         (bytes.len().min(end + 1), Some(wrong))
     }
 }
@@ -272,7 +272,7 @@ mod tests {
             let text = adversarial(&mut rng);
             let Some(start) = begin(&text, 0) else { continue };
             let expected = Splitter::default().split(&text, start);
-            let (mut within, mut at, mut found) = (Within::FieldStart, start, None);
+            let (mut within, mut at, mut found) = (ScanState::FieldStart, start, None);
             while at < text.len() && found.is_none() {
                 let piece = &text[at..text.len().min(at + rng.usize(1..5))];
                 found = end_of(&mut within, piece).map(|end| at + end - 1);
@@ -285,15 +285,15 @@ mod tests {
     #[test]
     fn text_behind_a_closing_quote_and_an_unclosed_quote_are_told() {
         for (row, expected) in [
-            (&b"1,\"a\" b\",3"[..], Some((1, Misquoted::TextBehind))),
-            (b"\"a\"\"b\"c\n", Some((0, Misquoted::TextBehind))),
-            (b"1,2,\"a", Some((2, Misquoted::Unclosed))),
+            (&b"1,\"a\" b\",3"[..], Some((1, QuoteFault::TextAfter))),
+            (b"\"a\"\"b\"c\n", Some((0, QuoteFault::TextAfter))),
+            (b"1,2,\"a", Some((2, QuoteFault::Unclosed))),
             (b"1,\"a\"\"b\",\"\"\r\n", None),
             (b"1,a\"b\"c,\"\"\"\"\"\"", None),
         ] {
             let mut splitter = Splitter::default();
             splitter.split(row, 0);
-            assert_eq!(splitter.misquoted(), expected, "{}", row.escape_ascii());
+            assert_eq!(splitter.quote_fault(), expected, "{}", row.escape_ascii());
         }
     }
 

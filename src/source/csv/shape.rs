@@ -21,15 +21,15 @@ use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 /// # Errors
 /// Fails with the names of columns that the header lacks, or has twice.
 pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
-    let Some(tries) = settle::<T>(header)? else { return Ok(None) };
+    let Some(tries) = accepted_values::<T>(header)? else { return Ok(None) };
     let names = Cell::new(None);
-    let _ = T::deserialize(Pretended::Names(&names));
+    let _ = T::deserialize(TrialRow::Names(&names));
     let Some(fields) = names.get() else { return Ok(None) };
     let column = |field: &&str| header.iter().position(|name| name == field.as_bytes());
     let Some(columns) = fields.iter().map(column).collect::<Option<Vec<usize>>>() else { return Ok(None) };
     let asked = Cell::new(0);
     let tries: Vec<usize> = columns.iter().map(|column| tries[*column]).collect();
-    let decoded = T::deserialize(Pretended::Values { tries: &tries, asked: &asked });
+    let decoded = T::deserialize(TrialRow::Values { tries: &tries, asked: &asked });
     Ok((decoded.is_ok() && asked.get() == fields.len()).then_some(columns))
 }
 
@@ -38,21 +38,21 @@ pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<V
 ///
 /// # Errors
 /// Fails with the names of columns that the header lacks, or has twice.
-fn settle<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
+fn accepted_values<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
     let mut names: Vec<Vec<u8>> = header.iter().map(<[u8]>::to_vec).collect();
     let mut tries = vec![0; names.len()];
     let mut missing: Vec<&str> = Vec::new();
     let settled = loop {
         let at = Cell::new(usize::MAX);
-        match T::deserialize(Pretended::Columns { names: &names, tries: &tries, at: &at }) {
+        match T::deserialize(TrialRow::Columns { names: &names, tries: &tries, at: &at }) {
             Ok(_) => break true,
-            Err(Complaint::Missing(name)) if !names.iter().any(|known| known == name.as_bytes()) => {
+            Err(TrialError::Missing(name)) if !names.iter().any(|known| known == name.as_bytes()) => {
                 missing.push(name);
                 names.push(name.as_bytes().to_vec());
                 tries.push(0);
             }
-            Err(Complaint::Twice(name)) => return Err(format!("the csv header names the column `{name}` twice")),
-            Err(Complaint::Other) if tries.get(at.get()).is_some_and(|tried| *tried + 1 < VALUES) => {
+            Err(TrialError::Twice(name)) => return Err(format!("the csv header names the column `{name}` twice")),
+            Err(TrialError::Other) if tries.get(at.get()).is_some_and(|tried| *tried + 1 < VALUES) => {
                 tries[at.get()] += 1;
             }
             Err(_) => break false,
@@ -85,7 +85,7 @@ const TEXTS: [&str; VALUES] = [
 
 /// Error of decoding a trial row.
 #[derive(Debug)]
-enum Complaint {
+enum TrialError {
     Missing(&'static str),
     Twice(&'static str),
     /// The type asks for something that no single field of a row can be.
@@ -93,31 +93,31 @@ enum Complaint {
     Other,
 }
 
-impl fmt::Display for Complaint {
+impl fmt::Display for TrialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a pretended row was not decoded")
     }
 }
 
-impl std::error::Error for Complaint {}
+impl std::error::Error for TrialError {}
 
-impl de::Error for Complaint {
+impl de::Error for TrialError {
     fn custom<M: fmt::Display>(_: M) -> Self {
-        Complaint::Other
+        TrialError::Other
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Complaint::Missing(field)
+        TrialError::Missing(field)
     }
 
     fn duplicate_field(field: &'static str) -> Self {
-        Complaint::Twice(field)
+        TrialError::Twice(field)
     }
 }
 
 /// A trial row.
 #[derive(Clone, Copy)]
-enum Pretended<'a> {
+enum TrialRow<'a> {
     /// Collects the names of a struct's fields.
     Names(&'a Cell<Option<&'static [&'static str]>>),
     /// Has named columns; `at` is the column being decoded.
@@ -126,38 +126,38 @@ enum Pretended<'a> {
     Values { tries: &'a [usize], asked: &'a Cell<usize> },
 }
 
-impl<'de, 'a: 'de> de::Deserializer<'de> for Pretended<'a> {
-    type Error = Complaint;
+impl<'de, 'a: 'de> de::Deserializer<'de> for TrialRow<'a> {
+    type Error = TrialError;
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Complaint> {
+    ) -> Result<V::Value, TrialError> {
         match self {
-            Pretended::Names(names) => {
+            TrialRow::Names(names) => {
                 names.set(Some(fields));
-                Err(Complaint::Other)
+                Err(TrialError::Other)
             }
-            Pretended::Columns { .. } => visitor.visit_map(Columns { row: self, next: 0 }),
-            Pretended::Values { .. } => visitor.visit_seq(self),
+            TrialRow::Columns { .. } => visitor.visit_map(TrialColumns { row: self, next: 0 }),
+            TrialRow::Values { .. } => visitor.visit_seq(self),
         }
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, TrialError> {
         match self {
-            Pretended::Columns { .. } => visitor.visit_map(Columns { row: self, next: 0 }),
-            _ => Err(Complaint::Nested),
+            TrialRow::Columns { .. } => visitor.visit_map(TrialColumns { row: self, next: 0 }),
+            _ => Err(TrialError::Nested),
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Complaint> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, TrialError> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
     serde::forward_to_deserialize_any! {
@@ -166,54 +166,54 @@ impl<'de, 'a: 'de> de::Deserializer<'de> for Pretended<'a> {
     }
 }
 
-impl<'de> de::SeqAccess<'de> for Pretended<'_> {
-    type Error = Complaint;
+impl<'de> de::SeqAccess<'de> for TrialRow<'_> {
+    type Error = TrialError;
 
-    fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Complaint> {
-        let Pretended::Values { tries, asked } = self else { return Err(Complaint::Nested) };
+    fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, TrialError> {
+        let TrialRow::Values { tries, asked } = self else { return Err(TrialError::Nested) };
         let at = asked.replace(asked.get() + 1);
-        tries.get(at).map(|tried| seed.deserialize(Value(*tried))).transpose()
+        tries.get(at).map(|tried| seed.deserialize(TrialValue(*tried))).transpose()
     }
 }
 
-struct Columns<'a> {
-    row: Pretended<'a>,
+struct TrialColumns<'a> {
+    row: TrialRow<'a>,
     next: usize,
 }
 
-impl<'de, 'a: 'de> de::MapAccess<'de> for Columns<'a> {
-    type Error = Complaint;
+impl<'de, 'a: 'de> de::MapAccess<'de> for TrialColumns<'a> {
+    type Error = TrialError;
 
-    fn next_key_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Complaint> {
-        let Pretended::Columns { names, at, .. } = self.row else { return Err(Complaint::Nested) };
+    fn next_key_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, TrialError> {
+        let TrialRow::Columns { names, at, .. } = self.row else { return Err(TrialError::Nested) };
         at.set(usize::MAX);
         let name = names.get(self.next);
         name.map(|name| seed.deserialize(BorrowedBytesDeserializer::new(name))).transpose()
     }
 
-    fn next_value_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Complaint> {
-        let Pretended::Columns { tries, at, .. } = self.row else { return Err(Complaint::Nested) };
+    fn next_value_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, TrialError> {
+        let TrialRow::Columns { tries, at, .. } = self.row else { return Err(TrialError::Nested) };
         at.set(self.next);
         self.next += 1;
-        seed.deserialize(Value(tries[self.next - 1]))
+        seed.deserialize(TrialValue(tries[self.next - 1]))
     }
 }
 
 /// A made-up value of whatever type is asked for; the number selects one of [`VALUES`] candidates.
 #[derive(Clone, Copy)]
-struct Value(usize);
+struct TrialValue(usize);
 
 macro_rules! made_up {
     ($($method:ident $visit:ident $value:expr;)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, TrialError> {
             let value: fn(usize) -> _ = $value;
             visitor.$visit(value(self.0))
         }
     )*};
 }
 
-impl<'de> de::Deserializer<'de> for Value {
-    type Error = Complaint;
+impl<'de> de::Deserializer<'de> for TrialValue {
+    type Error = TrialError;
 
     made_up! {
         deserialize_bool visit_bool |tried| tried % 2 == 1;
@@ -236,7 +236,7 @@ impl<'de> de::Deserializer<'de> for Value {
         deserialize_byte_buf visit_bytes |tried| TEXTS[tried].as_bytes();
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, TrialError> {
         match self.0 {
             0 | 2 => visitor.visit_u64(self.0 as u64),
             9 => visitor.visit_bool(true),
@@ -244,11 +244,11 @@ impl<'de> de::Deserializer<'de> for Value {
         }
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, TrialError> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Complaint> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, TrialError> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -257,37 +257,42 @@ impl<'de> de::Deserializer<'de> for Value {
         _: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Complaint> {
-        let variant = variants.get(self.0).copied().ok_or(Complaint::Other)?;
+    ) -> Result<V::Value, TrialError> {
+        let variant = variants.get(self.0).copied().ok_or(TrialError::Other)?;
         visitor.visit_enum(variant.into_deserializer())
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, TrialError> {
         visitor.visit_unit()
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_unit<V: Visitor<'de>>(self, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        _: V,
+    ) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -295,11 +300,11 @@ impl<'de> de::Deserializer<'de> for Value {
         _: &'static str,
         _: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    ) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
-        Err(Complaint::Nested)
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, TrialError> {
+        Err(TrialError::Nested)
     }
 }

@@ -105,7 +105,7 @@ const TEXTS: [&[u8]; 44] = [
 ];
 
 fn decode<T: Record>(file: &[u8]) -> Vec<(usize, Option<T>)> {
-    let (layout, head) = Csv::lay_out::<T>(file, true).unwrap().unwrap();
+    let (layout, head) = Csv::read_layout::<T>(file, true).unwrap().unwrap();
     let (mut scratch, mut rows) = (Scratch::default(), Vec::new());
     Csv::parse::<T>(&layout, &mut scratch, &file[head..], |place, row| rows.push((place.start, row.ok())));
     rows
@@ -133,7 +133,7 @@ fn check<T: Record>(columns: &[&str], likely: &[&[u8]], by_position: bool) {
         }
         let read: Vec<Option<T>> = decode(&file).into_iter().map(|(_, row)| row).collect();
         assert_eq!(read, decode_by_the_crate::<T>(&file), "seed {seed}: {}", file.escape_ascii());
-        let (layout, _) = Csv::lay_out::<T>(&file, true).unwrap().unwrap();
+        let (layout, _) = Csv::read_layout::<T>(&file, true).unwrap().unwrap();
         assert_eq!(layout.order.is_some(), by_position, "seed {seed}");
     }
 }
@@ -162,12 +162,12 @@ fn types_that_cannot_be_decoded_by_position_are_decoded_by_name() {
 #[test]
 fn a_header_with_aliased_names_of_one_field_is_not_decoded_by_position() {
     let columns = "id,number,name\n";
-    let error = Csv::lay_out::<Aliased>(columns.as_bytes(), true).unwrap_err().to_string();
+    let error = Csv::read_layout::<Aliased>(columns.as_bytes(), true).unwrap_err().to_string();
     assert!(error.contains("`id` twice"), "{error}");
 }
 
 fn refused<T: Record + Debug>(file: &str, expected: &str) {
-    assert_eq!(Csv::lay_out::<T>(file.as_bytes(), true).unwrap_err().to_string(), expected);
+    assert_eq!(Csv::read_layout::<T>(file.as_bytes(), true).unwrap_err().to_string(), expected);
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_header_that_lacks_what_a_record_needs_is_refused() {
 #[test]
 fn a_rejected_row_names_its_column() {
     let file = b"id,account,at_ms\n1,a,x\n1,a\n1,\xff,2\n99999999999999999999,a,1\n";
-    let (layout, head) = Csv::lay_out::<Plain>(file, true).unwrap().unwrap();
+    let (layout, head) = Csv::read_layout::<Plain>(file, true).unwrap().unwrap();
     let mut reasons = Vec::new();
     Csv::parse::<Plain>(&layout, &mut Scratch::default(), &file[head..], |_, row| reasons.push(row.unwrap_err()));
     assert_eq!(reasons[0], "column `at_ms`: invalid digit found in string");
@@ -208,9 +208,9 @@ fn a_rejected_row_names_its_column() {
 
 #[test]
 fn a_header_is_waited_for_until_its_line_ends() {
-    assert!(Csv::lay_out::<Plain>(b"id,account,at_ms", false).unwrap().is_none());
-    assert!(Csv::lay_out::<Plain>(b"\"id\",account,\"at_ms", false).unwrap().is_none());
-    assert!(Csv::lay_out::<Plain>(b"", false).unwrap().is_none());
+    assert!(Csv::read_layout::<Plain>(b"id,account,at_ms", false).unwrap().is_none());
+    assert!(Csv::read_layout::<Plain>(b"\"id\",account,\"at_ms", false).unwrap().is_none());
+    assert!(Csv::read_layout::<Plain>(b"", false).unwrap().is_none());
     for empty in [b"" as &[u8], b"\n\r\n", b"\xef\xbb\xbf"] {
         assert!(decode::<Plain>(empty).is_empty());
     }

@@ -1,12 +1,12 @@
 //! Files as sources: one file is one partition, however many workers parse it side by side.
 //!
-//! * A [`Format`] finds the ends of records and decodes them; nothing else differs between kinds of files.
-//! * An [`Input`] is the source: the file's path, the event time of its records, their disorder.
-//! * The [`dispenser`] splits the file into **chunks** of whole records and hands them out in order, each to the worker
+//! * A [`RecordFormat`] finds the ends of records and decodes them; nothing else differs between kinds of files.
+//! * An [`FileSource`] is the source: the file's path, the event time of its records, their disorder.
+//! * The [`chunks`] splits the file into **chunks** of whole records and hands them out in order, each to the worker
 //!   that asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
 //! * A [`reader`] belongs to one worker: it parses its chunks, and passes their records on once the watermark before
 //!   them is known.
-//! * [`pieces`] read the same formats without a job, also from a pipe.
+//! * [`record_reader`] read the same formats without a job, also from a pipe.
 //!
 //! A record's offset is the position of its first byte. The partition begins at byte 0, so a byte order mark or a
 //! header before the first record belongs to the first chunk and holds no records. Worker 0 is the **owner**: it alone
@@ -22,10 +22,10 @@
 //! whole file. Watermark alignment (`--max-drift`) does not pause a file, as it is the only partition of its stream.
 //! Nothing here knows timely, nor the journal's files.
 
-pub mod dispenser;
-mod kind;
-pub mod pieces;
+pub mod chunks;
+mod foreign_kinds;
 pub mod reader;
+pub mod record_reader;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -34,20 +34,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Elsewhere, Place, Reader, Source, TimeOf, time_of};
+use crate::source::{NullReader, Reader, Source, TimeOf, WorkerContext, time_of};
 use crate::time::EventTime;
 
-use dispenser::{Shared, Sizes, Within};
+use chunks::{FileLimits, ScanState, SharedFile};
 use reader::FileReader;
 
 /// UTF-8 byte order mark, which some programs write at the beginning of a file. It belongs to no record.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A kind of file: finds the ends of records and decodes them.
-pub trait Format: Send + Sync + 'static {
+pub trait RecordFormat: Send + Sync + 'static {
     /// Name of the format for people and in states, such as "csv file".
     const NAME: &'static str;
 
@@ -63,16 +63,16 @@ pub trait Format: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if files like this cannot give records of type `T`.
-    fn lay_out<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Self::Layout, usize)>>;
+    fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Self::Layout, usize)>>;
 
     /// Returns the position after the last complete record of bytes that begin at a record; `None` if no record is
     /// complete.
-    fn last_end(bytes: &[u8]) -> Option<usize>;
+    fn last_record_end(bytes: &[u8]) -> Option<usize>;
 
     /// Returns the position in `bytes` after the end of the record. `within` is the state of the scan at the first
     /// byte. `None` if the record goes on; `within` is then the state after the last byte. Used for records that are
     /// too long to be held in memory.
-    fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize>;
+    fn record_end(within: &mut ScanState, bytes: &[u8]) -> Option<usize>;
 
     /// Decodes bytes that are whole records. `take` gets each record's range in the bytes, without the line end, and
     /// the record or the reason for rejecting it.
@@ -84,32 +84,32 @@ pub trait Format: Send + Sync + 'static {
     );
 }
 
-/// Record type of an [`Input`] that has no event time yet.
+/// Record type of an [`FileSource`] that has no event time yet.
 #[derive(Debug)]
 pub enum Untimed {}
 
-/// A file to read records from. [`event_time`](Input::event_time) sets the record type and its event time, which makes
-/// it a [`Source`].
+/// A file to read records from. [`event_time`](FileSource::event_time) sets the record type and its event time, which
+/// makes it a [`Source`].
 ///
 /// The same value may be used for several runs, one after the other: each reads the file from its beginning.
-pub struct Input<F: Format, T = Untimed> {
+pub struct FileSource<F: RecordFormat, T = Untimed> {
     path: PathBuf,
     time_of: Option<TimeOf<T>>,
     out_of_order: Option<Duration>,
     idle_after: Option<Duration>,
-    sizes: Sizes,
-    opening: Mutex<Option<Opening<F>>>,
+    sizes: FileLimits,
+    pending_open: Mutex<Option<PendingOpen<F>>>,
     format: PhantomData<fn() -> F>,
 }
 
 /// A run whose file some workers have opened, but not all.
-struct Opening<F: Format> {
+struct PendingOpen<F: RecordFormat> {
     job: String,
     opened: Vec<bool>,
-    shared: Arc<Shared<F>>,
+    shared: Arc<SharedFile<F>>,
 }
 
-impl<F: Format> Input<F> {
+impl<F: RecordFormat> FileSource<F> {
     /// Creates an input from the file at `path`; nothing is opened yet.
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self::of(path.as_ref().to_owned(), None, (None, None))
@@ -120,19 +120,19 @@ impl<F: Format> Input<F> {
     pub fn event_time<T: Record, E: Into<EventTime>>(
         self,
         event_time: impl Fn(&T) -> E + Send + Sync + 'static,
-    ) -> Input<F, T> {
-        Input::of(self.path, Some(time_of(event_time)), (self.out_of_order, self.idle_after))
+    ) -> FileSource<F, T> {
+        FileSource::of(self.path, Some(time_of(event_time)), (self.out_of_order, self.idle_after))
     }
 }
 
-impl<F: Format, T> Input<F, T> {
+impl<F: RecordFormat, T> FileSource<F, T> {
     fn of(
         path: PathBuf,
         time_of: Option<TimeOf<T>>,
         (out_of_order, idle_after): (Option<Duration>, Option<Duration>),
     ) -> Self {
-        let (sizes, opening) = (Sizes::default(), Mutex::new(None));
-        Input { path, time_of, out_of_order, idle_after, sizes, opening, format: PhantomData }
+        let (sizes, pending_open) = (FileLimits::default(), Mutex::new(None));
+        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open, format: PhantomData }
     }
 
     /// Sets the allowed disorder: how far an event time may be behind the greatest one before it.
@@ -151,28 +151,28 @@ impl<F: Format, T> Input<F, T> {
     }
 }
 
-impl<F: Format, T> fmt::Debug for Input<F, T> {
+impl<F: RecordFormat, T> fmt::Debug for FileSource<F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Input").field("path", &self.path).field("out_of_order", &self.out_of_order).finish()
     }
 }
 
-impl<F: Format, T: Record> Input<F, T> {
+impl<F: RecordFormat, T: Record> FileSource<F, T> {
     /// Returns the state that the workers of a process share. The first worker creates it; once the last one has it,
     /// the input forgets it.
     ///
     /// A second call by the same worker, or one of another job, shows that an earlier run failed to start: the state is
     /// created anew.
-    fn join(&self, at: &Place) -> Result<Arc<Shared<F>>> {
-        let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let joins = |of: &Opening<F>| {
+    fn shared_file(&self, at: &WorkerContext) -> Result<Arc<SharedFile<F>>> {
+        let mut opening = self.pending_open.lock().unwrap_or_else(PoisonError::into_inner);
+        let joins = |of: &PendingOpen<F>| {
             of.job == at.job && of.opened.len() == at.threads && !of.opened[at.worker] && !of.shared.abandoned()
         };
         if !opening.as_ref().is_some_and(joins) {
             let sizes = self.sizes.with_longest(at.options.max_record);
-            let shared = Shared::open::<T>(&self.path, at.options.until_end, sizes)?;
+            let shared = SharedFile::open::<T>(&self.path, at.options.until_end, sizes)?;
             let shared = Arc::new(shared.idle_after(self.idle_after.unwrap_or(at.options.idle_timeout)));
-            *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.threads], shared });
+            *opening = Some(PendingOpen { job: at.job.clone(), opened: vec![false; at.threads], shared });
         }
         let Some(of) = opening.as_mut() else { return Err(Error::new("the file was not opened")) };
         of.opened[at.worker] = true;
@@ -186,7 +186,7 @@ impl<F: Format, T: Record> Input<F, T> {
 
 // Makes rustc report an input without `event_time` as no source, rather than `Untimed` as no record.
 #[diagnostic::do_not_recommend]
-impl<F: Format, T: Record> Source for Input<F, T> {
+impl<F: RecordFormat, T: Record> Source for FileSource<F, T> {
     type Item = T;
 
     fn describe(&self) -> String {
@@ -209,20 +209,20 @@ impl<F: Format, T: Record> Source for Input<F, T> {
         self.idle_after
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<T>>> {
         // The file is read by the threads of one process only: other machines may not have it.
         if !at.is_in_first_process() {
-            return Ok(Box::new(Elsewhere));
+            return Ok(Box::new(NullReader));
         }
-        Ok(Box::new(FileReader::<F, T>::new(self.join(at)?, at.worker == 0)))
+        Ok(Box::new(FileReader::<F, T>::new(self.shared_file(at)?, at.worker == 0)))
     }
 
-    fn identity(&self, _at: &Place) -> Result<Option<String>> {
+    fn identity(&self, _at: &WorkerContext) -> Result<Option<String>> {
         Ok(Some(F::NAME.to_owned()))
     }
 
-    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
-        dispenser::grown_since(&self.path, self.sizes, bounds)
+    fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+        chunks::grown_since(&self.path, self.sizes, bounds)
     }
 }
 

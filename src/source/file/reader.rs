@@ -15,38 +15,38 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
-use crate::source::{Binding, Found, Intake, Polled, Reader, Resumed};
+use crate::source::{EpochInput, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition};
 use crate::status::PartitionStatus;
-use crate::time::watermark::{PartitionClock, WorkerMark};
+use crate::time::watermark::{PartitionClock, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
-use super::Format;
-use super::dispenser::{Chunk, Dealt, Progress, Share, Shared, Summary};
+use super::RecordFormat;
+use super::chunks::{Chunk, ChunkSummary, FileEpochEnd, FileProgress, NextChunk, SharedFile};
 
 /// Number of a file's only partition.
 const PARTITION: u32 = 0;
 
 /// Largest number of chunks that a reader holds while the watermark before them is unknown.
-const AHEAD: usize = 4;
+const MAX_HELD_CHUNKS: usize = 4;
 
 /// Reads one worker's chunks of a file.
-pub struct FileReader<F: Format, T> {
-    shared: Arc<Shared<F>>,
+pub struct FileReader<F: RecordFormat, T> {
+    shared: Arc<SharedFile<F>>,
     scratch: F::Scratch,
     owner: bool,
-    held: VecDeque<Held<T>>,
+    held: VecDeque<ParsedChunk<T>>,
     spare: Vec<Event<T>>,
 }
 
 /// A parsed chunk that has not been passed on.
-struct Held<T> {
+struct ParsedChunk<T> {
     chunk: Chunk,
     /// Its events; until the chunk is settled, their watermarks count from the chunk's beginning.
     events: Vec<Event<T>>,
-    rejects: Vec<Reject>,
+    rejects: Vec<ChunkReject>,
     /// End of each event's record in the chunk, and total bytes of these records; `None` if event times need no check,
     /// or are checked.
     unjudged: Option<(Vec<usize>, u64)>,
@@ -56,28 +56,28 @@ struct Held<T> {
 }
 
 /// A record of a chunk that cannot be used: its range in the chunk, the watermark before it, and the reason.
-struct Reject {
+struct ChunkReject {
     place: Range<usize>,
     mark: EventTime,
     reason: String,
 }
 
-impl<F: Format, T> FileReader<F, T> {
+impl<F: RecordFormat, T> FileReader<F, T> {
     /// Creates the reader of one worker; `owner` is `true` for the worker that commits the partition's progress.
-    pub fn new(shared: Arc<Shared<F>>, owner: bool) -> Self {
+    pub fn new(shared: Arc<SharedFile<F>>, owner: bool) -> Self {
         FileReader { shared, scratch: F::Scratch::default(), owner, held: VecDeque::new(), spare: Vec::new() }
     }
 }
 
-impl<F: Format, T> Drop for FileReader<F, T> {
+impl<F: RecordFormat, T> Drop for FileReader<F, T> {
     fn drop(&mut self) {
-        self.shared.abandon();
+        self.shared.reader_dropped();
     }
 }
 
-impl<F: Format, T: Record> FileReader<F, T> {
+impl<F: RecordFormat, T: Record> FileReader<F, T> {
     /// Parses a chunk and holds it.
-    fn take(&mut self, chunk: Chunk, intake: &mut Intake<T>) -> Result<()> {
+    fn take(&mut self, chunk: Chunk, intake: &mut PartitionTracker<T>) -> Result<()> {
         if let Some(length) = chunk.too_long {
             return self.take_too_long(chunk, length);
         }
@@ -103,11 +103,11 @@ impl<F: Format, T: Record> FileReader<F, T> {
                         ends.push(place.end + chunk.skip);
                     }
                     let origin = intake.origin(PARTITION, offset);
-                    events.push(Event { time, mark: clock.observe(time), origin, data });
+                    events.push(Event { time, watermark: clock.observe(time), origin, data });
                 }
                 Err(reason) => {
                     let place = place.start + chunk.skip..place.end + chunk.skip;
-                    rejects.push(Reject { place, mark: clock.watermark(), reason });
+                    rejects.push(ChunkReject { place, mark: clock.watermark(), reason });
                 }
             }
         });
@@ -122,7 +122,7 @@ impl<F: Format, T: Record> FileReader<F, T> {
                 None
             }
         };
-        self.held.push_back(Held { chunk, events, rejects, unjudged, peak, settled: false });
+        self.held.push_back(ParsedChunk { chunk, events, rejects, unjudged, peak, settled: false });
         Ok(())
     }
 
@@ -131,35 +131,35 @@ impl<F: Format, T: Record> FileReader<F, T> {
         let reason = format!(
             "it has {length} bytes, more than a record may have (--max-record): what is kept here is the first of it"
         );
-        let reject = Reject { place: 0..chunk.bytes.len(), mark: EventTime::MIN, reason };
+        let reject = ChunkReject { place: 0..chunk.bytes.len(), mark: EventTime::MIN, reason };
         let lines = self.shared.lines_within(chunk.start, length)?;
-        self.shared.sum_up(chunk.index, Summary { watermark: EventTime::MIN, lines })?;
+        self.shared.summarize(chunk.index, ChunkSummary { watermark: EventTime::MIN, lines })?;
         let (events, rejects) = (Vec::new(), vec![reject]);
-        self.held.push_back(Held { chunk, events, rejects, unjudged: None, peak: None, settled: false });
+        self.held.push_back(ParsedChunk { chunk, events, rejects, unjudged: None, peak: None, settled: false });
         Ok(())
     }
 
     fn sum_up(&self, chunk: &Chunk, watermark: EventTime) -> Result<()> {
         let lines = memchr::memchr_iter(b'\n', &chunk.bytes).count() as u64;
-        self.shared.sum_up(chunk.index, Summary { watermark, lines })
+        self.shared.summarize(chunk.index, ChunkSummary { watermark, lines })
     }
 
     /// Checks the event times of the first held chunk, and sums the chunk up.
-    fn judge(&mut self, intake: &mut Intake<T>) -> Result<()> {
+    fn judge(&mut self, intake: &mut PartitionTracker<T>) -> Result<()> {
         let Some(held) = self.held.front_mut() else { return Ok(()) };
         let Some(carry) = held.chunk.carry.get().copied() else { return Ok(()) };
         let Some((ends, bytes)) = held.unjudged.take() else { return Ok(()) };
         let watermark = held.judge(&ends, carry.watermark, intake);
         intake.count_read(held.events.len() as u64, bytes);
         let lines = memchr::memchr_iter(b'\n', &held.chunk.bytes).count() as u64;
-        self.shared.sum_up(held.chunk.index, Summary { watermark, lines })
+        self.shared.summarize(held.chunk.index, ChunkSummary { watermark, lines })
     }
 
     /// Passes on the events of the first held chunk if the watermark before it is known, and returns their epoch. A
     /// chunk is passed on whole: moving part of it would cost more than it gains.
-    fn give(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
+    fn pass_on(&mut self, intake: &mut PartitionTracker<T>) -> Result<Option<Epoch>> {
         #[cfg(test)]
-        self.shared.dawdle();
+        self.shared.advance_at_random();
         self.judge(intake)?;
         let Some(held) = self.held.front_mut() else { return Ok(None) };
         let Some(carry) = held.chunk.carry.get().copied() else { return Ok(None) };
@@ -186,16 +186,16 @@ impl<F: Format, T: Record> FileReader<F, T> {
     }
 
     /// `true` if no chunk of the epoch, or of an earlier one, is held.
-    fn clear(&self, epoch: Epoch) -> bool {
+    fn holds_none_of(&self, epoch: Epoch) -> bool {
         self.held.front().is_none_or(|held| held.chunk.epoch > epoch)
     }
 }
 
-impl<T: Record> Held<T> {
+impl<T: Record> ParsedChunk<T> {
     /// Rejects records whose event time is too far ahead of the greatest one before them. `ends` are the ends of the
     /// events' records in the chunk, `watermark` is the one before the chunk. Returns the watermark after the remaining
     /// events.
-    fn judge(&mut self, ends: &[usize], watermark: EventTime, intake: &Intake<T>) -> EventTime {
+    fn judge(&mut self, ends: &[usize], watermark: EventTime, intake: &PartitionTracker<T>) -> EventTime {
         let (start, disorder) = (self.chunk.start, intake.disorder());
         let mut clock = PartitionClock::new(watermark, disorder);
         let mut rejects = std::mem::take(&mut self.rejects).into_iter().peekable();
@@ -204,38 +204,38 @@ impl<T: Record> Held<T> {
         for (mut event, end) in self.events.drain(..).zip(ends) {
             let at = (event.origin.offset - start) as usize;
             while let Some(reject) = rejects.next_if(|reject| reject.place.start < at) {
-                self.rejects.push(Reject { mark: clock.watermark(), ..reject });
+                self.rejects.push(ChunkReject { mark: clock.watermark(), ..reject });
             }
             let greatest =
                 Some(clock.watermark()).filter(|mark| *mark > EventTime::MIN).map(|mark| mark.plus(disorder));
-            if let Some(reason) = greatest.and_then(|greatest| intake.ahead_of(event.time, greatest)) {
-                self.rejects.push(Reject { place: at..*end, mark: clock.watermark(), reason });
+            if let Some(reason) = greatest.and_then(|greatest| intake.check_ahead(event.time, greatest)) {
+                self.rejects.push(ChunkReject { place: at..*end, mark: clock.watermark(), reason });
                 continue;
             }
             if self.peak.is_none_or(|(greatest, _)| event.time > greatest) {
                 self.peak = Some((event.time, event.origin.offset));
             }
-            event.mark = clock.observe(event.time);
+            event.watermark = clock.observe(event.time);
             kept.push(event);
         }
-        self.rejects.extend(rejects.map(|reject| Reject { mark: clock.watermark(), ..reject }));
+        self.rejects.extend(rejects.map(|reject| ChunkReject { mark: clock.watermark(), ..reject }));
         self.events = kept;
         clock.watermark()
     }
 
     /// Raises its events' watermarks to the one before the chunk, and passes its rejected records on; `lines` end
     /// before the chunk.
-    fn settle(&mut self, mut lines: u64, watermark: EventTime, intake: &mut Intake<T>) -> Result<()> {
+    fn settle(&mut self, mut lines: u64, watermark: EventTime, intake: &mut PartitionTracker<T>) -> Result<()> {
         self.settled = true;
         // Watermarks never go back, so those below `watermark` are the first ones.
-        for event in self.events.iter_mut().take_while(|event| event.mark < watermark) {
-            event.mark = watermark;
+        for event in self.events.iter_mut().take_while(|event| event.watermark < watermark) {
+            event.watermark = watermark;
         }
         let (bytes, mut counted) = (&self.chunk.bytes, 0);
-        for Reject { place, mark, reason } in self.rejects.drain(..) {
+        for ChunkReject { place, mark, reason } in self.rejects.drain(..) {
             lines += memchr::memchr_iter(b'\n', &bytes[counted..place.start]).count() as u64;
             counted = place.start;
-            let found = Found {
+            let found = RawRecord {
                 offset: self.chunk.start + place.start as u64,
                 next: self.chunk.start + place.end as u64,
                 stamped: None,
@@ -248,66 +248,81 @@ impl<T: Record> Held<T> {
     }
 }
 
-impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<T>) -> Result<()> {
+impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
+    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<T>) -> Result<()> {
         // In a stream with one partition, the activation watermark is never above the partition's own watermark.
-        let Some(place) = places.iter().find(|place| place.bound.partition == PARTITION) else { return Ok(()) };
+        let Some(place) = places.iter().find(|place| place.progress.partition == PARTITION) else { return Ok(()) };
         intake.begin(epoch);
-        self.shared.resume(epoch, &place.bound)
+        self.shared.resume(epoch, &place.progress)
     }
 
-    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut PartitionTracker<T>) -> Result<Polled> {
         intake.begin(epoch);
         intake.all_found();
-        if let Some(epoch) = self.give(intake)? {
+        if let Some(epoch) = self.pass_on(intake)? {
             return Ok(Polled { epoch, busy: true });
         }
-        if self.held.len() >= AHEAD {
+        if self.held.len() >= MAX_HELD_CHUNKS {
             // The worker that has the chunk before may be waiting for this core.
             std::thread::yield_now();
             return Ok(Polled { epoch, busy: true });
         }
         match self.shared.deal::<T>(epoch)? {
-            Dealt::Chunk(chunk) => {
+            NextChunk::Chunk(chunk) => {
                 self.take(chunk, intake)?;
-                Ok(Polled { epoch: self.give(intake)?.unwrap_or(epoch), busy: true })
+                Ok(Polled { epoch: self.pass_on(intake)?.unwrap_or(epoch), busy: true })
             }
-            Dealt::Behind => Ok(Polled { epoch, busy: true }),
-            Dealt::Nothing => Ok(Polled { epoch, busy: !self.held.is_empty() }),
+            NextChunk::EpochTooEarly => Ok(Polled { epoch, busy: true }),
+            NextChunk::Nothing => Ok(Polled { epoch, busy: !self.held.is_empty() }),
         }
     }
 
-    fn bind(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<Option<Binding>> {
+    fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<Option<EpochInput>> {
         intake.begin(epoch);
         intake.all_found();
-        let clear = self.clear(epoch);
+        let clear = self.holds_none_of(epoch);
         if !self.owner {
-            let mark = WorkerMark::without_partitions();
-            return Ok(clear.then(|| Binding { bounds: Vec::new(), mark }));
+            let mark = WorkerWatermark::without_partitions();
+            return Ok(clear.then(|| EpochInput { partitions: Vec::new(), watermark: mark }));
         }
-        let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
-        let Share { next, watermark, until, ended, idle, check, found_at, changed } = share;
+        let Some(share) = self.shared.close_epoch(epoch, clear)? else { return Ok(None) };
+        let FileEpochEnd { next: next_offset, watermark, until: end_offset, ended, idle, check, start_offset, changed } =
+            share;
         let active = !ended && !idle;
         let (least, greatest) = (active.then_some(watermark), (!active).then_some(watermark));
         let source = intake.name().to_owned();
         let partition = PARTITION;
         let values = None;
-        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
-        let bounds = if changed { vec![bound] } else { Vec::new() };
+        let bound = PartitionProgress {
+            source,
+            partition,
+            start_offset,
+            next_offset,
+            watermark,
+            idle,
+            end_offset,
+            ended,
+            check,
+            values,
+        };
+        let partitions = if changed { vec![bound] } else { Vec::new() };
         // A file that wakes needs no activation watermark: in a stream with one partition it is never above the
         // partition's own.
-        Ok(Some(Binding { bounds, mark: WorkerMark { least, greatest, ended, woken: Vec::new() } }))
+        Ok(Some(EpochInput {
+            partitions,
+            watermark: WorkerWatermark { least, greatest, ended, activated: Vec::new() },
+        }))
     }
 
-    fn deliver(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
-        self.give(intake)
+    fn deliver(&mut self, intake: &mut PartitionTracker<T>) -> Result<Option<Epoch>> {
+        self.pass_on(intake)
     }
 
-    fn partitions(&self, intake: &Intake<T>) -> Vec<PartitionStatus> {
+    fn partitions(&self, intake: &PartitionTracker<T>) -> Vec<PartitionStatus> {
         if !self.owner {
             return Vec::new();
         }
-        let Progress { next, end, watermark, ended, idle, partial } = self.shared.progress();
+        let FileProgress { next, end, watermark, ended, idle, partial } = self.shared.progress();
         let note = partial.map(|at| format!("the record at offset {at} has no end yet"));
         vec![PartitionStatus {
             source: intake.name().to_owned(),
@@ -323,24 +338,24 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         }]
     }
 
-    fn exhausted(&self, _intake: &Intake<T>) -> bool {
+    fn exhausted(&self, _intake: &PartitionTracker<T>) -> bool {
         self.held.is_empty() && self.shared.exhausted()
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<T>) -> Result<bool> {
         intake.begin(epoch);
         intake.all_found();
         let Some(bound) = bounds.iter().find(|bound| bound.partition == PARTITION) else {
-            self.shared.pass_again(epoch);
+            self.shared.skip_replay(epoch);
             return Ok(true);
         };
-        self.give(intake)?;
-        if self.held.len() >= AHEAD {
+        self.pass_on(intake)?;
+        if self.held.len() >= MAX_HELD_CHUNKS {
             return Ok(false);
         }
-        if let Dealt::Chunk(chunk) = self.shared.deal_again::<T>(epoch, bound)? {
+        if let NextChunk::Chunk(chunk) = self.shared.deal_replay::<T>(epoch, bound)? {
             self.take(chunk, intake)?;
-            self.give(intake)?;
+            self.pass_on(intake)?;
             return Ok(false);
         }
         Ok(self.held.is_empty())

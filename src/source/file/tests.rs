@@ -1,9 +1,9 @@
 //! Workers that read a file in parallel, in any interleaving, read what one thread with a naive reader reads.
 //!
-//! A [`Case`] is a file's bytes and what a naive reader finds in them. It is read by simulated workers in random turns,
-//! and by threads; then another number of workers replays the committed epochs of that reading. Blocks of a few bytes
-//! make many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name the
-//! seed, which repeats the run.
+//! A [`FileCase`] is a file's bytes and what a naive reader finds in them. It is read by simulated workers in random
+//! turns, and by threads; then another number of workers replays the committed epochs of that reading. Blocks of a few
+//! bytes make many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name
+//! the seed, which repeats the run.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -13,17 +13,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::*;
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::metrics::SourceMetrics;
 use crate::record::Event;
 use crate::source::csv::Csv;
 use crate::source::ndjson::Ndjson;
-use crate::source::{Binding, Intake, Options, Rejected, Resumed, StreamView};
+use crate::source::{EpochInput, Options, PartitionTracker, Rejected, RestoredPartition, WatermarkView};
 use crate::time::watermark::PartitionClock;
 use crate::time::{Epoch, EventTime};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-struct Row {
+struct TestRow {
     id: u64,
     account: String,
     note: Option<String>,
@@ -31,35 +31,35 @@ struct Row {
 }
 
 /// Records that a naive reader finds: the range of each, and what it decodes to.
-type Naive = Vec<(Range<usize>, Option<Row>)>;
+type Naive = Vec<(Range<usize>, Option<TestRow>)>;
 
 const DISORDER: Duration = Duration::from_millis(40);
 
 /// Result of reading a record: its time and data if it was accepted, its line if it was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Outcome {
+struct RecordResult {
     offset: u64,
     mark: EventTime,
-    accepted: Option<(EventTime, Row)>,
+    accepted: Option<(EventTime, TestRow)>,
     line: u64,
     rejected: Vec<u8>,
 }
 
-struct Case {
+struct FileCase {
     seed: u64,
     options: Options,
     file: tempfile::NamedTempFile,
-    expected: Vec<Outcome>,
+    expected: Vec<RecordResult>,
     /// Length of the file in bytes.
     length: u64,
 }
 
-impl Case {
-    fn new(seed: u64, bytes: &[u8], naive: Naive) -> Case {
-        Case::with(seed, bytes, naive, until_end())
+impl FileCase {
+    fn new(seed: u64, bytes: &[u8], naive: Naive) -> FileCase {
+        FileCase::with(seed, bytes, naive, until_end())
     }
 
-    fn with(seed: u64, bytes: &[u8], naive: Naive, options: Options) -> Case {
+    fn with(seed: u64, bytes: &[u8], naive: Naive, options: Options) -> FileCase {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         let mut clock = PartitionClock::new(EventTime::MIN, DISORDER.into());
@@ -85,20 +85,20 @@ impl Case {
                 Some(row) => {
                     let time = EventTime::from_millis(row.at_ms);
                     clock.observe(time);
-                    Outcome { offset, mark, accepted: Some((time, row)), line: 0, rejected: Vec::new() }
+                    RecordResult { offset, mark, accepted: Some((time, row)), line: 0, rejected: Vec::new() }
                 }
                 None if too_long => {
                     let kept = place.start..place.start + length.min(options.max_record).min(1024) as usize;
-                    Outcome { offset, mark, accepted: None, line, rejected: bytes[kept].to_vec() }
+                    RecordResult { offset, mark, accepted: None, line, rejected: bytes[kept].to_vec() }
                 }
-                None => Outcome { offset, mark, accepted: None, line, rejected: bytes[place].to_vec() },
+                None => RecordResult { offset, mark, accepted: None, line, rejected: bytes[place].to_vec() },
             }
         });
         let expected = expected.collect();
-        Case { seed, file, expected, length: bytes.len() as u64, options }
+        FileCase { seed, file, expected, length: bytes.len() as u64, options }
     }
 
-    fn input<F: Format>(&self, block: usize) -> Input<F, Row> {
+    fn input<F: RecordFormat>(&self, block: usize) -> FileSource<F, TestRow> {
         let mut input = input(self.file.path(), block);
         input.sizes.slow = (!self.seed.is_multiple_of(3)).then_some(self.seed);
         input
@@ -115,15 +115,15 @@ impl Case {
     }
 
     /// Checks the result of a run against the naive reader's, and that each epoch took the records of its range.
-    fn check(&self, run: &Run, what: &str) {
+    fn check(&self, run: &ReadResult, what: &str) {
         let at = format!("seed {}, {what}", self.seed);
-        let mut all: Vec<Outcome> = Vec::new();
+        let mut all: Vec<RecordResult> = Vec::new();
         let mut position = 0;
         for (epoch, outcomes) in &run.epochs {
             let mut outcomes = outcomes.clone();
             outcomes.sort_by_key(|outcome| outcome.offset);
             let from = position;
-            position = run.bounds.get(epoch).map_or(position, |bound| bound.next);
+            position = run.bounds.get(epoch).map_or(position, |bound| bound.next_offset);
             assert!(outcomes.iter().all(|o| o.offset >= from && o.offset < position), "{at}: epoch {epoch}");
             all.extend(outcomes);
         }
@@ -133,70 +133,92 @@ impl Case {
         }
         let mut before = 0;
         for bound in run.bounds.values() {
-            assert_eq!(bound.watermark, self.watermark_at(bound.next), "{at}: watermark at {}", bound.next);
-            assert!(bound.next >= before, "{at}");
-            assert_eq!(bound.found_at, (before == 0 && Some(bound) == run.bounds.values().next()).then_some(0), "{at}");
-            before = bound.next;
+            assert_eq!(
+                bound.watermark,
+                self.watermark_at(bound.next_offset),
+                "{at}: watermark at {}",
+                bound.next_offset
+            );
+            assert!(bound.next_offset >= before, "{at}");
+            assert_eq!(
+                bound.start_offset,
+                (before == 0 && Some(bound) == run.bounds.values().next()).then_some(0),
+                "{at}"
+            );
+            before = bound.next_offset;
         }
         let last = run.bounds.values().last().unwrap();
-        assert_eq!((last.next, last.until, last.ended), (self.length, Some(self.length), true), "{at}");
+        assert_eq!((last.next_offset, last.end_offset, last.ended), (self.length, Some(self.length), true), "{at}");
     }
 }
 
-fn input<F: Format>(path: &Path, block: usize) -> Input<F, Row> {
-    let mut input = Input::new(path).event_time(|row: &Row| row.at_ms).out_of_order(DISORDER);
-    input.sizes = Sizes { block, longest: 16 << 20, slow: None };
+fn input<F: RecordFormat>(path: &Path, block: usize) -> FileSource<F, TestRow> {
+    let mut input = FileSource::new(path).event_time(|row: &TestRow| row.at_ms).out_of_order(DISORDER);
+    input.sizes = FileLimits { block, longest: 16 << 20, slow: None };
     input
 }
 
 /// Result of a run: records by epoch, and committed progress by epoch.
 #[derive(Default)]
-struct Run {
-    epochs: BTreeMap<u64, Vec<Outcome>>,
-    bounds: BTreeMap<u64, Bound>,
+struct ReadResult {
+    epochs: BTreeMap<u64, Vec<RecordResult>>,
+    bounds: BTreeMap<u64, PartitionProgress>,
 }
 
 /// A simulated worker.
-struct Worker {
-    reader: Box<dyn Reader<Row>>,
-    intake: Intake<Row>,
+struct SimulatedWorker {
+    reader: Box<dyn Reader<TestRow>>,
+    intake: PartitionTracker<TestRow>,
     epoch: Epoch,
     to_bind: VecDeque<Epoch>,
     bound: Option<Epoch>,
     ended: bool,
     /// Position to resume from before anything else; other workers may be ahead by then.
-    resume: Option<(Epoch, Resumed)>,
-    journal: VecDeque<(Epoch, Vec<Bound>)>,
+    resume: Option<(Epoch, RestoredPartition)>,
+    journal: VecDeque<(Epoch, Vec<PartitionProgress>)>,
 }
 
-impl Worker {
-    fn new<F: Format>(input: &Input<F, Row>, worker: usize, workers: usize, options: &Options, first: Epoch) -> Self {
-        let place = Place { worker, workers, threads: workers, job: String::from("test"), options: options.clone() };
-        let intake =
-            Intake::new("s", 3, input, options, Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
+impl SimulatedWorker {
+    fn new<F: RecordFormat>(
+        input: &FileSource<F, TestRow>,
+        worker: usize,
+        workers: usize,
+        options: &Options,
+        first: Epoch,
+    ) -> Self {
+        let place =
+            WorkerContext { worker, workers, threads: workers, job: String::from("test"), options: options.clone() };
+        let intake = PartitionTracker::new(
+            "s",
+            3,
+            input,
+            options,
+            Rc::new(WatermarkView::default()),
+            Arc::new(SourceMetrics::default()),
+        );
         let (to_bind, journal) = (VecDeque::new(), VecDeque::new());
         let reader = input.open(&place).unwrap();
-        Worker { reader, intake, epoch: first, to_bind, bound: None, ended: false, resume: None, journal }
+        SimulatedWorker { reader, intake, epoch: first, to_bind, bound: None, ended: false, resume: None, journal }
     }
 
-    fn take(&mut self, epoch: Epoch, run: &mut Run) {
-        let (_bytes, events, rejects) = self.intake.hand_over();
+    fn take(&mut self, epoch: Epoch, run: &mut ReadResult) {
+        let (_bytes, events, rejects) = self.intake.finish_poll();
         assert!(self.bound < Some(epoch) || events.is_empty() && rejects.is_empty(), "records after their epoch");
         let outcomes = run.epochs.entry(epoch.0).or_default();
-        outcomes.extend(events.drain(..).map(|Event { time, mark, origin, data }| {
+        outcomes.extend(events.drain(..).map(|Event { time, watermark, origin, data }| {
             assert_eq!((origin.source, origin.partition), (3, 0));
             let accepted = Some((time, data));
-            Outcome { offset: origin.offset, mark, accepted, line: 0, rejected: Vec::new() }
+            RecordResult { offset: origin.offset, mark: watermark, accepted, line: 0, rejected: Vec::new() }
         }));
-        outcomes.extend(rejects.drain(..).map(|Event { mark, origin, data, .. }| {
+        outcomes.extend(rejects.drain(..).map(|Event { watermark, origin, data, .. }| {
             let Rejected { line, record, encoding, reason, .. } = data;
             assert!(!reason.is_empty());
             let rejected = if encoding == "hex" { from_hex(&record) } else { record.into_bytes() };
-            Outcome { offset: origin.offset, mark, accepted: None, line, rejected }
+            RecordResult { offset: origin.offset, mark: watermark, accepted: None, line, rejected }
         }));
     }
 
-    fn poll(&mut self, budget: usize, run: &mut Run) -> bool {
+    fn poll(&mut self, budget: usize, run: &mut ReadResult) -> bool {
         if let Some((epoch, place)) = self.resume.take() {
             self.reader.resume(epoch, &[place], &mut self.intake).unwrap();
         }
@@ -222,18 +244,21 @@ impl Worker {
         }
     }
 
-    fn bind(&mut self, run: &mut Run) {
+    fn bind(&mut self, run: &mut ReadResult) {
         let Some(epoch) = self.to_bind.front().copied() else { return };
-        let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake).unwrap() else { return };
+        let Some(EpochInput { partitions, watermark }) = self.reader.close_epoch(epoch, &mut self.intake).unwrap()
+        else {
+            return;
+        };
         self.to_bind.pop_front();
         self.bound = Some(epoch);
-        assert!(mark.woken.is_empty() && bounds.len() <= 1);
-        for bound in bounds {
+        assert!(watermark.activated.is_empty() && partitions.len() <= 1);
+        for bound in partitions {
             assert!((bound.source.as_str(), bound.partition, bound.idle) == ("s", 0, false));
-            assert_eq!(mark.least, (!bound.ended).then_some(bound.watermark));
+            assert_eq!(watermark.least, (!bound.ended).then_some(bound.watermark));
             run.bounds.insert(epoch.0, bound);
         }
-        self.ended = mark.ended;
+        self.ended = watermark.ended;
     }
 }
 
@@ -246,8 +271,8 @@ fn until_end() -> Options {
 }
 
 /// Lets the workers take random turns until the file has ended and all of it is committed.
-fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
-    let (mut rng, mut run, mut now) = (fastrand::Rng::with_seed(seed), Run::default(), first);
+fn in_turns(workers: &mut [SimulatedWorker], seed: u64, first: Epoch) -> ReadResult {
+    let (mut rng, mut run, mut now) = (fastrand::Rng::with_seed(seed), ReadResult::default(), first);
     let (advances, mut end) = (rng.usize(2..40), None);
     for turn in 0.. {
         assert!(turn < 2_000_000, "seed {seed}: it does not end");
@@ -274,12 +299,12 @@ fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
 }
 
 /// Runs each worker on a thread of its own.
-fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Run {
+fn on_threads<F: RecordFormat>(input: &FileSource<F, TestRow>, count: usize, case: &FileCase) -> ReadResult {
     let seed = case.seed;
     let (now, last, done) = (AtomicU64::new(2), AtomicU64::new(u64::MAX), AtomicBool::new(false));
     let work = |at: usize| {
-        let (mut run, mut rng) = (Run::default(), fastrand::Rng::with_seed(seed + at as u64));
-        let mut worker = Worker::new(input, at, count, &case.options, Epoch(2));
+        let (mut run, mut rng) = (ReadResult::default(), fastrand::Rng::with_seed(seed + at as u64));
+        let mut worker = SimulatedWorker::new(input, at, count, &case.options, Epoch(2));
         while worker.bound.is_none_or(|bound| bound.0 < last.load(Ordering::SeqCst)) {
             if at == 0 && rng.u8(0..30) == 0 {
                 now.fetch_add(2, Ordering::SeqCst);
@@ -297,7 +322,7 @@ fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Ru
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..count).map(|at| scope.spawn(move || work(at))).collect();
-        let mut all = Run::default();
+        let mut all = ReadResult::default();
         for run in threads.into_iter().map(|thread| thread.join().unwrap()) {
             all.bounds.extend(run.bounds);
             for (epoch, outcomes) in run.epochs {
@@ -309,13 +334,13 @@ fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Ru
 }
 
 /// Reads a case in every way, and compares the results.
-fn check<F: Format>(case: &Case) {
+fn check<F: RecordFormat>(case: &FileCase) {
     let mut rng = fastrand::Rng::with_seed(case.seed);
     let input = case.input::<F>(rng.usize(1..200));
-    let mut recorded = Run::default();
+    let mut recorded = ReadResult::default();
     for count in [1, 2, 4] {
         let mut workers: Vec<_> =
-            (0..count).map(|at| Worker::new(&input, at, count, &case.options, Epoch(2))).collect();
+            (0..count).map(|at| SimulatedWorker::new(&input, at, count, &case.options, Epoch(2))).collect();
         recorded = in_turns(&mut workers, case.seed, Epoch(2));
         case.check(&recorded, &format!("{count} workers in turns"));
     }
@@ -331,7 +356,7 @@ fn check<F: Format>(case: &Case) {
 /// Runs incarnations one after the other, each on another number of workers. Each one resumes from a random snapshot of
 /// what was read before it, replays some epochs of the journal after it, and reads on. None of them reads what is
 /// appended after the end was fixed.
-fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
+fn go_on<F: RecordFormat>(case: &FileCase, mut recorded: ReadResult, rng: &mut fastrand::Rng) {
     for (life, count) in [1, 2, 4, 1].into_iter().enumerate() {
         let bounds: Vec<_> = recorded.bounds.iter().map(|(epoch, bound)| (Epoch(*epoch), bound.clone())).collect();
         let taken = rng.usize(life.min(1)..=bounds.len());
@@ -341,12 +366,13 @@ fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
             file.write_all(b"\nmore, which is for another run\n").unwrap();
         }
         let (input, first) = (case.input::<F>(rng.usize(1..200)), Epoch(bounds.last().unwrap().0.0 + 2));
-        let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &case.options, first)).collect();
+        let mut workers: Vec<_> =
+            (0..count).map(|at| SimulatedWorker::new(&input, at, count, &case.options, first)).collect();
         let snapshot = bounds[..taken].last();
         for worker in &mut workers {
             if let Some((epoch, bound)) = snapshot {
-                let bound = Bound { found_at: None, ..bound.clone() };
-                worker.resume = Some((*epoch, Resumed { bound, floor: EventTime::MIN }));
+                let progress = PartitionProgress { start_offset: None, ..bound.clone() };
+                worker.resume = Some((*epoch, RestoredPartition { progress, activation_watermark: EventTime::MIN }));
             }
             worker.journal =
                 bounds[taken..repeated].iter().map(|(epoch, bound)| (*epoch, vec![bound.clone()])).collect();
@@ -367,12 +393,13 @@ fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
 }
 
 /// Replays some of the recorded epochs on another number of workers, and reads on.
-fn repeat<F: Format>(case: &Case, recorded: &Run, count: usize, frames: usize) {
+fn repeat<F: RecordFormat>(case: &FileCase, recorded: &ReadResult, count: usize, frames: usize) {
     let input = case.input::<F>(1 + case.seed as usize % 70);
     let journal: VecDeque<_> =
         recorded.bounds.iter().take(frames).map(|(epoch, bound)| (Epoch(*epoch), vec![bound.clone()])).collect();
     let first = Epoch(recorded.bounds.keys().last().unwrap() + 2);
-    let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &case.options, first)).collect();
+    let mut workers: Vec<_> =
+        (0..count).map(|at| SimulatedWorker::new(&input, at, count, &case.options, first)).collect();
     for worker in &mut workers {
         worker.journal = journal.clone();
     }
@@ -381,7 +408,7 @@ fn repeat<F: Format>(case: &Case, recorded: &Run, count: usize, frames: usize) {
     case.check(&run, &what);
     for (epoch, bound) in recorded.bounds.iter().take(frames) {
         assert_eq!(run.bounds.get(epoch), Some(bound), "seed {}, {what}", case.seed);
-        let sorted = |run: &Run| {
+        let sorted = |run: &ReadResult| {
             let mut outcomes = run.epochs.get(epoch).cloned().unwrap_or_default();
             outcomes.sort_by_key(|outcome| outcome.offset);
             outcomes
@@ -560,7 +587,7 @@ fn random_ndjson(rng: &mut fastrand::Rng) -> Vec<u8> {
 fn workers_together_read_what_one_reads_csv() {
     for seed in 0..250 {
         let bytes = random_csv(&mut fastrand::Rng::with_seed(seed));
-        check::<Csv>(&Case::with(seed, &bytes, naive_csv(&bytes), options_of(seed)));
+        check::<Csv>(&FileCase::with(seed, &bytes, naive_csv(&bytes), options_of(seed)));
     }
 }
 
@@ -568,7 +595,7 @@ fn workers_together_read_what_one_reads_csv() {
 fn workers_together_read_what_one_reads_ndjson() {
     for seed in 0..250 {
         let bytes = random_ndjson(&mut fastrand::Rng::with_seed(seed));
-        check::<Ndjson>(&Case::with(seed, &bytes, naive_ndjson(&bytes), options_of(seed)));
+        check::<Ndjson>(&FileCase::with(seed, &bytes, naive_ndjson(&bytes), options_of(seed)));
     }
 }
 
@@ -577,37 +604,40 @@ fn records_of_many_blocks_are_read() {
     let long = "line\n\"\"".repeat(10 << 17);
     let mut csv = format!("id,account,at_ms,note\n1,a,1,\n2,\"{long}\",2,\n3,c,3,\n").into_bytes();
     csv.extend_from_slice(b"4,d,x,\n");
-    check_quickly::<Csv>(&Case::new(1, &csv, naive_csv(&csv)));
+    check_quickly::<Csv>(&FileCase::new(1, &csv, naive_csv(&csv)));
     let long = "x".repeat(10 << 20);
     let json = [("1", "a"), ("2", &long), ("x", &long), ("4", "d")];
     let json = json.map(|(id, account)| format!("{{\"id\":{id},\"account\":\"{account}\",\"at_ms\":{id}}}\n")).concat();
-    check_quickly::<Ndjson>(&Case::new(2, json.as_bytes(), naive_ndjson(json.as_bytes())));
+    check_quickly::<Ndjson>(&FileCase::new(2, json.as_bytes(), naive_ndjson(json.as_bytes())));
 }
 
-fn check_quickly<F: Format>(case: &Case) {
+fn check_quickly<F: RecordFormat>(case: &FileCase) {
     for (block, count) in [(128 << 10, 2), (1000, 1)] {
         let input = case.input::<F>(block);
         let mut workers: Vec<_> =
-            (0..count).map(|at| Worker::new(&input, at, count, &case.options, Epoch(2))).collect();
+            (0..count).map(|at| SimulatedWorker::new(&input, at, count, &case.options, Epoch(2))).collect();
         case.check(&in_turns(&mut workers, case.seed, Epoch(2)), &format!("{count} workers"));
     }
 }
 
 /// A single worker of an input, driven by hand.
-struct Alone {
-    worker: Worker,
-    run: Run,
+struct SingleWorker {
+    worker: SimulatedWorker,
+    run: ReadResult,
 }
 
-impl Alone {
-    fn resume(&mut self, bound: &Bound) -> Result<()> {
-        let places = [Resumed { bound: bound.clone(), floor: EventTime::MIN }];
+impl SingleWorker {
+    fn resume(&mut self, bound: &PartitionProgress) -> Result<()> {
+        let places = [RestoredPartition { progress: bound.clone(), activation_watermark: EventTime::MIN }];
         self.worker.epoch = Epoch(4);
         self.worker.reader.resume(Epoch(2), &places, &mut self.worker.intake)
     }
 
-    fn new(path: &Path, options: &Options) -> Alone {
-        Alone { worker: Worker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)), run: Run::default() }
+    fn new(path: &Path, options: &Options) -> SingleWorker {
+        SingleWorker {
+            worker: SimulatedWorker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)),
+            run: ReadResult::default(),
+        }
     }
 
     /// Returns the ids that are read within about `millis` milliseconds.
@@ -654,7 +684,7 @@ fn file_of(text: &str) -> tempfile::NamedTempFile {
 #[test]
 fn a_file_that_grows_is_followed_by_whole_lines() {
     let mut file = file_of(&line(1));
-    let mut alone = Alone::new(file.path(), &Options::default());
+    let mut alone = SingleWorker::new(file.path(), &Options::default());
     assert_eq!(alone.ids(1), [1]);
     let (two, rest) = (line(2), line(2).split_off(5));
     file.write_all(&two.as_bytes()[..5]).unwrap();
@@ -665,7 +695,7 @@ fn a_file_that_grows_is_followed_by_whole_lines() {
     alone.worker.turn_to(Epoch(4));
     alone.worker.bind(&mut alone.run);
     let bound = &alone.run.bounds[&2];
-    assert_eq!((bound.next, bound.until, bound.ended), (3 * line(1).len() as u64, None, false));
+    assert_eq!((bound.next_offset, bound.end_offset, bound.ended), (3 * line(1).len() as u64, None, false));
     file.as_file().set_len(10).unwrap();
     assert!(alone.error().starts_with("the file ends before what was already read of it"));
 }
@@ -673,8 +703,8 @@ fn a_file_that_grows_is_followed_by_whole_lines() {
 #[test]
 fn a_followed_csv_file_may_begin_empty() {
     let mut file = file_of("");
-    let mut worker = Worker::new(&input::<Csv>(file.path(), 100), 0, 1, &Options::default(), Epoch(2));
-    let mut run = Run::default();
+    let mut worker = SimulatedWorker::new(&input::<Csv>(file.path(), 100), 0, 1, &Options::default(), Epoch(2));
+    let mut run = ReadResult::default();
     assert!(!worker.poll(10, &mut run));
     for text in ["id,account,", "note,at_ms\n1,a,,1", "\n2,b,,2"] {
         file.write_all(text.as_bytes()).unwrap();
@@ -688,15 +718,15 @@ fn a_followed_csv_file_may_begin_empty() {
 #[test]
 fn an_empty_file_ends_at_once() {
     for text in ["", "id,account,note,at_ms", "id,account,note,at_ms\r\n", "\n\n"] {
-        check_quickly::<Csv>(&Case::new(3, text.as_bytes(), Vec::new()));
+        check_quickly::<Csv>(&FileCase::new(3, text.as_bytes(), Vec::new()));
     }
-    check_quickly::<Ndjson>(&Case::new(4, b"", Vec::new()));
+    check_quickly::<Ndjson>(&FileCase::new(4, b"", Vec::new()));
 }
 
 #[test]
 fn what_cannot_be_opened_is_named() {
     let open = |path: &str| {
-        let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+        let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
         input::<Csv>(Path::new(path), 100).open(&place).err().unwrap().to_string()
     };
     assert!(open("/nowhere/a.csv").starts_with("cannot open the input (/nowhere/a.csv): "));
@@ -710,7 +740,7 @@ fn what_cannot_be_opened_is_named() {
 fn a_record_that_is_too_long_is_rejected_when_it_ends_and_reading_goes_on() {
     let mut file = file_of(&line(1));
     let options = Options { max_record: 2_000, ..Options::default() };
-    let mut alone = Alone::new(file.path(), &options);
+    let mut alone = SingleWorker::new(file.path(), &options);
     assert_eq!(alone.ids(1), [1]);
     for _ in 0..5 {
         file.write_all(&[b'x'; 1_000]).unwrap();
@@ -729,7 +759,7 @@ fn a_followed_file_that_is_moved_is_read_to_its_end_and_then_the_job_fails() {
     let (path, moved) = (folder.path().join("in"), folder.path().join("in.1"));
     for again in [true, false] {
         std::fs::write(&path, line(1)).unwrap();
-        let mut alone = Alone::new(&path, &Options::default());
+        let mut alone = SingleWorker::new(&path, &Options::default());
         assert_eq!(alone.ids(1), [1]);
         // An editor may move a file and put the same one back: that is no other file.
         std::fs::rename(&path, &moved).unwrap();
@@ -754,8 +784,8 @@ fn a_followed_file_that_is_moved_is_read_to_its_end_and_then_the_job_fails() {
 #[test]
 fn a_followed_file_says_where_it_is() {
     let mut file = file_of(&(line(90) + "{\"id\""));
-    let mut alone = Alone::new(file.path(), &Options::default());
-    let status = |alone: &Alone| alone.worker.reader.partitions(&alone.worker.intake).pop().unwrap();
+    let mut alone = SingleWorker::new(file.path(), &Options::default());
+    let status = |alone: &SingleWorker| alone.worker.reader.partitions(&alone.worker.intake).pop().unwrap();
     assert_eq!(status(&alone).watermark, EventTime::MIN);
     assert_eq!(alone.ids(30), [90]);
     let (one, now) = (line(90).len() as u64, status(&alone));
@@ -777,7 +807,7 @@ fn files_of_other_kinds_are_told_as_such() {
     ] {
         let mut file = file_of("");
         file.write_all(bytes).unwrap();
-        let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+        let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
         let opened = input::<Csv>(file.path(), 100).open(&place);
         let error = opened.err().unwrap().to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
@@ -788,20 +818,20 @@ fn files_of_other_kinds_are_told_as_such() {
 #[test]
 fn a_reject_can_end_the_job() {
     let file = file_of(&(line(1) + "\n{}\n"));
-    let error = Alone::new(file.path(), &Options { fail_on_reject: true, ..until_end() }).error();
+    let error = SingleWorker::new(file.path(), &Options { fail_on_reject: true, ..until_end() }).error();
     assert!(error.contains("line 3): missing field `id`"), "{error}");
 }
 
-fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
+fn bound(start_offset: Option<u64>, next_offset: u64, watermark: i64) -> PartitionProgress {
     let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
-    Bound {
+    PartitionProgress {
         source,
         partition: 0,
-        found_at,
-        next,
+        start_offset,
+        next_offset,
         watermark,
         idle: false,
-        until: None,
+        end_offset: None,
         ended: false,
         check: None,
         values: None,
@@ -811,8 +841,8 @@ fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
 #[test]
 fn a_journal_of_another_file_is_refused() {
     let file = file_of(&(line(1) + &line(2)));
-    let replay = |bound: Bound| {
-        let mut alone = Alone::new(file.path(), &until_end());
+    let replay = |bound: PartitionProgress| {
+        let mut alone = SingleWorker::new(file.path(), &until_end());
         for _ in 0..10 {
             if let Err(error) =
                 alone.worker.reader.replay(Epoch(2), std::slice::from_ref(&bound), &mut alone.worker.intake)
@@ -833,7 +863,7 @@ fn a_journal_of_another_file_is_refused() {
 #[test]
 fn reading_goes_on_behind_what_a_snapshot_holds() {
     let file = file_of(&(line(90) + &line(10) + &line(20) + "x\n"));
-    let mut alone = Alone::new(file.path(), &until_end());
+    let mut alone = SingleWorker::new(file.path(), &until_end());
     let at = line(90).len() as u64;
     alone.resume(&bound(None, at, 50)).unwrap();
     assert_eq!(alone.ids(1), [10, 20, 0]);
@@ -842,13 +872,13 @@ fn reading_goes_on_behind_what_a_snapshot_holds() {
 }
 
 /// Returns a file of two lines that one worker has read to the end, and the progress that it committed.
-fn ended() -> (tempfile::NamedTempFile, Bound) {
+fn ended() -> (tempfile::NamedTempFile, PartitionProgress) {
     let file = file_of(&(line(1) + &line(2)));
-    let mut alone = Alone::new(file.path(), &until_end());
+    let mut alone = SingleWorker::new(file.path(), &until_end());
     assert_eq!(alone.ids(1), [1, 2]);
     alone.worker.turn_to(Epoch(4));
     alone.worker.bind(&mut alone.run);
-    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
+    let bound = PartitionProgress { start_offset: None, ..alone.run.bounds[&2].clone() };
     assert!(bound.ended && bound.check.is_some());
     (file, bound)
 }
@@ -857,7 +887,7 @@ fn ended() -> (tempfile::NamedTempFile, Bound) {
 fn a_state_that_has_ended_ends_at_once() {
     let (mut file, bound) = ended();
     file.write_all(line(3).as_bytes()).unwrap();
-    let mut alone = Alone::new(file.path(), &until_end());
+    let mut alone = SingleWorker::new(file.path(), &until_end());
     alone.resume(&bound).unwrap();
     assert!(alone.worker.reader.exhausted(&alone.worker.intake));
     assert!(!alone.worker.poll(10, &mut alone.run));
@@ -869,13 +899,13 @@ fn a_state_that_has_ended_ends_at_once() {
 #[test]
 fn a_file_that_was_changed_under_a_state_is_refused() {
     let (file, bound) = ended();
-    let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
-    let refusals = |bound: &Bound| {
-        let resumed = Alone::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
-        let mut alone = Alone::new(file.path(), &until_end());
-        let journalled = Bound { found_at: Some(0), ..bound.clone() };
+    let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+    let refusals = |bound: &PartitionProgress| {
+        let resumed = SingleWorker::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
+        let mut alone = SingleWorker::new(file.path(), &until_end());
+        let journalled = PartitionProgress { start_offset: Some(0), ..bound.clone() };
         let repeated = alone.worker.reader.replay(Epoch(2), &[journalled], &mut alone.worker.intake);
-        let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(bound));
+        let grown = input::<Ndjson>(file.path(), 100).has_new_data(&place, std::slice::from_ref(bound));
         [resumed, repeated.map(drop).map_err(|e| e.to_string()), grown.map(drop).map_err(|e| e.to_string())]
     };
     assert_eq!(refusals(&bound), [Ok(()), Ok(()), Ok(())]);
@@ -883,7 +913,7 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
     for (text, why) in [
         (line(1) + &line(7), format!("the file was changed since the state was written ({name}, before offset ")),
         (line(7) + &line(2) + &line(3), format!("the file was changed since the state was written ({name}, ")),
-        (line(1), format!("the state names records that are not there ({name}, offset {}): ", bound.next)),
+        (line(1), format!("the state names records that are not there ({name}, offset {}): ", bound.next_offset)),
         (String::new(), format!("the state names records that are not there ({name}, ")),
     ] {
         std::fs::write(file.path(), &text).unwrap();
@@ -894,38 +924,38 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
     }
     // Records that the state was still to read are missed as well.
     std::fs::write(file.path(), line(1)).unwrap();
-    let half = Bound { next: line(1).len() as u64, check: None, ended: false, ..bound };
-    let error = Alone::new(file.path(), &until_end()).resume(&half).unwrap_err().to_string();
+    let half = PartitionProgress { next_offset: line(1).len() as u64, check: None, ended: false, ..bound };
+    let error = SingleWorker::new(file.path(), &until_end()).resume(&half).unwrap_err().to_string();
     assert!(error.contains("records that are not there"), "{error}");
 }
 
 #[test]
 fn whether_a_file_has_grown_since_its_state_ended_is_told() {
     let (mut file, bound) = ended();
-    let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
-    let grown = |bounds: &[Bound]| input::<Ndjson>(file.path(), 100).grown_since(&place, bounds).unwrap();
+    let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+    let grown = |bounds: &[PartitionProgress]| input::<Ndjson>(file.path(), 100).has_new_data(&place, bounds).unwrap();
     assert_eq!(grown(std::slice::from_ref(&bound)), None);
     assert_eq!(grown(&[]).unwrap(), "it was never read");
     file.write_all(b"{}\n").unwrap();
-    let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(&bound)).unwrap();
-    assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next));
+    let grown = input::<Ndjson>(file.path(), 100).has_new_data(&place, std::slice::from_ref(&bound)).unwrap();
+    assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next_offset));
     std::fs::remove_file(file.path()).unwrap();
-    assert!(input::<Ndjson>(file.path(), 100).grown_since(&place, &[bound]).is_err());
+    assert!(input::<Ndjson>(file.path(), 100).has_new_data(&place, &[bound]).is_err());
 }
 
 #[test]
 fn a_followed_file_is_followed_again_and_may_then_be_read_to_its_end() {
     let file = file_of(&(line(90) + &line(10)));
-    let mut alone = Alone::new(file.path(), &Options::default());
+    let mut alone = SingleWorker::new(file.path(), &Options::default());
     assert_eq!(alone.ids(1), [90, 10]);
     alone.worker.turn_to(Epoch(4));
     alone.worker.bind(&mut alone.run);
-    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
-    assert_eq!((bound.until, bound.ended), (None, false));
+    let bound = PartitionProgress { start_offset: None, ..alone.run.bounds[&2].clone() };
+    assert_eq!((bound.end_offset, bound.ended), (None, false));
     for (options, more) in [(Options::default(), vec![20, 0]), (until_end(), vec![20])] {
-        file.as_file().set_len(bound.next).unwrap();
+        file.as_file().set_len(bound.next_offset).unwrap();
         std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(line(20).as_bytes()).unwrap();
-        let mut again = Alone::new(file.path(), &options);
+        let mut again = SingleWorker::new(file.path(), &options);
         again.resume(&bound).unwrap();
         std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"x\n").unwrap();
         assert_eq!(again.next_ids(more.len()), more, "{}", options.until_end);

@@ -9,14 +9,17 @@ use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 
-use super::client::{Target, not_made};
+use super::client::{TopicConfig, client_not_created};
 use crate::error::Result;
 
 /// Creates an admin client with the connection properties of another client.
 ///
 /// # Errors
 /// Fails if the client library refuses the properties.
-pub(crate) fn administrator(target: &Target, config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>> {
+pub(crate) fn administrator(
+    topic_config: &TopicConfig,
+    config: &ClientConfig,
+) -> Result<AdminClient<DefaultClientContext>> {
     let mut admin_config = ClientConfig::new();
     // An admin client takes the connection properties only.
     for (key, value) in config.config_map() {
@@ -25,7 +28,7 @@ pub(crate) fn administrator(target: &Target, config: &ClientConfig) -> Result<Ad
         }
     }
     admin_config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
-    admin_config.create().map_err(|error| not_made(target, &error))
+    admin_config.create().map_err(|error| client_not_created(topic_config, &error))
 }
 
 /// Waker that unparks the thread that waits for a future.

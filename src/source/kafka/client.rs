@@ -18,25 +18,25 @@ use crate::error::{Error, Result};
 use crate::source::TopicAddress;
 
 /// Longest wait for a broker when a source or sink is opened.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for which a topic that is reported missing is asked for again: brokers learn of a new topic with a delay.
-pub(crate) const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const UNKNOWN_TOPIC_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Maximum time for brokers to name their cluster.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A topic, its brokers, and the client properties that the user has set.
 #[derive(Clone, Debug)]
-pub(crate) struct Target {
+pub(crate) struct TopicConfig {
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) properties: BTreeMap<String, String>,
 }
 
-impl Target {
+impl TopicConfig {
     pub(crate) fn new(brokers: &str, topic: &str) -> Self {
-        Target { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: BTreeMap::new() }
+        TopicConfig { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: BTreeMap::new() }
     }
 
     /// Describes the topic and its brokers for people.
@@ -91,35 +91,36 @@ impl Target {
 }
 
 /// Formats an error of the library without its constant's name.
-pub(crate) fn said(error: &KafkaError) -> String {
+pub(crate) fn error_text(error: &KafkaError) -> String {
     let code = match error {
         // The library does not return the code of this variant.
         KafkaError::AdminOp(code) => Some(*code),
         error => error.rdkafka_error_code(),
     };
-    code.map_or_else(|| error.to_string(), in_words)
+    code.map_or_else(|| error.to_string(), code_text)
 }
 
 /// Describes an error code in words.
-pub(crate) fn in_words(code: RDKafkaErrorCode) -> String {
+pub(crate) fn code_text(code: RDKafkaErrorCode) -> String {
     let text = code.to_string();
     let words = text.split_once(" (").and_then(|(_, words)| words.strip_suffix(')'));
     words.map_or_else(|| text.clone(), |words| words.strip_prefix("Local: ").unwrap_or(words).to_owned())
 }
 
 /// Returns the error for a client that could not be created.
-pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
+pub(crate) fn client_not_created(topic_config: &TopicConfig, error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, description, key, value) => {
             let what = format!("the Kafka property {key} cannot be {value}");
             let because = description.trim_end_matches('.').to_owned();
-            Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
+            Error::usage(what).at(topic_config.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
         }
         KafkaError::ClientCreation(why) => {
-            let error = Error::new("cannot create a Kafka client").at(target.describe()).because(without_codes(why));
+            let error =
+                Error::new("cannot create a Kafka client").at(topic_config.describe()).because(without_codes(why));
             error.help("check --kafka-config, and that the files that it names exist")
         }
-        error => Error::new("cannot create a Kafka client").at(target.describe()).because(said(error)),
+        error => Error::new("cannot create a Kafka client").at(topic_config.describe()).because(error_text(error)),
     }
 }
 
@@ -202,11 +203,11 @@ pub(crate) fn is_group_refusal(code: RDKafkaErrorCode) -> bool {
 }
 
 /// Groups that were reported as not usable.
-static TOLD_GROUPS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+static WARNED_GROUPS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Warns, once per group, that the group may not be used.
-pub(crate) fn tell_of_group(group: &str) {
-    if TOLD_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned()) {
+pub(crate) fn warn_unusable_group(group: &str) {
+    if WARNED_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned()) {
         tracing::warn!(
             "the brokers do not let the group {group} be used, so lag monitors do not see how far it has read; results are \
              not affected: grant READ on the group, or name another one: --kafka-config group.id=NAME"
@@ -216,13 +217,13 @@ pub(crate) fn tell_of_group(group: &str) {
 
 /// Last error that the library reported, to explain a request that failed or had no answer.
 #[derive(Debug, Default)]
-pub(crate) struct LastWords {
+pub(crate) struct LastError {
     last: Mutex<Option<(RDKafkaErrorCode, String)>>,
     /// Last reason that contains an address which a broker has advertised.
     of_advertised: Mutex<Option<String>>,
 }
 
-impl LastWords {
+impl LastError {
     pub(crate) fn set(&self, error: &KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
         // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
@@ -256,7 +257,7 @@ impl LastWords {
 
 /// Result of looking a topic up.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Lookup {
+pub(crate) enum TopicLookup {
     /// The topic exists, with these partitions.
     There(Vec<u32>),
     /// The brokers know no such topic; contains similar names that they know.
@@ -264,11 +265,11 @@ pub(crate) enum Lookup {
 }
 
 /// Asks once for the partitions of a topic. `None` if the brokers do not know at the moment.
-pub(crate) fn look<C: ClientContext>(
+pub(crate) fn look_up_topic<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     wait: Duration,
-) -> std::result::Result<Option<Lookup>, KafkaError> {
+) -> std::result::Result<Option<TopicLookup>, KafkaError> {
     let metadata = client.fetch_metadata(Some(topic), wait)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(RDKafkaErrorCode::from) {
@@ -277,9 +278,9 @@ pub(crate) fn look<C: ClientContext>(
             let mut ids: Vec<u32> =
                 found.partitions().iter().filter_map(|partition| u32::try_from(partition.id()).ok()).collect();
             ids.sort_unstable();
-            Ok(Some(Lookup::There(ids)))
+            Ok(Some(TopicLookup::There(ids)))
         }
-        Some(code) if is_unknown(code) => Ok(Some(Lookup::Unknown(Vec::new()))),
+        Some(code) if is_unknown(code) => Ok(Some(TopicLookup::Unknown(Vec::new()))),
         Some(code) if is_transient(code) => Ok(None),
         Some(code) => Err(KafkaError::MetadataFetch(code)),
     }
@@ -292,11 +293,11 @@ pub(crate) fn look<C: ClientContext>(
 /// Fails if no broker is reachable, or if the brokers refuse the request.
 pub(crate) fn find_topic<C: ClientContext>(
     client: &Client<C>,
-    target: &Target,
-    words: &LastWords,
+    topic_config: &TopicConfig,
+    words: &LastError,
     served: impl Fn(),
-) -> Result<Lookup> {
-    find_topic_within(client, target, words, served, UNKNOWN_PATIENCE)
+) -> Result<TopicLookup> {
+    find_topic_within(client, topic_config, words, served, UNKNOWN_TOPIC_TIMEOUT)
 }
 
 /// Finds the partitions of a topic as [`find_topic`] does. A topic that is reported missing is asked for again for
@@ -306,42 +307,46 @@ pub(crate) fn find_topic<C: ClientContext>(
 /// Fails as [`find_topic`] does.
 pub(crate) fn find_topic_within<C: ClientContext>(
     client: &Client<C>,
-    target: &Target,
-    words: &LastWords,
+    topic_config: &TopicConfig,
+    words: &LastError,
     served: impl Fn(),
     unknown_patience: Duration,
-) -> Result<Lookup> {
+) -> Result<TopicLookup> {
     let begun = Instant::now();
     let mut unknown_since = None;
     loop {
-        let left = PATIENCE.saturating_sub(begun.elapsed());
-        let last = match look(client, &target.topic, left.min(Duration::from_secs(2)).max(Duration::from_millis(100))) {
-            Ok(Some(Lookup::Unknown(_))) => {
+        let left = OPEN_TIMEOUT.saturating_sub(begun.elapsed());
+        let last = match look_up_topic(
+            client,
+            &topic_config.topic,
+            left.min(Duration::from_secs(2)).max(Duration::from_millis(100)),
+        ) {
+            Ok(Some(TopicLookup::Unknown(_))) => {
                 if unknown_since.get_or_insert_with(Instant::now).elapsed() >= unknown_patience {
-                    return Ok(Lookup::Unknown(similar_topics(client, &target.topic)));
+                    return Ok(TopicLookup::Unknown(similar_topics(client, &topic_config.topic)));
                 }
                 None
             }
             Ok(Some(there)) => return Ok(there),
             Ok(None) => None,
             Err(error) => match error.rdkafka_error_code() {
-                Some(code) if is_transient(code) => Some(said(&error)),
-                _ => return Err(refused(target, &said(&error))),
+                Some(code) if is_transient(code) => Some(error_text(&error)),
+                _ => return Err(refused(topic_config, &error_text(&error))),
             },
         };
         served();
         if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            return Err(refused(target, &format!("{}: {reason}", in_words(code))));
+            return Err(refused(topic_config, &format!("{}: {reason}", code_text(code))));
         }
-        if begun.elapsed() >= PATIENCE {
-            return Err(not_there(target, words, last));
+        if begun.elapsed() >= OPEN_TIMEOUT {
+            return Err(no_broker(topic_config, words, last));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-fn refused(target: &Target, because: &str) -> Error {
-    Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
+fn refused(topic_config: &TopicConfig, because: &str) -> Error {
+    Error::new("the Kafka brokers refuse").at(topic_config.describe()).because(because).help("check --kafka-config")
 }
 
 /// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if there is no leader, or no answer.
@@ -357,28 +362,28 @@ pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, parti
 /// that was tried, which is often one that the brokers advertise and that only they can reach.
 pub(crate) fn no_leader<C: ClientContext>(
     client: &Client<C>,
-    target: &Target,
+    topic_config: &TopicConfig,
     partition: u32,
-    words: &LastWords,
+    words: &LastError,
 ) -> Error {
     // There is no answer if no broker is reachable at the address that it advertises.
-    let leader = leader_of(client, &target.topic, partition).map(|address| (address, words.reason()));
+    let leader = leader_of(client, &topic_config.topic, partition).map(|address| (address, words.reason()));
     let advertised = || words.reason_of_advertised().map(|(address, reason)| (address, Some(reason)));
     let Some((address, reason)) = leader.or_else(advertised) else {
-        let place = format!("{}, partition {partition}", target.describe());
+        let place = format!("{}, partition {partition}", topic_config.describe());
         return Error::new("no broker leads a partition").at(place).help("check the brokers");
     };
-    unreachable_leader(target, partition, &address, reason)
+    unreachable_leader(topic_config, partition, &address, reason)
 }
 
 /// Returns the error for a partition whose leader cannot be reached at this address.
-fn unreachable_leader(target: &Target, partition: u32, address: &str, reason: Option<String>) -> Error {
-    let place = format!("{}, partition {partition}", target.describe());
+fn unreachable_leader(topic_config: &TopicConfig, partition: u32, address: &str, reason: Option<String>) -> Error {
+    let place = format!("{}, partition {partition}", topic_config.describe());
     let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
     let error = error.because(reason.unwrap_or_else(|| String::from("it does not answer")));
     error.help(format!(
         "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
-        target.brokers
+        topic_config.brokers
     ))
 }
 
@@ -391,33 +396,33 @@ fn advertised_in(reason: &str) -> Option<String> {
     is_number.then(|| address.to_owned())
 }
 
-fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
+fn no_broker(topic_config: &TopicConfig, words: &LastError, last: Option<String>) -> Error {
     let why = words.reason().or(last);
-    let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
-    let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
-    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").passing()
+    let error = Error::new("no Kafka broker is reachable").at(&topic_config.brokers);
+    let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", topic_config.topic)));
+    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").transient()
 }
 
 /// Checks that the leaders of a topic's partitions answer at the addresses that they advertise, which may differ from
 /// the given ones. `served` is called in between to serve the client's events.
 ///
 /// # Errors
-/// Fails if a leader does not answer within [`PATIENCE`], with its address and the cause.
-pub(crate) fn reach<C: ClientContext>(
+/// Fails if a leader does not answer within [`OPEN_TIMEOUT`], with its address and the cause.
+pub(crate) fn check_leaders<C: ClientContext>(
     client: &Client<C>,
-    target: &Target,
-    words: &LastWords,
+    topic_config: &TopicConfig,
+    words: &LastError,
     served: impl Fn(),
 ) -> Result<()> {
     let begun = Instant::now();
     // The topic was found before, so a broker has answered then.
-    let Ok(metadata) = client.fetch_metadata(Some(&target.topic), PATIENCE) else { return Ok(()) };
+    let Ok(metadata) = client.fetch_metadata(Some(&topic_config.topic), OPEN_TIMEOUT) else { return Ok(()) };
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     // A partition without a leader has −1; the sender waits for one.
     let leaders: BTreeMap<i32, i32> = partitions.map(|partition| (partition.leader(), partition.id())).collect();
     for (leader, partition) in leaders.into_iter().filter(|(leader, _)| *leader >= 0) {
         loop {
-            let code = match client.fetch_watermarks(&target.topic, partition, Duration::from_secs(2)) {
+            let code = match client.fetch_watermarks(&topic_config.topic, partition, Duration::from_secs(2)) {
                 Ok((low, _)) if low >= 0 => break,
                 // Without an answer of the broker, the library returns −1.
                 Ok(_) => Some(RDKafkaErrorCode::OperationTimedOut),
@@ -429,11 +434,13 @@ pub(crate) fn reach<C: ClientContext>(
             }
             // The call may have failed at once.
             std::thread::sleep(Duration::from_millis(50));
-            if begun.elapsed() >= PATIENCE {
+            if begun.elapsed() >= OPEN_TIMEOUT {
                 // From the metadata above: brokers that are asked again may name another leader than the one tried.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
-                return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words.reason()).passing());
+                return Err(
+                    unreachable_leader(topic_config, partition.unsigned_abs(), &address, words.reason()).transient()
+                );
             }
         }
     }
@@ -441,12 +448,12 @@ pub(crate) fn reach<C: ClientContext>(
 }
 
 /// Returns the error for a topic that does not exist.
-pub(crate) fn no_topic(target: &Target, similar: &[String]) -> Error {
-    let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", target.topic);
+pub(crate) fn no_topic(topic_config: &TopicConfig, similar: &[String]) -> Error {
+    let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", topic_config.topic);
     if !similar.is_empty() {
         help.push_str(&format!(" (or did you mean {}?)", similar.join(" or ")));
     }
-    Error::new(format!("the topic {} does not exist", target.topic)).at(&target.brokers).help(help)
+    Error::new(format!("the topic {} does not exist", topic_config.topic)).at(&topic_config.brokers).help(help)
 }
 
 fn similar_topics<C: ClientContext>(client: &Client<C>, topic: &str) -> Vec<String> {
@@ -484,24 +491,24 @@ mod tests {
 
     #[test]
     fn what_the_engine_needs_cannot_be_set_and_the_rest_wins_over_defaults() {
-        let mut target = Target::new("localhost:1", "t");
-        target.properties.insert("fetch.wait.max.ms".into(), "7".into());
-        target.properties.insert("enable.auto.commit".into(), "false".into());
+        let mut topic_config = TopicConfig::new("localhost:1", "t");
+        topic_config.properties.insert("fetch.wait.max.ms".into(), "7".into());
+        topic_config.properties.insert("enable.auto.commit".into(), "false".into());
         let needed = [("enable.auto.commit", "false"), ("isolation.level", "read_committed")];
-        let config = target.configure(&[("fetch.wait.max.ms", "500")], &needed).unwrap();
+        let config = topic_config.configure(&[("fetch.wait.max.ms", "500")], &needed).unwrap();
         assert_eq!((config.get("fetch.wait.max.ms"), config.get("enable.auto.commit")), (Some("7"), Some("false")));
         for (key, value) in [("isolation.level", "read_uncommitted"), ("metadata.broker.list", "elsewhere:1")] {
-            let mut target = target.clone();
-            target.properties.insert(key.into(), value.into());
-            let error = target.configure(&[], &needed).unwrap_err();
+            let mut topic_config = topic_config.clone();
+            topic_config.properties.insert(key.into(), value.into());
+            let error = topic_config.configure(&[], &needed).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
         }
     }
 
     #[test]
     fn a_code_is_put_in_words() {
-        assert_eq!(in_words(RDKafkaErrorCode::AllBrokersDown), "All broker connections are down");
-        assert_eq!(in_words(RDKafkaErrorCode::OffsetOutOfRange), "Broker: Offset out of range");
+        assert_eq!(code_text(RDKafkaErrorCode::AllBrokersDown), "All broker connections are down");
+        assert_eq!(code_text(RDKafkaErrorCode::OffsetOutOfRange), "Broker: Offset out of range");
     }
 
     #[test]

@@ -8,23 +8,23 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rdkafka::mocking::MockCluster;
 
-use super::client::said;
+use super::client::error_text;
 use crate::error::{Error, Result};
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
-type Reply = Sender<Result<()>>;
+type CommandReply = Sender<Result<()>>;
 
-enum Order {
-    Create(String, i32, Reply),
-    Reachable(bool, Reply),
+enum BrokerCommand {
+    Create(String, i32, CommandReply),
+    Reachable(bool, CommandReply),
 }
 
 /// A running in-memory broker; it stops when dropped.
 pub struct EmbeddedBroker {
     servers: String,
-    orders: Option<Sender<Order>>,
+    orders: Option<Sender<BrokerCommand>>,
     // The cluster stays on one thread, as the library does not promise that it may be moved.
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
 }
 
 impl EmbeddedBroker {
@@ -35,7 +35,8 @@ impl EmbeddedBroker {
     pub fn start() -> Result<Self> {
         let (orders, inbox) = channel();
         let (ready, started) = channel();
-        let thread = thread::start(Role::EmbeddedBroker, Role::EmbeddedBroker.name(), move || run(&inbox, &ready))?;
+        let thread =
+            thread::start(ThreadRole::EmbeddedBroker, ThreadRole::EmbeddedBroker.name(), move || run(&inbox, &ready))?;
         let gone = || Error::new("cannot start an embedded broker").because("its thread ended");
         let servers = started.recv().map_err(|_| gone())??;
         Ok(EmbeddedBroker { servers, orders: Some(orders), thread: Some(thread) })
@@ -51,18 +52,18 @@ impl EmbeddedBroker {
     /// # Errors
     /// Fails if the library cannot create it.
     pub fn create_topic(&self, topic: &str, partitions: u32) -> Result<()> {
-        self.order(|reply| Order::Create(topic.to_owned(), partitions.min(10_000) as i32, reply))
+        self.order(|reply| BrokerCommand::Create(topic.to_owned(), partitions.min(10_000) as i32, reply))
     }
 
     /// Makes the broker reachable, or unreachable as if its network were cut.
     ///
     /// # Errors
     /// Fails if the library cannot.
-    pub fn reachable(&self, reachable: bool) -> Result<()> {
-        self.order(|reply| Order::Reachable(reachable, reply))
+    pub fn set_reachable(&self, reachable: bool) -> Result<()> {
+        self.order(|reply| BrokerCommand::Reachable(reachable, reply))
     }
 
-    fn order(&self, order: impl FnOnce(Reply) -> Order) -> Result<()> {
+    fn order(&self, order: impl FnOnce(CommandReply) -> BrokerCommand) -> Result<()> {
         let gone = || Error::new("the embedded broker has ended");
         let (reply, answer) = channel();
         let orders = self.orders.as_ref().ok_or_else(gone)?;
@@ -80,23 +81,23 @@ impl Drop for EmbeddedBroker {
     }
 }
 
-fn run(inbox: &Receiver<Order>, ready: &Sender<Result<String>>) {
+fn run(inbox: &Receiver<BrokerCommand>, ready: &Sender<Result<String>>) {
     let cluster = match MockCluster::new(1) {
         Ok(cluster) => cluster,
         Err(error) => {
-            let _ = ready.send(Err(Error::new("cannot start an embedded broker").because(said(&error))));
+            let _ = ready.send(Err(Error::new("cannot start an embedded broker").because(error_text(&error))));
             return;
         }
     };
     let _ = ready.send(Ok(cluster.bootstrap_servers()));
     while let Ok(order) = inbox.recv() {
-        thread::turn();
+        thread::mark_iteration();
         let (done, reply) = match order {
-            Order::Create(topic, partitions, reply) => (cluster.create_topic(&topic, partitions, 1), reply),
-            Order::Reachable(true, reply) => (cluster.broker_up(1), reply),
-            Order::Reachable(false, reply) => (cluster.broker_down(1), reply),
+            BrokerCommand::Create(topic, partitions, reply) => (cluster.create_topic(&topic, partitions, 1), reply),
+            BrokerCommand::Reachable(true, reply) => (cluster.broker_up(1), reply),
+            BrokerCommand::Reachable(false, reply) => (cluster.broker_down(1), reply),
         };
-        let done = done.map_err(|error| Error::new("the embedded broker cannot do that").because(said(&error)));
+        let done = done.map_err(|error| Error::new("the embedded broker cannot do that").because(error_text(&error)));
         let _ = reply.send(done);
     }
 }

@@ -19,18 +19,18 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::admin::{administrator, wait_for};
-use super::client::{Target, in_words, said};
-use super::probe::{Next, read_each};
-use super::reader::{another, connect, is_as_checked, no_partition, offsets};
-use crate::durable::journal::Check;
+use super::client::{TopicConfig, code_text, error_text};
+use super::peek::{ReadDecision, read_each};
+use super::reader::{connect, has_fingerprint, missing_partition, offsets, wrong_record};
+use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
 
 /// Longest wait for the brokers to report a topic's settings.
-const SETTINGS_PATIENCE: Duration = Duration::from_secs(10);
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prefix of an embedded broker's cluster id, and longest wait for that id, which arrives with the partitions.
 const EMBEDDED: &str = "mockCluster";
-const EMBEDDED_PATIENCE: Duration = Duration::from_secs(1);
+const EMBEDDED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Contexts of the client library's log that contain the ids of topics.
 pub(super) const LOGGED: &str = "metadata";
@@ -48,9 +48,9 @@ pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
 }
 
 /// Returns the error for a topic that was deleted and created again under its name while it was read.
-pub(super) fn made_again(target: &Target) -> Error {
-    Error::new(format!("the topic {} was deleted and created again while it was read", target.topic))
-        .at(&target.brokers)
+pub(super) fn recreated(topic_config: &TopicConfig) -> Error {
+    Error::new(format!("the topic {} was deleted and created again while it was read", topic_config.topic))
+        .at(&topic_config.brokers)
         .because("its new records may be at offsets that were read before")
         .help("start again with a new --state and new outputs")
 }
@@ -60,26 +60,34 @@ pub(super) fn made_again(target: &Target) -> Error {
 ///
 /// # Errors
 /// Fails if the topic cannot be read at the moment.
-pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)]) -> Result<Option<Error>> {
-    let (consumer, ids) = connect(target, job)?;
+pub(super) fn compare_records(
+    topic_config: &TopicConfig,
+    job: &str,
+    checks: &[(u32, ContentCheck)],
+) -> Result<Option<Error>> {
+    let (consumer, ids) = connect(topic_config, job)?;
     let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
     for (id, check) in checks {
         if !ids.contains(id) {
-            return Ok(Some(no_partition(target, *id)));
+            return Ok(Some(missing_partition(topic_config, *id)));
         }
-        let (low, end) = offsets(&consumer, target, *id)?;
+        let (low, end) = offsets(&consumer, topic_config, *id)?;
         if check.at >= end {
-            return Ok(Some(another(target, *id, *check)));
+            return Ok(Some(wrong_record(topic_config, *id, *check)));
         }
         if check.at >= low {
             expected.insert(*id, *check);
             from.push((*id, check.at));
         }
     }
-    read_each(&consumer, target, &from, |id, message| {
-        let Some(expected) = expected.remove(&id) else { return Ok(Next::Enough) };
-        let is_as_it_was = message.is_some_and(|message| is_as_checked(message, expected));
-        Ok(if is_as_it_was { Next::Enough } else { Next::Answer(another(target, id, expected)) })
+    read_each(&consumer, topic_config, &from, |id, message| {
+        let Some(expected) = expected.remove(&id) else { return Ok(ReadDecision::Skip) };
+        let is_as_it_was = message.is_some_and(|message| has_fingerprint(message, expected));
+        Ok(if is_as_it_was {
+            ReadDecision::Skip
+        } else {
+            ReadDecision::Answer(wrong_record(topic_config, id, expected))
+        })
     })
 }
 
@@ -89,44 +97,46 @@ pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)
 /// Fails if the topic is compacted.
 pub(super) fn refuse_compacted<C: ClientContext>(
     client: &Client<C>,
-    target: &Target,
+    topic_config: &TopicConfig,
     config: &ClientConfig,
 ) -> Result<()> {
     // An embedded broker answers no admin client, and compacts nothing.
     let is_embedded = |cluster: &String| cluster.starts_with(EMBEDDED);
-    if client.fetch_cluster_id(EMBEDDED_PATIENCE).as_ref().is_some_and(is_embedded) {
+    if client.fetch_cluster_id(EMBEDDED_TIMEOUT).as_ref().is_some_and(is_embedded) {
         return Ok(());
     }
     let unknown = |why: &str| {
         tracing::warn!(
             "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted, or `.compacted(true)`",
-            target.describe()
+            topic_config.describe()
         );
         Ok(())
     };
-    let admin = administrator(target, config)?;
-    let options = AdminOptions::new().request_timeout(Some(SETTINGS_PATIENCE));
-    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&target.topic)], &options));
+    let admin = administrator(topic_config, config)?;
+    let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
+    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
     let settings = match asked {
         // A broker without settings has no compaction either.
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
-        Err(error) => return unknown(&said(&error)),
+        Err(error) => return unknown(&error_text(&error)),
         Ok(mut settings) => settings.pop(),
     };
     match settings {
         Some(Ok(settings)) => match settings.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
-            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => Err(compacted(target, policy)),
+            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => {
+                Err(compacted(topic_config, policy))
+            }
             Some(_) => Ok(()),
             None => unknown("its settings do not say"),
         },
-        Some(Err(code)) => unknown(&in_words(code)),
+        Some(Err(code)) => unknown(&code_text(code)),
         None => unknown("no answer"),
     }
 }
 
-fn compacted(target: &Target, policy: &str) -> Error {
+fn compacted(topic_config: &TopicConfig, policy: &str) -> Error {
     Error::new("a compacted topic is no stream of events")
-        .at(target.describe())
+        .at(topic_config.describe())
         .because(format!(
             "its cleanup.policy is {policy}: older records of a key vanish, also ones that were counted, and what was read \
              once cannot be read again"

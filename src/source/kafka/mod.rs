@@ -1,6 +1,6 @@
 //! Kafka topics as sources. With `sink/kafka`, the only part of Tidegate that knows the Kafka client library.
 //!
-//! * A [`Topic`] is a source: a topic at some brokers, whose messages are decoded to records.
+//! * A [`Source`] is a source: a topic at some brokers, whose messages are decoded to records.
 //! * The **end** of a partition is its last stable offset: records before it are committed or aborted, records after it
 //!   may belong to an open transaction. It never goes back.
 //! * A **marker** is an offset that the end of a transaction takes up and that no record has.
@@ -17,30 +17,30 @@
 pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
-mod growth;
 mod identity;
-mod probe;
+mod new_data;
+mod peek;
 mod reader;
-mod report;
+mod statistics;
 mod watch;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::{Place, Reader, Source, TimeOf, TopicAddress, time_of};
+use crate::source::{self, Reader, TimeOf, TopicAddress, WorkerContext, time_of};
 use crate::time::EventTime;
-use client::Target;
+use client::TopicConfig;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
 
 /// Start of reading in the partitions that exist when a job first starts. Partitions that are added to the topic later
 /// are read from their first record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Start {
+pub enum StartOffset {
     /// The first record that the topic still has.
     #[default]
     Earliest,
@@ -48,24 +48,24 @@ pub enum Start {
     Latest,
 }
 
-/// A topic of JSON messages to read records from: see [`Topic::json`].
+/// A topic of JSON messages to read records from: see [`Source::json`].
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};
 /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 /// # struct Transaction { at_ms: i64 }
 /// use std::time::Duration;
-/// use tidegate::source::kafka::{Start, Topic};
+/// use tidegate::source::kafka::{Source, StartOffset};
 ///
-/// let transactions = Topic::json("localhost:9092", "transaction")
+/// let transactions = Source::json("localhost:9092", "transaction")
 ///     .event_time(|transaction: &Transaction| transaction.at_ms)
 ///     .out_of_order(Duration::from_secs(2))
-///     .from(Start::Latest)
+///     .from(StartOffset::Latest)
 ///     .config("security.protocol", "ssl");
 /// ```
-pub struct Topic<T> {
-    target: Target,
-    start: Start,
+pub struct Source<T> {
+    topic_config: TopicConfig,
+    start: StartOffset,
     out_of_order: Option<Duration>,
     idle_after: Option<Duration>,
     stops_at_end: bool,
@@ -76,27 +76,27 @@ pub struct Topic<T> {
 
 /// A topic of JSON messages without a record type and event time yet.
 #[derive(Clone, Debug)]
-pub struct Untimed {
-    target: Target,
+pub struct UntimedTopic {
+    topic_config: TopicConfig,
 }
 
-impl Topic<()> {
+impl Source<()> {
     /// Names a topic of JSON messages; `brokers` are `HOST:PORT[,HOST:PORT…]`.
-    pub fn json(brokers: &str, topic: &str) -> Untimed {
-        Untimed { target: Target::new(brokers, topic) }
+    pub fn json(brokers: &str, topic: &str) -> UntimedTopic {
+        UntimedTopic { topic_config: TopicConfig::new(brokers, topic) }
     }
 }
 
-impl Untimed {
+impl UntimedTopic {
     /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
     /// `SystemTime`, a `jiff::Timestamp` or an [`EventTime`].
     pub fn event_time<T: Record, E: Into<EventTime>>(
         self,
         event_time: impl Fn(&T) -> E + Send + Sync + 'static,
-    ) -> Topic<T> {
-        Topic {
-            target: self.target,
-            start: Start::Earliest,
+    ) -> Source<T> {
+        Source {
+            topic_config: self.topic_config,
+            start: StartOffset::Earliest,
             out_of_order: None,
             idle_after: None,
             stops_at_end: false,
@@ -107,7 +107,7 @@ impl Untimed {
     }
 }
 
-impl<T: Record> Topic<T> {
+impl<T: Record> Source<T> {
     /// Sets the allowed disorder: how far an event time may be behind the greatest one of its partition.
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
@@ -127,7 +127,7 @@ impl<T: Record> Topic<T> {
 
     /// Sets the start of reading when the job first starts.
     #[must_use]
-    pub fn from(mut self, start: Start) -> Self {
+    pub fn from(mut self, start: StartOffset) -> Self {
         self.start = start;
         self
     }
@@ -155,27 +155,27 @@ impl<T: Record> Topic<T> {
     /// `isolation.level`, are refused when the topic is opened.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {
-        self.target.properties.insert(key.to_owned(), value.to_owned());
+        self.topic_config.properties.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// Sets several properties, as [`Topic::config`] does.
+    /// Sets several properties, as [`Source::config`] does.
     #[must_use]
     pub fn configs<'a>(self, properties: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         properties.into_iter().fold(self, |topic, (key, value)| topic.config(key, value))
     }
 }
 
-impl<T> Topic<T> {
-    fn manner(&self) -> reader::Manner {
-        reader::Manner { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
+impl<T> Source<T> {
+    fn read_options(&self) -> reader::ReadOptions {
+        reader::ReadOptions { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
     }
 }
 
-impl<T> Clone for Topic<T> {
+impl<T> Clone for Source<T> {
     fn clone(&self) -> Self {
-        Topic {
-            target: self.target.clone(),
+        Source {
+            topic_config: self.topic_config.clone(),
             start: self.start,
             out_of_order: self.out_of_order,
             idle_after: self.idle_after,
@@ -187,11 +187,11 @@ impl<T> Clone for Topic<T> {
     }
 }
 
-impl<T: Record> Source for Topic<T> {
+impl<T: Record> source::Source for Source<T> {
     type Item = T;
 
     fn describe(&self) -> String {
-        self.target.describe()
+        self.topic_config.describe()
     }
 
     fn event_time(&self) -> TimeOf<T> {
@@ -206,22 +206,22 @@ impl<T: Record> Source for Topic<T> {
         self.idle_after
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<T>>> {
         let mut at = at.clone();
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
-        Ok(Box::new(reader::KafkaReader::open(&self.target, self.manner(), &at)?))
+        Ok(Box::new(reader::KafkaReader::open(&self.topic_config, self.read_options(), &at)?))
     }
 
-    fn identity(&self, at: &Place) -> Result<Option<String>> {
-        let (consumer, _) = reader::connect(&self.target, &at.job)?;
+    fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
+        let (consumer, _) = reader::connect(&self.topic_config, &at.job)?;
         Ok(consumer.context().id().map(|id| reader::identity(&id)))
     }
 
     fn topic(&self) -> Option<TopicAddress> {
-        Some(self.target.address())
+        Some(self.topic_config.address())
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
-        growth::grown_since(&self.target, &at.job, bounds)
+    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+        new_data::grown_since(&self.topic_config, &at.job, bounds)
     }
 }

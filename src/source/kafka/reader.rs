@@ -1,7 +1,7 @@
 //! Reads one worker's partitions of a topic.
 //!
-//! * A [`Feed`] is one partition with a queue of its own, which the client library fills up to a limit. A paused
-//!   partition is simply not taken from: none of its records is lost or fetched twice.
+//! * A [`FetchedPartition`] is one partition with a queue of its own, which the client library fills up to a limit. A
+//!   paused partition is simply not taken from: none of its records is lost or fetched twice.
 //! * A record that was taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
 //! * A topic is **verified** by its id, and by the last record that was taken of each partition: its timestamp and
 //!   value (see `identity`). One that was deleted and created again under the same name has another id, and another
@@ -28,37 +28,42 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::de::DeserializeOwned;
 
-use super::Start;
-use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_transient, is_unknown, said};
-use super::identity::{LOGGED, made_again, refuse_compacted};
-use super::report::{Listener, Outage, Report, SILENT_POLLS};
-use super::watch::{News, Watch};
-use crate::durable::journal::{Bound, Check, Value};
+use super::StartOffset;
+use super::client::{
+    self, TopicConfig, TopicLookup, code_text, error_text, find_topic, is_refusal, is_transient, is_unknown,
+};
+use super::identity::{LOGGED, recreated, refuse_compacted};
+use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
+use super::watch::{TopicEvent, TopicWatch};
+use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Binding, Found, Intake, Note, Place, Polled, Reader, Resumed, Slot};
+use crate::source::{
+    EpochInput, PartitionHandle, PartitionNote, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition,
+    WorkerContext,
+};
 use crate::time::Epoch;
 
 /// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout
 /// starts anew.
-const PAUSE: Duration = Duration::from_secs(1);
+const MAX_POLL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Largest number of records that a call of `replay` takes.
 const REPLAY_BUDGET: usize = 50_000;
 
 /// Largest number of unpublished epochs whose offsets are kept for lag monitors.
-const UNSHOWN: usize = 10_000;
+const MAX_UNPUBLISHED: usize = 10_000;
 
 /// Longest wait for the offsets of a partition, or for a record that exists.
-pub(super) const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval at which the last records of a topic without an id are read again, to verify that it is the same topic.
-const DOUBT: Duration = Duration::from_secs(30);
+const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for the brokers to confirm an end.
-const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 
-const MADE_ANEW: &str = "was the topic deleted and created again? then start with a new --state";
+const RECREATED_HELP: &str = "was the topic deleted and created again? then start with a new --state";
 
 const DEFAULTS: &[(&str, &str)] = &[
     // Pause before a full queue is filled again; by default a second.
@@ -90,21 +95,21 @@ const NEEDED: &[(&str, &str)] = &[
 
 /// Options for reading a topic.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    pub(super) start: Start,
+pub(super) struct ReadOptions {
+    pub(super) start: StartOffset,
     pub(super) stops_at_end: bool,
     pub(super) compacted: bool,
 }
 
 /// A record that was taken from its queue before its epoch was replayed.
-struct Held {
+struct HeldMessage {
     offset: u64,
     stamped: Option<i64>,
     payload: Option<Vec<u8>>,
 }
 
 /// A partition that this worker reads.
-struct Feed {
+struct FetchedPartition {
     id: u32,
     /// Offset at which reading begins, unless a journal has one.
     start: u64,
@@ -112,33 +117,33 @@ struct Feed {
     low: u64,
     /// End when the reader was opened.
     end: u64,
-    slot: Option<Slot>,
+    slot: Option<PartitionHandle>,
     /// `true` once it is read up to `end`, in a job that stops there.
     caught_up: bool,
-    queue: PartitionQueue<Listener>,
-    held: Option<Held>,
+    queue: PartitionQueue<ConsumerEvents>,
+    held: Option<HeldMessage>,
     /// `true` if the broker has reported the end, and no record has arrived since.
     at_end: bool,
     /// Time since which it has been at its end, with its broker answering and no open transaction.
     quiet_since: Option<Instant>,
     /// `true` if idleness was not judged since the last statistics.
-    weigh: bool,
+    idleness_is_due: bool,
     /// Time since which its broker has not answered; `None` if it answers.
-    unheard_since: Option<Instant>,
+    silent_since: Option<Instant>,
     /// Position after the transaction markers that follow the last record that was taken.
     position: Option<u64>,
     /// Group offset that was committed last, for lag monitors.
     committed: u64,
 }
 
-impl Feed {
-    fn restless(&mut self) {
+impl FetchedPartition {
+    fn reset_idleness(&mut self) {
         self.quiet_since = None;
     }
 }
 
 /// Result of taking records from a feed.
-enum Taken {
+enum TakeOutcome {
     Records(usize),
     /// Fewer records than asked for were there.
     Empty(usize),
@@ -146,7 +151,7 @@ enum Taken {
 
 /// Progress of confirming that the topic is still the same.
 #[derive(Debug, Default)]
-struct Confirmed {
+struct Confirmation {
     /// Number of confirmed ends.
     ends: usize,
     /// Number of ends when the pending confirmation was requested; `None` if none is pending.
@@ -159,8 +164,8 @@ struct Confirmed {
 
 /// A worker's reader of a topic: see the module.
 pub(super) struct KafkaReader<T> {
-    consumer: Arc<BaseConsumer<Listener>>,
-    target: Target,
+    consumer: Arc<BaseConsumer<ConsumerEvents>>,
+    target: TopicConfig,
     /// Index of this worker, and number of workers.
     share: (usize, usize),
     until_end: bool,
@@ -168,86 +173,86 @@ pub(super) struct KafkaReader<T> {
     by_value: bool,
     /// Id of the topic; `None` if the brokers assign none.
     id: Option<String>,
-    confirmed: Confirmed,
+    confirmation: Confirmation,
     idle_timeout: Duration,
-    feeds: Vec<Feed>,
+    partitions: Vec<FetchedPartition>,
     /// `true` if some feeds are not in the intake yet.
-    unfound: bool,
+    has_untracked: bool,
     /// `true` if a state knows the topic: a partition that it does not name was added later.
-    known: bool,
+    has_state: bool,
     turn: usize,
-    watch: Watch,
+    watch: TopicWatch,
     last_poll: Option<Instant>,
     outage: Option<Outage>,
     /// Last statistics of the partitions.
-    heard: Report,
+    status: TopicStatus,
     /// Next offsets of the partitions after each committed but unpublished epoch, for lag monitors.
-    bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
+    unpublished: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
 }
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
-    pub(super) fn open(target: &Target, manner: Manner, at: &Place) -> Result<Self> {
-        let Manner { start, stops_at_end, compacted } = manner;
-        let (consumer, ids) = connect(target, &at.job)?;
+    pub(super) fn open(topic_config: &TopicConfig, manner: ReadOptions, at: &WorkerContext) -> Result<Self> {
+        let ReadOptions { start, stops_at_end, compacted } = manner;
+        let (consumer, ids) = connect(topic_config, &at.job)?;
         if !compacted && at.worker == 0 {
-            refuse_compacted(consumer.client(), target, &target.configure(DEFAULTS, NEEDED)?)?;
+            refuse_compacted(consumer.client(), topic_config, &topic_config.configure(DEFAULTS, NEEDED)?)?;
         }
-        let mut feeds = Vec::new();
+        let mut partitions = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
-            let (low, end) = offsets(&consumer, target, id)?;
-            let start = if start == Start::Latest { end } else { low };
-            feeds.push(new_feed(&consumer, target, id, (start, low, end))?);
+            let (low, end) = offsets(&consumer, topic_config, id)?;
+            let start = if start == StartOffset::Latest { end } else { low };
+            partitions.push(fetched_partition(&consumer, topic_config, id, (start, low, end))?);
         }
         let (worker, workers) = (at.worker, at.workers);
         let mine = move |id: u32| id as usize % workers == worker;
-        let watch = Watch::start(Arc::clone(&consumer), (target, &at.job), ids, mine)?;
+        let watch = TopicWatch::start(Arc::clone(&consumer), (topic_config, &at.job), ids, mine)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
             by_value: compacted,
-            confirmed: Confirmed::default(),
+            confirmation: Confirmation::default(),
             consumer,
-            target: target.clone(),
+            target: topic_config.clone(),
             share: (worker, workers),
             until_end: at.options.until_end,
             stops_at_end,
             idle_timeout: at.options.idle_timeout,
-            feeds,
-            unfound: true,
-            known: false,
+            partitions,
+            has_untracked: true,
+            has_state: false,
             turn: 0,
             watch,
             last_poll: None,
             outage: None,
-            heard: Report::default(),
-            bound: VecDeque::new(),
+            status: TopicStatus::default(),
+            unpublished: VecDeque::new(),
             records: PhantomData,
         })
     }
 
     /// Processes the observations of the watch.
-    fn hear(&mut self) -> Result<()> {
-        let news: Vec<News> = self.watch.news().collect();
+    fn handle_topic_events(&mut self) -> Result<()> {
+        let news: Vec<TopicEvent> = self.watch.events().collect();
         for news in news {
             match news {
-                News::Gone => {
+                TopicEvent::Gone => {
                     let error = Error::new(format!("the topic {} was deleted while it was read", self.target.topic));
                     return Err(error.at(&self.target.brokers).help("start again with a new --state"));
                 }
-                News::Other(error) => return Err(error),
-                News::Back => self.confirmed.compared = None,
-                News::Confirmed => {
+                TopicEvent::Other(error) => return Err(error),
+                TopicEvent::Back => self.confirmation.compared = None,
+                TopicEvent::Confirmed => {
                     // The log lines that the client library wrote before the answer are served first.
                     self.serve(Instant::now())?;
-                    self.confirmed.ends = self.confirmed.asked.take().unwrap_or(self.confirmed.ends);
-                    self.confirmed.compared = Some(Instant::now());
+                    self.confirmation.ends = self.confirmation.asked.take().unwrap_or(self.confirmation.ends);
+                    self.confirmation.compared = Some(Instant::now());
                 }
                 // This run reads nothing after the end that was fixed.
-                News::Partition(..) if self.until_end || self.stops_at_end => {}
-                News::Partition(id, low) => {
-                    self.feeds.push(new_feed(&self.consumer, &self.target, id, (low, low, low))?);
-                    self.unfound = true;
+                TopicEvent::Partition(..) if self.until_end || self.stops_at_end => {}
+                TopicEvent::Partition(id, low) => {
+                    self.partitions.push(fetched_partition(&self.consumer, &self.target, id, (low, low, low))?);
+                    self.has_untracked = true;
                 }
             }
         }
@@ -255,25 +260,25 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Adds the partitions that the intake does not track yet.
-    fn find(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<()> {
-        if !self.unfound {
+    fn find(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<()> {
+        if !self.has_untracked {
             return Ok(());
         }
         intake.begin(epoch);
-        if self.known && self.until_end {
-            self.feeds.retain(|feed| feed.slot.is_some());
+        if self.has_state && self.until_end {
+            self.partitions.retain(|feed| feed.slot.is_some());
         }
         let mut assigned = Vec::new();
-        for feed in &mut self.feeds {
+        for feed in &mut self.partitions {
             if let Some(slot) = feed.slot {
                 // If earlier incarnations had no end, the end at this start holds.
                 if self.until_end {
-                    intake.limit(slot, feed.end);
+                    intake.fix_end(slot, feed.end);
                 }
                 continue;
             }
-            let start = if self.known { feed.low } else { feed.start };
-            let slot = intake.find(epoch, feed.id, start, self.until_end.then_some(feed.end));
+            let start = if self.has_state { feed.low } else { feed.start };
+            let slot = intake.track(epoch, feed.id, start, self.until_end.then_some(feed.end));
             feed.slot = Some(slot);
             if self.by_value {
                 intake.keep_values(slot);
@@ -283,7 +288,7 @@ impl<T: Record> KafkaReader<T> {
             }
         }
         self.assign(&assigned)?;
-        self.unfound = false;
+        self.has_untracked = false;
         if self.until_end {
             intake.all_found();
         }
@@ -296,7 +301,7 @@ impl<T: Record> KafkaReader<T> {
             return Ok(());
         }
         let list = list(&self.target.topic, partitions).and_then(|list| self.consumer.incremental_assign(&list));
-        list.map_err(|error| Error::new("cannot read").at(self.target.describe()).because(said(&error)))
+        list.map_err(|error| Error::new("cannot read").at(self.target.describe()).because(error_text(&error)))
     }
 
     /// Serves the events of the client library other than records.
@@ -316,7 +321,7 @@ impl<T: Record> KafkaReader<T> {
                 }
             };
             match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => self.consumer.context().lose_group(),
+                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => self.consumer.context().group_refused(),
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                     return Err(self.failed(None, code));
@@ -325,34 +330,34 @@ impl<T: Record> KafkaReader<T> {
             }
         }
         match (&self.id, self.consumer.context().id()) {
-            (Some(id), Some(now)) if *id != now => return Err(made_again(&self.target)),
+            (Some(id), Some(now)) if *id != now => return Err(recreated(&self.target)),
             (None, Some(now)) => self.id = Some(now),
             _ => {}
         }
         if let Some(report) = self.consumer.context().take() {
             self.tell_outage(&report);
-            for feed in &mut self.feeds {
-                feed.weigh = true;
-                feed.unheard_since = if report.answers(feed.id) { None } else { feed.unheard_since.or(Some(now)) };
+            for feed in &mut self.partitions {
+                feed.idleness_is_due = true;
+                feed.silent_since = if report.answers(feed.id) { None } else { feed.silent_since.or(Some(now)) };
                 if feed.at_end {
-                    feed.position = feed.position.max(report.drained(feed.id));
+                    feed.position = feed.position.max(report.drained_offset(feed.id));
                 }
-                if feed.at_end && report.is_calm(feed.id) {
+                if feed.at_end && report.is_quiescent(feed.id) {
                     feed.quiet_since = feed.quiet_since.or(Some(now));
                 } else {
-                    feed.restless();
+                    feed.reset_idleness();
                 }
             }
-            self.heard = report;
+            self.status = report;
         }
-        if self.last_poll.is_some_and(|last| now - last > PAUSE) {
-            self.feeds.iter_mut().for_each(Feed::restless);
+        if self.last_poll.is_some_and(|last| now - last > MAX_POLL_PAUSE) {
+            self.partitions.iter_mut().for_each(FetchedPartition::reset_idleness);
         }
         self.last_poll = Some(now);
         Ok(())
     }
 
-    fn tell_outage(&mut self, report: &Report) {
+    fn tell_outage(&mut self, report: &TopicStatus) {
         match (self.outage.take(), &report.silent) {
             (None, Some(broker)) => self.outage = Some(Outage::begin(broker)),
             (Some(outage), None) => outage.end(),
@@ -365,70 +370,83 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Takes up to `budget` records of one feed.
-    fn take(&mut self, at: usize, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Taken> {
-        let feed = &mut self.feeds[at];
-        let Some(slot) = feed.slot else { return Ok(Taken::Empty(0)) };
+    fn take(
+        &mut self,
+        at: usize,
+        epoch: Epoch,
+        budget: usize,
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<TakeOutcome> {
+        let feed = &mut self.partitions[at];
+        let Some(slot) = feed.slot else { return Ok(TakeOutcome::Empty(0)) };
         let mut taken = 0;
         let stop = feed.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
-        if let Some(Held { offset, stamped, payload }) = feed.held.take_if(|held| !is_for_later(held.offset))
-            && offer(epoch, slot, offset, stamped, payload.as_deref(), intake)?
+        if let Some(HeldMessage { offset, stamped: timestamp, payload }) =
+            feed.held.take_if(|held| !is_for_later(held.offset))
+            && offer(epoch, slot, offset, timestamp, payload.as_deref(), intake)?
         {
             taken += 1;
             if !self.by_value {
-                intake.remember(slot, check(offset, stamped, payload.as_deref()));
+                intake.set_fingerprint(slot, fingerprint(offset, timestamp, payload.as_deref()));
             }
-            intake.keep_value(slot, || Value { offset, stamped, payload });
+            intake.keep_value(slot, || JournaledRecord { offset, timestamp, payload });
         }
         let mut last = None;
         let all = loop {
             if taken >= budget {
-                break Taken::Records(taken);
+                break TakeOutcome::Records(taken);
             }
             if let Some(until) = intake.until(slot).filter(|_| feed.at_end) {
                 // Only transaction markers are left before it.
                 intake.skip_to(slot, until);
-                intake.end(slot);
+                intake.mark_ended(slot);
             }
             feed.caught_up |= is_for_later(intake.next(slot)) || self.stops_at_end && feed.at_end;
-            if intake.ended(slot) || intake.drifted(slot) || feed.caught_up {
-                break Taken::Empty(taken);
+            if intake.ended(slot) || intake.is_paused(slot) || feed.caught_up {
+                break TakeOutcome::Empty(taken);
             }
             match feed.queue.poll(Duration::ZERO) {
-                None => break Taken::Empty(taken),
+                None => break TakeOutcome::Empty(taken),
                 Some(Ok(message)) => {
                     feed.at_end = false;
                     feed.quiet_since = None;
-                    let (offset, stamped) = place(&message);
+                    let (offset, timestamp) = offset_and_timestamp(&message);
                     if is_for_later(offset) {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
                         feed.caught_up = true;
-                    } else if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
+                    } else if offer(epoch, slot, offset, timestamp, message.payload(), intake)? {
                         taken += 1;
                         let payload = || message.payload().map(<[u8]>::to_vec);
-                        intake.keep_value(slot, || Value { offset, stamped, payload: payload() });
+                        intake.keep_value(slot, || JournaledRecord { offset, timestamp, payload: payload() });
                         last = Some(message);
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
                 Some(Err(error)) => {
                     feed.quiet_since = None;
-                    judge(&self.target, feed.id, &error)?;
+                    check_error(&self.target, feed.id, &error)?;
                 }
             }
         };
         // Computed from the last record only, so that it costs little.
         if let Some(message) = last.filter(|_| !self.by_value) {
-            let (offset, stamped) = place(&message);
-            intake.remember(slot, check(offset, stamped, message.payload()));
+            let (offset, stamped) = offset_and_timestamp(&message);
+            intake.set_fingerprint(slot, fingerprint(offset, stamped, message.payload()));
         }
         Ok(all)
     }
 
     /// Takes records of all feeds in turns. Returns `true` if the budget was used up.
-    fn take_in_turns(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>, now: Instant) -> Result<bool> {
-        let count = self.feeds.len();
+    fn take_in_turns(
+        &mut self,
+        epoch: Epoch,
+        budget: usize,
+        intake: &mut PartitionTracker<T>,
+        now: Instant,
+    ) -> Result<bool> {
+        let count = self.partitions.len();
         let share = (budget / count.max(1)).max(1);
         let (mut left, mut more) = (budget, true);
         while more && left > 0 {
@@ -436,24 +454,24 @@ impl<T: Record> KafkaReader<T> {
             for _ in 0..count {
                 self.turn = (self.turn + 1) % count;
                 let at = self.turn;
-                let feed = &self.feeds[at];
+                let feed = &self.partitions[at];
                 let Some(slot) = feed.slot.filter(|slot| !intake.ended(*slot) && !feed.caught_up) else { continue };
-                if intake.drifted(slot) {
-                    self.feeds[at].restless();
+                if intake.is_paused(slot) {
+                    self.partitions[at].reset_idleness();
                     continue;
                 }
                 match self.take(at, epoch, share.min(left), intake)? {
-                    Taken::Records(records) => {
+                    TakeOutcome::Records(records) => {
                         left -= records.min(left);
                         more = true;
                     }
-                    Taken::Empty(records) => {
+                    TakeOutcome::Empty(records) => {
                         left -= records.min(left);
-                        weigh(&mut self.feeds[at], slot, now, self.idle_timeout, intake);
+                        update_idleness(&mut self.partitions[at], slot, now, self.idle_timeout, intake);
                     }
                 }
-                if intake.ended(slot) || self.feeds[at].caught_up {
-                    self.rest(at);
+                if intake.ended(slot) || self.partitions[at].caught_up {
+                    self.stop_fetching(at);
                 }
                 if left == 0 {
                     break;
@@ -464,48 +482,48 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Stops fetching a partition that is read to its end. A failure is ignored: it costs only memory.
-    fn rest(&self, at: usize) {
-        if let Ok(list) = list(&self.target.topic, &[(self.feeds[at].id, 0)]) {
+    fn stop_fetching(&self, at: usize) {
+        if let Ok(list) = list(&self.target.topic, &[(self.partitions[at].id, 0)]) {
             let _ = self.consumer.pause(&list);
         }
     }
 
     /// Replays one partition's records of an epoch of the journal. Returns `true` once all of them are taken.
-    fn repeat(
+    fn replay_partition(
         &mut self,
         epoch: Epoch,
         at: usize,
-        bound: &Bound,
+        bound: &PartitionProgress,
         left: &mut usize,
-        intake: &mut Intake<T>,
+        intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
-        let slot = match self.feeds[at].slot {
+        let slot = match self.partitions[at].slot {
             Some(slot) => slot,
             None => {
-                let low = self.feeds[at].low;
-                let from = bound.found_at.unwrap_or(low);
+                let low = self.partitions[at].low;
+                let from = bound.start_offset.unwrap_or(low);
                 if bound.values.is_none() {
-                    self.check_start(&self.feeds[at], from)?;
+                    self.check_start(&self.partitions[at], from)?;
                 }
-                let slot = intake.find(epoch, bound.partition, from, bound.until);
+                let slot = intake.track(epoch, bound.partition, from, bound.end_offset);
                 if self.by_value {
                     intake.keep_values(slot);
                 }
-                self.feeds[at].slot = Some(slot);
+                self.partitions[at].slot = Some(slot);
                 // Records that are replayed by value are fetched again, but not taken.
                 self.assign(&[(bound.partition, from.max(low))])?;
                 slot
             }
         };
-        check_end(&self.target, bound, self.feeds[at].end)?;
+        check_end(&self.target, bound, self.partitions[at].end)?;
         if let Some(values) = &bound.values {
-            return self.repeat_values(epoch, (at, slot), bound, values, left, intake);
+            return self.replay_values(epoch, (at, slot), bound, values, left, intake);
         }
-        while intake.next(slot) < bound.next {
-            let feed = &mut self.feeds[at];
+        while intake.next(slot) < bound.next_offset {
+            let feed = &mut self.partitions[at];
             if feed.at_end && feed.held.is_none() {
                 // All committed records were delivered: only transaction markers are left.
-                intake.skip_to(slot, bound.next);
+                intake.skip_to(slot, bound.next_offset);
                 break;
             }
             if *left == 0 {
@@ -516,84 +534,86 @@ impl<T: Record> KafkaReader<T> {
                     None => return Ok(false),
                     Some(Ok(message)) => {
                         feed.at_end = false;
-                        let (offset, stamped) = place(&message);
-                        if offset < bound.next {
+                        let (offset, stamped) = offset_and_timestamp(&message);
+                        if offset < bound.next_offset {
                             let payload = message.payload();
-                            *left -= usize::from(again(epoch, slot, bound, (offset, stamped, payload), intake)?);
+                            *left -=
+                                usize::from(offer_replayed(epoch, slot, bound, (offset, stamped, payload), intake)?);
                             continue;
                         }
                         let payload = message.payload().map(<[u8]>::to_vec);
-                        feed.held = Some(Held { offset, stamped, payload });
+                        feed.held = Some(HeldMessage { offset, stamped, payload });
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
                     Some(Err(error)) => {
                         feed.quiet_since = None;
-                        judge(&self.target, feed.id, &error)?;
+                        check_error(&self.target, feed.id, &error)?;
                     }
                 }
                 continue;
             }
-            match feed.held.take_if(|held| held.offset < bound.next) {
-                Some(Held { offset, stamped, payload }) => {
-                    *left -= usize::from(again(epoch, slot, bound, (offset, stamped, payload.as_deref()), intake)?);
+            match feed.held.take_if(|held| held.offset < bound.next_offset) {
+                Some(HeldMessage { offset, stamped, payload }) => {
+                    *left -=
+                        usize::from(offer_replayed(epoch, slot, bound, (offset, stamped, payload.as_deref()), intake)?);
                 }
-                None => intake.skip_to(slot, bound.next),
+                None => intake.skip_to(slot, bound.next_offset),
             }
         }
-        if let Some(check) = bound.check.filter(|check| intake.check(slot) != Some(*check)) {
-            return Err(another(&self.target, bound.partition, check));
+        if let Some(check) = bound.check.filter(|check| intake.fingerprint(slot) != Some(*check)) {
+            return Err(wrong_record(&self.target, bound.partition, check));
         }
-        intake.repeat(slot, bound);
+        intake.replay_flags(slot, bound);
         if intake.ended(slot) {
-            self.rest(at);
+            self.stop_fetching(at);
         }
         Ok(true)
     }
 
     /// Replays one partition's records of an epoch of the journal that has them by value. Returns `true` once all of
     /// them are taken.
-    fn repeat_values(
+    fn replay_values(
         &mut self,
         epoch: Epoch,
-        (at, slot): (usize, Slot),
-        bound: &Bound,
-        values: &[Value],
+        (at, slot): (usize, PartitionHandle),
+        bound: &PartitionProgress,
+        values: &[JournaledRecord],
         left: &mut usize,
-        intake: &mut Intake<T>,
+        intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
         let first = values.partition_point(|value| value.offset < intake.next(slot));
-        for Value { offset, stamped, payload } in &values[first..] {
+        for JournaledRecord { offset, timestamp, payload } in &values[first..] {
             if *left == 0 {
                 return Ok(false);
             }
-            *left -= usize::from(offer(epoch, slot, *offset, *stamped, payload.as_deref(), intake)?);
+            *left -= usize::from(offer(epoch, slot, *offset, *timestamp, payload.as_deref(), intake)?);
         }
-        intake.skip_to(slot, bound.next);
-        intake.repeat(slot, bound);
+        intake.skip_to(slot, bound.next_offset);
+        intake.replay_flags(slot, bound);
         if intake.ended(slot) {
-            self.rest(at);
+            self.stop_fetching(at);
         }
         Ok(true)
     }
 
     /// Requests a confirmation if an end was reached since the last request. Returns `true` if all ends are confirmed.
-    fn confirm(&mut self, intake: &Intake<T>) -> bool {
-        let is_over = |feed: &Feed| feed.caught_up || feed.slot.is_some_and(|slot| intake.ended(slot));
-        let ends = self.feeds.iter().filter(|feed| is_over(feed)).count();
-        let doubts = self.id.is_none() && self.confirmed.compared.is_none_or(|at| at.elapsed() > DOUBT);
-        if self.confirmed.asked.is_none() && (ends > self.confirmed.ends || doubts) {
-            let feeds = self.feeds.iter().filter(|_| self.id.is_none());
-            let checks = feeds.filter_map(|feed| Some((feed.id, intake.check(feed.slot?)?)));
+    fn confirm(&mut self, intake: &PartitionTracker<T>) -> bool {
+        let is_over = |feed: &FetchedPartition| feed.caught_up || feed.slot.is_some_and(|slot| intake.ended(slot));
+        let ends = self.partitions.iter().filter(|feed| is_over(feed)).count();
+        let doubts = self.id.is_none() && self.confirmation.compared.is_none_or(|at| at.elapsed() > COMPARE_INTERVAL);
+        if self.confirmation.asked.is_none() && (ends > self.confirmation.ends || doubts) {
+            let feeds = self.partitions.iter().filter(|_| self.id.is_none());
+            let checks = feeds.filter_map(|feed| Some((feed.id, intake.fingerprint(feed.slot?)?)));
             self.watch.confirm(checks.collect());
-            self.confirmed.asked = Some(ends);
+            self.confirmation.asked = Some(ends);
         }
-        ends <= self.confirmed.ends
+        ends <= self.confirmation.ends
     }
 
     /// Merges the offsets of the oldest unpublished epoch into the next one.
-    fn forget_oldest(&mut self) {
-        let oldest = self.bound.pop_front();
-        if let (Some((_, offsets)), Some((_, next))) = (oldest, self.bound.front_mut()) {
+    fn merge_oldest(&mut self) {
+        let oldest = self.unpublished.pop_front();
+        if let (Some((_, offsets)), Some((_, next))) = (oldest, self.unpublished.front_mut()) {
             for (partition, offset) in offsets {
                 if !next.iter().any(|(named, _)| *named == partition) {
                     next.push((partition, offset));
@@ -603,18 +623,18 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Returns the index of the feed of a partition that a state names; `None` if another worker reads it.
-    fn feed_of(&self, partition: u32) -> Result<Option<usize>> {
+    fn partition_index(&self, partition: u32) -> Result<Option<usize>> {
         if partition as usize % self.share.1 != self.share.0 {
             return Ok(None);
         }
-        if let Some(at) = self.feeds.iter().position(|feed| feed.id == partition) {
+        if let Some(at) = self.partitions.iter().position(|feed| feed.id == partition) {
             return Ok(Some(at));
         }
-        Err(no_partition(&self.target, partition))
+        Err(missing_partition(&self.target, partition))
     }
 
     /// Fails if retention has removed the records from an offset on.
-    fn check_start(&self, feed: &Feed, from: u64) -> Result<()> {
+    fn check_start(&self, feed: &FetchedPartition, from: u64) -> Result<()> {
         if from >= feed.low {
             return Ok(());
         }
@@ -625,73 +645,73 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Verifies a partition by reading once more the last record that the state has taken: see the module.
-    fn recognize(&mut self, at: usize, expected: Check) -> Result<()> {
+    fn recognize(&mut self, at: usize, expected: ContentCheck) -> Result<()> {
         let begun = Instant::now();
         loop {
             self.serve(Instant::now())?;
-            let feed = &self.feeds[at];
+            let feed = &self.partitions[at];
             match feed.queue.poll(Duration::from_millis(20)) {
-                None if begun.elapsed() > OFFSETS_PATIENCE => {
+                None if begun.elapsed() > OFFSETS_TIMEOUT => {
                     let error = Error::new("an existing record does not arrive");
                     let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
                     return Err(error.at(place).help("check the brokers"));
                 }
                 None => {}
                 Some(Ok(message)) => {
-                    let (offset, stamped) = place(&message);
-                    let as_it_was = check(offset, stamped, message.payload()) == expected;
-                    return if as_it_was { Ok(()) } else { Err(another(&self.target, feed.id, expected)) };
+                    let (offset, stamped) = offset_and_timestamp(&message);
+                    let as_it_was = fingerprint(offset, stamped, message.payload()) == expected;
+                    return if as_it_was { Ok(()) } else { Err(wrong_record(&self.target, feed.id, expected)) };
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Err(another(&self.target, feed.id, expected)),
-                Some(Err(error)) => judge(&self.target, feed.id, &error)?,
+                Some(Err(KafkaError::PartitionEOF(_))) => return Err(wrong_record(&self.target, feed.id, expected)),
+                Some(Err(error)) => check_error(&self.target, feed.id, &error)?,
             }
         }
     }
 }
 
 impl<T: Record> Reader<T> for KafkaReader<T> {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<T>) -> Result<()> {
+    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<T>) -> Result<()> {
         let (mut assigned, mut checks) = (Vec::new(), Vec::new());
         for place in places {
             intake.begin(epoch);
-            self.known = true;
-            let bound = &place.bound;
-            let Some(at) = self.feed_of(bound.partition)? else { continue };
-            check_end(&self.target, bound, self.feeds[at].end)?;
+            self.has_state = true;
+            let bound = &place.progress;
+            let Some(at) = self.partition_index(bound.partition)? else { continue };
+            check_end(&self.target, bound, self.partitions[at].end)?;
             let slot = intake.resume(epoch, place);
             if self.by_value {
                 intake.keep_values(slot);
             }
-            self.feeds[at].slot = Some(slot);
+            self.partitions[at].slot = Some(slot);
             // Retention may have removed the record that identifies the topic and, of an ended partition, all that
             // follows.
-            let low = self.feeds[at].low;
-            let check = bound.check.filter(|check| !self.by_value && (low..bound.next).contains(&check.at));
+            let low = self.partitions[at].low;
+            let check = bound.check.filter(|check| !self.by_value && (low..bound.next_offset).contains(&check.at));
             checks.extend(check.map(|check| (at, check)));
             if !intake.ended(slot) {
-                self.check_start(&self.feeds[at], bound.next)?;
+                self.check_start(&self.partitions[at], bound.next_offset)?;
             }
             if check.is_some() || !intake.ended(slot) {
-                assigned.push((bound.partition, check.map_or(bound.next, |check| check.at)));
+                assigned.push((bound.partition, check.map_or(bound.next_offset, |check| check.at)));
             }
         }
         self.assign(&assigned)?;
         for (at, check) in checks {
             self.recognize(at, check)?;
-            if self.feeds[at].slot.is_some_and(|slot| intake.ended(slot)) {
-                self.rest(at);
+            if self.partitions[at].slot.is_some_and(|slot| intake.ended(slot)) {
+                self.stop_fetching(at);
             }
         }
-        if self.known && self.until_end {
+        if self.has_state && self.until_end {
             intake.all_found();
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<T>) -> Result<Polled> {
         let now = Instant::now();
-        self.hear()?;
-        if let Some((epoch, _)) = self.confirmed.waiting {
+        self.handle_topic_events()?;
+        if let Some((epoch, _)) = self.confirmation.waiting {
             self.serve(now)?;
             return Ok(Polled { epoch, busy: false });
         }
@@ -702,56 +722,56 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         Ok(Polled { epoch, busy })
     }
 
-    fn bind(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<Option<Binding>> {
-        self.hear()?;
+    fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<Option<EpochInput>> {
+        self.handle_topic_events()?;
         if !self.confirm(intake) {
             let now = Instant::now();
-            let (_, since) = *self.confirmed.waiting.get_or_insert((epoch, now));
-            if now - since > CONFIRM_PATIENCE {
+            let (_, since) = *self.confirmation.waiting.get_or_insert((epoch, now));
+            if now - since > CONFIRM_TIMEOUT {
                 let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
                 return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
             }
             return Ok(None);
         }
-        self.confirmed.waiting = None;
-        let binding = intake.bind(epoch);
-        if !binding.bounds.is_empty() {
-            let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
-            self.bound.push_back((epoch, offsets));
-            if self.bound.len() > UNSHOWN {
-                self.forget_oldest();
+        self.confirmation.waiting = None;
+        let binding = intake.close_epoch(epoch);
+        if !binding.partitions.is_empty() {
+            let offsets = binding.partitions.iter().map(|bound| (bound.partition, bound.next_offset)).collect();
+            self.unpublished.push_back((epoch, offsets));
+            if self.unpublished.len() > MAX_UNPUBLISHED {
+                self.merge_oldest();
             }
         }
         Ok(Some(binding))
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
-        self.hear()?;
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<T>) -> Result<bool> {
+        self.handle_topic_events()?;
         self.serve(Instant::now())?;
-        if self.confirmed.waiting.is_some() {
+        if self.confirmation.waiting.is_some() {
             return Ok(false); // The epoch before is not committed yet, and must not get later records.
         }
         intake.begin(epoch);
-        self.known |= !bounds.is_empty();
-        if self.known && self.until_end {
+        self.has_state |= !bounds.is_empty();
+        if self.has_state && self.until_end {
             intake.all_found();
         }
         let (mut left, mut done) = (REPLAY_BUDGET, true);
         for bound in bounds {
-            let Some(at) = self.feed_of(bound.partition)? else { continue };
-            done &= self.repeat(epoch, at, bound, &mut left, intake)?;
+            let Some(at) = self.partition_index(bound.partition)? else { continue };
+            done &= self.replay_partition(epoch, at, bound, &mut left, intake)?;
         }
         Ok(done)
     }
 
     fn caught_up(&self) -> bool {
-        let all = self.feeds.iter().all(|feed| feed.caught_up);
-        self.stops_at_end && !self.unfound && all && self.confirmed.ends >= self.feeds.len()
+        let all = self.partitions.iter().all(|feed| feed.caught_up);
+        self.stops_at_end && !self.has_untracked && all && self.confirmation.ends >= self.partitions.len()
     }
 
-    fn shown(&mut self, epoch: Epoch) {
+    fn notify_published(&mut self, epoch: Epoch) {
         let mut latest = std::collections::BTreeMap::new();
-        while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
+        while let Some((_, offsets)) = self.unpublished.pop_front_if(|(bound, _)| *bound <= epoch) {
             latest.extend(offsets);
         }
         if !self.consumer.context().has_group() {
@@ -759,8 +779,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         }
         // When everything that was taken is published, only transaction markers are left; they would count as lag for
         // ever.
-        if self.bound.is_empty() {
-            for feed in self.feeds.iter().filter(|feed| feed.at_end) {
+        if self.unpublished.is_empty() {
+            for feed in self.partitions.iter().filter(|feed| feed.at_end) {
                 if let Some(position) = feed.position.filter(|position| *position > feed.committed) {
                     let offset = latest.entry(feed.id).or_insert(position);
                     *offset = position.max(*offset);
@@ -772,7 +792,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         }
         let offsets: Vec<(u32, u64)> = latest.into_iter().collect();
         for (partition, offset) in &offsets {
-            if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.id == *partition) {
+            if let Some(feed) = self.partitions.iter_mut().find(|feed| feed.id == *partition) {
                 feed.committed = *offset;
             }
         }
@@ -785,12 +805,12 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         self.id.as_deref().map(identity)
     }
 
-    fn notes(&self) -> Vec<Note> {
-        let note = |feed: &Feed| {
-            let silence = feed.unheard_since.map(|since| since.elapsed());
-            self.heard.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
+    fn partition_notes(&self) -> Vec<PartitionNote> {
+        let note = |feed: &FetchedPartition| {
+            let silence = feed.silent_since.map(|since| since.elapsed());
+            self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
         };
-        self.feeds.iter().map(note).collect()
+        self.partitions.iter().map(note).collect()
     }
 }
 
@@ -800,66 +820,74 @@ pub(super) fn identity(id: &str) -> String {
 }
 
 /// Connects, and finds the partitions of the topic.
-pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Listener>>, Vec<u32>)> {
+pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
     let name = format!("tidegate-{job}");
-    let mut config = target.configure(DEFAULTS, NEEDED)?;
+    let mut config = topic_config.configure(DEFAULTS, NEEDED)?;
     for key in ["group.id", "client.id"] {
         if config.get(key).is_none() {
             config.set(key, &name);
         }
     }
-    // The topic's id is reported only in the log, which `Listener` parses and does not print.
+    // The topic's id is reported only in the log, which `ConsumerEvents` parses and does not print.
     let logged = config.get("debug").map_or(LOGGED.to_owned(), |debug| format!("{debug},{LOGGED}"));
     config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let group = config.get("group.id").unwrap_or(&name).to_owned();
-    let listener = Listener::new(&target.topic, &group, Duration::from_millis(wait));
-    let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
-    let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
+    let listener = ConsumerEvents::new(&topic_config.topic, &group, Duration::from_millis(wait));
+    let consumer =
+        config.create_with_context(listener).map_err(|error| client::client_not_created(topic_config, &error))?;
+    let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
     // Counted, because a poll also returns nothing when it has served an event.
-    let served = || (0..100).for_each(|_| Listener::pass(&consumer));
-    match find_topic(consumer.client(), target, &consumer.context().words, served)? {
-        Lookup::There(ids) => {
-            Listener::drain(&consumer);
+    let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
+    match find_topic(consumer.client(), topic_config, &consumer.context().last_error, served)? {
+        TopicLookup::There(ids) => {
+            ConsumerEvents::serve_events(&consumer);
             Ok((consumer, ids))
         }
-        Lookup::Unknown(similar) => Err(client::no_topic(target, &similar)),
+        TopicLookup::Unknown(similar) => Err(client::no_topic(topic_config, &similar)),
     }
 }
 
 /// Returns the first offset and the end of a partition.
-pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u32) -> Result<(u64, u64)> {
+pub(super) fn offsets(
+    consumer: &BaseConsumer<ConsumerEvents>,
+    topic_config: &TopicConfig,
+    id: u32,
+) -> Result<(u64, u64)> {
     let begun = Instant::now();
     loop {
-        match consumer.fetch_watermarks(&target.topic, id as i32, Duration::from_secs(3)) {
+        match consumer.fetch_watermarks(&topic_config.topic, id as i32, Duration::from_secs(3)) {
             // Without an answer of the broker, the library returns −1.
             Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
             Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
-                let error = Error::new("cannot ask for the ends of a partition").because(said(&error));
-                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
+                let error = Error::new("cannot ask for the ends of a partition").because(error_text(&error));
+                return Err(error
+                    .at(format!("{}, partition {id}", topic_config.describe()))
+                    .help("check --kafka-config"));
             }
-            _ if begun.elapsed() > OFFSETS_PATIENCE => {
-                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().words));
+            _ if begun.elapsed() > OFFSETS_TIMEOUT => {
+                return Err(client::no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
             }
             // Serves what the library reports of the broker.
             _ => {
-                (0..100).for_each(|_| Listener::pass(consumer));
+                (0..100).for_each(|_| ConsumerEvents::serve_event(consumer));
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
     }
 }
 
-fn new_feed(
-    consumer: &Arc<BaseConsumer<Listener>>,
-    target: &Target,
+fn fetched_partition(
+    consumer: &Arc<BaseConsumer<ConsumerEvents>>,
+    topic_config: &TopicConfig,
     id: u32,
     (start, low, end): (u64, u64, u64),
-) -> Result<Feed> {
+) -> Result<FetchedPartition> {
     // The queue is created before the partition is assigned, so that no record goes to the common one.
-    let queue = consumer.split_partition_queue(&target.topic, id as i32);
-    let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
-    Ok(Feed {
+    let queue = consumer.split_partition_queue(&topic_config.topic, id as i32);
+    let queue =
+        queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&topic_config.topic))?;
+    Ok(FetchedPartition {
         id,
         start,
         low,
@@ -870,8 +898,8 @@ fn new_feed(
         held: None,
         at_end: false,
         quiet_since: None,
-        weigh: false,
-        unheard_since: None,
+        idleness_is_due: false,
+        silent_since: None,
         position: None,
         committed: 0,
     })
@@ -885,59 +913,59 @@ pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicP
     Ok(list)
 }
 
-pub(super) fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
+pub(super) fn offset_and_timestamp(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
     (message.offset().max(0) as u64, message.timestamp().to_millis())
 }
 
 /// `true` if a message is the record of a fingerprint.
-pub(super) fn is_as_checked(message: &BorrowedMessage<'_>, expected: Check) -> bool {
-    let (offset, stamped) = place(message);
-    check(offset, stamped, message.payload()) == expected
+pub(super) fn has_fingerprint(message: &BorrowedMessage<'_>, expected: ContentCheck) -> bool {
+    let (offset, stamped) = offset_and_timestamp(message);
+    fingerprint(offset, stamped, message.payload()) == expected
 }
 
 /// Computes a partition's fingerprint from one of its records.
-pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> Check {
+pub(super) fn fingerprint(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> ContentCheck {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&stamped.unwrap_or(i64::MIN).to_le_bytes());
     sum.update(payload.unwrap_or_default());
-    Check { at: offset, sum: sum.finalize() }
+    ContentCheck { at: offset, sum: sum.finalize() }
 }
 
 /// Returns the error for a topic without a partition that a state names.
-pub(super) fn no_partition(target: &Target, partition: u32) -> Error {
-    let place = format!("{}, partition {partition}", target.describe());
-    Error::new("a partition that the state names is not there").at(place).help(MADE_ANEW)
+pub(super) fn missing_partition(topic_config: &TopicConfig, partition: u32) -> Error {
+    let place = format!("{}, partition {partition}", topic_config.describe());
+    Error::new("a partition that the state names is not there").at(place).help(RECREATED_HELP)
 }
 
 /// Returns the error for a topic that has another record than the state took, or none.
-pub(super) fn another(target: &Target, partition: u32, check: Check) -> Error {
-    let place = format!("{}, partition {partition}, offset {}", target.describe(), check.at);
+pub(super) fn wrong_record(topic_config: &TopicConfig, partition: u32, check: ContentCheck) -> Error {
+    let place = format!("{}, partition {partition}, offset {}", topic_config.describe(), check.at);
     let error = Error::new("a record is not the one that the state has counted").at(place);
     error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
 }
 
 /// Fails if a partition ends before what a state has taken, or was to take, of it.
-pub(super) fn check_end(target: &Target, bound: &Bound, end: u64) -> Result<()> {
-    let named = bound.next.max(bound.until.unwrap_or(0));
+pub(super) fn check_end(topic_config: &TopicConfig, bound: &PartitionProgress, end: u64) -> Result<()> {
+    let named = bound.next_offset.max(bound.end_offset.unwrap_or(0));
     if named <= end {
         return Ok(());
     }
     let because = format!("the topic ends at offset {end}, the state at {named}");
-    let error = Error::new("records that the state has counted are not there").because(because).help(MADE_ANEW);
-    Err(error.at(format!("{}, partition {}", target.describe(), bound.partition)))
+    let error = Error::new("records that the state has counted are not there").because(because).help(RECREATED_HELP);
+    Err(error.at(format!("{}, partition {}", topic_config.describe(), bound.partition)))
 }
 
 /// Offers a record of a replayed epoch to the intake. Returns `true` if it was taken.
-fn again<T: Record + DeserializeOwned>(
+fn offer_replayed<T: Record + DeserializeOwned>(
     epoch: Epoch,
-    slot: Slot,
-    bound: &Bound,
+    slot: PartitionHandle,
+    bound: &PartitionProgress,
     (offset, stamped, payload): (u64, Option<i64>, Option<&[u8]>),
-    intake: &mut Intake<T>,
+    intake: &mut PartitionTracker<T>,
 ) -> Result<bool> {
     let taken = offer(epoch, slot, offset, stamped, payload, intake)?;
     if taken && bound.check.is_some_and(|check| check.at == offset) {
-        intake.remember(slot, check(offset, stamped, payload));
+        intake.set_fingerprint(slot, fingerprint(offset, stamped, payload));
     }
     Ok(taken)
 }
@@ -945,21 +973,21 @@ fn again<T: Record + DeserializeOwned>(
 /// Offers a record to the intake. Returns `true` if it was taken.
 fn offer<T: Record + DeserializeOwned>(
     epoch: Epoch,
-    slot: Slot,
+    slot: PartitionHandle,
     offset: u64,
     stamped: Option<i64>,
     payload: Option<&[u8]>,
-    intake: &mut Intake<T>,
+    intake: &mut PartitionTracker<T>,
 ) -> Result<bool> {
     if offset < intake.next(slot) {
         return Ok(false);
     }
     if let Some(until) = intake.until(slot).filter(|until| offset >= *until) {
         intake.skip_to(slot, until);
-        intake.end(slot);
+        intake.mark_ended(slot);
         return Ok(false);
     }
-    let found = Found { offset, next: offset + 1, stamped, line: 0, bytes: payload.unwrap_or_default() };
+    let found = RawRecord { offset, next: offset + 1, stamped, line: 0, bytes: payload.unwrap_or_default() };
     match payload.map(serde_json::from_slice) {
         Some(Ok(record)) => intake.accept(epoch, slot, found, record)?,
         Some(Err(error)) => intake.reject(epoch, slot, found, &format!("not the expected JSON: {error}"))?,
@@ -970,8 +998,14 @@ fn offer<T: Record + DeserializeOwned>(
 
 /// Marks a partition as idle if it was quiet throughout the idle timeout, up to statistics that arrived since the last
 /// call.
-fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration, intake: &mut Intake<T>) {
-    if !std::mem::take(&mut feed.weigh) || !feed.at_end {
+fn update_idleness<T: Record>(
+    feed: &mut FetchedPartition,
+    slot: PartitionHandle,
+    now: Instant,
+    timeout: Duration,
+    intake: &mut PartitionTracker<T>,
+) {
+    if !std::mem::take(&mut feed.idleness_is_due) || !feed.at_end {
         return;
     }
     if feed.quiet_since.is_some_and(|since| now - since >= timeout) {
@@ -980,20 +1014,20 @@ fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration
 }
 
 /// Fails if an error that came instead of a record ends the job.
-pub(super) fn judge(target: &Target, partition: u32, error: &KafkaError) -> Result<()> {
+pub(super) fn check_error(topic_config: &TopicConfig, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
         // Group offsets are then not committed for lag monitors; records arrive all the same.
         Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
         // The watch finds out whether a topic is gone for good.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
-        Some(code) => Err(failed(target, Some(partition), code)),
-        None => Err(Error::new("cannot read").at(target.describe()).because(said(error))),
+        Some(code) => Err(failed(topic_config, Some(partition), code)),
+        None => Err(Error::new("cannot read").at(topic_config.describe()).because(error_text(error))),
     }
 }
 
-fn failed(target: &Target, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
+fn failed(topic_config: &TopicConfig, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
     let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
-    let place = format!("{}{partition}", target.describe());
+    let place = format!("{}{partition}", topic_config.describe());
     match code {
         RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
             Error::new("records that were still to be read are gone")
@@ -1002,8 +1036,8 @@ fn failed(target: &Target, partition: Option<u32>, code: RDKafkaErrorCode) -> Er
                 .help("start with a new --state, and keep records longer")
         }
         code if is_refusal(code) => {
-            Error::new("the Kafka brokers refuse").at(place).because(in_words(code)).help("check --kafka-config")
+            Error::new("the Kafka brokers refuse").at(place).because(code_text(code)).help("check --kafka-config")
         }
-        code => Error::new("cannot read").at(place).because(in_words(code)),
+        code => Error::new("cannot read").at(place).because(code_text(code)),
     }
 }

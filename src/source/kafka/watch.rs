@@ -9,81 +9,81 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::client::{Lookup, Target, look};
+use super::client::{TopicConfig, TopicLookup, look_up_topic};
 use super::identity::compare_records;
-use super::report::Listener;
-use crate::durable::journal::Check;
+use super::statistics::ConsumerEvents;
+use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Interval between requests to the brokers.
 const INTERVAL: Duration = Duration::from_secs(3);
 
 /// Interval between retries of a request that the brokers could not answer.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Number of successive answers that call a topic unknown before it is taken as deleted.
 const UNKNOWN_TIMES: u32 = 3;
 
 /// Partitions and the fingerprints of the records to be compared.
-type Records = Vec<(u32, Check)>;
+type ExpectedRecords = Vec<(u32, ContentCheck)>;
 
 /// An observation of the watch.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum TopicEvent {
     /// A partition was added to the topic; its first record is at this offset.
     Partition(u32, u64),
     /// The topic no longer exists.
     Gone,
     /// The topic was missing for a moment, and exists again.
     Back,
-    /// The topic was asked for since [`Watch::confirm`], and the records to be compared are unchanged. All that the
-    /// client library logged of the topic is ready to be served.
+    /// The topic was asked for since [`TopicWatch::confirm`], and the records to be compared are unchanged. All that
+    /// the client library logged of the topic is ready to be served.
     Confirmed,
     /// The topic has other records than were taken.
     Other(Error),
 }
 
 /// A running watch; it stops when dropped.
-pub(super) struct Watch {
-    news: Receiver<News>,
-    orders: Sender<Records>,
+pub(super) struct TopicWatch {
+    news: Receiver<TopicEvent>,
+    orders: Sender<ExpectedRecords>,
     stop: Arc<AtomicBool>,
-    thread: Handle,
+    thread: ThreadHandle,
 }
 
-impl Watch {
-    /// Starts a watch for partitions that are not in `known`; only those that are `mine` are reported.
+impl TopicWatch {
+    /// Starts a watch for partitions that are not in `known`; only those that `mine` accepts are reported.
     pub(super) fn start(
-        consumer: Arc<BaseConsumer<Listener>>,
-        (target, job): (&Target, &str),
+        consumer: Arc<BaseConsumer<ConsumerEvents>>,
+        (topic_config, job): (&TopicConfig, &str),
         known: Vec<u32>,
         mine: impl Fn(u32) -> bool + Send + 'static,
     ) -> Result<Self> {
         let ((sender, news), (orders, ordered)) = (channel(), channel());
-        let (target, job) = (target.clone(), job.to_owned());
+        let (topic_config, job) = (topic_config.clone(), job.to_owned());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let body = move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered));
-        let thread = thread::start(Role::KafkaWatch, Role::KafkaWatch.name(), body)?;
-        Ok(Watch { news, orders, stop, thread })
+        let body = move || run(&consumer, (&topic_config, &job), known, mine, &stopped, (&sender, &ordered));
+        let thread = thread::start(ThreadRole::KafkaWatch, ThreadRole::KafkaWatch.name(), body)?;
+        Ok(TopicWatch { news, orders, stop, thread })
     }
 
-    /// Requests a check of the topic, and a comparison of these records. The answer is [`News::Confirmed`] or
-    /// [`News::Other`].
-    pub(super) fn confirm(&self, records: Records) {
+    /// Requests a check of the topic, and a comparison of these records. The answer is [`TopicEvent::Confirmed`] or
+    /// [`TopicEvent::Other`].
+    pub(super) fn confirm(&self, records: ExpectedRecords) {
         // Fails only if the thread has ended.
         let _ = self.orders.send(records);
         self.thread.thread().unpark();
     }
 
     /// Returns the observations since the last call.
-    pub(super) fn news(&self) -> impl Iterator<Item = News> + '_ {
+    pub(super) fn events(&self) -> impl Iterator<Item = TopicEvent> + '_ {
         self.news.try_iter()
     }
 }
 
-impl Drop for Watch {
+impl Drop for TopicWatch {
     fn drop(&mut self) {
         // Not joined: it may be waiting for a broker that is not reachable.
         self.stop.store(true, Ordering::Release);
@@ -92,36 +92,36 @@ impl Drop for Watch {
 }
 
 fn run(
-    consumer: &BaseConsumer<Listener>,
-    (target, job): (&Target, &str),
+    consumer: &BaseConsumer<ConsumerEvents>,
+    (topic_config, job): (&TopicConfig, &str),
     mut known: Vec<u32>,
     mine: impl Fn(u32) -> bool,
     stopped: &AtomicBool,
-    (sender, orders): (&Sender<News>, &Receiver<Records>),
+    (sender, orders): (&Sender<TopicEvent>, &Receiver<ExpectedRecords>),
 ) {
     let wait = Duration::from_secs(2);
     let topic = &consumer.context().topic;
     let (mut unknown, mut order) = (0, None);
     loop {
-        thread::turn();
+        thread::mark_iteration();
         if order.is_none() {
-            std::thread::park_timeout(if unknown > 0 { AGAIN } else { INTERVAL });
+            std::thread::park_timeout(if unknown > 0 { RETRY_INTERVAL } else { INTERVAL });
             order = match orders.try_recv() {
                 Ok(records) => Some(records),
                 Err(TryRecvError::Empty) => None,
                 Err(TryRecvError::Disconnected) => return,
             };
         } else {
-            std::thread::park_timeout(AGAIN);
+            std::thread::park_timeout(RETRY_INTERVAL);
         }
         if stopped.load(Ordering::Acquire) {
             return;
         }
-        let ids = match look(consumer.client(), topic, wait) {
-            Ok(Some(Lookup::There(ids))) => ids,
-            Ok(Some(Lookup::Unknown(_))) => {
+        let ids = match look_up_topic(consumer.client(), topic, wait) {
+            Ok(Some(TopicLookup::There(ids))) => ids,
+            Ok(Some(TopicLookup::Unknown(_))) => {
                 unknown += 1;
-                if unknown >= UNKNOWN_TIMES && sender.send(News::Gone).is_err() {
+                if unknown >= UNKNOWN_TIMES && sender.send(TopicEvent::Gone).is_err() {
                     return;
                 }
                 continue;
@@ -129,16 +129,16 @@ fn run(
             // Unknown at the moment; the readers detect an outage themselves.
             Ok(None) | Err(_) => continue,
         };
-        if std::mem::take(&mut unknown) > 0 && sender.send(News::Back).is_err() {
+        if std::mem::take(&mut unknown) > 0 && sender.send(TopicEvent::Back).is_err() {
             return;
         }
         if let Some(records) = order.take() {
-            let compared = if records.is_empty() { Ok(None) } else { compare_records(target, job, &records) };
+            let compared = if records.is_empty() { Ok(None) } else { compare_records(topic_config, job, &records) };
             let Ok(other) = compared else {
                 order = Some(records); // The brokers are unreachable again.
                 continue;
             };
-            if sender.send(other.map_or(News::Confirmed, News::Other)).is_err() {
+            if sender.send(other.map_or(TopicEvent::Confirmed, TopicEvent::Other)).is_err() {
                 return;
             }
         }
@@ -148,7 +148,7 @@ fn run(
             }
             if mine(id) {
                 let Ok((low, _)) = consumer.fetch_watermarks(topic, id as i32, wait) else { continue };
-                if sender.send(News::Partition(id, low.max(0) as u64)).is_err() {
+                if sender.send(TopicEvent::Partition(id, low.max(0) as u64)).is_err() {
                     return;
                 }
             }

@@ -57,7 +57,7 @@ fn the_partition_that_is_behind_the_end_is_named_and_not_the_other() {
     status.processes[0].workers[0].partitions[0].moved_ms = 7_400;
     let why = why(&status, Some(at(110)));
     assert_eq!(names(&why), ["partition 0 of t"]);
-    assert_eq!((why.holds[0].cause, why.holds[0].since_ms), (Cause::Partition, Some(7_400)));
+    assert_eq!((why.holds[0].cause, why.holds[0].since_ms), (BlockerKind::Partition, Some(7_400)));
     assert!(why.holds[0].help.contains("30s"), "{why}");
     assert!(why.summary.contains("waits for partition 0 of t"), "{why}");
 }
@@ -131,7 +131,7 @@ fn processes_that_do_not_hear_each_other_are_named_once_and_not_when_one_of_them
     (status.processes[0].connections, status.processes[1].connections) = (hears(1, 3_000), hears(0, 3_200));
     let told = why(&status, None);
     assert_eq!(names(&told), ["the connection of processes 0 and 1"]);
-    assert_eq!((told.holds[0].cause, told.holds[0].since_ms), (Cause::Connection, Some(3_200)));
+    assert_eq!((told.holds[0].cause, told.holds[0].since_ms), (BlockerKind::Connection, Some(3_200)));
     assert!(told.holds[0].says.contains("from process 0 to process 1"), "{told}");
     status.processes[1].connections = hears(0, 100);
     assert!(why(&status, None).holds[0].says.contains("from process 1 to process 0"));
@@ -156,7 +156,7 @@ fn a_journal_that_is_not_synced_is_named() {
         Some(FrontStatus { epoch: Epoch(10), stage: Stage::Syncing, since_ms: 3_000 });
     let why = why(&status, Some(at(90)));
     assert_eq!(names(&why), ["the journal of process 1 (worker 1)"]);
-    assert_eq!(why.holds[0].cause, Cause::Sync);
+    assert_eq!(why.holds[0].cause, BlockerKind::Sync);
 }
 
 #[test]

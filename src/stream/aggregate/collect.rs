@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::record::{Event, Record};
-use crate::stream::aggregate::extremes::{Standing, standing};
+use crate::stream::aggregate::extremes::{RecordPosition, standing};
 use crate::stream::aggregate::{Accumulator, Aggregate};
 
 /// The accumulator of [`Collect`]: values by their records' positions, each with its multiplicity. That is mostly 1:
 /// only several values made of one record share a position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Collected<V: Ord> {
-    values: BTreeMap<(Standing, V), u64>,
+    values: BTreeMap<(RecordPosition, V), u64>,
 }
 
 impl<V: Record> Accumulator for Collected<V> {
@@ -30,24 +30,24 @@ impl<V: Record> Accumulator for Collected<V> {
 pub struct Collect<F>(pub(super) F);
 
 impl<D, V: Record, F: Fn(&D) -> V + 'static> Aggregate<D> for Collect<F> {
-    type Part = (Standing, V);
+    type Part = (RecordPosition, V);
     type Sum = Collected<V>;
     type Value = Vec<V>;
 
-    fn part(&self, event: &Event<D>) -> (Standing, V) {
+    fn part(&self, event: &Event<D>) -> (RecordPosition, V) {
         (standing(event), (self.0)(&event.data))
     }
 
-    fn lift(&self, part: (Standing, V)) -> Collected<V> {
+    fn lift(&self, part: (RecordPosition, V)) -> Collected<V> {
         Collected { values: BTreeMap::from([(part, 1)]) }
     }
 
-    fn absorb(&self, sum: &mut Collected<V>, part: (Standing, V)) {
+    fn absorb(&self, sum: &mut Collected<V>, part: (RecordPosition, V)) {
         *sum.values.entry(part).or_default() += 1;
     }
 
     fn value(&self, _count: i64, sum: &Collected<V>) -> Result<Vec<V>> {
-        let times = |((_, value), times): (&(Standing, V), &u64)| repeat_n(value.clone(), *times as usize);
+        let times = |((_, value), times): (&(RecordPosition, V), &u64)| repeat_n(value.clone(), *times as usize);
         Ok(sum.values.iter().flat_map(times).collect())
     }
 }

@@ -12,11 +12,12 @@ use crate::stream::aggregate::{Accumulator, Aggregate};
 
 /// The accumulator of [`CountDistinct`] and [`Distinct`]: every distinct value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Kinds<V: Ord> {
+#[serde(rename = "Kinds")]
+pub struct DistinctValues<V: Ord> {
     values: BTreeSet<V>,
 }
 
-impl<V: Record> Accumulator for Kinds<V> {
+impl<V: Record> Accumulator for DistinctValues<V> {
     fn merge(&mut self, other: &Self) {
         if self.values.len() < other.values.len() {
             // Fewer steps: the smaller set goes into the larger one.
@@ -40,22 +41,22 @@ macro_rules! distinct {
 
         impl<D, V: Record, F: Fn(&D) -> V + 'static> Aggregate<D> for $name<F> {
             type Part = V;
-            type Sum = Kinds<V>;
+            type Sum = DistinctValues<V>;
             type Value = $shown;
 
             fn part(&self, event: &Event<D>) -> V {
                 (self.0)(&event.data)
             }
 
-            fn lift(&self, value: V) -> Kinds<V> {
-                Kinds { values: BTreeSet::from([value]) }
+            fn lift(&self, value: V) -> DistinctValues<V> {
+                DistinctValues { values: BTreeSet::from([value]) }
             }
 
-            fn absorb(&self, sum: &mut Kinds<V>, value: V) {
+            fn absorb(&self, sum: &mut DistinctValues<V>, value: V) {
                 sum.values.insert(value);
             }
 
-            fn value(&self, _count: i64, sum: &Kinds<V>) -> Result<$shown> {
+            fn value(&self, _count: i64, sum: &DistinctValues<V>) -> Result<$shown> {
                 Ok($show(&sum.values))
             }
         }

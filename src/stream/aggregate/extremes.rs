@@ -72,12 +72,12 @@ extreme!(
 );
 
 /// The position of a record: event time, then source, partition and offset.
-pub(super) type Standing = (EventTime, (u16, u32, u64));
+pub(super) type RecordPosition = (EventTime, (u16, u32, u64));
 
 /// Returns the position of an event's record.
 #[inline]
-pub(super) fn standing<D>(event: &Event<D>) -> Standing {
-    (event.time, event.origin.place())
+pub(super) fn standing<D>(event: &Event<D>) -> RecordPosition {
+    (event.time, event.origin.tie_breaker())
 }
 
 macro_rules! by_event_time {
@@ -87,19 +87,19 @@ macro_rules! by_event_time {
         pub struct $name<F>(pub(super) F);
 
         impl<D, V: Record, F: Fn(&D) -> V + 'static> Aggregate<D> for $name<F> {
-            type Part = (Standing, V);
-            type Sum = $sum<(Standing, V)>;
+            type Part = (RecordPosition, V);
+            type Sum = $sum<(RecordPosition, V)>;
             type Value = V;
 
-            fn part(&self, event: &Event<D>) -> (Standing, V) {
+            fn part(&self, event: &Event<D>) -> (RecordPosition, V) {
                 (standing(event), (self.0)(&event.data))
             }
 
-            fn lift(&self, value: (Standing, V)) -> $sum<(Standing, V)> {
+            fn lift(&self, value: (RecordPosition, V)) -> $sum<(RecordPosition, V)> {
                 $sum { value }
             }
 
-            fn value(&self, _count: i64, sum: &$sum<(Standing, V)>) -> Result<V> {
+            fn value(&self, _count: i64, sum: &$sum<(RecordPosition, V)>) -> Result<V> {
                 Ok(sum.value.1.clone())
             }
         }
@@ -128,7 +128,7 @@ macro_rules! extreme_by {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub struct $sum<B, V> {
             by: B,
-            standing: Standing,
+            standing: RecordPosition,
             value: V,
         }
 
@@ -158,7 +158,7 @@ macro_rules! extreme_by {
             G: Fn(&D) -> B + 'static,
             F: Fn(&D) -> V + 'static,
         {
-            type Part = (B, Standing, V);
+            type Part = (B, RecordPosition, V);
             type Sum = $sum<B, V>;
             type Value = V;
 

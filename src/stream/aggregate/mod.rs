@@ -48,11 +48,11 @@ use crate::error::Result;
 use crate::record::{Event, Record};
 
 pub use collect::{Collect, Collected};
-pub use distinct::{CountDistinct, Distinct, Kinds};
+pub use distinct::{CountDistinct, Distinct, DistinctValues};
 pub use each::Each;
 pub use extremes::{ArgMax, ArgMin, First, GreatestBy, Last, LeastBy, Max, Min};
-pub use quantiles::{Quantile, Quantiles, Ranges};
-pub use ranked::{Bottom, Highest, Lowest, Top};
+pub use quantiles::{Quantile, QuantileHistogram, Quantiles};
+pub use ranked::{Bottom, BottomValues, Top, TopValues};
 pub use sketch::{ApproxCountDistinct, Sketch};
 pub use spread::{Moments, SampleStdDev, SampleVariance, StdDev, Variance};
 pub use sums::{Mean, Sum, Summable};

@@ -30,7 +30,8 @@ const PARTS: u32 = 1_000_000_000;
 
 /// The accumulator of [`Quantile`] and [`Quantiles`]: a histogram, and the least and the greatest number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Ranges {
+#[serde(rename = "Ranges")]
+pub struct QuantileHistogram {
     least: i64,
     greatest: i64,
     /// The count of each range; ranges are in the order of their numbers.
@@ -55,9 +56,9 @@ fn middle_of(range: i16) -> i128 {
     if range < 0 { -middle } else { middle }
 }
 
-impl Ranges {
-    fn of(number: i64) -> Ranges {
-        Ranges { least: number, greatest: number, counts: BTreeMap::from([(range_of(number), 1)]) }
+impl QuantileHistogram {
+    fn of(number: i64) -> QuantileHistogram {
+        QuantileHistogram { least: number, greatest: number, counts: BTreeMap::from([(range_of(number), 1)]) }
     }
 
     fn insert(&mut self, number: i64) {
@@ -87,7 +88,7 @@ impl Ranges {
     }
 }
 
-impl Accumulator for Ranges {
+impl Accumulator for QuantileHistogram {
     fn merge(&mut self, other: &Self) {
         self.least = self.least.min(other.least);
         self.greatest = self.greatest.max(other.greatest);
@@ -122,18 +123,18 @@ macro_rules! quantiles {
 
         impl<D, N: Into<i64>, F: Fn(&D) -> N + 'static> Aggregate<D> for $name<F> {
             type Part = i64;
-            type Sum = Ranges;
+            type Sum = QuantileHistogram;
             type Value = $shown;
 
             fn part(&self, event: &Event<D>) -> i64 {
                 (self.of)(&event.data).into()
             }
 
-            fn lift(&self, number: i64) -> Ranges {
-                Ranges::of(number)
+            fn lift(&self, number: i64) -> QuantileHistogram {
+                QuantileHistogram::of(number)
             }
 
-            fn absorb(&self, sum: &mut Ranges, number: i64) {
+            fn absorb(&self, sum: &mut QuantileHistogram, number: i64) {
                 sum.insert(number);
             }
 
@@ -141,7 +142,7 @@ macro_rules! quantiles {
                 $check(&self.at)
             }
 
-            fn value(&self, _count: i64, sum: &Ranges) -> Result<$shown> {
+            fn value(&self, _count: i64, sum: &QuantileHistogram) -> Result<$shown> {
                 Ok($show(&self.at, sum))
             }
         }
@@ -152,13 +153,13 @@ quantiles!(
     /// See [`Each::quantile`](super::Each::quantile).
     Quantile, f64, i64,
     |at: &f64| check(*at),
-    |at: &f64, sum: &Ranges| sum.at(parts_of(*at))
+    |at: &f64, sum: &QuantileHistogram| sum.at(parts_of(*at))
 );
 quantiles!(
     /// See [`Each::quantiles`](super::Each::quantiles).
     Quantiles, Vec<f64>, Vec<i64>,
     |at: &Vec<f64>| at.iter().try_for_each(|at| check(*at)),
-    |at: &Vec<f64>, sum: &Ranges| at.iter().map(|at| sum.at(parts_of(*at))).collect()
+    |at: &Vec<f64>, sum: &QuantileHistogram| at.iter().map(|at| sum.at(parts_of(*at))).collect()
 );
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
     #[test]
     fn ranks_are_nearest_and_by_decimal_fractions() {
         let of = |numbers: std::ops::RangeInclusive<i64>| {
-            let mut ranges = Ranges::of(*numbers.start());
+            let mut ranges = QuantileHistogram::of(*numbers.start());
             numbers.skip(1).for_each(|number| ranges.insert(number));
             ranges
         };

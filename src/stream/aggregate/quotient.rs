@@ -11,36 +11,36 @@ const EXACT: u128 = 1 << f64::MANTISSA_DIGITS;
 
 /// The magnitude of a numerator, most significant part first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Wide(pub(super) [u128; 3]);
+pub(super) struct Uint384(pub(super) [u128; 3]);
 
-impl From<u128> for Wide {
+impl From<u128> for Uint384 {
     fn from(value: u128) -> Self {
-        Wide([0, 0, value])
+        Uint384([0, 0, value])
     }
 }
 
-impl Wide {
+impl Uint384 {
     /// Returns `self` · `factor` + `term`, which must fit.
-    pub(super) fn times_plus(self, factor: u128, term: u128) -> Wide {
-        let Wide([high, middle, low]) = self;
+    pub(super) fn times_plus(self, factor: u128, term: u128) -> Uint384 {
+        let Uint384([high, middle, low]) = self;
         let (low, carry) = low.carrying_mul(factor, term);
         let (middle, carry) = middle.carrying_mul(factor, carry);
         let (high, overflow) = high.carrying_mul(factor, carry);
         debug_assert_eq!(overflow, 0, "a numerator has 384 bits");
-        Wide([high, middle, low])
+        Uint384([high, middle, low])
     }
 
     /// Returns `self` − `term`, which must not be negative.
-    pub(super) fn minus(self, term: u128) -> Wide {
-        let Wide([high, middle, low]) = self;
+    pub(super) fn minus(self, term: u128) -> Uint384 {
+        let Uint384([high, middle, low]) = self;
         let (low, borrow) = low.borrowing_sub(term, false);
         let (middle, borrow) = middle.borrowing_sub(0, borrow);
-        Wide([high - u128::from(borrow), middle, low])
+        Uint384([high - u128::from(borrow), middle, low])
     }
 
     /// Returns the number of bits without leading zeros.
     fn bits(self) -> i32 {
-        let Wide([high, middle, low]) = self;
+        let Uint384([high, middle, low]) = self;
         let bits = |part: u128| (u128::BITS - part.leading_zeros()) as i32;
         match (high, middle) {
             (0, 0) => bits(low),
@@ -57,7 +57,7 @@ impl Wide {
 
     /// Returns `true` if a bit below weight 2^`at` is set.
     fn has_bits_below(self, at: i32) -> bool {
-        let Wide([high, middle, low]) = self;
+        let Uint384([high, middle, low]) = self;
         let below = |part: u128, at: i32| at > 0 && (at >= 128 || part << (128 - at) != 0) && part != 0;
         below(low, at) || below(middle, at - 128) || below(high, at - 256)
     }
@@ -65,16 +65,16 @@ impl Wide {
 
 /// Returns the `f64` nearest to `numerator` / (`factor` · `scale`), neither of which is 0; `scale` is less than 2^64
 /// · 2^63.
-pub(super) fn nearest_quotient(numerator: Wide, factor: u128, scale: u128) -> f64 {
+pub(super) fn nearest_quotient(numerator: Uint384, factor: u128, scale: u128) -> f64 {
     let (low, high) = factor.carrying_mul(scale, 0);
     debug_assert!(high < 1 << 64 && (high, low) != (0, 0), "a denominator has 192 bits and is not 0");
-    if let (Wide([0, 0, few]), 0) = (numerator, high)
+    if let (Uint384([0, 0, few]), 0) = (numerator, high)
         && few <= EXACT
         && low <= EXACT
     {
         return few as f64 / low as f64;
     }
-    if numerator == Wide([0; 3]) {
+    if numerator == Uint384([0; 3]) {
         return 0.0;
     }
     // Long division, a bit at a time, until 64 bits of the quotient from its first 1 on are there.
@@ -120,7 +120,7 @@ pub(super) mod tests {
         }
     }
 
-    fn big(Wide([high, middle, low]): Wide) -> BigInt {
+    fn big(Uint384([high, middle, low]): Uint384) -> BigInt {
         (BigInt::from(high) << 256) + (BigInt::from(middle) << 128) + BigInt::from(low)
     }
 
@@ -140,16 +140,16 @@ pub(super) mod tests {
         for case in 0..20_000 {
             let parts = [bits(128), bits(128), bits(128)];
             let numerator = match case % 4 {
-                0 => Wide(parts),
-                1 => Wide([0, parts[1], parts[2]]),
-                2 => Wide([0, parts[1], 0]),
-                _ => Wide([0, 0, parts[2]]),
+                0 => Uint384(parts),
+                1 => Uint384([0, parts[1], parts[2]]),
+                2 => Uint384([0, parts[1], 0]),
+                _ => Uint384([0, 0, parts[2]]),
             };
             let (factor, scale) = (bits(128), bits(63));
             let exact = fraction(big(numerator), BigInt::from(factor) * scale);
             assert_nearest(nearest_quotient(numerator, factor, scale), &exact, &(numerator, factor, scale));
         }
-        assert_eq!(nearest_quotient(Wide([0; 3]), u128::MAX, 1), 0.0);
+        assert_eq!(nearest_quotient(Uint384([0; 3]), u128::MAX, 1), 0.0);
     }
 
     #[test]
@@ -157,7 +157,7 @@ pub(super) mod tests {
         // 2^53 + 1 lies between two numbers, as does 2^53 + 3; a little more or less than that does not.
         let two = |exponent: i32| 2f64.powi(exponent);
         for (numerator, rounded) in [((1u128 << 53) + 1, two(53)), ((1 << 53) + 3, two(53) + 4.0)] {
-            let wide = Wide::from(numerator).times_plus(10u128.pow(28), 0);
+            let wide = Uint384::from(numerator).times_plus(10u128.pow(28), 0);
             assert_eq!(nearest_quotient(wide, 10u128.pow(28), 1), rounded);
             assert_eq!(
                 nearest_quotient(wide.times_plus(1, 1), 10u128.pow(28), 1),

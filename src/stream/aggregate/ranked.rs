@@ -19,8 +19,8 @@ macro_rules! ranked {
             pub(super) of: F,
         }
 
-        $(#[$sum_doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        $(#[$sum_doc])*
         pub struct $sum<V> {
             most: u64,
             values: Vec<V>,
@@ -103,11 +103,13 @@ ranked!(
     /// See [`Each::top`](super::Each::top).
     Top,
     /// The accumulator of [`Top`]: at most `most` values, greatest first.
-    Highest, >
+    #[serde(rename = "Highest")]
+    TopValues, >
 );
 ranked!(
     /// See [`Each::bottom`](super::Each::bottom).
     Bottom,
     /// The accumulator of [`Bottom`]: at most `most` values, least first.
-    Lowest, <
+    #[serde(rename = "Lowest")]
+    BottomValues, <
 );

@@ -206,13 +206,13 @@ fn union(a: &[[u8; HASH]], b: &[[u8; HASH]]) -> Vec<u8> {
 
 /// Returns a value's hash; `None` if it cannot be serialized.
 fn hash_of<V: Serialize>(value: &V) -> Option<u64> {
-    postcard::serialize_with_flavor(value, Hashing(SipHasher13::new())).ok()
+    postcard::serialize_with_flavor(value, HashFlavor(SipHasher13::new())).ok()
 }
 
 /// Hashes what is serialized, without keeping it.
-struct Hashing(SipHasher13);
+struct HashFlavor(SipHasher13);
 
-impl postcard::ser_flavors::Flavor for Hashing {
+impl postcard::ser_flavors::Flavor for HashFlavor {
     type Output = u64;
 
     #[inline]
@@ -361,8 +361,8 @@ mod tests {
             }
         }
         let aggregate = ApproxCountDistinct(|value: &u8| (*value == 7).then_some(Unwritable));
-        let (time, mark) = (EventTime::MIN, EventTime::MIN);
-        let hash = |data| aggregate.part(&Event { time, mark, origin: Origin::default(), data });
+        let (time, watermark) = (EventTime::MIN, EventTime::MIN);
+        let hash = |data| aggregate.part(&Event { time, watermark, origin: Origin::default(), data });
         let mut sketch = Sketch::of(hash(1));
         sketch.merge(&Sketch::of(hash(2)));
         assert_eq!(Aggregate::<u8>::value(&aggregate, 2, &sketch), Ok(1));

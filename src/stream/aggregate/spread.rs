@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::record::{Event, Real};
-use crate::stream::aggregate::quotient::{Wide, nearest_quotient};
+use crate::stream::aggregate::quotient::{Uint384, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, WideSum};
 
 /// The accumulator of variances and standard deviations: the sum of the numbers, and that of their squares in three
@@ -37,14 +37,14 @@ impl Moments {
     }
 
     /// Returns n·Σx² − (Σx)², of n numbers.
-    fn numerator(&self, count: i64) -> Wide {
+    fn numerator(&self, count: i64) -> Uint384 {
         let (low, middle, high) = (u128::from(self.low), u128::from(self.middle), u128::from(self.high));
         let (low, carry) = (middle << 64 | low).carrying_mul(count.unsigned_abs().into(), 0);
         let (high, _) = high.carrying_mul(count.unsigned_abs().into(), carry);
         let sum = self.sum.get().unsigned_abs();
         let (less_low, less_high) = sum.carrying_mul(sum, 0);
         let (low, borrow) = low.overflowing_sub(less_low);
-        Wide([0, high.wrapping_sub(less_high).wrapping_sub(borrow.into()), low])
+        Uint384([0, high.wrapping_sub(less_high).wrapping_sub(borrow.into()), low])
     }
 
     /// Returns the mean square of the differences from the mean.

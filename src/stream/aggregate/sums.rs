@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::record::{Decimal, Event, Real, Record};
-use crate::stream::aggregate::quotient::{Wide, nearest_quotient};
+use crate::stream::aggregate::quotient::{Uint384, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, WrappingSum};
 
 /// A number that can be summed exactly.
@@ -16,7 +16,7 @@ pub trait Summable: Record {
     /// The accumulator of the sum.
     type Total: Accumulator;
     /// The type of the emitted sum.
-    type Shown: Record;
+    type SumValue: Record;
 
     /// Returns the sum of this one number.
     fn total(self) -> Self::Total;
@@ -31,7 +31,7 @@ pub trait Summable: Record {
     ///
     /// # Errors
     /// Fails if the emitted type cannot hold it.
-    fn shown(total: &Self::Total) -> Result<Self::Shown>;
+    fn sum_value(total: &Self::Total) -> Result<Self::SumValue>;
 
     /// Returns the exact sum divided by a count, rounded once: the `f64` nearest to the exact mean, and of two
     /// equally near the even one.
@@ -62,14 +62,14 @@ macro_rules! summable_integers {
     ($($integer:ty),*) => {$(
         impl Summable for $integer {
             type Total = WideSum;
-            type Shown = i128;
+            type SumValue = i128;
 
             #[inline]
             fn total(self) -> WideSum {
                 WideSum::new(i128::from(self))
             }
 
-            fn shown(total: &WideSum) -> Result<i128> {
+            fn sum_value(total: &WideSum) -> Result<i128> {
                 Ok(total.get())
             }
 
@@ -103,13 +103,13 @@ impl Accumulator for WrappingSum {
 
 impl Summable for i128 {
     type Total = WrappingSum;
-    type Shown = i128;
+    type SumValue = i128;
 
     fn total(self) -> WrappingSum {
         WrappingSum { wraps: 0, low: self }
     }
 
-    fn shown(total: &WrappingSum) -> Result<i128> {
+    fn sum_value(total: &WrappingSum) -> Result<i128> {
         if total.wraps == 0 { Ok(total.low) } else { Err(overflow("an i128")) }
     }
 
@@ -121,10 +121,10 @@ impl Summable for i128 {
 
 impl WrappingSum {
     /// Returns `true` if the sum is negative, and its absolute value.
-    fn magnitude(&self) -> (bool, Wide) {
+    fn magnitude(&self) -> (bool, Uint384) {
         let negative = self.wraps < 0 || self.wraps == 0 && self.low < 0;
         // 2^128 · wraps + low, with a low part that may be of the other sign.
-        let wraps = Wide([0, self.wraps.unsigned_abs().into(), 0]);
+        let wraps = Uint384([0, self.wraps.unsigned_abs().into(), 0]);
         let magnitude = match (self.low < 0) == negative {
             true => wraps.times_plus(1, self.low.unsigned_abs()),
             false => wraps.minus(self.low.unsigned_abs()),
@@ -151,7 +151,7 @@ impl Accumulator for DecimalSum {
 
 impl Summable for Decimal {
     type Total = DecimalSum;
-    type Shown = Decimal;
+    type SumValue = Decimal;
 
     fn total(self) -> DecimalSum {
         let one = 10i128.pow(self.scale());
@@ -159,7 +159,7 @@ impl Summable for Decimal {
         DecimalSum { units, fraction: rest * (FRACTIONS / one), wraps: 0 }
     }
 
-    fn shown(total: &DecimalSum) -> Result<Decimal> {
+    fn sum_value(total: &DecimalSum) -> Result<Decimal> {
         let out_of_range = || overflow("a Decimal");
         if total.wraps != 0 {
             return Err(out_of_range());
@@ -193,7 +193,7 @@ pub struct Sum<F>(pub(super) F);
 impl<D, N: Summable, F: Fn(&D) -> N + 'static> Aggregate<D> for Sum<F> {
     type Part = N;
     type Sum = N::Total;
-    type Value = N::Shown;
+    type Value = N::SumValue;
 
     #[inline]
     fn part(&self, event: &Event<D>) -> N {
@@ -210,8 +210,8 @@ impl<D, N: Summable, F: Fn(&D) -> N + 'static> Aggregate<D> for Sum<F> {
         part.add_to(sum);
     }
 
-    fn value(&self, _count: i64, sum: &N::Total) -> Result<N::Shown> {
-        N::shown(sum)
+    fn value(&self, _count: i64, sum: &N::Total) -> Result<N::SumValue> {
+        N::sum_value(sum)
     }
 }
 

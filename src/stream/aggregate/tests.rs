@@ -43,13 +43,13 @@ fn deals(random: &mut Rng) -> Deals {
         let data = Deal { number, small: random.i8(..), text, real: Real::new(real) };
         let origin = Origin {
             source: random.u16(0..2),
-            fresh: random.bool(),
+            unresolved: random.bool(),
             raised: false,
             partition: random.u32(0..3),
             offset: random.u64(0..places),
         };
-        let (time, mark) = (EventTime::from_millis(random.i64(0..times)), EventTime::from_millis(random.i64(..)));
-        Event { time, mark, origin, data }
+        let (time, watermark) = (EventTime::from_millis(random.i64(0..times)), EventTime::from_millis(random.i64(..)));
+        Event { time, watermark, origin, data }
     };
     (0..count).map(deal).collect()
 }
@@ -127,7 +127,7 @@ fn laws<A: Aggregate<Deal>>(build: impl Fn(Each<Deal>) -> A, expected: impl Fn(&
         let mut rest = &bytes[..];
         assert!(schema.read(&mut rest).is_ok() && rest.is_empty(), "it cannot be shown, TIDEGATE_SEED={seed}");
 
-        all.sort_by(|a, b| (a.time, a.origin.place(), &a.data).cmp(&(b.time, b.origin.place(), &b.data)));
+        all.sort_by(|a, b| (a.time, a.origin.tie_breaker(), &a.data).cmp(&(b.time, b.origin.tie_breaker(), &b.data)));
         let value = aggregate.value(all.len() as i64, &whole).unwrap();
         assert_eq!(value, expected(&all), "TIDEGATE_SEED={seed}");
     }

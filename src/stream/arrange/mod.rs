@@ -3,7 +3,7 @@
 //! * A **row** is `((pane, key), epoch, Counted)`: the value is in the difference, so that the arrangement's own
 //!   consolidation does the aggregating. Keys are pane-major, and panes are ordered by their last window, so closing
 //!   scans a prefix. For windows that do not overlap, a pane is a window; the row of a window that is covered by
-//!   several panes is their sum ([`super::slot`]).
+//!   several panes is their sum ([`super::panes`]).
 //! * The **memtable** has one hash map for each open pane: the changes since the last seal.
 //! * A **seal** sorts the maps into one batch of the trace: the consolidated updates of (last seal, this one].
 //!
@@ -15,11 +15,11 @@
 //! lateness. Rows that have fired but not closed may be corrected: `on_fire` retracts the old row and inserts the new
 //! one.
 //!
-//! Invariants, besides those of [`super::fold`]:
+//! Invariants, besides those of [`super::window_operator`]:
 //! * Every closed row is the sum of trace and memtable. That sum has a count ≥ 0; a row of count zero does not exist.
 //! * Rows of a snapshot at epoch c are one batch of the trace, through c. Their counts are ≥ 1.
 
-mod rest;
+mod idle_merge;
 mod store;
 
 use std::collections::BTreeSet;
@@ -29,23 +29,25 @@ use std::sync::Arc;
 use differential_dataflow::difference::{IsZero, Semigroup};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::rest::merge_at_rest;
-use self::store::Store;
+pub(crate) use self::idle_merge::merge_while_idle;
+use self::store::PaneStore;
 use crate::error::Result;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
-use crate::stream::cut::{RowKind, RowsOut};
-use crate::stream::fold::{Fold, ResultsOf, RoutedOf, Shown, Start, Wants};
-use crate::stream::slot::{Slot, Windows};
+use crate::stream::checkpoint::{RowChunks, RowOps};
+use crate::stream::panes::{Pane, WindowAssigner};
 use crate::stream::window::Interval;
-use crate::stream::{Failure, Fault};
+use crate::stream::window_operator::{
+    OperatorStart, OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions, WindowRow,
+};
+use crate::stream::{Fault, JobFailure};
 use crate::time::{EventTime, Span};
 
 /// The key of a row: pane-major.
-pub(crate) type Row<T, K> = (T, K);
+pub(crate) type PaneRow<T, K> = (T, K);
 /// A row as snapshots keep it.
-pub(crate) type Saved<T, K, S> = (Row<T, K>, Counted<S>);
+pub(crate) type Saved<T, K, S> = (PaneRow<T, K>, Counted<S>);
 
 /// An accumulator and the number of its records; zero records are no row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,13 +82,13 @@ impl<S: Accumulator> Semigroup for Counted<S> {
 }
 
 /// Computes the values of windows' rows; a value that cannot be computed fails the job.
-pub(crate) struct Telling<A> {
+pub(crate) struct ValueReporter<A> {
     pub(crate) name: String,
     pub(crate) aggregate: Rc<A>,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
 }
 
-impl<A> Telling<A> {
+impl<A> ValueReporter<A> {
     /// Returns the value of a window's total; `None` if it cannot be computed, which fails the job.
     pub(crate) fn value<D: 'static, S>(
         &self,
@@ -105,10 +107,10 @@ impl<A> Telling<A> {
 }
 
 /// The state of a windowed step on one worker.
-pub(crate) struct Arranged<T: Slot, K: Record, D, A: Aggregate<D>> {
-    store: Store<T, K, A::Sum>,
-    telling: Telling<A>,
-    wants: Wants,
+pub(crate) struct PaneState<T: Pane, K: Record, D, A: Aggregate<D>> {
+    store: PaneStore<T, K, A::Sum>,
+    reporter: ValueReporter<A>,
+    wants: Subscriptions,
     lateness: Span,
     forget_sealed: bool,
     /// Windows that end at or before this time have fired.
@@ -116,28 +118,28 @@ pub(crate) struct Arranged<T: Slot, K: Record, D, A: Aggregate<D>> {
     data: std::marker::PhantomData<fn(D)>,
 }
 
-impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
+impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
     pub(crate) fn begin(
-        start: Start<'_>,
-        windows: Windows,
-        telling: Telling<A>,
-        wants: Wants,
+        start: OperatorStart<'_>,
+        windows: WindowAssigner,
+        reporter: ValueReporter<A>,
+        subscriptions: Subscriptions,
         lateness: Span,
         metrics: Arc<StepMetrics>,
         fault: Option<Fault>,
     ) -> Self {
-        let Start { scope, info, closed, .. } = start;
-        let store = Store::new(scope, info, closed, windows, metrics);
-        let forget_sealed = fault == Some(Fault::ForgetSealed);
+        let OperatorStart { scope, info, closed, .. } = start;
+        let store = PaneStore::new(scope, info, closed, windows, metrics);
+        let forget_sealed = fault == Some(Fault::IgnoreSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
-        Arranged { store, telling, wants, lateness, forget_sealed, fired, data }
+        PaneState { store, reporter, wants: subscriptions, lateness, forget_sealed, fired, data }
     }
 
     /// Calls `each` with the current rows of an open window.
-    fn show(&mut self, end: EventTime, mut each: impl FnMut(Shown<K, A::Value>)) {
+    fn show(&mut self, end: EventTime, mut each: impl FnMut(WindowRow<K, A::Value>)) {
         let (window, mut totals) = (self.store.windows.interval(end), self.store.window(end));
         for (key, total) in totals.drain() {
-            if let Some(value) = self.telling.value(window, &key, &total) {
+            if let Some(value) = self.reporter.value(window, &key, &total) {
                 each((window, key, value));
             }
         }
@@ -145,48 +147,53 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
     }
 }
 
-impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D, A> {
+impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneState<T, K, D, A> {
     type Key = K;
     type Place = T;
     type Part = A::Part;
-    type Saved = Saved<T, K, A::Sum>;
-    type Closed = Shown<K, A::Value>;
+    type SavedRow = Saved<T, K, A::Sum>;
+    type Closed = WindowRow<K, A::Value>;
     type Value = A::Value;
 
-    fn saved_rows() -> RowKind<Self::Saved> {
-        RowKind {
+    fn saved_rows() -> RowOps<Self::SavedRow> {
+        RowOps {
             order: |a, b| a.0.cmp(&b.0),
             add: |a, b| a.1.plus_equals(&b.1),
             is_zero: |row| row.1.is_zero(),
-            is_over: |_| false,
+            is_tombstone: |_| false,
             window: |row| row.0.0.last(),
         }
     }
 
-    fn key_of(saved: &Self::Saved) -> &K {
+    fn key_of(saved: &Self::SavedRow) -> &K {
         &saved.0.1
     }
 
-    fn watches(&self) -> bool {
+    fn tracks_changes(&self) -> bool {
         self.wants.live.get() || self.wants.corrections(self.lateness)
     }
 
-    fn absorb(&mut self, records: &mut Vec<RoutedOf<Self>>) {
-        self.store.absorb(records, &*self.telling.aggregate);
+    fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
+        self.store.absorb(records, &*self.reporter.aggregate);
     }
 
-    fn absorb_watching(&mut self, epoch: u64, mut records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>) {
+    fn absorb_tracked(
+        &mut self,
+        epoch: u64,
+        mut records: Vec<RoutedRecordOf<Self>>,
+        results: &mut StepResultsOf<Self>,
+    ) {
         let through = if self.wants.live.get() { EventTime::MAX } else { self.fired };
         let mut touched = BTreeSet::new();
-        for (key, slot, _) in &records {
-            let ends = self.store.windows.ends(*slot, self.store.closed, through);
+        for (key, pane, _) in &records {
+            let ends = self.store.windows.ends(*pane, self.store.closed, through);
             touched.extend(ends.map(|end| (end, key.clone())));
         }
-        let before = touched.into_iter().map(|row| (self.store.hot_row(&row), row)).collect::<Vec<_>>();
+        let before = touched.into_iter().map(|row| (self.store.memtable_row(&row), row)).collect::<Vec<_>>();
         self.absorb(&mut records);
         for (old, row) in before {
             let sealed = self.store.trace_row(&row).filter(|_| !self.forget_sealed);
-            let new = self.store.hot_row(&row);
+            let new = self.store.memtable_row(&row);
             let whole = |hot: Option<Counted<A::Sum>>| match (sealed.clone(), hot) {
                 (Some(mut total), Some(hot)) => {
                     total.plus_equals(&hot);
@@ -196,7 +203,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
             };
             let window = self.store.windows.interval(row.0);
             for (total, diff) in [(whole(old), -1), (whole(new), 1)] {
-                let Some(value) = total.and_then(|total| self.telling.value(window, &row.1, &total)) else { continue };
+                let Some(value) = total.and_then(|total| self.reporter.value(window, &row.1, &total)) else { continue };
                 let shown = (window, row.1.clone(), value);
                 if self.wants.corrections(self.lateness) && row.0 <= self.fired {
                     results.fired.push((shown.clone(), epoch, diff));
@@ -208,31 +215,31 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
         }
     }
 
-    fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>) {
+    fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>) {
         let rows = self.store.load(rows, epoch);
         if !self.wants.live.get() {
             return;
         }
-        if T::RANGES {
+        if T::IN_SEVERAL_WINDOWS {
             for end in self.store.ends(self.store.closed, EventTime::MAX) {
                 self.show(end, |shown| results.live.push((shown, epoch, 1)));
             }
             return;
         }
-        for ((slot, key), total) in rows {
-            let window = self.store.windows.interval(slot.last());
-            if let Some(value) = self.telling.value(window, &key, &total) {
+        for ((pane, key), total) in rows {
+            let window = self.store.windows.interval(pane.last());
+            if let Some(value) = self.reporter.value(window, &key, &total) {
                 results.live.push(((window, key, value), epoch, 1));
             }
         }
     }
 
-    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>) {
+    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {
         let (batch, closed) = (self.store.seal(epoch), self.store.closed);
-        (closed, batch.map(|batch| store::rows_of(batch, closed)))
+        (closed, batch.map(|batch| store::batch_rows(batch, closed)))
     }
 
-    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>) {
+    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
         let (closed, before) = (watermark.minus(self.lateness), self.fired);
         if self.wants.corrections(self.lateness) {
             for end in self.store.ends(before.max(self.store.closed), watermark) {
@@ -241,15 +248,15 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
         }
         self.fired = watermark;
         if closed > self.store.closed {
-            let (telling, windows) = (&self.telling, self.store.windows.clone());
+            let (reporter, windows) = (&self.reporter, self.store.windows.clone());
             let (live, fired) = (self.wants.live.get(), self.wants.fired.get() && self.lateness == Span::ZERO);
             let mut window = Interval::NOTHING;
-            results.closed.reserve(self.store.hot_through(closed));
+            results.closed.reserve(self.store.memtable_rows_through(closed));
             self.store.close(closed, epoch, |end, key, total| {
                 if window.end != end {
                     window = windows.interval(end);
                 }
-                let Some(value) = telling.value(window, &key, total) else { return };
+                let Some(value) = reporter.value(window, &key, total) else { return };
                 let shown = (window, key, value);
                 // The window of all time never closes: its stream ends, and its rows stay as they are.
                 if live && end < EventTime::MAX {

@@ -20,29 +20,29 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::OperatorInfo;
 use timely::progress::{Antichain, Stamp};
 
-use super::{Counted, Row, Saved};
+use super::{Counted, PaneRow, Saved};
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
-use crate::stream::assign::Routed;
-use crate::stream::cut::RowsOut;
-use crate::stream::slot::{Slot, Windows};
+use crate::stream::assign::RoutedRecord;
+use crate::stream::checkpoint::RowChunks;
+use crate::stream::panes::{Pane, WindowAssigner};
 use crate::time::EventTime;
 
 /// The number of emptied maps that are kept.
 const SPARE: usize = 16;
 
-type State<T, K, S> = KeySpine<Row<T, K>, u64, Counted<S>>;
-type Batch<T, K, S> = OrdKeyBatch<Vector<Update<T, K, S>>>;
-type Update<T, K, S> = ((Row<T, K>, ()), u64, Counted<S>);
+type RowSpine<T, K, S> = KeySpine<PaneRow<T, K>, u64, Counted<S>>;
+type RowBatch<T, K, S> = OrdKeyBatch<Vector<RowUpdate<T, K, S>>>;
+type RowUpdate<T, K, S> = ((PaneRow<T, K>, ()), u64, Counted<S>);
 /// The rows of one pane, or of one window, by key.
-pub(super) type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
+pub(super) type PaneMap<K, S> = HashMap<K, Counted<S>, FixedState>;
 
 /// Yields the rows of a batch, without those of panes whose last window ends at or before `closed`.
-pub(super) fn rows_of<T: Slot, K: Record, S: Accumulator>(
-    batch: Rc<Batch<T, K, S>>,
+pub(super) fn batch_rows<T: Pane, K: Record, S: Accumulator>(
+    batch: Rc<RowBatch<T, K, S>>,
     closed: EventTime,
-) -> RowsOut<Saved<T, K, S>> {
+) -> RowChunks<Saved<T, K, S>> {
     let mut cursor = batch.cursor();
     Box::new(move |most, give| {
         for _ in 0..most {
@@ -61,44 +61,44 @@ pub(super) fn rows_of<T: Slot, K: Record, S: Accumulator>(
 }
 
 /// The rows of one step on one worker.
-pub(super) struct Store<T: Slot, K: Record, S: Accumulator> {
+pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     /// The memtable: changes since the last seal, of open panes.
-    hot: BTreeMap<T, Hot<K, S>>,
+    memtable: BTreeMap<T, PaneMap<K, S>>,
     /// Emptied maps: growing a new one costs more than filling it.
-    spare: Vec<Hot<K, S>>,
+    spare: Vec<PaneMap<K, S>>,
     /// The size of the map that was last added to, used as capacity of new maps: consecutive windows have about as
     /// many rows.
-    usual: usize,
+    usual_size: usize,
     /// Retractions of the trace's rows that have closed since the last seal, in order: windows close in order.
-    retracted: Vec<Update<T, K, S>>,
+    retracted: Vec<RowUpdate<T, K, S>>,
     /// Open panes that have rows in the trace.
     sealed: BTreeSet<T>,
     /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
     /// `retracted`.
     pub(super) closed: EventTime,
-    pub(super) windows: Windows,
-    trace: TraceAgent<State<T, K, S>>,
-    writer: TraceWriter<State<T, K, S>>,
+    pub(super) windows: WindowAssigner,
+    trace: TraceAgent<RowSpine<T, K, S>>,
+    writer: TraceWriter<RowSpine<T, K, S>>,
     /// The first epoch that no batch of the trace covers.
     lower: u64,
     metrics: Arc<StepMetrics>,
 }
 
-impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
+impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     pub(super) fn new(
         scope: Scope<'_, u64>,
         info: OperatorInfo,
         closed: EventTime,
-        windows: Windows,
+        windows: WindowAssigner,
         metrics: Arc<StepMetrics>,
     ) -> Self {
         let logger = scope.worker().logger_for("differential/arrange").map(Into::into);
         let activator = Some(scope.activator_for(Rc::clone(&info.address)));
-        let (trace, writer) = TraceAgent::new(State::new(info.clone(), logger.clone(), activator), info, logger);
-        Store {
-            hot: BTreeMap::new(),
+        let (trace, writer) = TraceAgent::new(RowSpine::new(info.clone(), logger.clone(), activator), info, logger);
+        PaneStore {
+            memtable: BTreeMap::new(),
             spare: Vec::new(),
-            usual: 0,
+            usual_size: 0,
             retracted: Vec::new(),
             sealed: BTreeSet::new(),
             closed,
@@ -112,18 +112,18 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
 
     pub(super) fn absorb<D, A: Aggregate<D, Sum = S>>(
         &mut self,
-        records: &mut Vec<Routed<K, T, A::Part>>,
+        records: &mut Vec<RoutedRecord<K, T, A::Part>>,
         aggregate: &A,
     ) {
         let mut records = records.drain(..);
-        while let Some(&(_, slot, _)) = records.as_slice().first() {
-            debug_assert!(slot.first() > self.closed, "a record that is on time never touches a closed window");
+        while let Some(&(_, pane, _)) = records.as_slice().first() {
+            debug_assert!(pane.first() > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one pane: look the map up once a run.
-            let map = self.hot.entry(slot).or_insert_with(|| {
+            let map = self.memtable.entry(pane).or_insert_with(|| {
                 let spare = self.spare.pop();
-                spare.unwrap_or_else(|| Hot::with_capacity_and_hasher(self.usual, FixedState::default()))
+                spare.unwrap_or_else(|| PaneMap::with_capacity_and_hasher(self.usual_size, FixedState::default()))
             });
-            let run = records.as_slice().iter().take_while(|record| record.1 == slot).count();
+            let run = records.as_slice().iter().take_while(|record| record.1 == pane).count();
             for (key, _, part) in records.by_ref().take(run) {
                 match map.entry(key) {
                     Entry::Occupied(row) => {
@@ -136,40 +136,40 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
                     }
                 }
             }
-            self.usual = map.len();
+            self.usual_size = map.len();
         }
     }
 
     /// Returns what the memtable has of a window's row.
-    pub(super) fn hot_row(&self, (end, key): &Row<EventTime, K>) -> Option<Counted<S>> {
+    pub(super) fn memtable_row(&self, (end, key): &PaneRow<EventTime, K>) -> Option<Counted<S>> {
         let mut total = None;
-        let slots = self.hot.iter().filter(|(slot, _)| slot.has(*end));
-        slots.filter_map(|(_, map)| map.get(key)).for_each(|part| add(&mut total, part));
+        let panes = self.memtable.iter().filter(|(pane, _)| pane.has(*end));
+        panes.filter_map(|(_, map)| map.get(key)).for_each(|part| add(&mut total, part));
         total
     }
 
     /// Moves all changes through `epoch` into one batch of the trace; returns the batch, if there were any.
-    pub(super) fn seal(&mut self, epoch: u64) -> Option<Rc<Batch<T, K, S>>> {
+    pub(super) fn seal(&mut self, epoch: u64) -> Option<Rc<RowBatch<T, K, S>>> {
         if epoch < self.lower {
             return None; // Nothing can have changed since.
         }
         let mut rows = std::mem::take(&mut self.retracted);
-        for (&slot, map) in &mut self.hot {
+        for (&pane, map) in &mut self.memtable {
             let from = rows.len();
             if !map.is_empty() {
-                self.sealed.insert(slot);
+                self.sealed.insert(pane);
             }
-            rows.extend(map.drain().map(|(key, total)| (((slot, key), ()), epoch, total)));
+            rows.extend(map.drain().map(|(key, total)| (((pane, key), ()), epoch, total)));
             rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
         self.insert(rows, epoch)
     }
 
     /// Adds sorted rows to the trace, as its batch through `epoch`.
-    fn insert(&mut self, rows: Vec<Update<T, K, S>>, epoch: u64) -> Option<Rc<Batch<T, K, S>>> {
+    fn insert(&mut self, rows: Vec<RowUpdate<T, K, S>>, epoch: u64) -> Option<Rc<RowBatch<T, K, S>>> {
         let (lower, upper) = (Antichain::from_elem(self.lower), Antichain::from_elem(epoch + 1));
-        let batch: Option<Rc<Batch<T, K, S>>> =
-            KeyBuilder::<Row<T, K>, u64, Counted<S>>::seal(&mut vec![rows]).map(Into::into);
+        let batch: Option<Rc<RowBatch<T, K, S>>> =
+            KeyBuilder::<PaneRow<T, K>, u64, Counted<S>>::seal(&mut vec![rows]).map(Into::into);
         let sealed = batch.clone();
         let span = Span::new(Description::new(lower, upper.clone(), Antichain::from_elem(epoch)), batch);
         let hint = if span.has_updates() { Stamp::from_elem(self.lower) } else { Stamp::new() };
@@ -205,7 +205,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
     }
 
     /// Calls `each` with the trace's sum of every row of panes up to `through`, in order.
-    fn scan_trace(&mut self, through: T, mut each: impl FnMut(&mut Self, &Row<T, K>, Counted<S>)) {
+    fn scan_trace(&mut self, through: T, mut each: impl FnMut(&mut Self, &PaneRow<T, K>, Counted<S>)) {
         if self.sealed.is_empty() && self.lower == 0 {
             return;
         }
@@ -225,16 +225,16 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
     }
 
     /// Returns the trace's sum of one open window's row.
-    pub(super) fn trace_row(&mut self, (end, key): &Row<EventTime, K>) -> Option<Counted<S>> {
-        let slots: Vec<T> = self.sealed.iter().copied().filter(|slot| slot.has(*end)).collect();
-        if slots.is_empty() {
+    pub(super) fn trace_row(&mut self, (end, key): &PaneRow<EventTime, K>) -> Option<Counted<S>> {
+        let panes: Vec<T> = self.sealed.iter().copied().filter(|pane| pane.has(*end)).collect();
+        if panes.is_empty() {
             return None;
         }
         let batches = self.trace.batches_through(Antichain::from_elem(self.lower).borrow())?;
         let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
         let mut total = None;
-        for slot in slots {
-            let row = (slot, key.clone());
+        for pane in panes {
+            let row = (pane, key.clone());
             cursor.seek_key(&batches, &row);
             if cursor.get_key(&batches) == Some(&row) {
                 cursor.map_times(&batches, |_, part| add(&mut total, part));
@@ -245,22 +245,22 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
 
     /// Returns the ends of windows that have rows, after `after` and not after `through`, in order.
     pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
-        self.windows.ends_of_all(self.hot.keys().chain(&self.sealed).copied(), after, through)
+        self.windows.ends_of_panes(self.memtable.keys().chain(&self.sealed).copied(), after, through)
     }
 
-    /// Returns the rows of an open window, by key; [`Store::give_back`] takes the map back.
-    pub(super) fn window(&mut self, end: EventTime) -> Hot<K, S> {
+    /// Returns the rows of an open window, by key; [`PaneStore::give_back`] takes the map back.
+    pub(super) fn window(&mut self, end: EventTime) -> PaneMap<K, S> {
         let mut totals = self.spare.pop().unwrap_or_default();
-        for map in self.hot.iter().filter(|(slot, _)| slot.has(end)).map(|(_, map)| map) {
+        for map in self.memtable.iter().filter(|(pane, _)| pane.has(end)).map(|(_, map)| map) {
             if totals.is_empty() {
                 totals.extend(map.iter().map(|(key, total)| (key.clone(), total.clone())));
             } else {
                 map.iter().for_each(|(key, total)| add_to(&mut totals, key, total));
             }
         }
-        if let Some(&through) = self.sealed.iter().rev().find(|slot| slot.has(end)) {
-            self.scan_trace(through, |_, (slot, key), total| {
-                if slot.has(end) {
+        if let Some(&through) = self.sealed.iter().rev().find(|pane| pane.has(end)) {
+            self.scan_trace(through, |_, (pane, key), total| {
+                if pane.has(end) {
                     add_to(&mut totals, key, &total);
                 }
             });
@@ -269,7 +269,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
     }
 
     /// Takes back a map that is no longer needed.
-    pub(super) fn give_back(&mut self, mut map: Hot<K, S>) {
+    pub(super) fn give_back(&mut self, mut map: PaneMap<K, S>) {
         map.clear();
         if self.spare.len() < SPARE {
             self.spare.push(map);
@@ -277,14 +277,14 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
     }
 
     /// Returns the number of the memtable's rows of panes whose last window ends at or before `watermark`.
-    pub(super) fn hot_through(&self, watermark: EventTime) -> usize {
-        self.hot.range(..=T::last_until(watermark)).map(|(_, map)| map.len()).sum()
+    pub(super) fn memtable_rows_through(&self, watermark: EventTime) -> usize {
+        self.memtable.range(..=T::last_until(watermark)).map(|(_, map)| map.len()).sum()
     }
 
     /// Calls `each` with every row of windows that end at or before `watermark`, and removes the panes that have
     /// closed.
     pub(super) fn close(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(EventTime, K, &Counted<S>)) {
-        if T::RANGES {
+        if T::IN_SEVERAL_WINDOWS {
             for end in self.ends(self.closed, watermark) {
                 let mut totals = self.window(end);
                 totals.drain().for_each(|(key, total)| each(end, key, &total));
@@ -292,18 +292,21 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
             }
             self.forget(watermark, epoch, |_, _, _| {});
         } else {
-            self.forget(watermark, epoch, |slot, key, total| each(slot.last(), key, total));
+            self.forget(watermark, epoch, |pane, key, total| each(pane.last(), key, total));
         }
     }
 
     /// Calls `each` with every row of panes whose last window ends at or before `watermark`, and removes them.
     fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
-        let open =
-            if watermark == EventTime::MAX { BTreeMap::new() } else { self.hot.split_off(&T::first_after(watermark)) };
-        let mut closing = std::mem::replace(&mut self.hot, open);
+        let open = if watermark == EventTime::MAX {
+            BTreeMap::new()
+        } else {
+            self.memtable.split_off(&T::first_after(watermark))
+        };
+        let mut closing = std::mem::replace(&mut self.memtable, open);
         let mut counted = 0;
-        if self.sealed.first().is_some_and(|slot| slot.last() <= watermark) {
-            self.sealed.retain(|slot| slot.last() > watermark);
+        if self.sealed.first().is_some_and(|pane| pane.last() <= watermark) {
+            self.sealed.retain(|pane| pane.last() > watermark);
             let closed = self.closed;
             self.scan_trace(T::last_until(watermark), |store, row, mut total| {
                 if row.0.last() <= closed {
@@ -318,10 +321,10 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
             });
         }
         self.closed = watermark;
-        for (slot, mut map) in closing {
+        for (pane, mut map) in closing {
             for (key, total) in map.drain() {
                 counted += total.count;
-                each(slot, key, &total);
+                each(pane, key, &total);
             }
             self.give_back(map);
         }
@@ -338,7 +341,7 @@ fn add<S: Accumulator>(total: &mut Option<Counted<S>>, part: &Counted<S>) {
 }
 
 /// Adds to the row of a key.
-fn add_to<K: Record, S: Accumulator>(totals: &mut Hot<K, S>, key: &K, part: &Counted<S>) {
+fn add_to<K: Record, S: Accumulator>(totals: &mut PaneMap<K, S>, key: &K, part: &Counted<S>) {
     match totals.get_mut(key) {
         Some(total) => total.plus_equals(part),
         None => drop(totals.insert(key.clone(), part.clone())),
@@ -346,9 +349,9 @@ fn add_to<K: Record, S: Accumulator>(totals: &mut Hot<K, S>, key: &K, part: &Cou
 }
 
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
-impl<T: Slot, K: Record, S: Accumulator> Drop for Store<T, K, S> {
+impl<T: Pane, K: Record, S: Accumulator> Drop for PaneStore<T, K, S> {
     fn drop(&mut self) {
-        let hot: i64 = self.hot.values().flat_map(HashMap::values).map(|total| total.count).sum();
+        let hot: i64 = self.memtable.values().flat_map(HashMap::values).map(|total| total.count).sum();
         let (mut held, closed) = (0, self.closed);
         let all = T::last_until(EventTime::MAX);
         self.scan_trace(all, |_, row, total| held += if row.0.last() > closed { total.count } else { 0 });

@@ -3,18 +3,18 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
-use super::{Answering, Endpoint};
+use super::{Endpoint, RequestHandler};
 use crate::error::{Error, Result};
 
 /// A server, which this build cannot create.
-pub(crate) struct Server(Infallible);
+pub(crate) struct AbsentServer(Infallible);
 
-impl Server {
+impl AbsentServer {
     /// Fails: this build has no server.
     ///
     /// # Errors
     /// Always fails.
-    pub(crate) fn start(endpoint: &Endpoint, _answering: &Answering) -> Result<Self> {
+    pub(crate) fn start(endpoint: &Endpoint, _answering: &RequestHandler) -> Result<Self> {
         endpoint.check()?;
         Err(Error::usage("cannot serve HTTP without an address"))
     }

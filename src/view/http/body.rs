@@ -7,30 +7,30 @@ use std::task::{Context, Poll};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
-use super::Pieces;
-use super::connection::Pulse;
+use super::TextPieces;
+use super::connection::ConnectionTracker;
 use super::events::EventReader;
 use super::gate::Permit;
 use super::limits::PIECE;
 
 /// The content of an answer.
-pub(super) enum Content {
+pub(super) enum BodyContent {
     /// A complete text, with a permit to send it if it is long.
     Text(Bytes, Option<Permit>),
     /// A text that is made while it is sent: its first piece, and an iterator of the others.
-    Pieces(Option<Bytes>, Option<(Pieces, Permit)>),
+    Pieces(Option<Bytes>, Option<(TextPieces, Permit)>),
     /// Server-sent events.
     Events(EventReader),
 }
 
 /// The body of an answer. When it is dropped, the answer is sent completely, or given up.
 pub(super) struct AnswerBody {
-    content: Content,
-    pulse: Pulse,
+    content: BodyContent,
+    pulse: ConnectionTracker,
 }
 
 impl AnswerBody {
-    pub(super) fn new(content: Content, pulse: Pulse) -> Self {
+    pub(super) fn new(content: BodyContent, pulse: ConnectionTracker) -> Self {
         AnswerBody { content, pulse }
     }
 }
@@ -41,18 +41,18 @@ impl Drop for AnswerBody {
     }
 }
 
-impl Content {
+impl BodyContent {
     /// Returns the next piece.
     fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         match self {
-            Content::Text(text, permit) => {
+            BodyContent::Text(text, permit) => {
                 let piece = text.split_to(text.len().min(PIECE));
                 if text.is_empty() {
                     *permit = None;
                 }
                 Poll::Ready((!piece.is_empty()).then_some(Ok(piece)))
             }
-            Content::Pieces(first, rest) => {
+            BodyContent::Pieces(first, rest) => {
                 if let Some(first) = first.take() {
                     return Poll::Ready(Some(Ok(first)));
                 }
@@ -62,7 +62,7 @@ impl Content {
                 }
                 Poll::Ready(piece.map(|piece| piece.map(Bytes::from).map_err(io::Error::other)))
             }
-            Content::Events(events) => events.poll(context),
+            BodyContent::Events(events) => events.poll(context),
         }
     }
 }
@@ -79,13 +79,13 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.content, Content::Text(text, _) if text.is_empty())
+        matches!(&self.content, BodyContent::Text(text, _) if text.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Text(text, _) => SizeHint::with_exact(text.len() as u64),
-            Content::Pieces(..) | Content::Events(_) => SizeHint::default(),
+            BodyContent::Text(text, _) => SizeHint::with_exact(text.len() as u64),
+            BodyContent::Pieces(..) | BodyContent::Events(_) => SizeHint::default(),
         }
     }
 }

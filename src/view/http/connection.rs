@@ -1,7 +1,7 @@
 //! Connections: their sockets, their states and their time limits.
 //!
-//! * A [`Pulse`] tracks the state of a connection: it waits for a request, receives a header, or answers a request; and
-//!   the time since which its client has not read what waits for it.
+//! * A [`ConnectionTracker`] tracks the state of a connection: it waits for a request, receives a header, or answers
+//!   a request; and the time since which its client has not read what waits for it.
 //! * A [`Socket`] moves bytes, and updates the pulse.
 //! * [`Connections`] are all open connections. When a new one exceeds their limit, the most expendable one is closed.
 //!
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::limits::{HEADER_BYTES, HEADER_LINES, HEADER_TIME, IDLE_TIME, STUCK, WRITE_BYTES, WRITE_TIME};
-use super::respond::{Shared, respond};
+use super::respond::{RequestContext, respond};
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,7 +54,7 @@ struct Stall {
 }
 
 #[derive(Debug)]
-struct State {
+struct ConnectionState {
     phase: Phase,
     since: Instant,
     stall: Option<Stall>,
@@ -62,11 +62,15 @@ struct State {
 
 /// The shared state of a connection.
 #[derive(Clone, Debug)]
-pub(super) struct Pulse(Arc<Mutex<State>>);
+pub(super) struct ConnectionTracker(Arc<Mutex<ConnectionState>>);
 
-impl Pulse {
+impl ConnectionTracker {
     fn new() -> Self {
-        Pulse(Arc::new(Mutex::new(State { phase: Phase::New, since: Instant::now(), stall: None })))
+        ConnectionTracker(Arc::new(Mutex::new(ConnectionState {
+            phase: Phase::New,
+            since: Instant::now(),
+            stall: None,
+        })))
     }
 
     fn enter(&self, phase: Phase) {
@@ -144,7 +148,7 @@ impl Pulse {
 /// A client's socket.
 struct Socket {
     stream: TcpStream,
-    pulse: Pulse,
+    pulse: ConnectionTracker,
 }
 
 impl hyper::rt::Read for Socket {
@@ -203,7 +207,7 @@ pub(super) async fn ended(mut over: watch::Receiver<bool>) {
 }
 
 /// Serves a connection until its client is done, a limit has passed, or the server ends.
-async fn serve(socket: Socket, shared: Arc<Shared>, over: watch::Receiver<bool>) {
+async fn serve(socket: Socket, shared: Arc<RequestContext>, over: watch::Receiver<bool>) {
     let pulse = socket.pulse.clone();
     let service = {
         let (pulse, over) = (pulse.clone(), over.clone());
@@ -247,16 +251,16 @@ pub(super) struct Connections {
     next: u64,
     /// Number of open sockets: those of `open`, and of connections that are being closed.
     sockets: usize,
-    open: BTreeMap<u64, (Pulse, AbortHandle)>,
+    open: BTreeMap<u64, (ConnectionTracker, AbortHandle)>,
 }
 
 /// Guard that removes a connection from the list when it is dropped.
-struct Listed {
+struct ListGuard {
     id: u64,
     all: Arc<Mutex<Connections>>,
 }
 
-impl Drop for Listed {
+impl Drop for ListGuard {
     fn drop(&mut self) {
         let mut all = locked(&self.all);
         all.open.remove(&self.id);
@@ -311,14 +315,14 @@ impl Connections {
     pub(super) fn add(
         all: &Arc<Mutex<Self>>,
         stream: TcpStream,
-        shared: &Arc<Shared>,
+        shared: &Arc<RequestContext>,
         over: &watch::Receiver<bool>,
         alive: watch::Receiver<()>,
     ) {
-        let pulse = Pulse::new();
+        let pulse = ConnectionTracker::new();
         let mut own = locked(all);
         (own.next, own.sockets) = (own.next + 1, own.sockets + 1);
-        let listed = Listed { id: own.next, all: Arc::clone(all) };
+        let listed = ListGuard { id: own.next, all: Arc::clone(all) };
         let (socket, shared, over) = (Socket { stream, pulse: pulse.clone() }, Arc::clone(shared), over.clone());
         let id = own.next;
         let serving = serve(socket, shared, over);

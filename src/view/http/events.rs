@@ -23,14 +23,14 @@ use tokio::time::{Instant, sleep};
 use super::connection::ended;
 use super::gate::{Gate, Permit};
 use super::limits::{PROGRESS, STREAM_BYTES, TURN_TIME};
-use super::{Event, Events, Pieces, end_event};
+use super::{Events, ServerEvent, TextPieces, end_event};
 
 /// The next part of a stream.
 enum Message {
     /// Whole events.
     Text(Bytes),
     /// A long event in pieces: its first part, the others, and the permit to send it.
-    Long(Option<Bytes>, Pieces, Permit),
+    Long(Option<Bytes>, TextPieces, Permit),
 }
 
 /// The size of the part of a stream that waits for its reader.
@@ -52,7 +52,7 @@ impl Backlog {
 pub(super) struct EventReader {
     messages: UnboundedReceiver<Message>,
     backlog: Arc<Backlog>,
-    long: Option<(Option<Bytes>, Pieces, Permit)>,
+    long: Option<(Option<Bytes>, TextPieces, Permit)>,
 }
 
 impl EventReader {
@@ -131,7 +131,7 @@ impl Pump {
     }
 
     /// Returns the next event; `None` if the stream ends.
-    async fn next(&self, events: &mut dyn Events) -> Option<Event> {
+    async fn next(&self, events: &mut dyn Events) -> Option<ServerEvent> {
         let mut tick = pin!(sleep(PROGRESS));
         let mut gone = pin!(self.messages.closed());
         let mut over = pin!(ended(self.over.clone()));
@@ -156,7 +156,7 @@ impl Pump {
     }
 
     /// Sends an event to the reader. Fails with the reason for which the reader is cut off.
-    async fn send(&mut self, mut pieces: Pieces) -> Result<(), String> {
+    async fn send(&mut self, mut pieces: TextPieces) -> Result<(), String> {
         let mut text = Vec::new();
         while text.len() <= STREAM_BYTES {
             match pieces.next() {

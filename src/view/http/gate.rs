@@ -22,9 +22,9 @@ pub(super) struct Gate {
 }
 
 /// Guard that counts a request as waiting until it is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaitingGuard<'a>(&'a AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -58,7 +58,7 @@ impl Gate {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(&self.full);
         }
-        let _waiting = Waiting(&self.waiting);
+        let _waiting = WaitingGuard(&self.waiting);
         self.enter_within(TURN_TIME).await
     }
 

@@ -10,29 +10,29 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::watch;
 
-use super::body::{AnswerBody, Content, Never};
-use super::connection::Pulse;
+use super::body::{AnswerBody, BodyContent, Never};
+use super::connection::ConnectionTracker;
 use super::events;
 use super::gate::{Gate, Permit};
 use super::host::Hosts;
 use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
-use super::{Answering, Asked, Kind, Make, Pieces, Reply};
+use super::{AnswerKind, DeferredReply, HttpReply, HttpRequest, RequestHandler, TextPieces};
 
 /// The state shared by all connections.
-pub(super) struct Shared {
-    answering: Answering,
+pub(super) struct RequestContext {
+    answering: RequestHandler,
     hosts: Hosts,
     documents: Gate,
     rows: Arc<Gate>,
     streams: Gate,
 }
 
-impl Shared {
+impl RequestContext {
     /// Creates a handler of requests that name one of the hosts, for at most `connections` connections.
-    pub(super) fn new(answering: Answering, hosts: Hosts, connections: usize) -> Self {
+    pub(super) fn new(answering: RequestHandler, hosts: Hosts, connections: usize) -> Self {
         let waiting = connections / CONNECTIONS_FOR_A_TURN;
         let streams = STREAMS.min(connections / CONNECTIONS_FOR_A_STREAM);
-        Shared {
+        RequestContext {
             answering,
             hosts,
             documents: Gate::new(DOCUMENTS, waiting, "long answers are being sent"),
@@ -43,40 +43,40 @@ impl Shared {
 }
 
 /// An answer before it becomes a response.
-struct Answer {
+struct ResponseParts {
     status: u16,
     kind: &'static str,
-    content: Content,
+    content: BodyContent,
     close: bool,
 }
 
-impl Answer {
+impl ResponseParts {
     fn text(status: u16, text: String) -> Self {
-        let content = Content::Text((text + "\n").into(), None);
-        Answer { status, kind: "text/plain; charset=utf-8", content, close: false }
+        let content = BodyContent::Text((text + "\n").into(), None);
+        ResponseParts { status, kind: "text/plain; charset=utf-8", content, close: false }
     }
 
     fn close(self) -> Self {
-        Answer { close: true, ..self }
+        ResponseParts { close: true, ..self }
     }
 }
 
 /// Answers a request.
 pub(super) async fn respond(
-    shared: Arc<Shared>,
-    pulse: Pulse,
+    shared: Arc<RequestContext>,
+    pulse: ConnectionTracker,
     over: watch::Receiver<bool>,
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Never> {
     pulse.answering();
-    let answer = match asked(&shared.hosts, &request) {
+    let answer = match parse_request(&shared.hosts, &request) {
         Err(refusal) => refusal,
         Ok(asked) => match (shared.answering)(&asked) {
-            Reply::Later(kind, make) => later(&shared, kind, make, over).await,
+            HttpReply::Later(kind, make) => later(&shared, kind, make, over).await,
             reply => short(reply),
         },
     };
-    let Answer { status, kind, content, close } = answer;
+    let ResponseParts { status, kind, content, close } = answer;
     let mut response = Response::new(AnswerBody::new(content, pulse));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
@@ -95,94 +95,99 @@ pub(super) async fn respond(
 }
 
 /// Converts a request for the handler, or returns its refusal.
-fn asked(hosts: &Hosts, request: &Request<Incoming>) -> Result<Asked, Answer> {
+fn parse_request(hosts: &Hosts, request: &Request<Incoming>) -> Result<HttpRequest, ResponseParts> {
     let (headers, uri) = (request.headers(), request.uri());
     let has_length = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
     let has_body = has_length || headers.contains_key(TRANSFER_ENCODING);
     if *request.method() != Method::GET && *request.method() != Method::HEAD {
-        let answer = Answer::text(405, String::from("only GET and HEAD are answered"));
+        let answer = ResponseParts::text(405, String::from("only GET and HEAD are answered"));
         return Err(if has_body { answer.close() } else { answer });
     }
     if has_body {
-        return Err(Answer::text(413, String::from("a request with a body is not answered")).close());
+        return Err(ResponseParts::text(413, String::from("a request with a body is not answered")).close());
     }
     let mut named = headers.get_all(HOST).iter();
     let host = match (named.next(), named.next()) {
         (None, _) if request.version() == Version::HTTP_10 => None,
         (Some(host), None) => Some(host.to_str().unwrap_or("")),
-        _ => return Err(Answer::text(400, String::from("a request names one Host")).close()),
+        _ => return Err(ResponseParts::text(400, String::from("a request names one Host")).close()),
     };
     let authority = uri.authority().map(hyper::http::uri::Authority::as_str);
     if let Some(foreign) = host.into_iter().chain(authority).find(|host| !hosts.allow(host)) {
         let foreign: String = foreign.chars().take(255).collect();
         let help = "ask by an address or as localhost, or start the job with --http-host and the name";
-        return Err(Answer::text(421, format!("this server is not known as `{foreign}`: {help}")).close());
+        return Err(ResponseParts::text(421, format!("this server is not known as `{foreign}`: {help}")).close());
     }
     let events = headers.get_all(ACCEPT).iter().any(|accept| {
         let accept = accept.to_str().unwrap_or("");
         accept.split(',').any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "text/event-stream"))
     });
-    Ok(Asked::new(uri.path(), uri.query().unwrap_or(""), events))
+    Ok(HttpRequest::new(uri.path(), uri.query().unwrap_or(""), events))
 }
 
 /// Converts a complete answer.
-fn short(reply: Reply) -> Answer {
+fn short(reply: HttpReply) -> ResponseParts {
     match reply {
-        Reply::Whole(status, kind, text) => {
-            Answer { status, kind, content: Content::Text(text.into(), None), close: false }
+        HttpReply::Whole(status, kind, text) => {
+            ResponseParts { status, kind, content: BodyContent::Text(text.into(), None), close: false }
         }
-        Reply::Pieces(..) | Reply::Events(_) | Reply::Later(..) => {
-            Answer::text(500, String::from("an answer that takes time was not made when its turn came"))
+        HttpReply::Pieces(..) | HttpReply::Events(_) | HttpReply::Later(..) => {
+            ResponseParts::text(500, String::from("an answer that takes time was not made when its turn came"))
         }
     }
 }
 
 /// Makes an answer when its turn comes.
-async fn later(shared: &Shared, kind: Kind, make: Make, over: watch::Receiver<bool>) -> Answer {
+async fn later(
+    shared: &RequestContext,
+    kind: AnswerKind,
+    make: DeferredReply,
+    over: watch::Receiver<bool>,
+) -> ResponseParts {
     let slot = match kind {
-        Kind::Events => match shared.streams.enter_now() {
+        AnswerKind::Events => match shared.streams.enter_now() {
             Ok(slot) => Some(slot),
-            Err(full) => return Answer::text(503, full.to_owned()),
+            Err(full) => return ResponseParts::text(503, full.to_owned()),
         },
-        Kind::Document | Kind::Rows => None,
+        AnswerKind::Document | AnswerKind::Rows => None,
     };
-    let gate = if kind == Kind::Document { &shared.documents } else { &*shared.rows };
+    let gate = if kind == AnswerKind::Document { &shared.documents } else { &*shared.rows };
     let permit = match gate.enter().await {
         Ok(permit) => permit,
-        Err(full) => return Answer::text(503, full.to_owned()),
+        Err(full) => return ResponseParts::text(503, full.to_owned()),
     };
     match (tokio::task::spawn_blocking(make).await, slot) {
-        (Err(_), _) => Answer::text(500, String::from("the answer could not be made: the log says why")),
-        (Ok(Reply::Whole(status, kind, text)), _) => {
+        (Err(_), _) => ResponseParts::text(500, String::from("the answer could not be made: the log says why")),
+        (Ok(HttpReply::Whole(status, kind, text)), _) => {
             let permit = (text.len() > PIECE).then_some(permit);
-            Answer { status, kind, content: Content::Text(text.into(), permit), close: false }
+            ResponseParts { status, kind, content: BodyContent::Text(text.into(), permit), close: false }
         }
-        (Ok(Reply::Pieces(kind, pieces)), _) => in_pieces(kind, pieces, permit),
-        (Ok(Reply::Events(source)), Some(slot)) => {
+        (Ok(HttpReply::Pieces(kind, pieces)), _) => in_pieces(kind, pieces, permit),
+        (Ok(HttpReply::Events(source)), Some(slot)) => {
             let events = events::start(source, &shared.rows, (slot, permit), over);
-            Answer { status: 200, kind: "text/event-stream", content: Content::Events(events), close: false }
+            ResponseParts { status: 200, kind: "text/event-stream", content: BodyContent::Events(events), close: false }
         }
         (Ok(reply), _) => short(reply),
     }
 }
 
 /// Sends an answer in pieces; as a whole, if it is short.
-fn in_pieces(kind: &'static str, mut pieces: Pieces, permit: Permit) -> Answer {
-    let answer = |content| Answer { status: 200, kind, content, close: false };
+fn in_pieces(kind: &'static str, mut pieces: TextPieces, permit: Permit) -> ResponseParts {
+    let answer = |content| ResponseParts { status: 200, kind, content, close: false };
     let first = match pieces.next() {
-        None => return answer(Content::Text(Bytes::new(), None)),
-        Some(Err(error)) => return Answer::text(500, error.to_string()),
+        None => return answer(BodyContent::Text(Bytes::new(), None)),
+        Some(Err(error)) => return ResponseParts::text(500, error.to_string()),
         Some(Ok(first)) => Bytes::from(first),
     };
     if first.len() >= PIECE {
-        return answer(Content::Pieces(Some(first), Some((pieces, permit))));
+        return answer(BodyContent::Pieces(Some(first), Some((pieces, permit))));
     }
     match pieces.next() {
-        None => answer(Content::Text(first, None)),
-        Some(Err(error)) => Answer::text(500, error.to_string()),
+        None => answer(BodyContent::Text(first, None)),
+        Some(Err(error)) => ResponseParts::text(500, error.to_string()),
         Some(Ok(second)) => {
             let first = Bytes::from([&first[..], &second[..]].concat());
-            answer(Content::Pieces(Some(first), Some((pieces, permit))))
+            answer(BodyContent::Pieces(Some(first), Some((pieces, permit))))
         }
     }
 }

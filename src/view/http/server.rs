@@ -21,10 +21,10 @@ use tokio::sync::watch;
 use super::connection::{Connections, ended};
 use super::host::Hosts;
 use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SOCKET_BYTES};
-use super::respond::Shared;
-use super::{Answering, Endpoint};
+use super::respond::RequestContext;
+use super::{Endpoint, RequestHandler};
 use crate::error::{Error, Result};
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Maximum number of connections that the system queues until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -37,7 +37,7 @@ pub(crate) struct Server {
     over: watch::Sender<bool>,
     /// Disconnected when the thread is done.
     done: Receiver<()>,
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
 }
 
 impl Server {
@@ -45,7 +45,7 @@ impl Server {
     ///
     /// # Errors
     /// Fails if it cannot listen there.
-    pub(crate) fn start(endpoint: &Endpoint, answering: &Answering) -> Result<Self> {
+    pub(crate) fn start(endpoint: &Endpoint, answering: &RequestHandler) -> Result<Self> {
         let cannot = |why: &dyn fmt::Display| {
             let error = Error::new("cannot serve HTTP").at(&endpoint.address).because(why);
             error.help("is the port taken? `--http 127.0.0.1:0` takes a free one")
@@ -57,7 +57,7 @@ impl Server {
         let address = listener.local_addr().map_err(|why| cannot(&why))?;
         let most = most_connections();
         let hosts = Hosts::new(&endpoint.address, &endpoint.hosts);
-        let shared = Arc::new(Shared::new(Arc::clone(answering), hosts, most));
+        let shared = Arc::new(RequestContext::new(Arc::clone(answering), hosts, most));
         let (over, is_over) = watch::channel(false);
         let (finished, done) = channel();
         let body = move || {
@@ -66,7 +66,7 @@ impl Server {
             runtime.shutdown_background();
             drop::<std::sync::mpsc::Sender<()>>(finished);
         };
-        let thread = thread::start(Role::Http, Role::Http.name(), body)?;
+        let thread = thread::start(ThreadRole::Http, ThreadRole::Http.name(), body)?;
         Ok(Server { address, over, done, thread: Some(thread) })
     }
 
@@ -120,11 +120,11 @@ fn listen(runtime: &Runtime, address: &str) -> io::Result<TcpListener> {
 
 /// Logs lines, at most one a minute.
 #[derive(Default)]
-struct Complaints {
+struct RateLimitedLog {
     last: Option<Instant>,
 }
 
-impl Complaints {
+impl RateLimitedLog {
     fn add(&mut self, line: &dyn fmt::Display) {
         if self.last.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
             self.last = Some(Instant::now());
@@ -134,14 +134,14 @@ impl Complaints {
 }
 
 /// Accepts connections until the server ends, then gives clients a moment to read the rest of their answers.
-async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: watch::Receiver<bool>) {
+async fn serve(listener: TcpListener, shared: Arc<RequestContext>, most: usize, over: watch::Receiver<bool>) {
     let connections = Connections::new(most);
     let (alive, open) = watch::channel(());
-    let mut complaints = Complaints::default();
+    let mut complaints = RateLimitedLog::default();
     {
         let mut ends = pin!(ended(over.clone()));
         loop {
-            thread::turn();
+            thread::mark_iteration();
             let next = poll_fn(|context| {
                 if ends.as_mut().poll(context).is_ready() {
                     return Poll::Ready(None);

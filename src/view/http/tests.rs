@@ -14,8 +14,8 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn server(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Server {
-    let answering: Answering = Arc::new(answer);
+fn server(answer: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> Server {
+    let answering: RequestHandler = Arc::new(answer);
     let endpoint = Endpoint { address: "127.0.0.1:0".into(), hosts: vec![String::from("jobs.example")] };
     Server::start(&endpoint, &answering).unwrap()
 }
@@ -53,10 +53,10 @@ fn until(stream: &mut TcpStream, text: &str) -> String {
 }
 
 /// A source of events that the test sends.
-struct Given(Receiver<Event>, Arc<std::sync::Mutex<Option<std::task::Waker>>>);
+struct Given(Receiver<ServerEvent>, Arc<std::sync::Mutex<Option<std::task::Waker>>>);
 
 impl Events for Given {
-    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<Event> {
+    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<ServerEvent> {
         *self.1.lock().unwrap() = Some(context.waker().clone());
         match self.0.try_recv() {
             Ok(event) => Poll::Ready(event),
@@ -66,22 +66,22 @@ impl Events for Given {
     }
 }
 
-fn event(text: impl Into<String>) -> Event {
-    Event { pieces: Box::new(std::iter::once(Ok(text.into().into_bytes()))), last: false }
+fn event(text: impl Into<String>) -> ServerEvent {
+    ServerEvent { pieces: Box::new(std::iter::once(Ok(text.into().into_bytes()))), last: false }
 }
 
 /// Returns the same piece `count` times.
-fn repeated(piece: usize, count: usize) -> Pieces {
+fn repeated(piece: usize, count: usize) -> TextPieces {
     Box::new(std::iter::repeat_n("~".repeat(piece), count).map(|piece| Ok(piece.into_bytes())))
 }
 
 #[test]
 fn a_question_comes_as_it_was_asked_and_the_answer_as_it_was_given() {
-    let server = server(|asked| Reply::text(203, format_args!("{asked:?}")));
+    let server = server(|asked| HttpReply::text(203, format_args!("{asked:?}")));
     let path = format!("/views/a%20b+c?key={}&x=", encoded("ü&=+ 1"));
     let (status, text) = get(&server.address().to_string(), &path, SOON).unwrap();
     let parameters = vec![("key".into(), "ü&=+ 1".into()), ("x".into(), String::new())];
-    let expected = Asked { path: "/views/a b+c".into(), parameters, events: false };
+    let expected = HttpRequest { path: "/views/a b+c".into(), parameters, events: false };
     assert_eq!((status, text), (203, format!("{expected:?}\n")));
 }
 
@@ -90,7 +90,7 @@ fn requests_that_ask_for_something_else_are_refused() {
     static ASKED: AtomicBool = AtomicBool::new(false);
     let server = server(|_| {
         ASKED.store(true, Ordering::Relaxed);
-        Reply::text(200, "secret")
+        HttpReply::text(200, "secret")
     });
     let address = server.address();
     let port = address.port();
@@ -141,7 +141,7 @@ fn requests_that_ask_for_something_else_are_refused() {
 fn requests_that_come_at_once_on_one_connection_are_all_answered_in_order() {
     let server = server(|asked| {
         let path = asked.path.clone();
-        Reply::later(Kind::Document, move || Reply::text(200, path))
+        HttpReply::later(AnswerKind::Document, move || HttpReply::text(200, path))
     });
     for _ in 0..20 {
         let mut burst: String = (0..10).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: localhost\r\n\r\n")).collect();
@@ -159,12 +159,12 @@ fn a_long_answer_is_made_as_it_is_taken() {
     const PIECES: usize = 400;
     let server = server(|asked| {
         let fails = asked.parameter("fails").is_some();
-        Reply::later(Kind::Rows, move || {
+        HttpReply::later(AnswerKind::Rows, move || {
             let pieces = (0..PIECES).map(move |n| {
                 MADE.fetch_add(1, Ordering::Relaxed);
                 if fails && n == 300 { Err(Error::new("a row cannot be written")) } else { Ok(vec![b'~'; PIECE]) }
             });
-            Reply::Pieces("text/plain", Box::new(pieces))
+            HttpReply::Pieces("text/plain", Box::new(pieces))
         })
     });
     let mut stream = connect(server.address());
@@ -192,13 +192,13 @@ fn a_long_answer_is_made_as_it_is_taken() {
 fn events_come_while_the_answer_is_open_and_end_with_the_server() {
     let server = server(|asked| {
         if !asked.events {
-            return Reply::text(200, "no events");
+            return HttpReply::text(200, "no events");
         }
-        Reply::later(Kind::Events, || {
+        HttpReply::later(AnswerKind::Events, || {
             let (sender, given) = channel();
             sender.send(event("data: 1\n\n")).unwrap();
             sender.send(event("data: 2\n\n")).unwrap();
-            Reply::Events(Box::new(Given(given, Arc::default())))
+            HttpReply::Events(Box::new(Given(given, Arc::default())))
         })
     });
     let mut stream = connect(server.address());
@@ -218,7 +218,7 @@ fn a_slow_reader_of_events_is_cut_off_and_told() {
     let own: Arc<std::sync::Mutex<Option<std::task::Waker>>> = Arc::clone(&waker);
     let server = server(move |_| {
         let given = Given(given.lock().unwrap().take().unwrap(), Arc::clone(&own));
-        Reply::later(Kind::Events, || Reply::Events(Box::new(given)))
+        HttpReply::later(AnswerKind::Events, || HttpReply::Events(Box::new(given)))
     });
     let mut stream = connect(server.address());
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
@@ -244,14 +244,14 @@ fn a_slow_reader_of_events_is_cut_off_and_told() {
 #[test]
 fn a_long_event_is_sent_to_a_reader_that_takes_it() {
     let server = server(|_| {
-        Reply::later(Kind::Events, || {
+        HttpReply::later(AnswerKind::Events, || {
             let (sender, given) = channel();
             for _ in 0..3 {
-                sender.send(Event { pieces: repeated(PIECE, 4 * STREAM_BYTES / PIECE), last: false }).unwrap();
+                sender.send(ServerEvent { pieces: repeated(PIECE, 4 * STREAM_BYTES / PIECE), last: false }).unwrap();
                 sender.send(event("data: short\n\n")).unwrap();
             }
-            sender.send(Event { last: true, ..event("data: last\n\n") }).unwrap();
-            Reply::Events(Box::new(Given(given, Arc::default())))
+            sender.send(ServerEvent { last: true, ..event("data: last\n\n") }).unwrap();
+            HttpReply::Events(Box::new(Given(given, Arc::default())))
         })
     });
     let answer = exchange(server.address(), "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -262,13 +262,13 @@ fn a_long_event_is_sent_to_a_reader_that_takes_it() {
 #[test]
 fn streams_and_long_answers_have_a_limit_and_others_are_still_answered() {
     let server = server(|asked| match asked.path.as_str() {
-        "/events" => Reply::later(Kind::Events, || {
-            let (sender, given) = channel::<Event>();
+        "/events" => HttpReply::later(AnswerKind::Events, || {
+            let (sender, given) = channel::<ServerEvent>();
             std::mem::forget(sender);
-            Reply::Events(Box::new(Given(given, Arc::default())))
+            HttpReply::Events(Box::new(Given(given, Arc::default())))
         }),
-        "/rows" => Reply::later(Kind::Rows, || Reply::Pieces("text/plain", repeated(PIECE, 1_000))),
-        _ => Reply::text(200, "ok"),
+        "/rows" => HttpReply::later(AnswerKind::Rows, || HttpReply::Pieces("text/plain", repeated(PIECE, 1_000))),
+        _ => HttpReply::text(200, "ok"),
     });
     let address = server.address();
     let ask = |path: &str| {
@@ -304,7 +304,7 @@ fn server_connections() -> usize {
 
 #[test]
 fn connections_that_wait_make_room_for_new_ones() {
-    let server = server(|_| Reply::text(200, "ok"));
+    let server = server(|_| HttpReply::text(200, "ok"));
     let address = server.address();
     let most = server_connections();
     let mut idle: Vec<_> = (0..most).map(|_| connect(address)).collect();
@@ -320,7 +320,8 @@ fn connections_that_wait_make_room_for_new_ones() {
 
 #[test]
 fn the_server_ends_while_clients_do_what_they_like() {
-    let server = server(|_| Reply::later(Kind::Rows, || Reply::Pieces("text/plain", repeated(PIECE, 10_000))));
+    let server =
+        server(|_| HttpReply::later(AnswerKind::Rows, || HttpReply::Pieces("text/plain", repeated(PIECE, 10_000))));
     let address = server.address();
     let mut clients: Vec<_> = (0..100).map(|_| connect(address)).collect();
     for (n, client) in clients.iter_mut().enumerate() {
@@ -344,9 +345,9 @@ fn the_server_ends_while_clients_do_what_they_like() {
 #[test]
 fn the_server_ends_while_an_answer_is_being_made() {
     let server = server(|_| {
-        Reply::later(Kind::Rows, || {
+        HttpReply::later(AnswerKind::Rows, || {
             std::thread::sleep(Duration::from_secs(20));
-            Reply::text(200, "late")
+            HttpReply::text(200, "late")
         })
     });
     let mut client = connect(server.address());
@@ -363,13 +364,13 @@ fn an_answer_that_panics_costs_one_client_its_answer() {
         let path = asked.path.clone();
         match path.as_str() {
             "/now" => panic!("an answer panics, as the test has it"),
-            "/later" => Reply::later(Kind::Rows, || panic!("an answer panics, as the test has it")),
-            "/pieces" => Reply::later(Kind::Rows, || {
+            "/later" => HttpReply::later(AnswerKind::Rows, || panic!("an answer panics, as the test has it")),
+            "/pieces" => HttpReply::later(AnswerKind::Rows, || {
                 let pieces =
                     (0..100).map(|n| if n < 50 { Ok(vec![b'x'; PIECE]) } else { panic!("as the test has it") });
-                Reply::Pieces("text/plain", Box::new(pieces))
+                HttpReply::Pieces("text/plain", Box::new(pieces))
             }),
-            _ => Reply::text(200, "ok"),
+            _ => HttpReply::text(200, "ok"),
         }
     });
     for _ in 0..10 {
@@ -386,7 +387,8 @@ fn an_answer_that_panics_costs_one_client_its_answer() {
 
 #[test]
 fn a_reader_that_takes_nothing_is_closed_after_the_write_time() {
-    let server = server(|_| Reply::later(Kind::Rows, || Reply::Pieces("text/plain", repeated(PIECE, 1_000))));
+    let server =
+        server(|_| HttpReply::later(AnswerKind::Rows, || HttpReply::Pieces("text/plain", repeated(PIECE, 1_000))));
     let mut stream = connect(server.address());
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     until(&mut stream, "\r\n\r\n");
@@ -397,9 +399,9 @@ fn a_reader_that_takes_nothing_is_closed_after_the_write_time() {
 
 #[test]
 fn a_taken_port_is_named() {
-    let other = server(|_| Reply::text(200, ""));
+    let other = server(|_| HttpReply::text(200, ""));
     let address = other.address().to_string();
-    let answering: Answering = Arc::new(|_: &Asked| Reply::text(200, ""));
+    let answering: RequestHandler = Arc::new(|_: &HttpRequest| HttpReply::text(200, ""));
     let taken = Endpoint { address: address.clone(), hosts: Vec::new() };
     let error = Server::start(&taken, &answering).err().unwrap().to_string();
     assert!(error.contains(&address) && error.contains("port taken"), "{error}");

@@ -13,15 +13,15 @@ use crate::cli::{log, note};
 
 /// Reads the lines of a growing file from its first line on; the file need not exist yet.
 #[derive(Debug)]
-struct Follow {
+struct FileFollower {
     path: PathBuf,
     file: Option<File>,
     bytes: Vec<u8>,
 }
 
-impl Follow {
+impl FileFollower {
     fn new(path: PathBuf) -> Self {
-        Follow { path, file: None, bytes: Vec::new() }
+        FileFollower { path, file: None, bytes: Vec::new() }
     }
 
     /// Passes on the complete lines that were added since the last call.
@@ -40,14 +40,14 @@ impl Follow {
 
 /// Progress of the programs, and the display of it.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct DemoDisplay {
     bar: Option<ProgressBar>,
     begun: Instant,
-    looked: Option<Instant>,
-    shown: Option<Instant>,
-    copy: Follow,
-    totals: Follow,
-    log: Follow,
+    refreshed_at: Option<Instant>,
+    displayed_at: Option<Instant>,
+    copy: FileFollower,
+    totals: FileFollower,
+    log: FileFollower,
     /// Number of lines of the copy, its header included.
     copied: u64,
     /// Number of lines of the result, its header included.
@@ -58,19 +58,19 @@ pub(super) struct View {
     rate: f64,
 }
 
-impl View {
+impl DemoDisplay {
     /// Starts the display of the progress towards `length` transactions.
     pub(super) fn start(length: u64, copy: &Path, totals: &Path, log: &Path) -> Self {
         let template = "{bar:30} {human_pos} of {human_len} {prefix}\n{wide_msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        View {
+        DemoDisplay {
             bar: log::is_live().then(|| ProgressBar::new(length).with_style(style)),
             begun: Instant::now(),
-            looked: None,
-            shown: None,
-            copy: Follow::new(copy.to_owned()),
-            totals: Follow::new(totals.to_owned()),
-            log: Follow::new(log.to_owned()),
+            refreshed_at: None,
+            displayed_at: None,
+            copy: FileFollower::new(copy.to_owned()),
+            totals: FileFollower::new(totals.to_owned()),
+            log: FileFollower::new(log.to_owned()),
             copied: 0,
             rows: 0,
             windows: BTreeSet::new(),
@@ -86,13 +86,13 @@ impl View {
     }
 
     /// Reads the files at most ten times a second, and updates the display when it is due.
-    pub(super) fn look(&mut self, sent: u64) {
+    pub(super) fn refresh(&mut self, sent: u64) {
         let every = Duration::from_millis(if self.bar.is_some() { 250 } else { 2_000 });
-        if self.looked.is_some_and(|looked| looked.elapsed() < Duration::from_millis(100)) {
+        if self.refreshed_at.is_some_and(|looked| looked.elapsed() < Duration::from_millis(100)) {
             return;
         }
-        self.looked = Some(Instant::now());
-        let View { copied, rows, windows, watermark, .. } = self;
+        self.refreshed_at = Some(Instant::now());
+        let DemoDisplay { copied, rows, windows, watermark, .. } = self;
         self.copy.lines(|_| *copied += 1);
         self.totals.lines(|line| {
             *rows += 1;
@@ -104,12 +104,12 @@ impl View {
             }
         });
         self.log.lines(|line| watermark_in(line).into_iter().for_each(|found| *watermark = found.to_owned()));
-        let since = self.shown.unwrap_or(self.begun).elapsed();
+        let since = self.displayed_at.unwrap_or(self.begun).elapsed();
         if since < every {
             return;
         }
         self.rate = (sent - self.sent) as f64 / since.as_secs_f64();
-        (self.shown, self.sent) = (Some(Instant::now()), sent);
+        (self.displayed_at, self.sent) = (Some(Instant::now()), sent);
         self.show();
     }
 
@@ -157,7 +157,7 @@ fn time_of_day(time: &str) -> &str {
 mod tests {
     use super::*;
     use crate::cli::query::progress_line;
-    use crate::cli::run::Moment;
+    use crate::cli::run::JobFigures;
     use crate::metrics::Metrics;
     use crate::time::EventTime;
     use std::io::Write;
@@ -167,7 +167,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.source("transactions").watermark.set(EventTime::from_millis(1_735_689_600_250));
         let (summary, elapsed) = (metrics.summary(), Duration::from_secs(2));
-        let line = progress_line(&Moment { summary, read: 3, rate: 1.5, elapsed });
+        let line = progress_line(&JobFigures { summary, read: 3, rate: 1.5, elapsed });
         let watermark = watermark_in(&line).unwrap();
         assert_eq!((watermark, time_of_day(watermark)), ("2025-01-01T00:00:00.250Z", "00:00:00.2"));
         assert_eq!((watermark_in("results go to a topic"), time_of_day("none yet")), (None, "none yet"));
@@ -177,8 +177,8 @@ mod tests {
     fn lines_are_given_once_and_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        let mut follow = Follow::new(path.clone());
-        let lines = |follow: &mut Follow| {
+        let mut follow = FileFollower::new(path.clone());
+        let lines = |follow: &mut FileFollower| {
             let mut all = Vec::new();
             follow.lines(|line| all.push(line.to_owned()));
             all

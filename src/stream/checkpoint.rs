@@ -1,11 +1,11 @@
 //! Checkpointed operators: where events become durable state.
 //!
 //! * A **checkpointed operator** is a step whose rows snapshots keep. At the snapshot epoch c it passes the changes
-//!   of its rows since the last snapshot to a [`Saver`], which builds a segment of them. When a job resumes from a
-//!   snapshot, [`load`] reads the rows of all segments and sends them through the same exchange as live data, at
+//!   of its rows since the last snapshot to a [`SegmentBuilder`], which builds a segment of them. When a job resumes
+//!   from a snapshot, [`load`] reads the rows of all segments and sends them through the same exchange as live data, at
 //!   epoch c.
-//! * A [`Part`] is the contribution of one writer (a source, a checkpointed operator or a sink, on one worker) to the
-//!   manifest of c.
+//! * A [`SnapshotAck`] is the contribution of one writer (a source, a checkpointed operator or a sink, on one worker)
+//!   to the manifest of c.
 //! * The **parts stream** carries these contributions to worker 0. From its construction on, every writer holds a
 //!   capability of it at the next possible c, and downgrades it when its contribution is durable; a writer with
 //!   nothing to contribute only downgrades. So when the frontier of the stream passes c, the manifest of c is
@@ -13,7 +13,7 @@
 //!
 //! Invariants: a contribution is sent only after the file and directory that it names are synced. Rows are encoded in
 //! bounded pieces, and no worker waits for a disk. A checkpointed operator is a sink too: after a job resumes from c,
-//! input at an epoch ≤ c is in the snapshot already and is dropped ([`Durable::gate`]).
+//! input at an epoch ≤ c is in the snapshot already and is dropped ([`DurableContext::gate`]).
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -32,15 +32,15 @@ use timely::scheduling::{Activator, SyncActivator};
 
 use crate::durable::background::Background;
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::compaction::{self, Group, Merged};
+use crate::durable::compaction::{self, MergeGroup, MergeOutcome};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::journal::Bound;
-use crate::durable::manifest::{Manifest, QueryPrint, SinkState, StepState};
-use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
+use crate::durable::journal::PartitionProgress;
+use crate::durable::manifest::{Manifest, QueryFingerprint, SinkState, StepState};
+use crate::durable::segment::{BlockBuilder, RawBlock, SegmentInfo, SegmentLabel, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::stream::{Failure, Fault, Flow, Purpose};
-use crate::thread::Role;
+use crate::stream::{BuildMode, Fault, Flow, JobFailure};
+use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 
 /// Rows that are encoded at a time.
@@ -48,34 +48,35 @@ const PIECE: usize = 4096;
 
 /// The contribution of one writer to a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Part {
+pub(crate) enum SnapshotAck {
     /// A source's name, and the progress of its partitions on one worker.
-    Source(String, Vec<Bound>),
+    Source(String, Vec<PartitionProgress>),
     /// A source's name, its stream's watermark, and the activation watermarks of its partitions.
-    Mark(String, EventTime, Vec<(u32, EventTime)>),
+    Watermark(String, EventTime, Vec<(u32, EventTime)>),
     /// A checkpointed operator: its name, the time through which its windows have closed and their rows are expired,
     /// and the segment of its changes; `None` if nothing changed.
-    Cut(String, EventTime, Option<SegmentInfo>),
+    Operator(String, EventTime, Option<SegmentInfo>),
     /// The last epoch that a sink has published.
     Sink(SinkState),
 }
 
 /// Merges segments of one checkpointed operator unless it is cancelled by the flag; knows the type of the rows.
-pub(crate) type Merge = Box<dyn Fn(&Group, EventTime, &Label, &AtomicBool) -> Result<Merged> + Send + Sync>;
+pub(crate) type MergeFn =
+    Box<dyn Fn(&MergeGroup, EventTime, &SegmentLabel, &AtomicBool) -> Result<MergeOutcome> + Send + Sync>;
 
 /// The merge functions of a job's checkpointed operators, for compaction.
 #[derive(Default)]
-pub(crate) struct Merges(Mutex<Vec<(String, Arc<Merge>)>>);
+pub(crate) struct MergeRegistry(Mutex<Vec<(String, Arc<MergeFn>)>>);
 
-impl Merges {
+impl MergeRegistry {
     /// Returns the merge function of a step.
-    pub(crate) fn of(&self, step: &str) -> Option<Arc<Merge>> {
+    pub(crate) fn of(&self, step: &str) -> Option<Arc<MergeFn>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|(name, _)| name == step).map(|(_, merge)| Arc::clone(merge))
     }
 
     /// Registers the merge function of a step, unless it has one.
-    pub(crate) fn add(&self, step: &str, merge: Merge) {
+    pub(crate) fn add(&self, step: &str, merge: MergeFn) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.iter().all(|(name, _)| name != step) {
             all.push((step.to_owned(), Arc::new(merge)));
@@ -85,7 +86,7 @@ impl Merges {
 
 /// The durable state of a job, as the flow on one worker sees it.
 #[derive(Clone)]
-pub(crate) struct Durable {
+pub(crate) struct DurableContext {
     pub(crate) disk: Arc<dyn Disk>,
     /// The directory of the segments.
     pub(crate) segments: PathBuf,
@@ -97,24 +98,24 @@ pub(crate) struct Durable {
     /// The manifest that the job resumes from; `None` at the first start.
     pub(crate) base: Option<Arc<Manifest>>,
     /// The fingerprint of the running query, with the identities of its sources.
-    pub(crate) query: Arc<QueryPrint>,
-    pub(crate) merges: Arc<Merges>,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) query: Arc<QueryFingerprint>,
+    pub(crate) merges: Arc<MergeRegistry>,
+    pub(crate) failure: Arc<JobFailure>,
 }
 
-impl Durable {
+impl DurableContext {
     /// Opens the state of a job that has ended; nothing is written to it.
     ///
     /// # Errors
     /// Fails if the background thread cannot be started.
     pub(crate) fn ended(peers: usize, last: Manifest) -> Result<Self> {
-        Ok(Durable {
+        Ok(DurableContext {
             disk: OsDisk::shared(),
             segments: PathBuf::new(),
             incarnation: last.incarnation,
             worker: 0,
             peers,
-            writer: Arc::new(Background::start(Role::Segments)?),
+            writer: Arc::new(Background::start(ThreadRole::Segments)?),
             query: Arc::new(last.query.clone()),
             base: Some(Arc::new(last)),
             merges: Arc::default(),
@@ -139,25 +140,25 @@ impl Durable {
 }
 
 /// Functions that order, add and classify the rows of a checkpointed operator.
-pub(crate) struct RowKind<T> {
+pub(crate) struct RowOps<T> {
     pub(crate) order: fn(&T, &T) -> Ordering,
     pub(crate) add: fn(&mut T, &T),
     /// Returns `true` if a row adds nothing and can be dropped.
     pub(crate) is_zero: fn(&T) -> bool,
     /// Returns `true` if a row is a tombstone, which only overrides older rows of its key.
-    pub(crate) is_over: fn(&T) -> bool,
+    pub(crate) is_tombstone: fn(&T) -> bool,
     /// Returns the end of a row's window; the row is expired once that has closed. [`EventTime::MAX`] for rows
     /// without a window.
     pub(crate) window: fn(&T) -> EventTime,
 }
 
-impl<T> Clone for RowKind<T> {
+impl<T> Clone for RowOps<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for RowKind<T> {}
+impl<T> Copy for RowOps<T> {}
 
 /// A cell for a step's codec: set while the flow is built, read while it runs.
 pub(crate) type CodecCell<T> = Rc<RefCell<Arc<dyn Codec<T>>>>;
@@ -169,7 +170,7 @@ pub(crate) fn postcard<T: Record>() -> CodecCell<T> {
 
 /// Fails the job if it is about to open durable state and rows of this type cannot be read back.
 pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
-    if flow.build.purpose == Purpose::OpenSinks
+    if flow.build.mode == BuildMode::OpenSinks
         && let Err(why) = Codec::<T>::check(&Postcard)
     {
         let error = Error::usage("snapshots cannot store the rows of a step").at(format!("step `{name}`")).because(why);
@@ -179,10 +180,10 @@ pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
 
 /// An iterator of rows in order: each call yields at most the given number of them, and returns `true` if more may
 /// follow.
-pub(crate) type RowsOut<T> = Box<dyn FnMut(usize, &mut dyn FnMut(T)) -> bool>;
+pub(crate) type RowChunks<T> = Box<dyn FnMut(usize, &mut dyn FnMut(T)) -> bool>;
 
 /// Yields rows that are already sorted.
-pub(crate) fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
+pub(crate) fn chunks_of<T: 'static>(rows: Vec<T>) -> RowChunks<T> {
     let mut rows = rows.into_iter();
     Box::new(move |most, give| {
         rows.by_ref().take(most).for_each(give);
@@ -191,65 +192,65 @@ pub(crate) fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
 }
 
 /// The outcome of a segment, set by the writing thread.
-type Outcome = Arc<OnceLock<Result<SegmentInfo>>>;
+type SegmentOutcome = Arc<OnceLock<Result<SegmentInfo>>>;
 /// A segment that the writing thread is writing.
-type Open = Arc<Mutex<Option<Result<SegmentWriter>>>>;
+type OpenSegment = Arc<Mutex<Option<Result<SegmentWriter>>>>;
 
 /// A segment being built.
-struct Saving<T> {
+struct PendingSegment<T> {
     epoch: u64,
     closed: EventTime,
-    rows: Option<RowsOut<T>>,
+    rows: Option<RowChunks<T>>,
     builder: BlockBuilder<T>,
-    open: Option<Open>,
-    outcome: Outcome,
+    open: Option<OpenSegment>,
+    outcome: SegmentOutcome,
 }
 
 /// Builds segments of a checkpointed operator's changes, on one worker.
-pub(crate) struct Saver<T> {
+pub(crate) struct SegmentBuilder<T> {
     name: String,
-    durable: Durable,
-    kind: RowKind<T>,
+    durable: DurableContext,
+    kind: RowOps<T>,
     codec: CodecCell<T>,
     /// Held at the next possible snapshot epoch.
     capability: Option<Capability<u64>>,
     /// Changes through this epoch are in segments.
     through: u64,
-    saving: Option<Saving<T>>,
-    again: Activator,
+    pending: Option<PendingSegment<T>>,
+    activator: Activator,
     wake: Arc<SyncActivator>,
 }
 
-impl<T: Record> Saver<T> {
+impl<T: Record> SegmentBuilder<T> {
     pub(crate) fn new(
         name: &str,
-        durable: Durable,
-        kind: RowKind<T>,
+        durable: DurableContext,
+        kind: RowOps<T>,
         codec: CodecCell<T>,
         capability: Capability<u64>,
-        (again, wake): (Activator, SyncActivator),
+        (activator, wake): (Activator, SyncActivator),
     ) -> Self {
         let through = durable.gate().unwrap_or(0);
         let (name, capability, wake) = (name.to_owned(), Some(capability), Arc::new(wake));
-        Saver { name, durable, kind, codec, capability, through, saving: None, again, wake }
+        SegmentBuilder { name, durable, kind, codec, capability, through, pending: None, activator, wake }
     }
 
     /// Begins the segment of the changes through `epoch`. `rows` yields them in order, without rows of windows that
     /// end at or before `closed`; `None` if nothing changed.
-    pub(crate) fn begin(&mut self, epoch: u64, closed: EventTime, rows: Option<RowsOut<T>>) {
-        assert!(self.saving.is_none(), "there is one snapshot at a time");
+    pub(crate) fn begin(&mut self, epoch: u64, closed: EventTime, rows: Option<RowChunks<T>>) {
+        assert!(self.pending.is_none(), "there is one snapshot at a time");
         let codec = Arc::clone(&self.codec.borrow());
         register_merge(&self.name, &self.durable, self.kind, Arc::clone(&codec));
         let builder = BlockBuilder::new(codec);
         let (open, outcome) = (None, Arc::default());
-        self.saving = Some(Saving { epoch, closed, rows, builder, open, outcome });
-        self.again.activate();
+        self.pending = Some(PendingSegment { epoch, closed, rows, builder, open, outcome });
+        self.activator.activate();
     }
 
     /// Continues the current segment: encodes a piece of the rows, or finishes it. Returns the contribution and the
     /// capability to send it under once the segment is durable.
-    pub(crate) fn work(&mut self) -> Option<(Capability<u64>, Part)> {
-        let saving = self.saving.as_mut()?;
+    pub(crate) fn work(&mut self) -> Option<(Capability<u64>, SnapshotAck)> {
+        let saving = self.pending.as_mut()?;
         if let Some(mut rows) = saving.rows.take() {
             let window = self.kind.window;
             let mut blocks: Result<Vec<RawBlock>> = Ok(Vec::new());
@@ -273,10 +274,10 @@ impl<T: Record> Saver<T> {
                 }
             }
             if more {
-                if let Some(saving) = &mut self.saving {
+                if let Some(saving) = &mut self.pending {
                     saving.rows = Some(rows);
                 }
-                self.again.activate();
+                self.activator.activate();
                 return None;
             }
             self.finish();
@@ -286,10 +287,10 @@ impl<T: Record> Saver<T> {
 
     /// Queues a block for writing.
     fn write(&mut self, block: RawBlock) {
-        let Some(saving) = &mut self.saving else { return };
+        let Some(saving) = &mut self.pending else { return };
         let open = saving.open.get_or_insert_with(|| {
-            let open: Open = Arc::default();
-            let label = Label {
+            let open: OpenSegment = Arc::default();
+            let label = SegmentLabel {
                 step: self.name.clone(),
                 incarnation: self.durable.incarnation,
                 worker: self.durable.worker as u32,
@@ -299,15 +300,15 @@ impl<T: Record> Saver<T> {
             };
             let (made, disk, directory) =
                 (Arc::clone(&open), Arc::clone(&self.durable.disk), self.durable.segments.clone());
-            let coding = self.codec.borrow().coding();
-            self.durable.writer.ask(move || {
+            let coding = self.codec.borrow().encoding();
+            self.durable.writer.submit(move || {
                 let writer = SegmentWriter::create(&disk, &directory, &label, &coding);
                 *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
             });
             open
         });
         let open = Arc::clone(open);
-        self.durable.writer.ask(move || {
+        self.durable.writer.submit(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(Ok(writer)) = &mut *open
                 && let Err(why) = writer.append(&block)
@@ -319,10 +320,10 @@ impl<T: Record> Saver<T> {
 
     /// Queues the end of the segment, if one was opened.
     fn finish(&mut self) {
-        let Some(saving) = &mut self.saving else { return };
+        let Some(saving) = &mut self.pending else { return };
         let Some(open) = saving.open.clone() else { return };
         let (outcome, wake) = (Arc::clone(&saving.outcome), Arc::clone(&self.wake));
-        self.durable.writer.ask(move || {
+        self.durable.writer.submit(move || {
             let writer = open.lock().unwrap_or_else(PoisonError::into_inner).take();
             let info = writer.map(|writer| writer.and_then(SegmentWriter::finish));
             let _ = outcome.set(info.unwrap_or_else(|| Err(Error::new("a segment was finished before it was opened"))));
@@ -332,8 +333,8 @@ impl<T: Record> Saver<T> {
     }
 
     /// Returns the contribution once the segment is durable.
-    fn end(&mut self) -> Option<(Capability<u64>, Part)> {
-        let saving = self.saving.as_ref()?;
+    fn end(&mut self) -> Option<(Capability<u64>, SnapshotAck)> {
+        let saving = self.pending.as_ref()?;
         let segment = match (&saving.open, saving.outcome.get()) {
             (None, _) => None,
             (Some(_), None) => return None,
@@ -344,34 +345,35 @@ impl<T: Record> Saver<T> {
             }
         };
         let (epoch, closed) = (saving.epoch, saving.closed);
-        self.saving = None;
+        self.pending = None;
         self.through = epoch;
         let held = self.capability.as_mut()?;
         let capability = held.delayed(&epoch);
         held.downgrade(&(epoch + 1));
-        Some((capability, Part::Cut(self.name.clone(), closed, segment)))
+        Some((capability, SnapshotAck::Operator(self.name.clone(), closed, segment)))
     }
 
     /// Returns `true` while a segment is being built.
     pub(crate) fn is_busy(&self) -> bool {
-        self.saving.is_some()
+        self.pending.is_some()
     }
 
     /// Drops the capability, unless a segment is being built; no further snapshots follow.
     pub(crate) fn close(&mut self) {
-        if self.saving.is_none() {
+        if self.pending.is_none() {
             self.capability = None;
         }
     }
 }
 
 /// Registers how the segments of a step are merged.
-fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, codec: Arc<dyn Codec<T>>) {
+fn register_merge<T: Record>(name: &str, durable: &DurableContext, kind: RowOps<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
-    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
-        let RowKind { order, add, window, is_zero, is_over } = kind;
-        let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_over(row)));
-        let merging = compaction::Merging { codec, order, add, window, keep: &keep, dead: closed, give_up };
+    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, cancelled: &AtomicBool| {
+        let RowOps { order, add, window, is_zero, is_tombstone } = kind;
+        let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_tombstone(row)));
+        let merging =
+            compaction::MergeOptions { codec, order, add, window, keep: &keep, expired_through: closed, cancelled };
         compaction::merge(&disk, &directory, &group.inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));
@@ -382,7 +384,7 @@ fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, co
 pub(crate) fn load<'f, T: Record>(
     flow: &Flow<'f>,
     name: &str,
-    kind: RowKind<T>,
+    kind: RowOps<T>,
     codec: CodecCell<T>,
 ) -> Option<TimelyStream<'f, u64, Vec<T>>> {
     let durable = flow.build.durable.as_ref()?;
@@ -390,20 +392,21 @@ pub(crate) fn load<'f, T: Record>(
     let state = durable.step(name);
     let closed = state.map_or(EventTime::MIN, |state| state.closed);
     let segments = state.map(|state| state.segments.as_slice()).unwrap_or_default();
-    let segments = if flow.fault(Fault::LoseSegment) { segments.get(1..).unwrap_or_default() } else { segments };
+    let segments = if flow.has_fault(Fault::LoseSegment) { segments.get(1..).unwrap_or_default() } else { segments };
     let mine = segments.iter().enumerate().filter(|(at, _)| at % durable.peers == durable.worker);
     // A segment all of whose rows are expired is not read.
-    let mine: Vec<SegmentInfo> = mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();
+    let mine: Vec<SegmentInfo> =
+        mine.filter(|(_, info)| !info.is_expired(closed)).map(|(_, info)| info.clone()).collect();
     let mut builder = OperatorBuilder::new(format!("Load: {name}"), flow.scope);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
     let info = builder.operator_info();
-    let again = flow.scope.activator_for(Rc::clone(&info.address));
+    let activator = flow.scope.activator_for(Rc::clone(&info.address));
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
     let failure = Arc::clone(&durable.failure);
     builder.build(move |mut capabilities| {
         let mut capability = capabilities.pop().map(|capability| capability.delayed(&epoch));
-        let mut loading = Loading { disk, directory, segments: mine.into_iter(), open: None, kind, closed };
+        let mut loading = SegmentLoader { disk, directory, segments: mine.into_iter(), open: None, kind, closed };
         let mut rows = Vec::new();
         move |_frontiers| {
             let Some(held) = &capability else { return };
@@ -414,7 +417,7 @@ pub(crate) fn load<'f, T: Record>(
                         output.activate().session(held).give_container(&mut rows);
                         rows.clear();
                     }
-                    again.activate();
+                    activator.activate();
                 }
                 Ok(false) => capability = None,
                 // The capability is kept: downstream must not use an incomplete set of rows.
@@ -426,16 +429,16 @@ pub(crate) fn load<'f, T: Record>(
 }
 
 /// Reads the rows of segments, block by block.
-struct Loading<T> {
+struct SegmentLoader<T> {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     segments: std::vec::IntoIter<SegmentInfo>,
     open: Option<(SegmentReader, usize)>,
-    kind: RowKind<T>,
+    kind: RowOps<T>,
     closed: EventTime,
 }
 
-impl<T: Record> Loading<T> {
+impl<T: Record> SegmentLoader<T> {
     /// Appends the rows of the next block to `rows`; returns `false` if there is none.
     fn next(&mut self, codec: &dyn Codec<T>, rows: &mut Vec<T>) -> Result<bool> {
         loop {

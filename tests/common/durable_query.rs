@@ -9,10 +9,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::job::Report;
+use tidegate::job::RunReport;
 use tidegate::source::Rejected;
 use tidegate::stream::Observer;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Error, Flow, Interval, Record, Window, csv, ndjson};
 
@@ -28,7 +28,8 @@ pub const STATE: &str = "state";
 
 /// A window's row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Closed {
+#[serde(rename = "Closed")]
+pub struct ClosedRow {
     pub end: i64,
     pub key: u8,
     pub count: i64,
@@ -37,7 +38,8 @@ pub struct Closed {
 
 /// A key's row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Ever {
+#[serde(rename = "Ever")]
+pub struct GlobalRow {
     pub key: u8,
     pub count: i64,
     pub greatest: u32,
@@ -68,24 +70,24 @@ pub fn new_disk() -> CrashingDisk {
 
 /// Prepares a run with its state on a disk. It reads on only when everything it has read is published, so that it
 /// cannot end before the first snapshot.
-pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> Run {
+pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
-    Run::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
+    TestRun::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
 }
 
 /// Checks at a sink that a replayed epoch has the same rows as before.
 #[derive(Clone)]
-pub struct Seen<D>(Arc<Mutex<ByEpoch<D>>>);
+pub struct ReplayCheck<D>(Arc<Mutex<ByEpoch<D>>>);
 
 type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
 
-impl<D> Default for Seen<D> {
+impl<D> Default for ReplayCheck<D> {
     fn default() -> Self {
-        Seen(Arc::default())
+        ReplayCheck(Arc::default())
     }
 }
 
-impl<D: Record> Seen<D> {
+impl<D: Record> ReplayCheck<D> {
     fn sink(&self) -> Observer<D> {
         let own = self.clone();
         Observer::new(move |epoch, rows| match own.0.lock().unwrap().insert(epoch, rows.to_vec()) {
@@ -101,16 +103,16 @@ impl<D: Record> Seen<D> {
     }
 
     fn fork(&self) -> Self {
-        Seen(Arc::new(Mutex::new(self.epochs())))
+        ReplayCheck(Arc::new(Mutex::new(self.epochs())))
     }
 }
 
 /// All outputs of the query except for its files.
 #[derive(Clone, Default)]
-pub struct Kept {
-    pub closed: Captured<Closed>,
-    pub ever: Captured<Ever>,
-    pub live: Captured<Closed>,
+pub struct DurableQueryOutputs {
+    pub closed: Captured<ClosedRow>,
+    pub ever: Captured<GlobalRow>,
+    pub live: Captured<ClosedRow>,
     /// Windows over the rows of windows: a checkpointed operator behind another.
     pub chained: Captured<(i64, u8, i64, u32)>,
     /// Output of keyed state with timers.
@@ -118,8 +120,8 @@ pub struct Kept {
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
     /// The closed rows and the live rows, as sinks got them.
-    pub seen_closed: Seen<Closed>,
-    pub seen_live: Seen<Closed>,
+    pub seen_closed: ReplayCheck<ClosedRow>,
+    pub seen_live: ReplayCheck<ClosedRow>,
 }
 
 /// Rows with their counts.
@@ -127,17 +129,17 @@ pub type Sums<D> = BTreeMap<D, isize>;
 
 /// Final contents of all outputs: of a collection, the rows that remain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct End {
-    pub closed: Sums<Closed>,
-    pub ever: Sums<Ever>,
-    pub live: Sums<Closed>,
+pub struct FinalOutputs {
+    pub closed: Sums<ClosedRow>,
+    pub ever: Sums<GlobalRow>,
+    pub live: Sums<ClosedRow>,
     pub chained: Sums<(i64, u8, i64, u32)>,
     pub distinct: Sums<Deal>,
     pub late: Sums<Deal>,
     pub rejects: Sums<Rejected>,
 }
 
-impl Kept {
+impl DurableQueryOutputs {
     fn query(&self, data: &Data, files: bool) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
         let (source, own, windows) = (data.source(), self.clone(), checks::windows_of(data));
         move |flow| {
@@ -154,7 +156,7 @@ impl Kept {
                 .write("chained", &own.chained);
             let row = |window: Interval, key: u8, (count, last): (i64, u32)| {
                 let end = window.end.millis();
-                Closed { end, key, count, last }
+                ClosedRow { end, key, count, last }
             };
             let closed = closed.map(move |closed| row(closed.window, closed.key, closed.value));
             let live = counts.on_change().map(move |open| row(open.window, open.key, open.value));
@@ -165,12 +167,12 @@ impl Kept {
             distinct.write("distinct", &own.distinct);
             let global = deals.key_by(|deal: &Deal| deal.key).window(Window::global());
             let ever = global.aggregate("ever", |each| (each.count(), each.max(|deal| deal.id)));
-            let row = |key: u8, (count, greatest): (i64, u32)| Ever { key, count, greatest };
+            let row = |key: u8, (count, greatest): (i64, u32)| GlobalRow { key, count, greatest };
             let ever = ever.on_change().map(move |open| row(open.key, open.value));
             flow.rejects().write("rejects", &own.rejects);
             if files {
-                closed.clone().write("closed file", &csv::File::new(CLOSED));
-                ever.clone().write("ever file", &ndjson::File::new(EVER));
+                closed.clone().write("closed file", &csv::Sink::new(CLOSED));
+                ever.clone().write("ever file", &ndjson::Sink::new(EVER));
                 closed.clone().write("closed rows seen", &own.seen_closed.sink());
                 live.write("live rows seen", &own.seen_live.sink());
             }
@@ -180,22 +182,22 @@ impl Kept {
     }
 
     /// Runs the query, with its files on the disk of its state.
-    pub fn run(&self, data: &Data, run: Run) -> Result<Report, String> {
+    pub fn run(&self, data: &Data, run: TestRun) -> Result<RunReport, String> {
         let outcome = run.options(small_drift(1_000_000)).run(self.query(data, true));
         outcome.map(|outcome| outcome.report).map_err(|error| error.to_string())
     }
 
     /// Returns the results of a run without state and without files.
-    pub fn plain(data: &Data) -> Result<End, String> {
-        let plain = Kept::default();
-        let outcome = Run::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
+    pub fn plain(data: &Data) -> Result<FinalOutputs, String> {
+        let plain = DurableQueryOutputs::default();
+        let outcome = TestRun::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
         outcome.map_err(|error| error.to_string())?;
         Ok(plain.captured())
     }
 
     /// Returns an independent copy.
-    pub fn fork(&self) -> Kept {
-        Kept {
+    pub fn fork(&self) -> DurableQueryOutputs {
+        DurableQueryOutputs {
             closed: self.closed.fork(),
             ever: self.ever.fork(),
             live: self.live.fork(),
@@ -208,8 +210,8 @@ impl Kept {
         }
     }
 
-    fn captured(&self) -> End {
-        End {
+    fn captured(&self) -> FinalOutputs {
+        FinalOutputs {
             closed: sums(self.closed.epochs()),
             ever: sums(self.ever.epochs()),
             live: sums(self.live.epochs()),
@@ -221,7 +223,7 @@ impl Kept {
     }
 
     /// Checks that the files and the captured outputs have the expected contents.
-    pub fn check(&self, disk: &CrashingDisk, expected: &End) -> Result<(), String> {
+    pub fn check(&self, disk: &CrashingDisk, expected: &FinalOutputs) -> Result<(), String> {
         let captured = self.captured();
         same("closed rows", &captured.closed, &expected.closed)?;
         same("rows of what stayed open", &captured.ever, &expected.ever)?;
@@ -252,7 +254,7 @@ fn lines(disk: &CrashingDisk, path: &str) -> Result<Vec<String>, String> {
     }
 }
 
-fn closed_file(disk: &CrashingDisk) -> Result<Sums<Closed>, String> {
+fn closed_file(disk: &CrashingDisk) -> Result<Sums<ClosedRow>, String> {
     let lines = lines(disk, CLOSED)?;
     let Some(("end,key,count,last", rows)) = lines.split_first().map(|(first, rest)| (first.as_str(), rest)) else {
         return Err(format!("{CLOSED} has no header: {lines:?}"));
@@ -262,20 +264,20 @@ fn closed_file(disk: &CrashingDisk) -> Result<Sums<Closed>, String> {
         let fields: Result<Vec<i64>, _> = line.split(',').map(str::parse).collect();
         let fields = fields.map_err(|why| format!("{CLOSED} has the line {line:?}: {why}"))?;
         let [end, key, count, last] = fields[..] else { return Err(format!("{CLOSED} has the line {line:?}")) };
-        *sums.entry(Closed { end, key: key as u8, count, last: last as u32 }).or_default() += 1;
+        *sums.entry(ClosedRow { end, key: key as u8, count, last: last as u32 }).or_default() += 1;
     }
     Ok(sums)
 }
 
 /// Returns the sum of a log of changes, in which each row must be retracted before the next of its key.
-fn ever_file(disk: &CrashingDisk) -> Result<Sums<Ever>, String> {
+fn ever_file(disk: &CrashingDisk) -> Result<Sums<GlobalRow>, String> {
     #[derive(Deserialize)]
     struct Line {
         #[serde(flatten)]
-        row: Ever,
+        row: GlobalRow,
         diff: isize,
     }
-    let mut now = BTreeMap::<u8, Ever>::new();
+    let mut now = BTreeMap::<u8, GlobalRow>::new();
     for line in lines(disk, EVER)? {
         let wrong = |why: &dyn std::fmt::Display| Err(format!("{EVER} has the line {line:?}: {why}"));
         let Line { row, diff } = match serde_json::from_str(&line) {

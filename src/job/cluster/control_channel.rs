@@ -25,57 +25,57 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::heartbeat::{HeartbeatMonitor, SIGN, Silence};
-use super::link::{Link, Sender};
-use super::wire::{Wire, encoded};
-use super::{Answer, Cluster, Told};
+use super::data_connection::{DataConnection, Sender};
+use super::framed::{Framed, encoded};
+use super::heartbeat::{HEARTBEAT_INTERVAL, HeartbeatMonitor, Silence};
+use super::{Cluster, FailureReport, StartMessage};
 use crate::error::{Error, Result};
-use crate::metrics::Summary;
-use crate::status::{Board, ConnectionStatus, ProcessStatus};
-use crate::thread::{self, Failure, Handle, Role};
+use crate::metrics::JobSummary;
+use crate::status::{ConnectionStatus, ProcessStatus, StatusBoard};
+use crate::thread::{self, JobFailure, ThreadHandle, ThreadRole};
 
 /// Interval at which failures and losses are checked.
 const TICK: Duration = Duration::from_millis(50);
 /// Time that a process which has lost another waits for a failure report.
-const GRACE: Duration = Duration::from_millis(500);
+const FAILURE_REPORT_GRACE: Duration = Duration::from_millis(500);
 /// Maximum time to send and read the last messages.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A message on a control channel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Word {
+enum ControlMessage {
     /// Heartbeat, with the process's status once its workers have started.
     Alive(Option<Box<ProcessStatus>>),
     /// Decision of process 0.
-    Answer(Answer),
+    StartMessage(StartMessage),
     /// The failure of a process.
-    Failed(Told),
+    Failed(FailureReport),
     /// The loss of a process, the process that has noticed it, and the cause.
     Lost { process: usize, by: usize, why: String },
     /// The process has finished, with these counters.
-    Done(Summary),
+    Done(JobSummary),
     /// The job is over.
     Over,
 }
 
 /// The control channel of a process.
-pub(crate) struct Side {
+pub(crate) struct ControlChannel {
     cluster: Cluster,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
     /// By process number: all others in process 0, only process 0 in the others. Messages are queued only for connected
     /// ones.
     peers: Vec<Peer>,
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
     changed: Condvar,
-    threads: Mutex<Vec<Handle>>,
+    threads: Mutex<Vec<ThreadHandle>>,
     /// The status of this process's workers, once they have started.
-    board: OnceLock<Arc<Board>>,
+    board: OnceLock<Arc<StatusBoard>>,
     /// The connections of the dataflow, once there are any.
-    links: OnceLock<Vec<DataConnection>>,
+    links: OnceLock<Vec<WatchedConnection>>,
 }
 
 /// A connection of the dataflow, as watched here.
-struct DataConnection {
+struct WatchedConnection {
     process: usize,
     /// Sends heartbeats.
     sender: Arc<Sender>,
@@ -86,47 +86,47 @@ struct DataConnection {
 #[derive(Default)]
 struct Peer {
     silence: Arc<Silence>,
-    outbox: Mutex<Outbox>,
+    outbox: Mutex<PeerOutbox>,
     filled: Condvar,
 }
 
 impl Peer {
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+    fn outbox(&self) -> MutexGuard<'_, PeerOutbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Messages queued for a process.
 #[derive(Default)]
-struct Outbox {
-    words: Vec<Word>,
+struct PeerOutbox {
+    messages: Vec<ControlMessage>,
     /// Number of the process's connection that the messages are for; a process may connect again.
     attempt: u64,
     open: bool,
     stream: Option<TcpStream>,
 }
 
-struct State {
+struct ChannelState {
     /// `true` in process 0 until all are connected: until then a process that disconnects may connect again.
     gathers: bool,
     /// Decision of process 0.
-    answer: Option<Answer>,
+    answer: Option<StartMessage>,
     /// Last reported status of each process.
     at: Vec<ProcessStatus>,
     /// The counters of each process that has finished.
-    done: Vec<Option<Summary>>,
+    done: Vec<Option<JobSummary>>,
     /// A lost process, the cause, and the time at which it was noticed.
     missed: Option<(usize, String, Instant)>,
     /// The message that tells why the job fails, if another process or the loss of one is the reason.
-    reason: Option<Word>,
+    reason: Option<ControlMessage>,
     told: bool,
     over: bool,
     closing: Option<Instant>,
 }
 
-impl State {
+impl ChannelState {
     fn new(processes: usize, gathers: bool) -> Self {
-        State {
+        ChannelState {
             gathers,
             answer: None,
             at: (0..processes).map(|process| ProcessStatus { process, ..ProcessStatus::default() }).collect(),
@@ -152,37 +152,37 @@ impl State {
     }
 }
 
-impl Side {
+impl ControlChannel {
     /// Creates the channel and starts its watching thread; no process is connected yet.
-    pub(super) fn begin(cluster: &Cluster, failure: Arc<Failure>) -> Result<Arc<Self>> {
+    pub(super) fn begin(cluster: &Cluster, failure: Arc<JobFailure>) -> Result<Arc<Self>> {
         let (processes, is_first) = (cluster.processes(), cluster.process() == 0);
-        let side = Arc::new(Side {
+        let side = Arc::new(ControlChannel {
             cluster: cluster.clone(),
             failure,
             peers: (0..processes).map(|_| Peer::default()).collect(),
-            state: Mutex::new(State::new(processes, is_first)),
+            state: Mutex::new(ChannelState::new(processes, is_first)),
             changed: Condvar::new(),
             threads: Mutex::default(),
             board: OnceLock::new(),
             links: OnceLock::new(),
         });
         let own = Arc::clone(&side);
-        side.spawn(Role::Processes, Role::Processes.name(), move || own.watch())?;
+        side.spawn(ThreadRole::Processes, ThreadRole::Processes.name(), move || own.watch())?;
         Ok(side)
     }
 
-    fn spawn(&self, role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    fn spawn(&self, role: ThreadRole, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
         self.keep(thread::start(role, name, body)?);
         Ok(())
     }
 
     /// Keeps a thread, to be joined at the end.
-    fn keep(&self, thread: Handle) {
+    fn keep(&self, thread: ThreadHandle) {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
     /// Starts the threads of a process's connection, which replaces its earlier one, if it had any.
-    pub(super) fn attach(self: &Arc<Self>, process: usize, wire: Wire) -> Result<()> {
+    pub(super) fn attach(self: &Arc<Self>, process: usize, wire: Framed) -> Result<()> {
         let cannot = |why: io::Error| Error::new("cannot listen to the other processes").because(why);
         let (sender, kept) = (wire.sender().map_err(cannot)?, wire.sender().map_err(cannot)?);
         let last = wire.sender().map_err(cannot)?;
@@ -191,26 +191,26 @@ impl Side {
             if let Some(before) = outbox.stream.take() {
                 let _ = before.shutdown(Shutdown::Both);
             }
-            *outbox = Outbox { words: Vec::new(), attempt: outbox.attempt + 1, open: true, stream: Some(kept) };
+            *outbox = PeerOutbox { messages: Vec::new(), attempt: outbox.attempt + 1, open: true, stream: Some(kept) };
             outbox.attempt
         };
         self.peers[process].filled.notify_all();
-        let timeout = self.cluster.silence;
+        let timeout = self.cluster.heartbeat_timeout;
         let monitor = HeartbeatMonitor::new(timeout, Arc::clone(&self.peers[process].silence));
         let own = Arc::clone(self);
-        let listen = move || own.listen((process, attempt), wire, monitor);
-        self.spawn(Role::Process, &format!("process {process}"), listen)?;
+        let receive_loop = move || own.receive_loop((process, attempt), wire, monitor);
+        self.spawn(ThreadRole::Process, &format!("process {process}"), receive_loop)?;
         let own = Arc::clone(self);
         let name = format!("to process {process}");
         let (from, mut last) = (self.cluster.process(), last);
         // This thread sends the reports of failures, so it reports its own panic by itself.
         let told = move |error: Error| {
-            let word = Word::Failed(Told::new(from, &error));
+            let word = ControlMessage::Failed(FailureReport::new(from, &error));
             let _ = encoded(&word).and_then(|bytes| last.write_all(&bytes));
             let _ = last.shutdown(Shutdown::Write);
         };
-        let speak = move || own.speak((process, attempt), sender);
-        self.keep(thread::start_telling(Role::ToProcess, &name, told, speak)?);
+        let send_loop = move || own.send_loop((process, attempt), sender);
+        self.keep(thread::start_reporting(ThreadRole::ToProcess, &name, told, send_loop)?);
         Ok(())
     }
 
@@ -228,7 +228,7 @@ impl Side {
     }
 
     /// `true` if a process is connected.
-    pub(super) fn is_there(&self, process: usize) -> bool {
+    pub(super) fn is_connected(&self, process: usize) -> bool {
         self.peers[process].outbox().open
     }
 
@@ -240,19 +240,19 @@ impl Side {
     /// Process 0: `true` if all are connected; a process that disconnects from then on is lost.
     pub(super) fn is_gathered(&self) -> bool {
         let mut state = self.state();
-        let all = (1..self.peers.len()).all(|process| self.is_there(process));
+        let all = (1..self.peers.len()).all(|process| self.is_connected(process));
         state.gathers = !all;
         all
     }
 
     /// Process 0: sends its decision.
-    pub(super) fn answer(&self, answer: Answer) {
-        self.tell(&Word::Answer(answer));
+    pub(super) fn answer(&self, answer: StartMessage) {
+        self.broadcast(&ControlMessage::StartMessage(answer));
     }
 
     /// Other processes: waits for the decision of process 0; `None` after a failure. A stop request does not end the
     /// wait, as process 0 may have started the job already.
-    pub(super) fn answered(&self) -> Option<Answer> {
+    pub(super) fn answered(&self) -> Option<StartMessage> {
         let mut state = self.state();
         loop {
             if state.answer.is_some() || self.failure.get().is_some() {
@@ -263,21 +263,21 @@ impl Side {
     }
 
     /// `true` if the job fails because a process was lost.
-    pub(super) fn has_lost(&self) -> bool {
-        matches!(self.state().reason, Some(Word::Lost { .. }))
+    pub(super) fn has_lost_process(&self) -> bool {
+        matches!(self.state().reason, Some(ControlMessage::Lost { .. }))
     }
 
     /// Sends heartbeats on the connections of the dataflow, too, and reports their silence.
-    pub(super) fn connected(&self, links: &[Option<Link>]) {
+    pub(super) fn connected(&self, links: &[Option<DataConnection>]) {
         let links = links.iter().enumerate().filter_map(|(process, link)| {
             let link = link.as_ref()?;
-            Some(DataConnection { process, sender: link.sender(), silence: link.silence() })
+            Some(WatchedConnection { process, sender: link.sender(), silence: link.silence() })
         });
         // Set once: a job runs one incarnation.
         let _ = self.links.set(links.collect());
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ChannelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -286,7 +286,7 @@ impl Side {
     }
 
     /// Sends this process's status with its heartbeats from now on.
-    pub(crate) fn tell_of(&self, board: Arc<Board>) {
+    pub(crate) fn attach_board(&self, board: Arc<StatusBoard>) {
         // Set once: a job runs one incarnation.
         let _ = self.board.set(board);
     }
@@ -302,12 +302,12 @@ impl Side {
     pub(crate) fn connections(&self) -> Vec<ConnectionStatus> {
         let links = self.links.get().into_iter().flatten();
         let hears =
-            |link: &DataConnection| ConnectionStatus { process: link.process, silent_ms: link.silence.millis() };
+            |link: &WatchedConnection| ConnectionStatus { process: link.process, silent_ms: link.silence.millis() };
         links.map(hears).collect()
     }
 
     /// Returns the job's shared failure.
-    pub(super) fn failure(&self) -> &Arc<Failure> {
+    pub(super) fn failure(&self) -> &Arc<JobFailure> {
         &self.failure
     }
 
@@ -318,11 +318,11 @@ impl Side {
             return self.detach(of);
         }
         drop(state);
-        self.lost_link(of.0, why);
+        self.report_lost(of.0, why);
     }
 
     /// Notes that another process is lost.
-    pub(super) fn lost_link(&self, process: usize, why: &str) {
+    pub(super) fn report_lost(&self, process: usize, why: &str) {
         let mut state = self.state();
         if state.closing.is_none() && !state.over && state.missed.is_none() {
             state.missed = Some((process, why.to_owned(), Instant::now()));
@@ -331,16 +331,16 @@ impl Side {
     }
 
     /// Receives the messages of another process, until its connection ends.
-    fn listen(&self, of: (usize, u64), mut wire: Wire, mut monitor: HeartbeatMonitor) {
+    fn receive_loop(&self, of: (usize, u64), mut wire: Framed, mut monitor: HeartbeatMonitor) {
         loop {
-            thread::turn();
+            thread::mark_iteration();
             let before = wire.received();
-            let received = wire.receive::<Word>();
+            let received = wire.receive::<ControlMessage>();
             if wire.received() > before {
                 monitor.heard();
             }
             match received {
-                Ok(Some(word)) => self.hear(of, word),
+                Ok(Some(word)) => self.handle_message(of, word),
                 Ok(None) if wire.received() > before => {}
                 Ok(None) => {
                     if let Err(why) = monitor.unheard() {
@@ -349,31 +349,31 @@ impl Side {
                 }
                 Err(why) => return self.lost(of, &why.to_string()),
             }
-            if self.state().closing.is_some_and(|since| since.elapsed() > FAREWELL) {
+            if self.state().closing.is_some_and(|since| since.elapsed() > CLOSE_TIMEOUT) {
                 return;
             }
         }
     }
 
-    fn hear(&self, of: (usize, u64), word: Word) {
+    fn handle_message(&self, of: (usize, u64), word: ControlMessage) {
         let mut state = self.state();
         match word {
-            Word::Alive(status) => {
+            ControlMessage::Alive(status) => {
                 if let Some(status) = status {
                     state.put(*status);
                 }
                 return;
             }
-            Word::Failed(_) | Word::Lost { .. } if state.gathers => return self.detach(of),
-            Word::Answer(answer) => state.answer = Some(answer),
-            Word::Done(summary) => state.done[of.0] = Some(summary),
-            Word::Over => state.over = true,
-            Word::Failed(ref told) => {
+            ControlMessage::Failed(_) | ControlMessage::Lost { .. } if state.gathers => return self.detach(of),
+            ControlMessage::StartMessage(answer) => state.answer = Some(answer),
+            ControlMessage::Done(summary) => state.done[of.0] = Some(summary),
+            ControlMessage::Over => state.over = true,
+            ControlMessage::Failed(ref told) => {
                 let error = told.error();
                 state.reason.get_or_insert(word);
                 self.failure.set(error);
             }
-            Word::Lost { process, by, ref why } => {
+            ControlMessage::Lost { process, by, ref why } => {
                 self.failure.set(self.cluster.gone(process, by, why));
                 state.reason.get_or_insert(word);
             }
@@ -382,29 +382,29 @@ impl Side {
     }
 
     /// Sends queued messages and heartbeats to another process, until the channel is closed.
-    fn speak(&self, of: (usize, u64), mut stream: TcpStream) {
+    fn send_loop(&self, of: (usize, u64), mut stream: TcpStream) {
         let (peer, mut signed) = (&self.peers[of.0], None::<Instant>);
         loop {
-            thread::turn();
-            let is_due = |signed: &Option<Instant>| signed.is_none_or(|signed| signed.elapsed() >= SIGN);
+            thread::mark_iteration();
+            let is_due = |signed: &Option<Instant>| signed.is_none_or(|signed| signed.elapsed() >= HEARTBEAT_INTERVAL);
             let mut outbox = peer.outbox();
-            while outbox.attempt == of.1 && outbox.open && outbox.words.is_empty() && !is_due(&signed) {
-                outbox = peer.filled.wait_timeout(outbox, SIGN).unwrap_or_else(PoisonError::into_inner).0;
+            while outbox.attempt == of.1 && outbox.open && outbox.messages.is_empty() && !is_due(&signed) {
+                outbox = peer.filled.wait_timeout(outbox, HEARTBEAT_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
             }
             if outbox.attempt != of.1 {
                 return;
             }
-            let (mut words, open) = (std::mem::take(&mut outbox.words), outbox.open);
+            let (mut messages, open) = (std::mem::take(&mut outbox.messages), outbox.open);
             drop(outbox);
             if open && is_due(&signed) {
-                words.push(Word::Alive(self.status()));
+                messages.push(ControlMessage::Alive(self.status()));
                 signed = Some(Instant::now());
             }
-            let sent = words.iter().try_for_each(|word| stream.write_all(&encoded(word)?));
+            let sent = messages.iter().try_for_each(|word| stream.write_all(&encoded(word)?));
             if let Err(why) = sent {
                 return self.lost(of, &why.to_string());
             }
-            if !open && peer.outbox().words.is_empty() {
+            if !open && peer.outbox().messages.is_empty() {
                 let _ = stream.shutdown(Shutdown::Write);
                 return;
             }
@@ -426,18 +426,18 @@ impl Side {
                 && state.reason.is_none()
                 && !state.over
                 && self.failure.get().is_none()
-                && since.elapsed() >= GRACE
+                && since.elapsed() >= FAILURE_REPORT_GRACE
             {
                 let (process, by, why) = (*process, self.cluster.process(), why.clone());
                 self.failure.set(self.cluster.gone(process, by, &why));
-                state.reason = Some(Word::Lost { process, by, why });
+                state.reason = Some(ControlMessage::Lost { process, by, why });
             }
             drop(state);
-            thread::turn();
-            self.tell_failure();
-            if signed.elapsed() >= SIGN {
+            thread::mark_iteration();
+            self.broadcast_failure();
+            if signed.elapsed() >= HEARTBEAT_INTERVAL {
                 signed = Instant::now();
-                self.links.get().into_iter().flatten().for_each(|link| link.sender.sign());
+                self.links.get().into_iter().flatten().for_each(|link| link.sender.send_heartbeat());
             }
             state = self.state();
             if state.closing.is_none() {
@@ -447,31 +447,31 @@ impl Side {
     }
 
     /// Queues a message for all connected processes; a process that cannot be reached is missed anyway.
-    fn tell(&self, word: &Word) {
+    fn broadcast(&self, word: &ControlMessage) {
         for peer in &self.peers {
             let mut outbox = peer.outbox();
             if outbox.open {
-                outbox.words.push(word.clone());
+                outbox.messages.push(word.clone());
                 peer.filled.notify_all();
             }
         }
     }
 
     /// Sends the reason of the job's failure, if it has failed, once.
-    fn tell_failure(&self) {
+    fn broadcast_failure(&self) {
         let Some(error) = self.failure.get() else { return };
         let mut state = self.state();
         if std::mem::replace(&mut state.told, true) {
             return;
         }
-        let own = || Word::Failed(Told::new(self.cluster.process(), error));
+        let own = || ControlMessage::Failed(FailureReport::new(self.cluster.process(), error));
         let word = state.reason.clone().unwrap_or_else(own);
         drop(state);
-        self.tell(&word);
+        self.broadcast(&word);
     }
 
     /// Process 0: waits for the counters of all other processes; `None` if the job fails.
-    pub(crate) fn all_done(&self) -> Option<Vec<Summary>> {
+    pub(crate) fn wait_for_summaries(&self) -> Option<Vec<JobSummary>> {
         let mut state = self.state();
         loop {
             if self.failure.get().is_some() {
@@ -486,11 +486,11 @@ impl Side {
 
     /// Other processes: sends this process's counters, and waits until the job is over or has failed. A failed process
     /// sends none.
-    pub(crate) fn done(&self, summary: Summary) {
+    pub(crate) fn done(&self, summary: JobSummary) {
         if self.failure.get().is_some() {
             return;
         }
-        self.tell(&Word::Done(summary));
+        self.broadcast(&ControlMessage::Done(summary));
         let mut state = self.state();
         while !state.over && self.failure.get().is_none() {
             state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
@@ -498,14 +498,14 @@ impl Side {
     }
 
     /// Closes the connections; process 0 first tells all that the job is over, or any process reports its failure.
-    /// Queued messages are still sent and read, for at most [`FAREWELL`].
+    /// Queued messages are still sent and read, for at most [`CLOSE_TIMEOUT`].
     pub(crate) fn close(&self) {
         match self.failure.get() {
-            Some(_) => self.tell_failure(),
+            Some(_) => self.broadcast_failure(),
             None => {
                 self.state().over = true;
                 if self.is_first() {
-                    self.tell(&Word::Over);
+                    self.broadcast(&ControlMessage::Over);
                 }
             }
         }
@@ -516,7 +516,7 @@ impl Side {
             peer.filled.notify_all();
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        while !threads.iter().all(Handle::is_finished) && since.elapsed() < FAREWELL {
+        while !threads.iter().all(ThreadHandle::is_finished) && since.elapsed() < CLOSE_TIMEOUT {
             std::thread::sleep(Duration::from_millis(1));
         }
         for peer in &self.peers {
@@ -524,7 +524,7 @@ impl Side {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         }
-        threads.into_iter().for_each(Handle::join);
+        threads.into_iter().for_each(ThreadHandle::join);
     }
 }
 
@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn what_a_process_said_last_is_what_is_known_of_it() {
-        let mut state = State::new(2, false);
+        let mut state = ChannelState::new(2, false);
         assert_eq!(state.of(1, 70), ProcessStatus { process: 1, silent_ms: 70, ..ProcessStatus::default() });
         state.put(ProcessStatus { process: 1, shown_ms: 1, ..ProcessStatus::default() });
         state.put(ProcessStatus { process: 1, shown_ms: 2, ..ProcessStatus::default() });

@@ -8,11 +8,11 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::durable::disk::Disk;
 use tidegate::job::Ending;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::{Flow, Record, Window};
 
 use super::cases::{Data, Deal};
-use super::checks::{self, Views, small_drift};
+use super::checks::{self, StepCaptures, small_drift};
 use super::tables::Tables;
 
 /// Maximum number of incarnations that crash.
@@ -20,8 +20,8 @@ const LIVES: usize = 12;
 
 /// All outputs of the query of these tests.
 #[derive(Clone, Default)]
-pub struct Results {
-    pub views: Views,
+pub struct QueryCaptures {
+    pub views: StepCaptures,
     /// The results of other aggregates, as text.
     pub others: Captured<(i64, u8, String)>,
     /// Windows over the results of windows: a checkpointed operator behind another.
@@ -30,7 +30,7 @@ pub struct Results {
     pub tables: Tables,
 }
 
-impl Results {
+impl QueryCaptures {
     fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
         let (source, own, windows) = (data.source(), self.clone(), checks::windows_of(data));
         move |flow| {
@@ -66,13 +66,13 @@ impl Results {
     }
 
     /// Runs the query once.
-    pub fn run(&self, data: &Data, run: Run) -> Result<Ending, String> {
+    pub fn run(&self, data: &Data, run: TestRun) -> Result<Ending, String> {
         let outcome = run.options(small_drift(1_000_000)).run(self.query(data));
         outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
     }
 
     /// Compares the final results of two runs, each row once.
-    pub fn check_equal(&self, what: &str, expected: &Results) -> Result<(), String> {
+    pub fn check_equal(&self, what: &str, expected: &QueryCaptures) -> Result<(), String> {
         rows(what, "closed rows", &self.views.closed, &expected.views.closed)?;
         rows(what, "late records", &self.views.late, &expected.views.late)?;
         rows(what, "rejects", &self.views.rejects, &expected.views.rejects)?;
@@ -89,7 +89,7 @@ impl Results {
 }
 
 /// Checks that the rows of `every` are the live rows of their epoch.
-fn every_is_live(views: &Views) -> Result<(), String> {
+fn every_is_live(views: &StepCaptures) -> Result<(), String> {
     let (live, mut now) = (views.live.epochs(), BTreeMap::<_, isize>::new());
     let mut epochs = live.into_iter().peekable();
     for (epoch, shown) in views.every.epochs() {
@@ -124,22 +124,22 @@ fn rows<D: Record>(what: &str, name: &str, got: &Captured<D>, expected: &Capture
 }
 
 /// Prepares a run with its state on a disk, with a random number of workers and random epochs.
-pub fn on(disk: &CrashingDisk, random: &mut Rng, run: Run) -> Run {
+pub fn on(disk: &CrashingDisk, random: &mut Rng, run: TestRun) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
     run.workers(random.usize(1..=3)).seed(random.u64(..)).state(&disk, "state")
 }
 
 /// Runs random data through crashes to the end; the results must be those of a run without state.
-pub fn check_crashes(seed: u64, run: impl Fn() -> Run) -> Result<(), String> {
+pub fn check_crashes(seed: u64, run: impl Fn() -> TestRun) -> Result<(), String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 200);
     check_crashes_of(&data, (seed, random), run)
 }
 
 /// Runs data through crashes to the end; the results must be those of a run without state.
-pub fn check_crashes_of(data: &Data, (seed, mut random): (u64, Rng), run: impl Fn() -> Run) -> Result<(), String> {
-    let (plain, kept) = (Results::default(), Results::default());
-    plain.run(data, Run::new().seed(seed))?;
+pub fn check_crashes_of(data: &Data, (seed, mut random): (u64, Rng), run: impl Fn() -> TestRun) -> Result<(), String> {
+    let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
+    plain.run(data, TestRun::new().seed(seed))?;
     let mut disk = CrashingDisk::new();
     for life in 0.. {
         if life < LIVES {

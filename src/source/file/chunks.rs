@@ -1,12 +1,14 @@
 //! Splits a file into chunks of whole records, deals them out to workers, and carries the watermark along.
 //!
 //! * A [`Chunk`] is dealt to one worker, in the epoch in which the worker asked.
-//! * Its [`Summary`] is the result of parsing it: the greatest watermark of its own records, and its number of lines.
-//! * A [`Carry`] is the watermark and line number just before a chunk: the summaries of all chunks before it combined.
+//! * Its [`ChunkSummary`] is the result of parsing it: the greatest watermark of its own records, and its number of
+//!   lines.
+//! * A [`ChunkStart`] is the watermark and line number just before a chunk: the summaries of all chunks before it
+//!   combined.
 //!
 //! Invariants: chunks are dealt in order of position, and epochs of successive chunks never go back; an epoch that the
 //! owner has closed gets no more chunks; the carry of a chunk is set once, when all chunks before it have been summed
-//! up; an epoch is committed when all its chunks have been summed up. A record longer than [`Sizes::longest`] is a
+//! up; an epoch is committed when all its chunks have been summed up. A record longer than [`FileLimits::longest`] is a
 //! chunk of its own, of which only the beginning is held: it is rejected, and reading goes on after it.
 //!
 //! A followed file is the one that was opened: when its path names another file, all of the old one is read, and then
@@ -26,16 +28,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::durable::journal::{Bound, Check};
+use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::{Epoch, EventTime};
 
-use super::Format;
+use super::RecordFormat;
 
 /// Limits of the bytes that are held in memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub struct FileLimits {
     /// Number of bytes to read at a time: small enough for a chunk and its records to stay in a core's cache, large
     /// enough for the lock and the system call to cost little.
     pub block: usize,
@@ -47,7 +49,7 @@ pub struct Sizes {
     pub slow: Option<u64>,
 }
 
-impl Sizes {
+impl FileLimits {
     /// Sets the length of the longest record; 0 is taken as 1. A block is never longer.
     #[must_use]
     pub fn with_longest(mut self, longest: u64) -> Self {
@@ -57,11 +59,11 @@ impl Sizes {
     }
 }
 
-impl Default for Sizes {
+impl Default for FileLimits {
     fn default() -> Self {
-        Sizes {
+        FileLimits {
             block: 128 << 10,
-            longest: LONGEST,
+            longest: MAX_RECORD,
             #[cfg(test)]
             slow: None,
         }
@@ -69,27 +71,27 @@ impl Default for Sizes {
 }
 
 /// Default length of the longest record of a file, in bytes.
-pub const LONGEST: usize = 16 << 20;
+pub const MAX_RECORD: usize = 16 << 20;
 
 /// Number of bytes that are kept of a record that is too long.
-const KEPT: usize = 1 << 10;
+const KEPT_OF_LONG_RECORD: usize = 1 << 10;
 
 /// Number of bytes before a position that a file's fingerprint covers.
-const CHECKED: u64 = 4 << 10;
+const FINGERPRINT_BYTES: u64 = 4 << 10;
 
 /// Interval at which the length of a followed file is polled.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Longest pause between two polls of a file's length that still counts as continuous; after a longer one the idle
 /// timeout starts anew.
-const PAUSE: Duration = Duration::from_secs(1);
+const MAX_POLL_GAP: Duration = Duration::from_secs(1);
 /// Time for which the path of a followed file may name no file, or another one, before the job fails: editors and
 /// rotations take a moment.
-const GONE: Duration = Duration::from_secs(2);
+const MISSING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Watermark and line number just before a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Carry {
+pub struct ChunkStart {
     /// Watermark of the partition.
     pub watermark: EventTime,
     /// Number of lines that end between the position where reading began and the chunk.
@@ -98,7 +100,7 @@ pub struct Carry {
 
 /// Result of parsing a chunk.
 #[derive(Clone, Copy, Debug)]
-pub struct Summary {
+pub struct ChunkSummary {
     /// Watermark after its records, computed from its records alone.
     pub watermark: EventTime,
     /// Number of lines that end in it.
@@ -121,12 +123,12 @@ pub struct Chunk {
     /// Length of its only record, if that is too long; `bytes` then holds only the beginning.
     pub too_long: Option<u64>,
     /// Watermark and line number before it, once they are known.
-    pub carry: Arc<OnceLock<Carry>>,
+    pub carry: Arc<OnceLock<ChunkStart>>,
 }
 
 /// Bytes of the next chunk, split off the unread rest of the file.
 #[derive(Debug)]
-struct Cut {
+struct ChunkBytes {
     bytes: Vec<u8>,
     skip: usize,
     too_long: Option<u64>,
@@ -134,15 +136,15 @@ struct Cut {
 
 /// A search for the end of a record that is too long.
 #[derive(Debug)]
-struct Scan {
+struct EndSearch {
     start: u64,
     at: u64,
-    state: Within,
+    state: ScanState,
 }
 
-/// State of a scan within a record, as far as a [`Format`] needs it to find the record's end.
+/// State of a scan within a record, as far as a [`RecordFormat`] needs it to find the record's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Within {
+pub enum ScanState {
     /// At the beginning of a field.
     FieldStart,
     /// In a field without quotes, or after its quotes.
@@ -155,7 +157,7 @@ pub enum Within {
 
 /// Progress of reading a file, for monitoring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct FileProgress {
     /// Position after the chunks that were dealt.
     pub next: u64,
     /// Length of the file when it was last polled, or the fixed end.
@@ -172,18 +174,18 @@ pub struct Progress {
 
 /// Answer to a worker that asks for a chunk.
 #[derive(Debug)]
-pub enum Dealt {
+pub enum NextChunk {
     /// The next chunk.
     Chunk(Chunk),
     /// No chunk: the worker's epoch is behind that of the others.
-    Behind,
+    EpochTooEarly,
     /// No chunk: there is nothing more at the moment, or for good.
     Nothing,
 }
 
 /// State of the partition at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct FileEpochEnd {
     /// Position after the epoch's records.
     pub next: u64,
     /// Watermark after them.
@@ -194,18 +196,18 @@ pub struct Share {
     pub ended: bool,
     /// `true` if the file is idle.
     pub idle: bool,
-    /// Fingerprint of the file before `next`; `None` if nothing was read.
-    pub check: Option<Check>,
+    /// Fingerprint of the file before `next_offset`; `None` if nothing was read.
+    pub check: Option<ContentCheck>,
     /// Position where reading began; `Some` in the first committed epoch only.
-    pub found_at: Option<u64>,
+    pub start_offset: Option<u64>,
     /// `true` if this differs from the epoch before.
     pub changed: bool,
 }
 
 /// State of a run's file that the workers share.
 #[derive(Debug)]
-pub struct Shared<F: Format> {
-    state: Mutex<Dispenser>,
+pub struct SharedFile<F: RecordFormat> {
+    state: Mutex<ChunkAssigner>,
     layout: OnceLock<F::Layout>,
     /// Number of lines that end before the position where reading began; counted when first asked for.
     lines_before: OnceLock<u64>,
@@ -214,26 +216,26 @@ pub struct Shared<F: Format> {
 
 /// A dealt chunk that is not summed up yet, or that follows one that is not.
 #[derive(Debug)]
-struct Pending {
+struct PendingChunk {
     epoch: Epoch,
     end: u64,
-    summary: Option<Summary>,
-    carry: Arc<OnceLock<Carry>>,
+    summary: Option<ChunkSummary>,
+    carry: Arc<OnceLock<ChunkStart>>,
 }
 
 /// Tracks how long a followed file has been at its end, to judge whether it is idle.
 #[derive(Debug)]
-struct Quiet {
+struct IdleDetector {
     after: Duration,
     /// Time and file length of the first poll of the current stay at the end; `None` while there is more to deal.
     since: Option<(Instant, u64)>,
     looked: Option<Instant>,
 }
 
-impl Quiet {
+impl IdleDetector {
     /// Notes a poll of the file's length at a time when nothing is left to deal.
     fn at_end(&mut self, looked: Instant, length: u64) {
-        let paused = self.looked.is_none_or(|last| looked.saturating_duration_since(last) > PAUSE);
+        let paused = self.looked.is_none_or(|last| looked.saturating_duration_since(last) > MAX_POLL_GAP);
         if paused || self.since.is_none_or(|(_, known)| known != length) {
             self.since = Some((looked, length));
         }
@@ -253,13 +255,13 @@ impl Quiet {
 }
 
 #[derive(Debug)]
-struct Dispenser {
-    sizes: Sizes,
+struct ChunkAssigner {
+    limits: FileLimits,
     path: PathBuf,
     file: File,
     /// Length of the file when it was last polled.
     length: u64,
-    looked: Instant,
+    polled_at: Instant,
     /// End of a run that stops at the end, unless the journal has one.
     end_at_start: Option<u64>,
     until: Option<u64>,
@@ -270,42 +272,42 @@ struct Dispenser {
     /// File length at which the rest of the file held no complete record.
     partial_at: Option<u64>,
     /// Search for the end of a record that is too long and still incomplete.
-    scan: Option<Scan>,
+    scan: Option<EndSearch>,
     /// Time since which the path has not named the open file.
     gone_since: Option<Instant>,
     /// Least epoch that a new chunk may have.
     least_epoch: Epoch,
     /// Epoch of the snapshot, or the last epoch that was replayed from the journal.
-    repeated: Option<Epoch>,
-    quiet: Quiet,
+    replayed_through: Option<Epoch>,
+    idle_detector: IdleDetector,
     /// Idle flags of epochs that are being replayed.
-    repeated_idle: VecDeque<(Epoch, bool)>,
+    replayed_idle: VecDeque<(Epoch, bool)>,
     /// Watermarks that the journal has for positions, to be compared.
     expected: VecDeque<(u64, EventTime)>,
     dealt: u64,
-    pending: VecDeque<Pending>,
+    pending: VecDeque<PendingChunk>,
     /// Watermark and line number after the chunks that are summed up.
-    carry: Carry,
+    carry: ChunkStart,
     /// Ends of epochs whose chunks are summed up but not committed: position and watermark.
     ends: VecDeque<(Epoch, u64, EventTime)>,
     /// Position where reading began: 0, or that of the snapshot.
-    found_at: u64,
+    started_at: u64,
     /// Position and watermark after the chunks that are committed.
     bound: (u64, EventTime),
     /// Share that was returned when the last epoch was committed.
-    said: Option<Share>,
+    last_share: Option<FileEpochEnd>,
     failure: Option<Error>,
     spare: Vec<Vec<u8>>,
 }
 
-impl<F: Format> Shared<F> {
+impl<F: RecordFormat> SharedFile<F> {
     /// Opens the file for a run, and reads its header if it is there.
     ///
     /// # Errors
     /// Fails if the file cannot be read, or cannot give records of type `T`.
-    pub fn open<T: Record>(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
-        let shared = Shared {
-            state: Mutex::new(Dispenser::open(path, until_end, sizes)?),
+    pub fn open<T: Record>(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
+        let shared = SharedFile {
+            state: Mutex::new(ChunkAssigner::open(path, until_end, sizes)?),
             layout: OnceLock::new(),
             lines_before: OnceLock::new(),
             abandoned: AtomicBool::new(false),
@@ -317,17 +319,17 @@ impl<F: Format> Shared<F> {
     /// Sets the idle timeout of a followed file. Without it, the file never becomes idle.
     #[must_use]
     pub fn idle_after(self, after: Duration) -> Self {
-        self.lock().quiet.after = after;
+        self.lock().idle_detector.after = after;
         self
     }
 
-    fn lock(&self) -> MutexGuard<'_, Dispenser> {
+    fn lock(&self) -> MutexGuard<'_, ChunkAssigner> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a reader was dropped, which abandons the run unless all chunks have been dealt: a worker may be
     /// done before another has begun.
-    pub fn abandon(&self) {
+    pub fn reader_dropped(&self) {
         let state = self.lock();
         if state.until.is_none_or(|until| state.position < until) {
             self.abandoned.store(true, Ordering::Relaxed);
@@ -345,18 +347,18 @@ impl<F: Format> Shared<F> {
     }
 
     /// Reads the file's header, unless that is done or the header is incomplete.
-    fn lay_out<T: Record>(&self, state: &mut Dispenser) -> Result<()> {
+    fn lay_out<T: Record>(&self, state: &mut ChunkAssigner) -> Result<()> {
         if state.head.is_some() || state.length == 0 || state.partial_at == Some(state.length) {
             return Ok(());
         }
-        let (end, mut size) = (state.until.or(state.end_at_start), state.sizes.block);
+        let (end, mut size) = (state.until.or(state.end_at_start), state.limits.block);
         loop {
             let limit = end.unwrap_or(state.length);
             let bytes = state.read(0, size.min(limit as usize))?;
             let all = bytes.len() as u64 == limit;
-            super::kind::check(&bytes).map_err(|error| error.at(state.path.display()))?;
+            super::foreign_kinds::check(&bytes).map_err(|error| error.at(state.path.display()))?;
             if let Some((layout, head)) =
-                F::lay_out::<T>(&bytes, all && end.is_some()).map_err(|error| error.at(state.path.display()))?
+                F::read_layout::<T>(&bytes, all && end.is_some()).map_err(|error| error.at(state.path.display()))?
             {
                 state.head = Some(head as u64);
                 // Set once: the header is read under the lock, and only while it is unknown.
@@ -376,33 +378,39 @@ impl<F: Format> Shared<F> {
     /// # Errors
     /// Fails if the file cannot be read, has become shorter, was moved or removed while it was followed, has an
     /// unusable or too long header, or is not the one that the journal was written from.
-    pub fn deal<T: Record>(&self, epoch: Epoch) -> Result<Dealt> {
+    pub fn deal<T: Record>(&self, epoch: Epoch) -> Result<NextChunk> {
         let state = &mut *self.lock();
         state.go_live()?;
         if state.until.is_none() {
-            state.look(false)?;
+            state.poll_length(false)?;
         }
         let limit = state.until.unwrap_or(state.length);
         let dealt = self.deal_until::<T>(state, epoch, limit, state.until.is_some())?;
         match dealt {
-            Dealt::Nothing => state.quiet.at_end(state.looked, state.length),
-            Dealt::Chunk(_) | Dealt::Behind => state.quiet.moved(),
+            NextChunk::Nothing => state.idle_detector.at_end(state.polled_at, state.length),
+            NextChunk::Chunk(_) | NextChunk::EpochTooEarly => state.idle_detector.moved(),
         }
         Ok(dealt)
     }
 
-    fn deal_until<T: Record>(&self, state: &mut Dispenser, epoch: Epoch, limit: u64, last: bool) -> Result<Dealt> {
+    fn deal_until<T: Record>(
+        &self,
+        state: &mut ChunkAssigner,
+        epoch: Epoch,
+        limit: u64,
+        last: bool,
+    ) -> Result<NextChunk> {
         if state.position >= limit || (!last && state.partial_at == Some(limit)) {
-            return Ok(Dealt::Nothing);
+            return Ok(NextChunk::Nothing);
         }
         if epoch < state.least_epoch {
-            return Ok(Dealt::Behind);
+            return Ok(NextChunk::EpochTooEarly);
         }
         self.lay_out::<T>(state)?;
-        let Some(head) = state.head else { return Ok(Dealt::Nothing) };
-        let Some(Cut { bytes, skip, too_long }) = state.cut::<F>(head, limit, last)? else {
+        let Some(head) = state.head else { return Ok(NextChunk::Nothing) };
+        let Some(ChunkBytes { bytes, skip, too_long }) = state.cut::<F>(head, limit, last)? else {
             state.partial_at = Some(limit);
-            return Ok(Dealt::Nothing);
+            return Ok(NextChunk::Nothing);
         };
         let carry = Arc::new(OnceLock::new());
         if state.pending.is_empty() {
@@ -411,19 +419,19 @@ impl<F: Format> Shared<F> {
         let (index, start) = (state.dealt, state.position);
         let chunk = Chunk { index, epoch, start, skip, bytes, too_long, carry: Arc::clone(&carry) };
         state.position += chunk.too_long.unwrap_or(chunk.bytes.len() as u64);
-        state.pending.push_back(Pending { epoch, end: state.position, summary: None, carry });
+        state.pending.push_back(PendingChunk { epoch, end: state.position, summary: None, carry });
         (state.dealt, state.partial_at) = (state.dealt + 1, None);
         state.least_epoch = epoch;
-        Ok(Dealt::Chunk(chunk))
+        Ok(NextChunk::Chunk(chunk))
     }
 
     /// Returns the progress of reading the file, for monitoring.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> FileProgress {
         let state = self.lock();
-        let (end, ended) = (state.until.unwrap_or(state.length), state.said.is_some_and(|said| said.ended));
+        let (end, ended) = (state.until.unwrap_or(state.length), state.last_share.is_some_and(|said| said.ended));
         let partial = (state.partial_at == Some(end)).then_some(state.position);
-        let idle = state.said.is_some_and(|said| said.idle);
-        Progress { next: state.position, end, watermark: state.carry.watermark, ended, idle, partial }
+        let idle = state.last_share.is_some_and(|said| said.idle);
+        FileProgress { next: state.position, end, watermark: state.carry.watermark, ended, idle, partial }
     }
 
     /// Counts the lines that end in `length` bytes from position `from` on: those of a record that is too long.
@@ -436,7 +444,7 @@ impl<F: Format> Shared<F> {
 
     /// `true` if reading began at the file's beginning.
     pub fn begins_at_beginning(&self) -> bool {
-        self.lock().found_at == 0
+        self.lock().started_at == 0
     }
 
     /// `true` if the end is fixed and all chunks before it have been dealt.
@@ -450,56 +458,56 @@ impl<F: Format> Shared<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or is not the one that the snapshot was taken of.
-    pub fn resume(&self, epoch: Epoch, bound: &Bound) -> Result<()> {
+    pub fn resume(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
         let state = &mut *self.lock();
-        if state.repeated.is_none() {
+        if state.replayed_through.is_none() {
             state.resume(bound)?;
-            state.repeated = Some(epoch);
+            state.replayed_through = Some(epoch);
         }
         Ok(())
     }
 
-    /// Deals the next chunk of an epoch that is replayed from the journal; [`Dealt::Nothing`] once all of it has been
-    /// dealt.
+    /// Deals the next chunk of an epoch that is replayed from the journal; [`NextChunk::Nothing`] once all of it has
+    /// been dealt.
     ///
     /// # Errors
-    /// Fails as [`Shared::deal`] does, and if the file is not the one that the journal was written from.
-    pub fn deal_again<T: Record>(&self, epoch: Epoch, bound: &Bound) -> Result<Dealt> {
+    /// Fails as [`SharedFile::deal`] does, and if the file is not the one that the journal was written from.
+    pub fn deal_replay<T: Record>(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<NextChunk> {
         let state = &mut *self.lock();
-        state.check()?;
-        if state.repeated < Some(epoch) {
-            state.repeat(epoch, bound)?;
+        state.check_failure()?;
+        if state.replayed_through < Some(epoch) {
+            state.replay(epoch, bound)?;
         }
-        self.deal_until::<T>(state, epoch, bound.next, true)
+        self.deal_until::<T>(state, epoch, bound.next_offset, true)
     }
 
     /// Replays an epoch of the journal that took nothing from the file.
-    pub fn pass_again(&self, epoch: Epoch) {
+    pub fn skip_replay(&self, epoch: Epoch) {
         let state = &mut *self.lock();
-        state.repeated = state.repeated.max(Some(epoch));
+        state.replayed_through = state.replayed_through.max(Some(epoch));
     }
 
     /// Stores the result of parsing a chunk.
     ///
     /// # Errors
     /// Fails if the result shows that the file is not the one that the journal was written from.
-    pub fn sum_up(&self, index: u64, summary: Summary) -> Result<()> {
+    pub fn summarize(&self, index: u64, summary: ChunkSummary) -> Result<()> {
         let mut state = self.lock();
         let first = state.dealt - state.pending.len() as u64;
         state.pending[(index - first) as usize].summary = Some(summary);
         #[cfg(test)]
-        if state.sizes.slow.is_some() {
-            return state.check();
+        if state.limits.slow.is_some() {
+            return state.check_failure();
         }
         state.advance();
-        state.check()
+        state.check_failure()
     }
 
     /// Processes the recorded summaries at random times.
     #[cfg(test)]
-    pub fn dawdle(&self) {
+    pub fn advance_at_random(&self) {
         let state = &mut *self.lock();
-        if let Some(seed) = state.sizes.slow.as_mut() {
+        if let Some(seed) = state.limits.slow.as_mut() {
             let mut rng = fastrand::Rng::with_seed(*seed);
             *seed = rng.u64(..);
             if rng.u8(0..3) == 0 {
@@ -518,17 +526,17 @@ impl<F: Format> Shared<F> {
     ///
     /// # Errors
     /// Fails if the file is not the one that the journal was written from, or cannot be read for its fingerprint.
-    pub fn bind(&self, epoch: Epoch, ready: bool) -> Result<Option<Share>> {
+    pub fn close_epoch(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
         let state = &mut *self.lock();
         state.least_epoch = state.least_epoch.max(Epoch(epoch.0 + 1));
-        if state.repeated < Some(epoch) {
+        if state.replayed_through < Some(epoch) {
             state.go_live()?;
         }
-        state.check()?;
+        state.check_failure()?;
         if !ready || state.pending.front().is_some_and(|chunk| chunk.epoch <= epoch) {
             return Ok(None);
         }
-        state.bind(epoch).map(Some)
+        state.close_epoch(epoch).map(Some)
     }
 
     /// Returns the number of lines that end before the position where reading began.
@@ -540,7 +548,7 @@ impl<F: Format> Shared<F> {
             return Ok(*lines);
         }
         let mut state = self.lock();
-        let found_at = state.found_at;
+        let found_at = state.started_at;
         let lines = state.count_lines(0, found_at)?;
         Ok(*self.lines_before.get_or_init(|| lines))
     }
@@ -550,21 +558,21 @@ impl<F: Format> Shared<F> {
 ///
 /// # Errors
 /// Fails if the file does not exist, or is not the one that the state was written from.
-pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[Bound]) -> Result<Option<String>> {
-    let mut file = Dispenser::open(path, false, sizes)?;
+pub fn grown_since(path: &Path, sizes: FileLimits, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+    let mut file = ChunkAssigner::open(path, false, sizes)?;
     let Some(bound) = bounds.first() else { return Ok((file.length > 0).then(|| String::from("it was never read"))) };
-    file.recognize(bound)?;
-    let end = bound.until.unwrap_or(bound.next);
+    file.verify_identity(bound)?;
+    let end = bound.end_offset.unwrap_or(bound.next_offset);
     Ok((file.length > end).then(|| format!("it has {} bytes more, from offset {end} on", file.length - end)))
 }
 
 /// Formats a number of bytes for people.
-pub fn in_words(bytes: usize) -> String {
+pub fn format_bytes(bytes: usize) -> String {
     bytesize::ByteSize::b(bytes as u64).display().iec().to_string()
 }
 
-impl Dispenser {
-    fn open(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
+impl ChunkAssigner {
+    fn open(path: &Path, until_end: bool, limits: FileLimits) -> Result<Self> {
         let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
         // The type is checked before opening: opening a pipe would block until another process writes to it.
         let found = path.metadata().map_err(|why| refused(&why).help("check the path"))?;
@@ -573,12 +581,12 @@ impl Dispenser {
         }
         let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
         let found = file.metadata().map_err(|why| refused(&why))?;
-        Ok(Dispenser {
-            sizes,
+        Ok(ChunkAssigner {
+            limits,
             path: path.to_owned(),
             file,
             length: found.len(),
-            looked: Instant::now(),
+            polled_at: Instant::now(),
             end_at_start: until_end.then_some(found.len()),
             until: None,
             position: 0,
@@ -587,17 +595,17 @@ impl Dispenser {
             scan: None,
             gone_since: None,
             least_epoch: Epoch(0),
-            repeated: None,
-            quiet: Quiet { after: Duration::MAX, since: None, looked: None },
-            repeated_idle: VecDeque::new(),
+            replayed_through: None,
+            idle_detector: IdleDetector { after: Duration::MAX, since: None, looked: None },
+            replayed_idle: VecDeque::new(),
             expected: VecDeque::new(),
             dealt: 0,
             pending: VecDeque::new(),
-            carry: Carry { watermark: EventTime::MIN, lines: 0 },
+            carry: ChunkStart { watermark: EventTime::MIN, lines: 0 },
             ends: VecDeque::new(),
-            found_at: 0,
+            started_at: 0,
             bound: (0, EventTime::MIN),
-            said: None,
+            last_share: None,
             failure: None,
             spare: Vec::new(),
         })
@@ -605,13 +613,13 @@ impl Dispenser {
 
     /// Keeps a buffer for reuse, unless it held an exceptionally long record.
     fn keep(&mut self, mut bytes: Vec<u8>) {
-        if bytes.capacity() <= 2 * self.sizes.block {
+        if bytes.capacity() <= 2 * self.limits.block {
             bytes.clear();
             self.spare.push(bytes);
         }
     }
 
-    fn check(&self) -> Result<()> {
+    fn check_failure(&self) -> Result<()> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
@@ -620,15 +628,17 @@ impl Dispenser {
         if self.until.is_none() {
             self.until = self.end_at_start;
         }
-        self.check()
+        self.check_failure()
     }
 
     /// Polls the file's length: always if `now`, else only if nothing is left to deal and the last poll is old enough.
-    fn look(&mut self, now: bool) -> Result<()> {
-        if !now && (self.position < self.length && self.partial_at.is_none() || self.looked.elapsed() < LOOK) {
+    fn poll_length(&mut self, now: bool) -> Result<()> {
+        if !now
+            && (self.position < self.length && self.partial_at.is_none() || self.polled_at.elapsed() < POLL_INTERVAL)
+        {
             return Ok(());
         }
-        self.looked = Instant::now();
+        self.polled_at = Instant::now();
         let found = self.file.metadata().map_err(|why| self.broken(&why))?;
         self.length = found.len();
         if self.length < self.position {
@@ -641,7 +651,7 @@ impl Dispenser {
         self.check_path(&found)
     }
 
-    /// Fails if the path of a followed file has named another file, or none, for longer than [`GONE`].
+    /// Fails if the path of a followed file has named another file, or none, for longer than [`MISSING_TIMEOUT`].
     fn check_path(&mut self, opened: &std::fs::Metadata) -> Result<()> {
         let why = match self.path.metadata() {
             Ok(found) if (found.dev(), found.ino()) == (opened.dev(), opened.ino()) => {
@@ -651,7 +661,7 @@ impl Dispenser {
             Ok(_) => String::from("another file has its name now"),
             Err(why) => why.to_string(),
         };
-        if self.gone_since.get_or_insert_with(Instant::now).elapsed() < GONE {
+        if self.gone_since.get_or_insert_with(Instant::now).elapsed() < MISSING_TIMEOUT {
             return Ok(());
         }
         let place = format!("{}, offset {}", self.path.display(), self.position);
@@ -663,7 +673,7 @@ impl Dispenser {
     fn count_lines(&mut self, from: u64, length: u64) -> Result<u64> {
         let (mut at, mut lines) = (from, 0);
         while at < from + length {
-            let count = self.sizes.block.min((from + length - at) as usize);
+            let count = self.limits.block.min((from + length - at) as usize);
             let bytes = self.read(at, count)?;
             at += count as u64;
             lines += memchr::memchr_iter(b'\n', &bytes).count() as u64;
@@ -699,18 +709,18 @@ impl Dispenser {
     /// Returns the next larger number of bytes to read when `size` bytes do not hold the whole header; fails if it may
     /// not be larger.
     fn grow(&self, position: u64, size: usize) -> Result<usize> {
-        if size < self.sizes.longest {
-            return Ok((size * 2).min(self.sizes.longest));
+        if size < self.limits.longest {
+            return Ok((size * 2).min(self.limits.longest));
         }
         let place = format!("{}, offset {position}", self.path.display());
-        let error = Error::new(format!("the header is longer than {}", in_words(self.sizes.longest))).at(place);
+        let error = Error::new(format!("the header is longer than {}", format_bytes(self.limits.longest))).at(place);
         Err(error.help("look for a quote that is never closed, or for lines that do not end; --max-record allows more"))
     }
 
     /// Returns the next chunk; `None` if no record is complete before `limit`. If `last`, the file ends at `limit`, and
     /// so does its last record.
-    fn cut<F: Format>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<Cut>> {
-        let (rest, mut size) = (usize::try_from(limit - self.position).unwrap_or(usize::MAX), self.sizes.block);
+    fn cut<F: RecordFormat>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<ChunkBytes>> {
+        let (rest, mut size) = (usize::try_from(limit - self.position).unwrap_or(usize::MAX), self.limits.block);
         let mut bytes = self.spare.pop().unwrap_or_default();
         loop {
             let want = size.min(rest);
@@ -718,39 +728,39 @@ impl Dispenser {
             self.read_into(&mut bytes, self.position + had as u64, want - had)?;
             let skip = (head.saturating_sub(self.position) as usize).min(want);
             if want == rest && last {
-                return Ok(Some(Cut { bytes, skip, too_long: None }));
+                return Ok(Some(ChunkBytes { bytes, skip, too_long: None }));
             }
-            let end = F::last_end(&bytes[skip..]).map(|end| end + skip).or((skip > 0).then_some(skip));
+            let end = F::last_record_end(&bytes[skip..]).map(|end| end + skip).or((skip > 0).then_some(skip));
             if let Some(end) = end {
                 bytes.truncate(end);
-                return Ok(Some(Cut { bytes, skip, too_long: None }));
+                return Ok(Some(ChunkBytes { bytes, skip, too_long: None }));
             }
             if want == rest {
                 self.keep(bytes);
                 return Ok(None);
             }
-            if size >= self.sizes.longest {
-                let Some(length) = self.long::<F>(limit, last)? else { return Ok(None) };
+            if size >= self.limits.longest {
+                let Some(length) = self.long_record::<F>(limit, last)? else { return Ok(None) };
                 // The end of the record may be one that shows only with the byte after it.
                 let fits = length <= bytes.len() as u64;
-                bytes.truncate(if fits { length as usize } else { KEPT });
+                bytes.truncate(if fits { length as usize } else { KEPT_OF_LONG_RECORD });
                 bytes.shrink_to_fit();
-                return Ok(Some(Cut { bytes, skip: 0, too_long: (!fits).then_some(length) }));
+                return Ok(Some(ChunkBytes { bytes, skip: 0, too_long: (!fits).then_some(length) }));
             }
-            size = (size * 2).min(self.sizes.longest);
+            size = (size * 2).min(self.limits.longest);
         }
     }
 
     /// Returns the length of the next record, which is too long to be held; `None` if it has no end before `limit`.
-    fn long<F: Format>(&mut self, limit: u64, last: bool) -> Result<Option<u64>> {
+    fn long_record<F: RecordFormat>(&mut self, limit: u64, last: bool) -> Result<Option<u64>> {
         let start = self.position;
         let known = self.scan.take().filter(|scan| scan.start == start && scan.at <= limit);
         let begun = known.is_none();
-        let mut scan = known.unwrap_or(Scan { start, at: start, state: Within::FieldStart });
+        let mut scan = known.unwrap_or(EndSearch { start, at: start, state: ScanState::FieldStart });
         while scan.at < limit {
-            let count = self.sizes.block.min((limit - scan.at) as usize);
+            let count = self.limits.block.min((limit - scan.at) as usize);
             let bytes = self.read(scan.at, count)?;
-            let end = F::end_of(&mut scan.state, &bytes);
+            let end = F::record_end(&mut scan.state, &bytes);
             self.keep(bytes);
             if let Some(end) = end {
                 return Ok(Some(scan.at + end as u64 - start));
@@ -761,7 +771,7 @@ impl Dispenser {
             return Ok(Some(limit - start));
         }
         if begun {
-            let (path, longest) = (self.path.display(), in_words(self.sizes.longest));
+            let (path, longest) = (self.path.display(), format_bytes(self.limits.longest));
             tracing::warn!(
                 "the record at offset {start} of {path} is longer than {longest}, and has no end yet: is a quote never closed?"
             );
@@ -771,10 +781,10 @@ impl Dispenser {
     }
 
     /// Verifies that the file can be the one that `bound` was written from: by its length and its fingerprint.
-    fn recognize(&mut self, bound: &Bound) -> Result<()> {
-        let end = bound.next.max(bound.until.unwrap_or(0));
+    fn verify_identity(&mut self, bound: &PartitionProgress) -> Result<()> {
+        let end = bound.next_offset.max(bound.end_offset.unwrap_or(0));
         if end > self.length {
-            self.look(true)?;
+            self.poll_length(true)?;
         }
         if end > self.length {
             let place = format!("{}, offset {end}", self.path.display());
@@ -783,51 +793,61 @@ impl Dispenser {
             return Err(error.because(length).help("restore the file, or start without the old state"));
         }
         let Some(check) = bound.check else { return Ok(()) };
-        if check.at <= bound.next && self.sum(check.at, bound.next)? == check {
+        if check.at <= bound.next_offset && self.fingerprint_of(check.at, bound.next_offset)? == check {
             return Ok(());
         }
-        let place = format!("{}, before offset {}", self.path.display(), bound.next);
+        let place = format!("{}, before offset {}", self.path.display(), bound.next_offset);
         let error = Error::new("the file was changed since the state was written").at(place);
         Err(error.help("restore the file, or start without the old state; files that are read may only grow"))
     }
 
     /// Computes the fingerprint of the bytes from `at` to `end`.
-    fn sum(&mut self, at: u64, end: u64) -> Result<Check> {
+    fn fingerprint_of(&mut self, at: u64, end: u64) -> Result<ContentCheck> {
         let (mut position, mut sum) = (at, crc32fast::Hasher::new());
         while position < end {
-            let count = self.sizes.block.min((end - position) as usize);
+            let count = self.limits.block.min((end - position) as usize);
             let bytes = self.read(position, count)?;
             sum.update(&bytes);
             position += count as u64;
             self.keep(bytes);
         }
-        Ok(Check { at, sum: sum.finalize() })
+        Ok(ContentCheck { at, sum: sum.finalize() })
     }
 
     /// Restores the position of a snapshot.
-    fn resume(&mut self, bound: &Bound) -> Result<()> {
-        self.recognize(bound)?;
-        let &Bound { next, watermark, idle, until, ended, check, .. } = bound;
-        (self.found_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
+    fn resume(&mut self, bound: &PartitionProgress) -> Result<()> {
+        self.verify_identity(bound)?;
+        let &PartitionProgress { next_offset, watermark, idle, end_offset, ended, check, .. } = bound;
+        (self.started_at, self.position, self.bound, self.until) =
+            (next_offset, next_offset, (next_offset, watermark), end_offset);
         self.carry.watermark = watermark;
-        self.said = Some(Share { next, watermark, until, ended, idle, check, found_at: None, changed: false });
+        self.last_share = Some(FileEpochEnd {
+            next: next_offset,
+            watermark,
+            until: end_offset,
+            ended,
+            idle,
+            check,
+            start_offset: None,
+            changed: false,
+        });
         Ok(())
     }
 
     /// Prepares the replay of an epoch of the journal.
-    fn repeat(&mut self, epoch: Epoch, bound: &Bound) -> Result<()> {
-        self.recognize(bound)?;
-        self.until = bound.until;
-        self.expected.push_back((bound.next, bound.watermark));
-        self.repeated_idle.push_back((epoch, bound.idle));
-        self.repeated = Some(epoch);
+    fn replay(&mut self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
+        self.verify_identity(bound)?;
+        self.until = bound.end_offset;
+        self.expected.push_back((bound.next_offset, bound.watermark));
+        self.replayed_idle.push_back((epoch, bound.idle));
+        self.replayed_through = Some(epoch);
         self.advance();
         Ok(())
     }
 
     /// Moves the carry over the leading chunks that are summed up.
     fn advance(&mut self) {
-        while let Some(&Pending { epoch, end, summary: Some(summary), .. }) = self.pending.front() {
+        while let Some(&PendingChunk { epoch, end, summary: Some(summary), .. }) = self.pending.front() {
             self.pending.pop_front();
             self.carry.watermark = self.carry.watermark.max(summary.watermark);
             self.carry.lines += summary.lines;
@@ -857,33 +877,34 @@ impl Dispenser {
         }
     }
 
-    fn bind(&mut self, epoch: Epoch) -> Result<Share> {
+    fn close_epoch(&mut self, epoch: Epoch) -> Result<FileEpochEnd> {
         while let Some((_, end, watermark)) = self.ends.pop_front_if(|(of, _, _)| *of <= epoch) {
             self.bound = (end, watermark);
         }
         let (next, watermark) = self.bound;
         let ended = self.until.is_some_and(|until| next >= until);
-        let check = match self.said {
+        let check = match self.last_share {
             Some(said) if said.next == next => said.check,
             _ if next == 0 => None,
-            _ => Some(self.sum(next.saturating_sub(CHECKED), next)?),
+            _ => Some(self.fingerprint_of(next.saturating_sub(FINGERPRINT_BYTES), next)?),
         };
         let idle = self.is_idle(epoch, next);
-        let share = Share { next, watermark, until: self.until, ended, idle, check, found_at: None, changed: false };
-        let before = self.said.replace(share);
-        let found_at = before.is_none().then_some(self.found_at);
-        Ok(Share { found_at, changed: before != Some(share), ..share })
+        let share =
+            FileEpochEnd { next, watermark, until: self.until, ended, idle, check, start_offset: None, changed: false };
+        let before = self.last_share.replace(share);
+        let start_offset = before.is_none().then_some(self.started_at);
+        Ok(FileEpochEnd { start_offset, changed: before != Some(share), ..share })
     }
 
     /// `true` if the file is idle at the end of an epoch that took everything before `next`.
     fn is_idle(&mut self, epoch: Epoch, next: u64) -> bool {
         let mut repeated = None;
-        while let Some((_, idle)) = self.repeated_idle.pop_front_if(|(of, _)| *of <= epoch) {
+        while let Some((_, idle)) = self.replayed_idle.pop_front_if(|(of, _)| *of <= epoch) {
             repeated = Some(idle);
         }
-        let stays = self.said.is_some_and(|said| said.idle && said.next == next);
+        let stays = self.last_share.is_some_and(|said| said.idle && said.next == next);
         let all_bound = self.pending.is_empty() && self.ends.is_empty();
-        let becomes = self.until.is_none() && all_bound && self.quiet.is_idle();
+        let becomes = self.until.is_none() && all_bound && self.idle_detector.is_idle();
         repeated.unwrap_or(stays || becomes)
     }
 }

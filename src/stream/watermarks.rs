@@ -1,8 +1,8 @@
 //! Watermark updates: how they travel through the flow, and how those of two streams are combined.
 //!
-//! * [`Marks`]: the watermark updates of a stream, with a name that identifies the stream. Streams with equal names
-//!   have equal updates, epoch by epoch.
-//! * [`Marks::combine`] combines the updates of two streams: see [`Combined`].
+//! * [`WatermarkStream`]: the watermark updates of a stream, with a name that identifies the stream. Streams with
+//!   equal names have equal updates, epoch by epoch.
+//! * [`WatermarkStream::combine`] combines the updates of two streams: see [`CombinedClock`].
 //! * [`concat`] merges their events. The lateness of an event of epoch e is decided by at least the combined
 //!   watermark at the epoch before e. For a stream that was never idle this changes nothing. A stream that becomes
 //!   active again after it was idle gets that watermark as its activation watermark: windows up to it have closed.
@@ -31,28 +31,28 @@ use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::manifest::{COMBINED, SourceState};
 use crate::record::{Event, Record};
-use crate::stream::cut::{Durable, Part};
+use crate::stream::checkpoint::{DurableContext, SnapshotAck};
 use crate::stream::{Fault, Flow};
-use crate::time::watermark::{Activity, Combined, Mark};
+use crate::time::watermark::{Activity, CombinedClock, WatermarkUpdate};
 use crate::time::{Epoch, EventTime, Span};
 
 /// The watermark updates of a stream.
 #[derive(Clone)]
-pub(crate) struct Marks<'f> {
-    pub(crate) stream: TimelyStream<'f, u64, Vec<Mark>>,
+pub(crate) struct WatermarkStream<'f> {
+    pub(crate) stream: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
     /// The name of the stream, or of the streams that were combined.
     name: Rc<str>,
 }
 
-impl<'f> Marks<'f> {
+impl<'f> WatermarkStream<'f> {
     /// Creates the updates of a source.
-    pub(crate) fn of_source(stream: TimelyStream<'f, u64, Vec<Mark>>, name: &str) -> Self {
-        Marks { stream, name: format!("`{name}`").into() }
+    pub(crate) fn of_source(stream: TimelyStream<'f, u64, Vec<WatermarkUpdate>>, name: &str) -> Self {
+        WatermarkStream { stream, name: format!("`{name}`").into() }
     }
 
     /// Creates the updates of a stream that has none.
     pub(crate) fn none(flow: &Flow<'f>) -> Self {
-        Marks { stream: empty(flow.scope), name: "nothing".into() }
+        WatermarkStream { stream: empty(flow.scope), name: "nothing".into() }
     }
 
     /// Derives the updates of a stream whose events belong to no partition of a source, and may happen up to
@@ -62,7 +62,7 @@ impl<'f> Marks<'f> {
             move |input, output| {
                 input.for_each(|capability, marks| {
                     for mark in marks.iter_mut() {
-                        mark.floors.clear();
+                        mark.activation_watermarks.clear();
                         mark.watermark = mark.watermark.minus(lateness);
                         if let Activity::Ended(reached) = &mut mark.activity {
                             *reached = reached.minus(lateness);
@@ -76,35 +76,35 @@ impl<'f> Marks<'f> {
             0 => self.name,
             millis => format!("{} - {millis} ms", self.name).into(),
         };
-        Marks { stream, name }
+        WatermarkStream { stream, name }
     }
 
     /// Combines the updates of two streams: at every epoch the combined watermark, and the activation watermarks of
     /// both.
     fn combine(self, other: Self, flow: &Flow<'f>) -> Self {
         let name: Rc<str> = format!("({} and {})", self.name, other.name).into();
-        Marks { stream: combine(self.stream, other.stream, flow, &format!("{COMBINED}{name}")), name }
+        WatermarkStream { stream: combine(self.stream, other.stream, flow, &format!("{COMBINED}{name}")), name }
     }
 }
 
 /// Returns the snapshot's epoch and its state of a source, or of streams that were combined, by name.
-pub(crate) fn saved<'a>(durable: &'a Durable, name: &str) -> Option<(Epoch, &'a SourceState)> {
+pub(crate) fn saved<'a>(durable: &'a DurableContext, name: &str) -> Option<(Epoch, &'a SourceState)> {
     let base = durable.base.as_ref()?;
     base.sources.iter().find(|source| source.name == name).map(|source| (base.epoch, source))
 }
 
 /// Contributes a stream's watermark at snapshot epochs to the manifests. Worker 0 does so; all workers have the same
 /// watermark.
-pub(crate) struct AtSnapshots {
+pub(crate) struct SnapshotWatermarks {
     held: Option<Capability<u64>>,
-    told_through: u64,
+    reported_through: u64,
 }
 
-impl AtSnapshots {
+impl SnapshotWatermarks {
     /// Starts after the snapshot that the job resumes from, if there is one. `held` is the capability for
     /// contributions; `None` on workers that contribute nothing.
     pub(crate) fn new(held: Option<Capability<u64>>, from: Option<Epoch>) -> Self {
-        AtSnapshots { held, told_through: from.map_or(0, |epoch| epoch.0) }
+        SnapshotWatermarks { held, reported_through: from.map_or(0, |epoch| epoch.0) }
     }
 
     /// Advances to the next snapshot epoch if it is complete and less than `next`, the next epoch to be combined: the
@@ -120,7 +120,7 @@ impl AtSnapshots {
         if next.is_some_and(|next| next <= epoch) {
             return None;
         }
-        self.told_through = epoch;
+        self.reported_through = epoch;
         Some(self.held.as_mut().map(|held| {
             let capability = held.delayed(&epoch);
             held.downgrade(&(epoch + 1));
@@ -129,8 +129,8 @@ impl AtSnapshots {
     }
 
     /// Returns the last snapshot epoch that was reported.
-    pub(crate) fn told_through(&self) -> u64 {
-        self.told_through
+    pub(crate) fn reported_through(&self) -> u64 {
+        self.reported_through
     }
 
     /// Drops the capability: no further snapshots follow.
@@ -140,43 +140,48 @@ impl AtSnapshots {
 }
 
 /// The updates of both streams at an epoch, with the capability to emit under.
-struct Said {
+struct PendingUpdates {
     capability: Capability<u64>,
-    marks: [Vec<Mark>; 2],
+    marks: [Vec<WatermarkUpdate>; 2],
 }
 
-fn take(waiting: &mut BTreeMap<u64, Said>, side: usize, capability: &InputCapability<u64>, marks: &mut Vec<Mark>) {
+fn take(
+    waiting: &mut BTreeMap<u64, PendingUpdates>,
+    side: usize,
+    capability: &InputCapability<u64>,
+    marks: &mut Vec<WatermarkUpdate>,
+) {
     let Some(&epoch) = capability.least() else { return };
     let said = waiting
         .entry(epoch)
-        .or_insert_with(|| Said { capability: capability.delayed(&epoch, 0), marks: [vec![], vec![]] });
+        .or_insert_with(|| PendingUpdates { capability: capability.delayed(&epoch, 0), marks: [vec![], vec![]] });
     said.marks[side].append(marks);
 }
 
 fn combine<'f>(
-    left: TimelyStream<'f, u64, Vec<Mark>>,
-    right: TimelyStream<'f, u64, Vec<Mark>>,
+    left: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
+    right: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
     flow: &Flow<'f>,
     name: &str,
-) -> TimelyStream<'f, u64, Vec<Mark>> {
-    let (durable, seals, name) = (flow.build.durable.clone(), flow.build.seals.clone(), name.to_owned());
+) -> TimelyStream<'f, u64, Vec<WatermarkUpdate>> {
+    let (durable, seals, name) = (flow.build.durable.clone(), flow.build.snapshot_epochs.clone(), name.to_owned());
     let mut builder = OperatorBuilder::new(String::from("Combined watermark"), flow.scope);
     let mut left = builder.new_input(left, Pipeline);
     let mut right = builder.new_input(right, Pipeline);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let tells = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
-        let held = capabilities.pop().filter(|_| parts.is_some() && tells);
+        let held = capabilities.pop().filter(|_| snapshot_acks.is_some() && tells);
         drop(capabilities);
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
-        let mut combined = Combined::new(before.map_or(EventTime::MIN, |(_, saved)| saved.watermark));
-        let mut snapshots = AtSnapshots::new(held, durable.as_ref().and_then(Durable::from));
+        let mut combined = CombinedClock::new(before.map_or(EventTime::MIN, |(_, saved)| saved.watermark));
+        let mut snapshots = SnapshotWatermarks::new(held, durable.as_ref().and_then(DurableContext::from));
         let mut waiting = BTreeMap::new();
         move |frontiers| {
             let mut output = output.activate();
@@ -185,19 +190,22 @@ fn combine<'f>(
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                if let Some(capability) = snapshots.next(&seals.after(snapshots.told_through()), next, incomplete) {
-                    if let (Some(parts), Some(capability)) = (&mut parts, capability) {
-                        let part = Part::Mark(name.clone(), combined.watermark(), Vec::new());
-                        parts.activate().session(&capability).give(part);
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
+                    if let (Some(snapshot_acks), Some(capability)) = (&mut snapshot_acks, capability) {
+                        let part = SnapshotAck::Watermark(name.clone(), combined.watermark(), Vec::new());
+                        snapshot_acks.activate().session(&capability).give(part);
                     }
                     continue;
                 }
-                let Some(Said { capability, marks }) = next.and_then(|next| waiting.remove(&next)) else { break };
+                let Some(PendingUpdates { capability, marks }) = next.and_then(|next| waiting.remove(&next)) else {
+                    break;
+                };
                 if let Some(mark) = combined.complete(marks) {
                     output.session(&capability).give(mark);
                 }
             }
-            if frontiers.iter().all(MutableAntichain::is_empty) && seals.after(snapshots.told_through()).is_empty() {
+            if frontiers.iter().all(MutableAntichain::is_empty) && seals.after(snapshots.reported_through()).is_empty()
+            {
                 snapshots.close();
             }
         }
@@ -206,27 +214,31 @@ fn combine<'f>(
 }
 
 /// The events of a stream, and its watermark updates.
-pub(crate) type Parts<'f, D> = (TimelyStream<'f, u64, Vec<Event<D>>>, Marks<'f>);
+pub(crate) type EventsAndWatermarks<'f, D> = (TimelyStream<'f, u64, Vec<Event<D>>>, WatermarkStream<'f>);
 
 /// Concatenates two streams: see the module.
-pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: Parts<'f, D>) -> Parts<'f, D> {
+pub(crate) fn concat<'f, D: Record>(
+    flow: &Flow<'f>,
+    left: EventsAndWatermarks<'f, D>,
+    right: EventsAndWatermarks<'f, D>,
+) -> EventsAndWatermarks<'f, D> {
     let ((left, left_marks), (right, right_marks)) = (left, right);
     let marks = left_marks.combine(right_marks, flow);
-    let forget = flow.fault(Fault::ForgetFloor);
+    let forget = flow.has_fault(Fault::IgnoreActivationWatermark);
     let mut builder = OperatorBuilder::new(String::from("Concat"), flow.scope);
     let mut left = builder.new_input(left, Pipeline);
     let mut right = builder.new_input(right, Pipeline);
-    let mut floors = builder.new_input(marks.stream.clone(), Pipeline);
+    let mut activation_watermarks = builder.new_input(marks.stream.clone(), Pipeline);
     // Watermark updates cause no events.
     let same = || Antichain::from_elem(0);
     let (events, stream) = builder.new_output_connection([(0, same()), (1, same())]);
     let mut events = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(events);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut known = Floors::default();
+        let mut known = CombinedWatermarks::default();
         let mut held = BTreeMap::<u64, (Capability<u64>, Vec<Vec<Event<D>>>)>::new();
         move |frontiers| {
-            floors.for_each(|capability, marks| {
+            activation_watermarks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 marks.drain(..).for_each(|mark| known.add(epoch, mark.watermark));
             });
@@ -260,9 +272,9 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
 
 /// The combined watermarks of epochs that may still get events.
 #[derive(Default)]
-struct Floors(BTreeMap<u64, EventTime>);
+struct CombinedWatermarks(BTreeMap<u64, EventTime>);
 
-impl Floors {
+impl CombinedWatermarks {
     fn add(&mut self, epoch: u64, watermark: EventTime) {
         let known = self.0.entry(epoch).or_insert(watermark);
         *known = watermark.max(*known);
@@ -285,8 +297,8 @@ impl Floors {
 /// Raises the watermark that decides an event's lateness to an activation watermark.
 #[inline]
 fn raise<D>(event: &mut Event<D>, floor: EventTime) {
-    if event.mark < floor {
-        event.origin.raised |= event.time >= event.mark;
-        event.mark = floor;
+    if event.watermark < floor {
+        event.origin.raised |= event.time >= event.watermark;
+        event.watermark = floor;
     }
 }

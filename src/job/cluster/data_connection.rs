@@ -1,14 +1,14 @@
 //! A connection of the dataflow.
 //!
-//! timely ends a process by panics when a connection breaks. A [`Link`] reports the loss of the other process first,
-//! and then never returns: the thread that sends or receives through it sleeps until the process ends. So nothing is
-//! printed but the one line of the job's own failure, and no worker continues with a part of the data.
+//! timely ends a process by panics when a connection breaks. A [`DataConnection`] reports the loss of the other process
+//! first, and then never returns: the thread that sends or receives through it sleeps until the process ends. So
+//! nothing is printed but the one line of the job's own failure, and no worker continues with a part of the data.
 //!
 //! A panic of timely on a thread that reads or writes here still fails the job: see [`adopt`].
 //!
-//! Bytes are sent in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`SIGN`], a heartbeat,
-//! which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So the loss of
-//! an idle connection is noticed, too, and a connection that closes without [`END`] is lost.
+//! Bytes are sent in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`HEARTBEAT`], a
+//! heartbeat, which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So
+//! the loss of an idle connection is noticed, too, and a connection that closes without [`END`] is lost.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use timely::communication::allocator::zero_copy::stream::Stream;
 
+use super::control_channel::ControlChannel;
+use super::framed::is_wait;
 use super::heartbeat::{HeartbeatMonitor, POLL, Silence};
-use super::side::Side;
-use super::wire::is_wait;
 use crate::thread::adopt;
 
-const SIGN: u8 = 0;
+const HEARTBEAT: u8 = 0;
 const DATA: u8 = 1;
 const END: u8 = 2;
 /// Size of a frame's header, in bytes.
@@ -32,7 +32,7 @@ const LONGEST: usize = 1 << 30;
 /// Frames with fewer bytes left than this are read through a buffer, together with the frames that follow.
 const BUFFER: usize = 1 << 14;
 /// Write timeout of a heartbeat; a full connection needs none.
-const SIGNING: Duration = Duration::from_millis(1);
+const HEARTBEAT_WRITE_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// The sending half of a connection.
 pub(super) struct Sender {
@@ -67,7 +67,7 @@ impl Sender {
     }
 
     /// Sends a heartbeat, unless something else is being sent.
-    pub(super) fn sign(&self) {
+    pub(super) fn send_heartbeat(&self) {
         let ended = match self.ended.try_lock() {
             Ok(ended) => ended,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -75,8 +75,8 @@ impl Sender {
         };
         if !*ended {
             // A peer that receives nothing stops sending its own heartbeats, and is missed by them.
-            let _ = self.stream.set_write_timeout(Some(SIGNING));
-            let _ = (&self.stream).write(&[SIGN]);
+            let _ = self.stream.set_write_timeout(Some(HEARTBEAT_WRITE_TIMEOUT));
+            let _ = (&self.stream).write(&[HEARTBEAT]);
             let _ = self.stream.set_write_timeout(None);
         }
     }
@@ -92,17 +92,22 @@ impl Sender {
 }
 
 /// A connection to another process, for the dataflow.
-pub(crate) struct Link {
+pub(crate) struct DataConnection {
     process: usize,
-    side: Arc<Side>,
+    side: Arc<ControlChannel>,
     sender: Arc<Sender>,
     silence: Arc<Silence>,
     timeout: Duration,
     receiver: Receiver,
 }
 
-impl Link {
-    pub(super) fn new(stream: TcpStream, process: usize, timeout: Duration, side: Arc<Side>) -> io::Result<Self> {
+impl DataConnection {
+    pub(super) fn new(
+        stream: TcpStream,
+        process: usize,
+        timeout: Duration,
+        side: Arc<ControlChannel>,
+    ) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(None)?;
@@ -110,7 +115,7 @@ impl Link {
         let (receiver, silence) = (stream.try_clone()?, Arc::default());
         let sender = Arc::new(Sender { stream, ended: Mutex::new(false) });
         let receiver = Receiver::new(receiver, timeout, &silence);
-        Ok(Link { process, side, sender, silence, timeout, receiver })
+        Ok(DataConnection { process, side, sender, silence, timeout, receiver })
     }
 
     /// Returns the handle that sends heartbeats.
@@ -125,14 +130,14 @@ impl Link {
 
     /// Reports the loss of the other process, and sleeps.
     fn lost(&self, why: &str) -> ! {
-        self.side.lost_link(self.process, why);
+        self.side.report_lost(self.process, why);
         loop {
             std::thread::park();
         }
     }
 }
 
-impl Read for Link {
+impl Read for DataConnection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         adopt(self.side.failure());
         match self.receiver.read(into) {
@@ -142,7 +147,7 @@ impl Read for Link {
     }
 }
 
-impl Write for Link {
+impl Write for DataConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         adopt(self.side.failure());
         match self.sender.data(bytes) {
@@ -156,10 +161,10 @@ impl Write for Link {
     }
 }
 
-impl Stream for Link {
+impl Stream for DataConnection {
     fn try_clone(&self) -> io::Result<Self> {
         let receiver = Receiver::new(self.receiver.stream.try_clone()?, self.timeout, &self.silence);
-        Ok(Link {
+        Ok(DataConnection {
             process: self.process,
             side: Arc::clone(&self.side),
             sender: self.sender(),
@@ -212,7 +217,7 @@ impl Receiver {
                     self.left = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
                     self.taken += HEADER;
                 }
-                (0, [SIGN, ..]) => self.taken += 1,
+                (0, [HEARTBEAT, ..]) => self.taken += 1,
                 (0, [END, ..]) => self.ended = true,
                 (0, [] | [DATA, ..]) => self.fill()?,
                 (0, _) => return Err(String::from("it sends what no process sends")),
@@ -286,11 +291,11 @@ mod tests {
                 let most = [3, 100, 70_000][random.usize(0..3)];
                 let (now, later) = left.split_at(random.usize(1..=most).min(left.len()));
                 assert_eq!(sender.data(now).unwrap(), now.len());
-                (0..random.usize(0..3)).for_each(|_| sender.sign());
+                (0..random.usize(0..3)).for_each(|_| sender.send_heartbeat());
                 left = later;
             }
             sender.end().unwrap();
-            sender.sign();
+            sender.send_heartbeat();
             sender
         });
         let (mut come, mut random) = (Vec::<u8>::new(), fastrand::Rng::with_seed(4));
@@ -311,7 +316,7 @@ mod tests {
         let (sender, mut receiver) = pair();
         let signing = std::thread::spawn(move || {
             for _ in 0..40 {
-                sender.sign();
+                sender.send_heartbeat();
                 std::thread::sleep(Duration::from_millis(10));
             }
             sender.data(b"x").unwrap();
@@ -330,9 +335,9 @@ mod tests {
         sender.stream.set_write_timeout(Some(Duration::from_millis(1))).unwrap();
         // Fills it with heartbeats alone, as no frame may be cut.
         let begun = std::time::Instant::now();
-        let filling = vec![SIGN; 1 << 20];
+        let filling = vec![HEARTBEAT; 1 << 20];
         while (&sender.stream).write(&filling).is_ok() {}
-        sender.sign();
+        sender.send_heartbeat();
         assert!(begun.elapsed() < Duration::from_secs(20));
         let sending = std::thread::spawn(move || sender.data(b"abc").map(|_| sender));
         assert_eq!(receiver.read(&mut [0; 8]), Ok(3));

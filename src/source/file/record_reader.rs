@@ -8,8 +8,8 @@ use std::io::{ErrorKind, Read};
 use crate::error::{Error, Result};
 use crate::record::Record;
 
-use super::dispenser::{LONGEST, Within, in_words};
-use super::{Format, kind};
+use super::chunks::{MAX_RECORD, ScanState, format_bytes};
+use super::{RecordFormat, foreign_kinds};
 
 /// Number of bytes to read at a time.
 const BLOCK: usize = 256 << 10;
@@ -19,7 +19,7 @@ pub type Parsed<T> = std::result::Result<T, String>;
 
 /// Iterates over the records of a format in a reader.
 #[derive(Debug)]
-pub struct Pieces<F: Format, R, T> {
+pub struct RecordReader<F: RecordFormat, R, T> {
     reader: R,
     layout: Option<F::Layout>,
     scratch: F::Scratch,
@@ -28,40 +28,40 @@ pub struct Pieces<F: Format, R, T> {
     /// Number of bytes that were parsed, and of the lines that end in them.
     parsed: (u64, u64),
     /// State of the scan for the end of a record that is too long; `None` otherwise.
-    within: Option<Within>,
+    scan_state: Option<ScanState>,
     is_over: bool,
     /// Parsed records with their lines, from 1.
     records: VecDeque<(u64, Parsed<T>)>,
 }
 
-impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
+impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
     /// Creates a reader of records, and reads their header.
     ///
     /// # Errors
     /// Fails if `reader` fails, or if its bytes are of another format.
     pub fn new(reader: R) -> Result<Self> {
         let (scratch, records) = (F::Scratch::default(), VecDeque::new());
-        let mut pieces = Pieces {
+        let mut pieces = RecordReader {
             reader,
             layout: None,
             scratch,
             bytes: Vec::new(),
             parsed: (0, 0),
-            within: None,
+            scan_state: None,
             is_over: false,
             records,
         };
         while pieces.layout.is_none() {
             pieces.fill()?;
-            if pieces.bytes.len() < kind::ENOUGH && !pieces.is_over {
+            if pieces.bytes.len() < foreign_kinds::ENOUGH && !pieces.is_over {
                 continue;
             }
-            kind::check(&pieces.bytes)?;
-            if let Some((layout, head)) = F::lay_out::<T>(&pieces.bytes, pieces.is_over)? {
+            foreign_kinds::check(&pieces.bytes)?;
+            if let Some((layout, head)) = F::read_layout::<T>(&pieces.bytes, pieces.is_over)? {
                 pieces.layout = Some(layout);
-                pieces.pass(head);
-            } else if pieces.bytes.len() > LONGEST {
-                let error = Error::new(format!("the header is longer than {}", in_words(LONGEST)));
+                pieces.drop_parsed(head);
+            } else if pieces.bytes.len() > MAX_RECORD {
+                let error = Error::new(format!("the header is longer than {}", format_bytes(MAX_RECORD)));
                 return Err(error.help("look for a quote that is never closed, or for lines that do not end"));
             }
         }
@@ -91,27 +91,27 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
 
     /// Parses the complete records, or reads more bytes if there are none.
     fn parse_more(&mut self) -> Result<()> {
-        if let Some(within) = &mut self.within {
-            match F::end_of(within, &self.bytes) {
+        if let Some(within) = &mut self.scan_state {
+            match F::record_end(within, &self.bytes) {
                 Some(end) => {
-                    self.pass(end);
-                    self.within = None;
+                    self.drop_parsed(end);
+                    self.scan_state = None;
                 }
                 None => {
-                    self.pass(self.bytes.len());
+                    self.drop_parsed(self.bytes.len());
                     self.fill()?;
                 }
             }
             return Ok(());
         }
-        let end = if self.is_over { Some(self.bytes.len()) } else { F::last_end(&self.bytes) };
+        let end = if self.is_over { Some(self.bytes.len()) } else { F::last_record_end(&self.bytes) };
         let (Some(end), Some(layout)) = (end, &self.layout) else {
-            if self.bytes.len() < LONGEST {
+            if self.bytes.len() < MAX_RECORD {
                 return self.fill();
             }
-            let reason = format!("it is longer than {}", in_words(LONGEST));
+            let reason = format!("it is longer than {}", format_bytes(MAX_RECORD));
             self.records.push_back((self.parsed.1 + 1, Err(reason)));
-            self.within = Some(Within::FieldStart);
+            self.scan_state = Some(ScanState::FieldStart);
             return Ok(());
         };
         let (bytes, records) = (&self.bytes[..end], &mut self.records);
@@ -119,16 +119,16 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         F::parse::<T>(layout, &mut self.scratch, bytes, |place, parsed| {
             line += memchr::memchr_iter(b'\n', &bytes[counted..place.start]).count() as u64;
             counted = place.start;
-            let too_long = place.len() >= LONGEST;
-            let parsed = if too_long { Err(format!("it is longer than {}", in_words(LONGEST))) } else { parsed };
+            let too_long = place.len() >= MAX_RECORD;
+            let parsed = if too_long { Err(format!("it is longer than {}", format_bytes(MAX_RECORD))) } else { parsed };
             records.push_back((line, parsed));
         });
-        self.pass(end);
+        self.drop_parsed(end);
         Ok(())
     }
 
     /// Drops the first `count` bytes, which are parsed.
-    fn pass(&mut self, count: usize) {
+    fn drop_parsed(&mut self, count: usize) {
         self.parsed.0 += count as u64;
         self.parsed.1 += memchr::memchr_iter(b'\n', &self.bytes[..count]).count() as u64;
         self.bytes.drain(..count);
@@ -157,10 +157,10 @@ mod tests {
     use crate::source::csv::Csv;
     use crate::source::ndjson::Ndjson;
 
-    type Found = Vec<(u64, bool)>;
+    type LinesRead = Vec<(u64, bool)>;
 
-    fn all<F: Format>(bytes: &[u8]) -> Found {
-        let mut pieces = Pieces::<F, _, (u64, String)>::new(bytes).unwrap();
+    fn all<F: RecordFormat>(bytes: &[u8]) -> LinesRead {
+        let mut pieces = RecordReader::<F, _, (u64, String)>::new(bytes).unwrap();
         let mut found = Vec::new();
         while let Some((line, parsed)) = pieces.next_record().unwrap() {
             found.push((line, parsed.is_ok()));
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn records_of_a_pipe_are_given_on_as_they_come() {
         let (text, given) = ("[1,\"a\"]\n[2,\"b\"]\n[3,\"c\"]\n", std::cell::Cell::new(0));
-        let mut pieces = Pieces::<Ndjson, _, (u64, String)>::new(Slow(text.as_bytes(), &given)).unwrap();
+        let mut pieces = RecordReader::<Ndjson, _, (u64, String)>::new(Slow(text.as_bytes(), &given)).unwrap();
         for line in 1..=3 {
             assert_eq!(pieces.next_record().unwrap().unwrap().0, line);
             assert!(given.get() < 8 * line as usize + 3, "{} bytes were read for record {line}", given.get());
@@ -196,16 +196,16 @@ mod tests {
     #[test]
     fn records_have_their_lines_and_one_that_is_too_long_costs_only_itself() {
         let good = "[1,\"a\"]\n".repeat(100_000);
-        let long = format!("[2,\"{}\"]\n", "x".repeat(LONGEST));
+        let long = format!("[2,\"{}\"]\n", "x".repeat(MAX_RECORD));
         let text = format!("\u{feff}{good}\n{long}[3,\"b\"]\nx\n[4,\"c\"]");
         let found = all::<Ndjson>(text.as_bytes());
-        let expected: Found = (1..=100_000)
+        let expected: LinesRead = (1..=100_000)
             .map(|line| (line, true))
             .chain([(100_002, false), (100_003, true), (100_004, false), (100_005, true)])
             .collect();
         assert_eq!(found, expected);
-        let text = format!("a,b\n1,\"x\ny\"\n2,\"{}\"\n3,z\n", "x\n".repeat(LONGEST / 2));
-        let line = 2 + 2 + LONGEST as u64 / 2 + 1;
+        let text = format!("a,b\n1,\"x\ny\"\n2,\"{}\"\n3,z\n", "x\n".repeat(MAX_RECORD / 2));
+        let line = 2 + 2 + MAX_RECORD as u64 / 2 + 1;
         assert_eq!(all::<Csv>(text.as_bytes()), [(2, true), (4, false), (line, true)]);
     }
 }

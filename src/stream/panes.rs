@@ -1,7 +1,8 @@
 //! Assignment of event times to windows and panes.
 //!
-//! * [`Windows`]: the windows of a step, identified by their ends: no two windows of a step end at the same time.
-//! * A **pane** ([`Slot`]) is a range of windows, from the first to the last that a record counts in. Records of one
+//! * [`WindowAssigner`]: the windows of a step, identified by their ends: no two windows of a step end at the same
+//!   time.
+//! * A **pane** ([`Pane`]) is a range of windows, from the first to the last that a record counts in. Records of one
 //!   pane are aggregated once, however many windows it belongs to; a window's result is the sum of the panes whose
 //!   ranges include it. So a sliding window costs what its panes cost, whatever the overlap.
 //!
@@ -28,9 +29,9 @@ use crate::time::{EventTime, Span};
 
 /// A pane: a range of windows, identified by the ends of the first and the last. Panes are ordered by their last
 /// window, then by their first, so that those that expire first come first.
-pub(crate) trait Slot: Record + Copy {
+pub(crate) trait Pane: Record + Copy {
     /// `true` if a pane of this type can belong to more than one window.
-    const RANGES: bool;
+    const IN_SEVERAL_WINDOWS: bool;
 
     /// Creates the pane of the windows whose ends are `first` to `last`.
     fn new(first: EventTime, last: EventTime) -> Self;
@@ -54,8 +55,8 @@ pub(crate) trait Slot: Record + Copy {
 }
 
 /// The pane of a single window.
-impl Slot for EventTime {
-    const RANGES: bool = false;
+impl Pane for EventTime {
+    const IN_SEVERAL_WINDOWS: bool = false;
 
     #[inline]
     fn new(_first: EventTime, last: EventTime) -> Self {
@@ -83,20 +84,21 @@ impl Slot for EventTime {
 
 /// A pane of one or more windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) struct Range {
+#[serde(rename = "Range")]
+pub(crate) struct PaneRange {
     last: EventTime,
     first: EventTime,
 }
 
 #[cfg(feature = "abomonation")]
-crate::in_place!(Range { last, first });
+crate::in_place!(PaneRange { last, first });
 
-impl Slot for Range {
-    const RANGES: bool = true;
+impl Pane for PaneRange {
+    const IN_SEVERAL_WINDOWS: bool = true;
 
     #[inline]
     fn new(first: EventTime, last: EventTime) -> Self {
-        Range { last, first }
+        PaneRange { last, first }
     }
 
     #[inline]
@@ -110,25 +112,26 @@ impl Slot for Range {
     }
 
     fn last_until(end: EventTime) -> Self {
-        Range { last: end, first: EventTime::MAX }
+        PaneRange { last: end, first: EventTime::MAX }
     }
 
     fn first_after(end: EventTime) -> Self {
-        Range { last: end.next(), first: EventTime::MIN }
+        PaneRange { last: end.next(), first: EventTime::MIN }
     }
 }
 
 /// A pane, and the interval of event times whose records all belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct LocatedPane {
     pub(crate) times: Interval,
     pub(crate) first: EventTime,
     pub(crate) last: EventTime,
 }
 
-impl Found {
+impl LocatedPane {
     /// A pane that no time belongs to.
-    pub(crate) const NOTHING: Found = Found { times: Interval::NOTHING, first: EventTime::MIN, last: EventTime::MIN };
+    pub(crate) const EMPTY: LocatedPane =
+        LocatedPane { times: Interval::NOTHING, first: EventTime::MIN, last: EventTime::MIN };
 }
 
 /// A unit of the calendar.
@@ -140,7 +143,7 @@ pub(crate) enum CalendarUnit {
 
 /// The windows of a step. Sizes, slides, steps and offsets are in milliseconds.
 #[derive(Clone)]
-pub(crate) enum Windows {
+pub(crate) enum WindowAssigner {
     /// One window for all time.
     Global,
     /// Windows of length `size` side by side, one of them beginning at `offset`.
@@ -154,14 +157,18 @@ pub(crate) enum Windows {
     Calendar { unit: CalendarUnit, zone: TimeZone },
 }
 
-impl fmt::Debug for Windows {
+impl fmt::Debug for WindowAssigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Windows::Global => f.write_str("all time"),
-            Windows::Tumbling { size, offset } => write!(f, "tumbling {size} ms from {offset}"),
-            Windows::Sliding { size, slide, offset } => write!(f, "sliding {size} ms by {slide} from {offset}"),
-            Windows::Cumulative { size, step, offset } => write!(f, "cumulative {size} ms by {step} from {offset}"),
-            Windows::Calendar { unit, zone } => write!(f, "each {unit:?} of {}", zone.iana_name().unwrap_or("a zone")),
+            WindowAssigner::Global => f.write_str("all time"),
+            WindowAssigner::Tumbling { size, offset } => write!(f, "tumbling {size} ms from {offset}"),
+            WindowAssigner::Sliding { size, slide, offset } => write!(f, "sliding {size} ms by {slide} from {offset}"),
+            WindowAssigner::Cumulative { size, step, offset } => {
+                write!(f, "cumulative {size} ms by {step} from {offset}")
+            }
+            WindowAssigner::Calendar { unit, zone } => {
+                write!(f, "each {unit:?} of {}", zone.iana_name().unwrap_or("a zone"))
+            }
         }
     }
 }
@@ -172,41 +179,42 @@ fn at_or_before(time: i64, step: i64, offset: i64) -> i64 {
     time.saturating_sub(time.saturating_sub(offset).rem_euclid(step))
 }
 
-impl Windows {
+impl WindowAssigner {
     /// Returns `true` if a record may count in more than one window.
     pub(crate) fn overlap(&self) -> bool {
-        matches!(self, Windows::Sliding { .. } | Windows::Cumulative { .. })
+        matches!(self, WindowAssigner::Sliding { .. } | WindowAssigner::Cumulative { .. })
     }
 
     /// Returns the pane of a time, before lateness is taken into account.
-    pub(crate) fn find(&self, time: EventTime) -> Found {
+    pub(crate) fn find(&self, time: EventTime) -> LocatedPane {
         let (at, millis) = (time.millis(), EventTime::from_millis);
-        let one = |start: EventTime, end: EventTime| Found { times: Interval { start, end }, first: end, last: end };
+        let one =
+            |start: EventTime, end: EventTime| LocatedPane { times: Interval { start, end }, first: end, last: end };
         match self {
-            Windows::Global => {
+            WindowAssigner::Global => {
                 let times = Interval { start: EventTime::MIN, end: EventTime::MAX };
-                Found { times, first: EventTime::MAX, last: EventTime::MAX }
+                LocatedPane { times, first: EventTime::MAX, last: EventTime::MAX }
             }
-            Windows::Tumbling { size, offset } => {
+            WindowAssigner::Tumbling { size, offset } => {
                 let start = at_or_before(at, *size, *offset);
                 one(millis(start), millis(start.saturating_add(*size)))
             }
-            Windows::Sliding { size, slide, offset } => {
+            WindowAssigner::Sliding { size, slide, offset } => {
                 // `begun` is the start of the last window that has begun, `ended` the end of the last that has ended.
                 let begun = at_or_before(at, *slide, *offset);
                 let ended = at_or_before(at, *slide, offset.saturating_add(*size));
                 let (next_begin, first) = (begun.saturating_add(*slide), ended.saturating_add(*slide));
                 let times = Interval { start: millis(begun.max(ended)), end: millis(next_begin.min(first)) };
-                Found { times, first: millis(first), last: millis(begun.saturating_add(*size)) }
+                LocatedPane { times, first: millis(first), last: millis(begun.saturating_add(*size)) }
             }
-            Windows::Cumulative { size, step, offset } => {
+            WindowAssigner::Cumulative { size, step, offset } => {
                 let cycle = at_or_before(at, *size, *offset);
                 let start = at_or_before(at, *step, cycle);
                 let first = millis(start.saturating_add(*step));
                 let times = Interval { start: millis(start), end: first };
-                Found { times, first, last: millis(cycle.saturating_add(*size)) }
+                LocatedPane { times, first, last: millis(cycle.saturating_add(*size)) }
             }
-            Windows::Calendar { unit, zone } => {
+            WindowAssigner::Calendar { unit, zone } => {
                 let Interval { start, end } = calendar(*unit, zone, time);
                 one(start, end)
             }
@@ -219,22 +227,22 @@ impl Windows {
             EventTime::from_millis(at_or_before(time.millis(), step, offset).saturating_add(step))
         };
         match self {
-            Windows::Sliding { size, slide, offset } => after(*slide, offset.saturating_add(*size)),
-            Windows::Cumulative { step, offset, .. } => after(*step, *offset),
+            WindowAssigner::Sliding { size, slide, offset } => after(*slide, offset.saturating_add(*size)),
+            WindowAssigner::Cumulative { step, offset, .. } => after(*step, *offset),
             _ => self.find(time).last,
         }
     }
 
     /// Returns the ends of a pane's windows that are after `after` and not after `through`, in order.
-    pub(crate) fn ends<T: Slot>(
+    pub(crate) fn ends<T: Pane>(
         &self,
-        slot: T,
+        pane: T,
         after: EventTime,
         through: EventTime,
     ) -> impl Iterator<Item = EventTime> + use<'_, T> {
-        let first = if slot.first() > after { slot.first() } else { self.end_after(after) };
-        let through = through.min(slot.last());
-        let mut next = (slot.last() > after && first <= through).then_some(first);
+        let first = if pane.first() > after { pane.first() } else { self.end_after(after) };
+        let through = through.min(pane.last());
+        let mut next = (pane.last() > after && first <= through).then_some(first);
         std::iter::from_fn(move || {
             let end = next?;
             next = if end < through { Some(self.end_after(end)).filter(|end| *end <= through) } else { None };
@@ -247,18 +255,18 @@ impl Windows {
     ///
     /// Panes of one step overlap by nearly all of their windows, so each adds only the windows that the previous ones
     /// lack.
-    pub(crate) fn ends_of_all<T: Slot>(
+    pub(crate) fn ends_of_panes<T: Pane>(
         &self,
-        slots: impl Iterator<Item = T>,
+        panes: impl Iterator<Item = T>,
         mut after: EventTime,
         through: EventTime,
     ) -> Vec<EventTime> {
-        let mut slots: Vec<T> = slots.collect();
-        slots.sort_unstable_by_key(|slot| slot.first());
+        let mut panes: Vec<T> = panes.collect();
+        panes.sort_unstable_by_key(|pane| pane.first());
         let mut ends = Vec::new();
-        for slot in slots {
-            ends.extend(self.ends(slot, after, through));
-            after = after.max(slot.last());
+        for pane in panes {
+            ends.extend(self.ends(pane, after, through));
+            after = after.max(pane.last());
         }
         ends
     }
@@ -267,12 +275,14 @@ impl Windows {
     pub(crate) fn interval(&self, end: EventTime) -> Interval {
         let last_moment = EventTime::from_millis(end.millis().saturating_sub(1));
         let start = match self {
-            Windows::Global => EventTime::MIN,
-            Windows::Tumbling { size, .. } | Windows::Sliding { size, .. } => end.minus(Span::from_length(*size)),
-            Windows::Cumulative { size, offset, .. } => {
+            WindowAssigner::Global => EventTime::MIN,
+            WindowAssigner::Tumbling { size, .. } | WindowAssigner::Sliding { size, .. } => {
+                end.minus(Span::saturating_from_millis(*size))
+            }
+            WindowAssigner::Cumulative { size, offset, .. } => {
                 EventTime::from_millis(at_or_before(last_moment.millis(), *size, *offset))
             }
-            Windows::Calendar { unit, zone } => calendar(*unit, zone, last_moment).start,
+            WindowAssigner::Calendar { unit, zone } => calendar(*unit, zone, last_moment).start,
         };
         Interval { start, end }
     }
@@ -325,19 +335,19 @@ fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
 ///
 /// Whenever a window is emitted, each of its keys is summed over up to this many panes. A record also leads to as
 /// many rows, all of them at once when a stream ends or its watermark leaps.
-pub(crate) const MOST_WINDOWS: i64 = 100_000;
+pub(crate) const MAX_WINDOWS_PER_RECORD: i64 = 100_000;
 
-/// Refuses windows of which a record would be in more than [`MOST_WINDOWS`].
+/// Refuses windows of which a record would be in more than [`MAX_WINDOWS_PER_RECORD`].
 pub(crate) fn check_overlap(size: i64, slide: i64) -> Result<()> {
     let windows = size / slide + i64::from(size % slide != 0);
-    if windows <= MOST_WINDOWS {
+    if windows <= MAX_WINDOWS_PER_RECORD {
         return Ok(());
     }
     let written = |millis: i64| humantime::format_duration(Duration::from_millis(millis.unsigned_abs())).to_string();
-    let least = size / MOST_WINDOWS + i64::from(size % MOST_WINDOWS != 0);
+    let least = size / MAX_WINDOWS_PER_RECORD + i64::from(size % MAX_WINDOWS_PER_RECORD != 0);
     let what = format!("every record would be in {windows} windows of {} by {}", written(size), written(slide));
     let why = format!(
-        "each of them emits a row for it, and sums as many panes each time; at most {MOST_WINDOWS} are allowed"
+        "each of them emits a row for it, and sums as many panes each time; at most {MAX_WINDOWS_PER_RECORD} are allowed"
     );
     let help = format!("let windows of this size begin at least {} apart, or make them shorter", written(least));
     Err(Error::usage(what).because(why).help(help))
@@ -360,11 +370,11 @@ mod tests {
         EventTime::from_millis(text.parse::<Timestamp>().unwrap().as_millisecond())
     }
 
-    fn calendar(unit: CalendarUnit, zone: &str) -> Windows {
-        Windows::Calendar { unit, zone: jiff::tz::TimeZoneDatabase::bundled().get(zone).unwrap() }
+    fn calendar(unit: CalendarUnit, zone: &str) -> WindowAssigner {
+        WindowAssigner::Calendar { unit, zone: jiff::tz::TimeZoneDatabase::bundled().get(zone).unwrap() }
     }
 
-    fn check(windows: &Windows, time: &str, start: &str, end: &str) {
+    fn check(windows: &WindowAssigner, time: &str, start: &str, end: &str) {
         let (interval, found) = (Interval { start: at(start), end: at(end) }, windows.find(at(time)));
         assert_eq!((found.times, found.first, found.last), (interval, at(end), at(end)), "{time} in {windows:?}");
         assert_eq!(windows.interval(at(end)), interval, "{windows:?}");
@@ -418,20 +428,21 @@ mod tests {
         let at = EventTime::from_millis;
         let mut random = fastrand::Rng::with_seed(7);
         for (size, slide) in [(60, 10), (50, 20), (7, 3), (10, 10), (12, 1)] {
-            for windows in
-                [Windows::Sliding { size, slide, offset: 2 }, Windows::Cumulative { size, step: 1, offset: 2 }]
-            {
+            for windows in [
+                WindowAssigner::Sliding { size, slide, offset: 2 },
+                WindowAssigner::Cumulative { size, step: 1, offset: 2 },
+            ] {
                 for _ in 0..100 {
-                    let slot = |time| {
+                    let pane = |time| {
                         let found = windows.find(at(time));
-                        Range::new(found.first, found.last)
+                        PaneRange::new(found.first, found.last)
                     };
-                    let slots: Vec<_> = (0..random.usize(0..6)).map(|_| slot(random.i64(0..200))).collect();
+                    let panes: Vec<_> = (0..random.usize(0..6)).map(|_| pane(random.i64(0..200))).collect();
                     let (after, through) = (at(random.i64(-50..150)), at(random.i64(100..300)));
-                    let each = slots.iter().flat_map(|slot| windows.ends(*slot, after, through));
+                    let each = panes.iter().flat_map(|pane| windows.ends(*pane, after, through));
                     let expected: std::collections::BTreeSet<_> = each.collect();
-                    let told = windows.ends_of_all(slots.iter().copied(), after, through);
-                    assert_eq!(told, Vec::from_iter(expected), "{slots:?} of {windows:?}, {after} to {through}");
+                    let told = windows.ends_of_panes(panes.iter().copied(), after, through);
+                    assert_eq!(told, Vec::from_iter(expected), "{panes:?} of {windows:?}, {after} to {through}");
                 }
             }
         }
@@ -441,7 +452,7 @@ mod tests {
     #[test]
     fn a_slot_has_the_windows_that_cover_its_times() {
         for (size, slide, offset) in [(60, 10, 0), (50, 20, 3), (7, 3, 1), (10, 10, 4), (12, 1, 0)] {
-            let windows = Windows::Sliding { size, slide, offset };
+            let windows = WindowAssigner::Sliding { size, slide, offset };
             for time in -200..200 {
                 let ends = |time: i64| {
                     let starts = (-300..300).map(|number| number * slide + offset);
@@ -449,10 +460,10 @@ mod tests {
                     covering.map(|start| EventTime::from_millis(start + size)).collect::<Vec<_>>()
                 };
                 let (found, expected) = (windows.find(EventTime::from_millis(time)), ends(time));
-                let slot = Range::new(found.first, found.last);
-                let all: Vec<_> = windows.ends(slot, EventTime::MIN, EventTime::MAX).collect();
+                let pane = PaneRange::new(found.first, found.last);
+                let all: Vec<_> = windows.ends(pane, EventTime::MIN, EventTime::MAX).collect();
                 assert_eq!(all, expected, "{time} in {windows:?}");
-                let some: Vec<_> = windows.ends(slot, expected[0], EventTime::MAX).collect();
+                let some: Vec<_> = windows.ends(pane, expected[0], EventTime::MAX).collect();
                 assert_eq!(some, expected[1..], "{time} in {windows:?}");
                 let (start, end) = (found.times.start.millis(), found.times.end.millis());
                 assert!((start..end).contains(&time) && (start..end).all(|other| ends(other) == expected));

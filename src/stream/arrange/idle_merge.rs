@@ -26,7 +26,7 @@ const PART: usize = 8;
 const DEFAULT: &str = "differential/default_exert_logic";
 
 /// Sets the rule for all arrangements of a worker.
-pub(crate) fn merge_at_rest(config: &mut timely::WorkerConfig) {
+pub(crate) fn merge_while_idle(config: &mut timely::WorkerConfig) {
     config.set::<ExertionLogic>(DEFAULT.to_owned(), Arc::new(effort));
 }
 

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::error::{Error, Result};
-use crate::view::http::{Asked, Event, Events, Kind, PIECE, Pieces, Reply, end_event};
-use crate::view::{Answer, Refusal, Rows, Subscription, Update, Views};
+use crate::view::http::{AnswerKind, Events, HttpReply, HttpRequest, PIECE, ServerEvent, TextPieces, end_event};
+use crate::view::{Answer, Refusal, Subscription, ViewRows, ViewUpdate, Views};
 
 /// Answers a request for views; `path` is the part of the URL after `/views`.
-pub(super) fn answer(views: &Arc<Views>, path: &str, asked: &Asked) -> Reply {
+pub(super) fn answer(views: &Arc<Views>, path: &str, asked: &HttpRequest) -> HttpReply {
     let name = path.trim_matches('/');
     if name.is_empty() {
         return list(views);
@@ -29,59 +29,59 @@ pub(super) fn answer(views: &Arc<Views>, path: &str, asked: &Asked) -> Reply {
         None => (name.to_owned(), asked.events),
     };
     if changes {
-        return Reply::later(Kind::Events, move || match views.subscribe(&name, key.as_deref()) {
-            Ok(subscription) => Reply::Events(Box::new(Changes(subscription))),
+        return HttpReply::later(AnswerKind::Events, move || match views.subscribe(&name, key.as_deref()) {
+            Ok(subscription) => HttpReply::Events(Box::new(Changes(subscription))),
             Err(refusal) => refused(&refusal),
         });
     }
-    Reply::later(Kind::Rows, move || match views.get(&name, key.as_deref()) {
+    HttpReply::later(AnswerKind::Rows, move || match views.get(&name, key.as_deref()) {
         Err(refusal) => refused(&refusal),
-        Ok(answer) => match Text::new("", answer, "\n") {
-            Ok(text) => Reply::Pieces("application/json", Box::new(text)),
-            Err(error) => Reply::text(500, error),
+        Ok(answer) => match AnswerJson::new("", answer, "\n") {
+            Ok(text) => HttpReply::Pieces("application/json", Box::new(text)),
+            Err(error) => HttpReply::text(500, error),
         },
     })
 }
 
-fn list(views: &Views) -> Reply {
+fn list(views: &Views) -> HttpReply {
     let all = views.status().into_iter().map(|status| {
         let reached = status.reached.map(|epoch| epoch.0);
         serde_json::json!({"view": status.view, "ready": status.ready, "epoch": reached, "rows": status.rows})
     });
-    Reply::json(200, &serde_json::Value::from_iter(all))
+    HttpReply::json(200, &serde_json::Value::from_iter(all))
 }
 
 /// Builds the answer of a view that refuses; the status tells whether a retry makes sense.
-fn refused(refusal: &Refusal) -> Reply {
+fn refused(refusal: &Refusal) -> HttpReply {
     let status = match refusal {
         Refusal::Unknown { .. } => 404,
         Refusal::NotReady { .. } => 503,
-        Refusal::Elsewhere { .. } => 409,
-        Refusal::Lost { .. } | Refusal::Over { .. } => 410,
+        Refusal::OtherProcess { .. } => 409,
+        Refusal::NotRecoverable { .. } | Refusal::Over { .. } => 410,
     };
-    Reply::text(status, refusal)
+    HttpReply::text(status, refusal)
 }
 
 /// An answer as JSON, made in pieces on demand.
-struct Text {
+struct AnswerJson {
     /// Text that was made and not returned yet.
     made: Vec<u8>,
-    rows: Option<Rows>,
+    rows: Option<ViewRows>,
     is_first: bool,
     after: &'static str,
 }
 
-impl Text {
+impl AnswerJson {
     /// Creates the JSON of an answer, enclosed in `before` and `after`.
     fn new(before: &str, answer: Answer, after: &'static str) -> Result<Self> {
         let Answer { view, epoch, rows } = answer;
         let view = serde_json::to_string(&view).map_err(|why| Error::new("cannot write the answer").because(why))?;
         let made = format!("{before}{{\"view\":{view},\"epoch\":{epoch},\"rows\":[").into_bytes();
-        Ok(Text { made, rows: Some(rows), is_first: true, after })
+        Ok(AnswerJson { made, rows: Some(rows), is_first: true, after })
     }
 }
 
-impl Iterator for Text {
+impl Iterator for AnswerJson {
     type Item = Result<Vec<u8>>;
 
     fn next(&mut self) -> Option<Result<Vec<u8>>> {
@@ -114,25 +114,25 @@ impl Iterator for Text {
 struct Changes(Subscription);
 
 impl Events for Changes {
-    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<Event> {
+    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<ServerEvent> {
         self.0.poll(context.waker(), progress).map(|update| match update {
-            Update::State(answer) => of_answer("event: state\ndata: ", answer),
-            Update::Changes(answer) => of_answer("event: changes\ndata: ", answer),
-            Update::Progress(epoch) => whole(format!("event: progress\ndata: {{\"epoch\":{epoch}}}\n\n"), false),
-            Update::End(end) => whole(end_event(&end), true),
+            ViewUpdate::State(answer) => of_answer("event: state\ndata: ", answer),
+            ViewUpdate::Changes(answer) => of_answer("event: changes\ndata: ", answer),
+            ViewUpdate::Progress(epoch) => whole(format!("event: progress\ndata: {{\"epoch\":{epoch}}}\n\n"), false),
+            ViewUpdate::End(end) => whole(end_event(&end), true),
         })
     }
 }
 
-fn of_answer(before: &str, answer: Answer) -> Event {
-    match Text::new(before, answer, "\n\n") {
-        Ok(text) => Event { pieces: Box::new(text), last: false },
+fn of_answer(before: &str, answer: Answer) -> ServerEvent {
+    match AnswerJson::new(before, answer, "\n\n") {
+        Ok(text) => ServerEvent { pieces: Box::new(text), last: false },
         Err(error) => whole(end_event(&error), true),
     }
 }
 
 /// Builds an event from a complete text.
-fn whole(text: String, last: bool) -> Event {
-    let pieces: Pieces = Box::new(std::iter::once(Ok(text.into_bytes())));
-    Event { pieces, last }
+fn whole(text: String, last: bool) -> ServerEvent {
+    let pieces: TextPieces = Box::new(std::iter::once(Ok(text.into_bytes())));
+    ServerEvent { pieces, last }
 }

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::durable::codec::{AlignedBytes, Codec, Draft};
+use crate::durable::codec::{AlignedBytes, BlockBuffer, Codec};
 use crate::error::{Error, Result};
 use crate::time::EventTime;
 
 /// Length in bytes, and number of rows, at which a block is full.
-const BLOCK: usize = 1 << 16;
+const BLOCK_LENGTH: usize = 1 << 16;
 /// Upper bound of a block's length in bytes, exclusive: `lz4` and the format count it in 32 bits.
-pub(super) const MOST: usize = 1 << 30;
+pub(super) const MAX_BLOCK_LENGTH: usize = 1 << 30;
 
 /// A block of rows, not yet compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl RawBlock {
 /// Builds the raw blocks of one segment.
 pub struct BlockBuilder<T> {
     codec: Arc<dyn Codec<T>>,
-    draft: Draft,
+    draft: BlockBuffer,
     rows: u32,
     least: EventTime,
     greatest: EventTime,
@@ -45,7 +45,7 @@ pub struct BlockBuilder<T> {
 impl<T: 'static> BlockBuilder<T> {
     /// A builder for rows that are encoded by `codec`.
     pub fn new(codec: Arc<dyn Codec<T>>) -> Self {
-        BlockBuilder { codec, draft: Draft::default(), rows: 0, least: EventTime::MAX, greatest: EventTime::MIN }
+        BlockBuilder { codec, draft: BlockBuffer::default(), rows: 0, least: EventTime::MAX, greatest: EventTime::MIN }
     }
 
     /// Adds a row of the window that ends at `window`; returns a block when one is full. Rows must be added in strictly
@@ -57,11 +57,11 @@ impl<T: 'static> BlockBuilder<T> {
     pub fn push(&mut self, row: &T, window: EventTime) -> Result<Option<RawBlock>> {
         let before = (self.draft.head.len(), self.draft.tail.len());
         if let Err(why) = self.codec.encode(row, &mut self.draft) {
-            self.draft.cut(before);
+            self.draft.truncate(before);
             return Err(unwritable(why).help("see how its type is serialised"));
         }
-        if self.draft.length() >= MOST {
-            self.draft.cut(before);
+        if self.draft.length() >= MAX_BLOCK_LENGTH {
+            self.draft.truncate(before);
             return Err(unwritable("it has more than a gigabyte").help("keep less in one key"));
         }
         if self.rows == 0 {
@@ -71,20 +71,20 @@ impl<T: 'static> BlockBuilder<T> {
         self.least = self.least.min(window);
         self.greatest = self.greatest.max(window);
         // Rows may take no bytes at all, so they are counted too.
-        Ok(if self.draft.length() >= BLOCK || self.rows as usize >= BLOCK { self.take() } else { None })
+        Ok(if self.draft.length() >= BLOCK_LENGTH || self.rows as usize >= BLOCK_LENGTH { self.take() } else { None })
     }
 
     /// Checks that the first row of a block can be read back: otherwise an unreadable state would be noticed only on
     /// recovery.
     #[cold]
     fn read_back(&mut self) -> Result<()> {
-        let Draft { head, tail } = &self.draft;
+        let BlockBuffer { head, tail } = &self.draft;
         let mut bytes = AlignedBytes::zeroed(self.draft.length());
         let (first, second) = bytes.as_mut_slice().split_at_mut(head.len());
         first.copy_from_slice(head);
         second.copy_from_slice(tail);
         let Err(why) = self.codec.open(bytes, 1) else { return Ok(()) };
-        self.draft.cut((0, 0));
+        self.draft.truncate((0, 0));
         let why = self.codec.check().err().unwrap_or(why);
         Err(unwritable(format!("it could not be read back: {why}")).help("see how its type is serialised"))
     }

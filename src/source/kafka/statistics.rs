@@ -12,48 +12,48 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
-use super::client::{LastWords, is_group_refusal, tell_of_group};
+use super::client::{LastError, is_group_refusal, warn_unusable_group};
 use super::identity::id_in;
-use crate::source::Note;
+use crate::source::PartitionNote;
 
 /// Silence beyond `fetch.wait.max.ms` after which a broker counts as not answering: one that is asked for records
 /// answers within that time.
-const SILENCE: Duration = Duration::from_millis(1500);
+const SILENCE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Number of successive polls without a line of the log after which none is left. A poll also returns nothing when it
 /// has served an event.
 pub(super) const SILENT_POLLS: u32 = 4;
 /// Outage of a broker that is too short to be noted: brokers and networks pause now and then, and a partition that was
 /// just assigned is not fetched at once.
-pub(super) const NOTED: Duration = Duration::from_secs(2);
+pub(super) const NOTED_OUTAGE: Duration = Duration::from_secs(2);
 
 /// Context of a consumer: collects its statistics, log lines and errors.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub(super) struct ConsumerEvents {
     pub(super) topic: String,
     group: String,
-    pub(super) words: LastWords,
+    pub(super) last_error: LastError,
     /// Longest silence of a broker that counts as answering.
     silence: Duration,
-    report: Mutex<Option<Report>>,
+    report: Mutex<Option<TopicStatus>>,
     /// Id of the topic that the client library reported last; `None` if it reported none.
     id: Mutex<Option<String>>,
     /// `true` if the client library has logged a line since the last check.
     logged: AtomicBool,
     /// `true` if the consumer group may not be used.
-    ungrouped: AtomicBool,
+    group_is_refused: AtomicBool,
 }
 
 /// Last statistics of the topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    partitions: BTreeMap<u32, Heard>,
+pub(super) struct TopicStatus {
+    partitions: BTreeMap<u32, PartitionReport>,
     /// Address of a broker that leads a partition being read and does not answer.
     pub(super) silent: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Heard {
+struct PartitionReport {
     /// `true` if the partition's broker answers.
     answers: bool,
     /// `true` if the partition is being fetched, so that its end is known.
@@ -67,9 +67,9 @@ struct Heard {
     end: Option<u64>,
 }
 
-impl Report {
+impl TopicStatus {
     /// `true` if a partition's broker answers, and no transaction is open on the partition.
-    pub(super) fn is_calm(&self, partition: u32) -> bool {
+    pub(super) fn is_quiescent(&self, partition: u32) -> bool {
         self.partitions.get(&partition).is_some_and(|heard| heard.answers && heard.fetched && !heard.open)
     }
 
@@ -80,61 +80,61 @@ impl Report {
 
     /// Returns the offset to be fetched next of a partition; `None` if earlier records wait in its queue. It is past
     /// transaction markers, which no poll returns.
-    pub(super) fn drained(&self, partition: u32) -> Option<u64> {
+    pub(super) fn drained_offset(&self, partition: u32) -> Option<u64> {
         self.partitions.get(&partition)?.drained
     }
 
     /// Returns the monitoring data of a partition whose broker has not answered for `silence`.
-    pub(super) fn note(&self, partition: u32, position: Option<u64>, silence: Option<Duration>) -> Note {
+    pub(super) fn note(&self, partition: u32, position: Option<u64>, silence: Option<Duration>) -> PartitionNote {
         let heard = self.partitions.get(&partition);
-        let note = heard.and_then(|heard| match (silence.is_some_and(|silence| silence >= NOTED), heard.open) {
+        let note = heard.and_then(|heard| match (silence.is_some_and(|silence| silence >= NOTED_OUTAGE), heard.open) {
             (true, _) if heard.orphaned => Some("no broker leads it"),
             (true, _) => Some("its broker does not answer"),
             (false, true) => Some("a transaction is open on it, whose records cannot be read before its end"),
             (false, false) => None,
         });
-        Note { partition, position, end: heard.and_then(|heard| heard.end), note: note.map(str::to_owned) }
+        PartitionNote { partition, position, end: heard.and_then(|heard| heard.end), note: note.map(str::to_owned) }
     }
 }
 
-impl Listener {
+impl ConsumerEvents {
     pub(super) fn new(topic: &str, group: &str, fetch_wait: Duration) -> Self {
-        let (topic, group, words) = (topic.to_owned(), group.to_owned(), LastWords::default());
-        Listener {
+        let (topic, group, last_error) = (topic.to_owned(), group.to_owned(), LastError::default());
+        ConsumerEvents {
             topic,
             group,
-            words,
-            silence: fetch_wait + SILENCE,
+            last_error,
+            silence: fetch_wait + SILENCE_TIMEOUT,
             report: Mutex::default(),
             id: Mutex::default(),
             logged: AtomicBool::default(),
-            ungrouped: AtomicBool::default(),
+            group_is_refused: AtomicBool::default(),
         }
     }
 
     /// Notes that the consumer group, whose offsets are for lag monitors, may not be used.
-    pub(super) fn lose_group(&self) {
-        self.ungrouped.store(true, Ordering::Relaxed);
-        tell_of_group(&self.group);
+    pub(super) fn group_refused(&self) {
+        self.group_is_refused.store(true, Ordering::Relaxed);
+        warn_unusable_group(&self.group);
     }
 
     /// `true` unless it was reported that the consumer group may not be used.
     pub(super) fn has_group(&self) -> bool {
-        !self.ungrouped.load(Ordering::Relaxed)
+        !self.group_is_refused.load(Ordering::Relaxed)
     }
 
     /// Serves one event of a consumer that fetches nothing. An error that the group may not be used is kept, because
     /// the library reports it only once.
-    pub(super) fn pass(consumer: &BaseConsumer<Listener>) {
+    pub(super) fn serve_event(consumer: &BaseConsumer<ConsumerEvents>) {
         if let Some(Err(error)) = consumer.poll(Duration::ZERO)
             && error.rdkafka_error_code().is_some_and(is_group_refusal)
         {
-            consumer.context().lose_group();
+            consumer.context().group_refused();
         }
     }
 
     /// Returns the statistics that arrived since the last call; `None` if there are none.
-    pub(super) fn take(&self) -> Option<Report> {
+    pub(super) fn take(&self) -> Option<TopicStatus> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -144,10 +144,10 @@ impl Listener {
     }
 
     /// Serves all events of a consumer that fetches nothing yet.
-    pub(super) fn drain(consumer: &BaseConsumer<Listener>) {
+    pub(super) fn serve_events(consumer: &BaseConsumer<ConsumerEvents>) {
         let mut silent = 0;
         while silent < SILENT_POLLS {
-            Listener::pass(consumer);
+            ConsumerEvents::serve_event(consumer);
             silent = if consumer.context().has_logged() { 0 } else { silent + 1 };
         }
     }
@@ -157,9 +157,9 @@ impl Listener {
         self.logged.swap(false, Ordering::Relaxed)
     }
 
-    fn read(&self, statistics: &[u8]) -> Option<Report> {
+    fn read(&self, statistics: &[u8]) -> Option<TopicStatus> {
         let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
-        let mut report = Report::default();
+        let mut report = TopicStatus::default();
         let topic = statistics.topics.get(&self.topic)?;
         for partition in topic.partitions.values() {
             let Ok(id) = u32::try_from(partition.partition) else { continue };
@@ -174,13 +174,13 @@ impl Listener {
             let end = u64::try_from(partition.ls_offset).ok();
             let drained = u64::try_from(partition.next_offset).ok().filter(|_| partition.fetchq_cnt == 0);
             let (answers, orphaned) = (up && fresh, partition.leader < 0);
-            report.partitions.insert(id, Heard { answers, fetched, orphaned, open, drained, end });
+            report.partitions.insert(id, PartitionReport { answers, fetched, orphaned, open, drained, end });
         }
         Some(report)
     }
 }
 
-impl ClientContext for Listener {
+impl ClientContext for ConsumerEvents {
     fn stats_raw(&self, statistics: &[u8]) {
         if let Some(report) = self.read(statistics) {
             *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
@@ -195,11 +195,11 @@ impl ClientContext for Listener {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.words.set(&error, reason);
+        self.last_error.set(&error, reason);
     }
 }
 
-impl ConsumerContext for Listener {}
+impl ConsumerContext for ConsumerEvents {}
 
 /// A broker that does not answer, as seen by one reader. It is logged once, however many readers of this process see
 /// it.
@@ -209,11 +209,11 @@ pub(super) struct Outage {
 }
 
 /// Number of readers that miss each broker.
-static MISSED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+static READERS_MISSING: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 impl Outage {
     fn missed() -> MutexGuard<'static, BTreeMap<String, u32>> {
-        MISSED.lock().unwrap_or_else(PoisonError::into_inner)
+        READERS_MISSING.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn begin(broker: &str) -> Self {
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_calm_only_if_its_broker_answers_and_no_transaction_is_open() {
-        let listener = Listener::new("t", "g", Duration::from_millis(500));
+        let listener = ConsumerEvents::new("t", "g", Duration::from_millis(500));
         for (state, rxidle, ls, calm, silent) in [
             ("UP", 400_000, 10, true, None),
             ("UP", 400_000, 9, false, None),
@@ -308,11 +308,11 @@ mod tests {
             );
             listener.stats_raw(text.as_bytes());
             let report = listener.take().unwrap();
-            assert_eq!((report.is_calm(0), report.silent.as_deref()), (calm, silent), "{state} {rxidle} {ls}");
-            assert!(!report.is_calm(1) && listener.take().is_none());
-            assert_eq!(report.drained(0), (ls != 9).then_some(8));
+            assert_eq!((report.is_quiescent(0), report.silent.as_deref()), (calm, silent), "{state} {rxidle} {ls}");
+            assert!(!report.is_quiescent(1) && listener.take().is_none());
+            assert_eq!(report.drained_offset(0), (ls != 9).then_some(8));
             assert_eq!(report.answers(0), state == "UP" && rxidle == 400_000, "{state} {rxidle}");
-            let [moment, long] = [NOTED / 2, NOTED].map(|silence| report.note(0, None, Some(silence)));
+            let [moment, long] = [NOTED_OUTAGE / 2, NOTED_OUTAGE].map(|silence| report.note(0, None, Some(silence)));
             assert_eq!((long.end, long.note.as_deref()), (Some(ls), Some("its broker does not answer")));
             // A short outage is not noted, an open transaction is.
             assert_eq!(moment.note.is_some(), ls == 9);

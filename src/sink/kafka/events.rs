@@ -17,24 +17,24 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 
-use crate::source::kafka::client::{LastWords, said};
+use crate::source::kafka::client::{LastError, error_text};
 
 /// Events of one producer.
 #[derive(Debug, Default)]
-pub(super) struct Reports {
-    pub(super) words: LastWords,
+pub(super) struct ProducerEvents {
+    pub(super) last_error: LastError,
     delivered: AtomicU64,
     failed: AtomicU64,
-    first: Mutex<Option<Failure>>,
+    first: Mutex<Option<DeliveryFailure>>,
     /// Offsets that were reached in each topic; `None` if they are not tracked.
-    reached: Option<Mutex<Reached>>,
+    reached: Option<Mutex<ReachedOffsets>>,
     /// Number of lost connections and of requests that timed out.
     doubts: AtomicU64,
 }
 
 /// The first message that was not delivered.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(super) struct DeliveryFailure {
     pub(super) partition: i32,
     pub(super) code: Option<RDKafkaErrorCode>,
     pub(super) because: String,
@@ -42,24 +42,24 @@ pub(super) struct Failure {
 
 /// Offset after the last acknowledged message, by topic and partition.
 #[derive(Debug, Default)]
-struct Reached {
+struct ReachedOffsets {
     ends: BTreeMap<String, BTreeMap<i32, i64>>,
-    lost: Option<Lost>,
+    lost: Option<OffsetRegression>,
 }
 
 /// A partition in which a message got an offset that the partition had passed before.
 #[derive(Clone, Debug)]
-pub(super) struct Lost {
+pub(super) struct OffsetRegression {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) offset: i64,
     pub(super) end: i64,
 }
 
-impl Reports {
+impl ProducerEvents {
     /// Creates a context that tracks the offsets reached in every topic that is sent to.
-    pub(super) fn keeping_ends() -> Self {
-        Reports { reached: Some(Mutex::default()), ..Reports::default() }
+    pub(super) fn tracking_offsets() -> Self {
+        ProducerEvents { reached: Some(Mutex::default()), ..ProducerEvents::default() }
     }
 
     /// Returns the number of messages acknowledged.
@@ -68,7 +68,7 @@ impl Reports {
     }
 
     /// Returns the number of messages that were not delivered, and the first of them.
-    pub(super) fn failures(&self) -> (u64, Option<Failure>) {
+    pub(super) fn failures(&self) -> (u64, Option<DeliveryFailure>) {
         let failed = self.failed.load(Ordering::Relaxed);
         if failed == 0 {
             return (0, None);
@@ -87,7 +87,7 @@ impl Reports {
     }
 
     /// Sets offsets that a topic is known to have reached.
-    pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
+    pub(super) fn expect_offsets(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
         let Some(mut reached) = self.reached() else { return };
         let known = reached.ends.entry(topic.to_owned()).or_default();
         for (partition, end) in ends {
@@ -97,11 +97,11 @@ impl Reports {
     }
 
     /// Returns the first partition whose offsets went back; `None` if there is none.
-    pub(super) fn lost(&self) -> Option<Lost> {
+    pub(super) fn lost(&self) -> Option<OffsetRegression> {
         self.reached()?.lost.clone()
     }
 
-    fn reached(&self) -> Option<MutexGuard<'_, Reached>> {
+    fn reached(&self) -> Option<MutexGuard<'_, ReachedOffsets>> {
         Some(self.reached.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -117,13 +117,13 @@ impl Reports {
         if offset >= *end {
             *end = offset + 1;
         } else {
-            let lost = Lost { topic: topic.to_owned(), partition, offset, end: *end };
+            let lost = OffsetRegression { topic: topic.to_owned(), partition, offset, end: *end };
             reached.lost.get_or_insert(lost);
         }
     }
 }
 
-impl ClientContext for Reports {
+impl ClientContext for ProducerEvents {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, _line: &str) {
         if matches!(facility, "FAIL" | "REQTMOUT") {
             self.doubts.fetch_add(1, Ordering::Relaxed);
@@ -131,11 +131,11 @@ impl ClientContext for Reports {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.words.set(&error, reason);
+        self.last_error.set(&error, reason);
     }
 }
 
-impl ProducerContext for Reports {
+impl ProducerContext for ProducerEvents {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
@@ -143,9 +143,9 @@ impl ProducerContext for Reports {
             Ok(message) => self.acknowledged(message.topic(), message.partition(), message.offset()),
             Err((error, message)) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
-                let (code, because) = (error.rdkafka_error_code(), said(error));
+                let (code, because) = (error.rdkafka_error_code(), error_text(error));
                 let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert(Failure { partition: message.partition(), code, because });
+                first.get_or_insert(DeliveryFailure { partition: message.partition(), code, because });
             }
         }
     }
@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn an_offset_that_goes_back_tells_that_a_topic_is_lost() {
-        let reports = Reports::keeping_ends();
-        reports.expect("t", &[(0, 5)].into());
+        let reports = ProducerEvents::tracking_offsets();
+        reports.expect_offsets("t", &[(0, 5)].into());
         reports.acknowledged("t", 0, -1);
         reports.acknowledged("t", 0, 7);
         reports.acknowledged("u", 0, 0);
@@ -166,13 +166,13 @@ mod tests {
         assert_eq!((reports.ends("t"), reports.ends("u")), ([(0, 8), (1, 1)].into(), [(0, 1)].into()));
         assert!(reports.lost().is_none());
         reports.acknowledged("t", 0, 7);
-        let Lost { topic, partition, offset, end } = reports.lost().unwrap();
+        let OffsetRegression { topic, partition, offset, end } = reports.lost().unwrap();
         assert_eq!((topic.as_str(), partition, offset, end), ("t", 0, 7, 8));
     }
 
     #[test]
     fn only_lost_connections_and_time_outs_are_doubt() {
-        let reports = Reports::default();
+        let reports = ProducerEvents::default();
         for facility in ["STATE", "FAIL", "CONNECT", "REQTMOUT"] {
             reports.log(RDKafkaLogLevel::Debug, facility, "a line");
         }

@@ -8,10 +8,10 @@ use std::io;
 
 use super::journal::{FileId, Frame, JournalEnds};
 use super::manifest::{Manifest, ManifestId, SinkState};
-use super::recovery::{self, Claim, Decision, Found, SinkFound, Survey};
+use super::recovery::{self, Claim, RecoveryDecision, RecoveryInput, ReportedSink, StateScan};
 use super::segment::{self, SegmentInfo};
 use super::state::StateDir;
-use super::{Published, disk_error};
+use super::{PublishedEpoch, disk_error};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -20,7 +20,7 @@ const TRIES: usize = 10;
 
 /// The snapshots of a state, as found by an inspection.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct StateSnapshots {
     /// The valid, readable snapshots, in order of epochs.
     pub manifests: Vec<Manifest>,
     /// The errors of those that are unreadable.
@@ -35,11 +35,11 @@ pub struct Sight {
 ///
 /// # Errors
 /// Fails if a disk operation fails, or if the last claim is damaged.
-pub fn sight(dir: &StateDir) -> Result<Sight> {
-    let survey = dir.look(false)?;
+pub fn inspect_snapshots(dir: &StateDir) -> Result<StateSnapshots> {
+    let survey = dir.scan(false)?;
     let claim = last_claim(&survey)?;
     let (mut manifests, mut unreadable) = (Vec::new(), Vec::new());
-    for (_, manifest) in counted(dir, &survey, claim.as_ref())? {
+    for (_, manifest) in valid_manifests(dir, &survey, claim.as_ref())? {
         match manifest {
             Ok(manifest) => manifests.push(manifest),
             Err(error) => unreadable.push(error),
@@ -56,18 +56,18 @@ pub fn sight(dir: &StateDir) -> Result<Sight> {
             }
         }
     }
-    Ok(Sight { manifests, unreadable, claim, journal_bytes })
+    Ok(StateSnapshots { manifests, unreadable, claim, journal_bytes })
 }
 
 /// Returns the last claim; `None` if there is none. Fails if it is damaged.
-fn last_claim(survey: &Survey) -> Result<Option<Claim>> {
+fn last_claim(survey: &StateScan) -> Result<Option<Claim>> {
     survey.claims.last_key_value().map(|(_, claim)| claim.clone()).transpose()
 }
 
 type Manifests = BTreeMap<ManifestId, std::result::Result<Manifest, Error>>;
 
 /// The valid manifests: all in a savepoint; in a state, those that the last claim names or its incarnation wrote.
-fn counted(dir: &StateDir, survey: &Survey, claim: Option<&Claim>) -> Result<Manifests> {
+fn valid_manifests(dir: &StateDir, survey: &StateScan, claim: Option<&Claim>) -> Result<Manifests> {
     let mut manifests = survey.manifests.clone();
     if !dir.is_savepoint()? {
         manifests.retain(|id, _| claim.is_some_and(|claim| claim.counts(*id)));
@@ -82,7 +82,7 @@ fn names(dir: &StateDir, directory: &str) -> Result<Vec<String>> {
 
 /// The outcome of checking a state's files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
+pub struct IntegrityReport {
     /// Number of valid snapshots.
     pub snapshots: usize,
     /// Number of claims.
@@ -98,12 +98,12 @@ pub struct Checked {
     /// Torn tails of the journal, with their length in bytes: left by a crash or being written now. They are ignored.
     pub torn: Vec<(FileId, u64)>,
     /// The point from which a job would resume now; `None` if there is none, as in a savepoint.
-    pub goes_on: Option<GoesOn>,
+    pub resume_point: Option<ResumePoint>,
 }
 
 /// The point from which a job would resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GoesOn {
+pub struct ResumePoint {
     /// The epoch of the snapshot; `None` to start from the beginning.
     pub from: Option<Epoch>,
     /// Number of epochs that it would replay after the snapshot.
@@ -116,7 +116,11 @@ pub struct GoesOn {
 ///
 /// # Errors
 /// Fails if a disk operation fails. Damaged files are reported in the result.
-pub fn check(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
+pub fn verify_files(
+    dir: &StateDir,
+    outputs: &[ReportedSink],
+    each: &mut dyn FnMut(u64, u64),
+) -> Result<IntegrityReport> {
     for _ in 1..TRIES {
         let before = listing(dir)?;
         let checked = check_once(dir, outputs, each)?;
@@ -132,13 +136,14 @@ fn listing(dir: &StateDir) -> Result<Vec<Vec<String>>> {
     ["lives", "journal", "manifests"].iter().map(|directory| names(dir, directory)).collect()
 }
 
-fn check_once(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
-    let survey = dir.look(true)?;
+fn check_once(dir: &StateDir, outputs: &[ReportedSink], each: &mut dyn FnMut(u64, u64)) -> Result<IntegrityReport> {
+    let survey = dir.scan(true)?;
     let claim = survey.claims.last_key_value().and_then(|(_, claim)| claim.as_ref().ok());
-    let mut checked = Checked { claims: survey.claims.len(), journals: survey.journals.len(), ..Checked::default() };
+    let mut checked =
+        IntegrityReport { claims: survey.claims.len(), journals: survey.journals.len(), ..IntegrityReport::default() };
     checked.wrong.extend(survey.claims.values().filter_map(|claim| claim.clone().err()));
-    checked.wrong.extend(dir.damaged_lives()?);
-    let manifests = counted(dir, &survey, claim)?;
+    checked.wrong.extend(dir.damaged_records()?);
+    let manifests = valid_manifests(dir, &survey, claim)?;
     checked.snapshots = manifests.len();
     let mut named = BTreeMap::<String, SegmentInfo>::new();
     for manifest in manifests.values() {
@@ -163,8 +168,8 @@ fn check_once(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u
         checked.bytes += info.bytes;
     }
     if checked.wrong.is_empty() && !dir.is_savepoint()? {
-        match decide_again(&survey, claim, outputs) {
-            Ok(goes_on) => checked.goes_on = goes_on,
+        match decide_resume_point(&survey, claim, outputs) {
+            Ok(goes_on) => checked.resume_point = goes_on,
             Err(error) => checked.wrong.push(error),
         }
     }
@@ -182,12 +187,12 @@ fn check_segment(dir: &StateDir, named: &SegmentInfo) -> Result<()> {
 
 /// `true` if a snapshot names the segment now.
 fn is_still_named(dir: &StateDir, name: &str) -> Result<bool> {
-    Ok(sight(dir)?.manifests.iter().any(|manifest| manifest.segments().any(|segment| segment == name)))
+    Ok(inspect_snapshots(dir)?.manifests.iter().any(|manifest| manifest.segments().any(|segment| segment == name)))
 }
 
 /// The last progress that a state records of its job.
 #[derive(Clone, Debug)]
-pub struct LastKnown {
+pub struct RecordedProgress {
     /// The snapshot from which the job would resume; `None` if there is none.
     pub manifest: Option<Manifest>,
     /// The journal's frames after the snapshot, in order of epochs.
@@ -198,7 +203,7 @@ pub struct LastKnown {
 ///
 /// # Errors
 /// Fails if a disk operation fails, or if a file that is needed is damaged.
-pub fn last_known(dir: &StateDir) -> Result<LastKnown> {
+pub fn recorded_progress(dir: &StateDir) -> Result<RecordedProgress> {
     for _ in 1..TRIES {
         let before = listing(dir)?;
         let known = last_known_once(dir);
@@ -209,16 +214,16 @@ pub fn last_known(dir: &StateDir) -> Result<LastKnown> {
     last_known_once(dir)
 }
 
-fn last_known_once(dir: &StateDir) -> Result<LastKnown> {
-    let survey = dir.look(true)?;
+fn last_known_once(dir: &StateDir) -> Result<RecordedProgress> {
+    let survey = dir.scan(true)?;
     Ok(match decision(&survey, last_claim(&survey)?.as_ref(), &[])? {
-        None => LastKnown { manifest: None, frames: Vec::new() },
-        Some(decision) => LastKnown { manifest: decision.base, frames: decision.replay },
+        None => RecordedProgress { manifest: None, frames: Vec::new() },
+        Some(decision) => RecordedProgress { manifest: decision.base, frames: decision.replay },
     })
 }
 
 /// Checks the journal files that count: their synced or claimed part must be intact.
-fn check_journals(survey: &Survey, claim: Option<&Claim>, checked: &mut Checked) {
+fn check_journals(survey: &StateScan, claim: Option<&Claim>, checked: &mut IntegrityReport) {
     let claimed: BTreeMap<FileId, u64> =
         claim.iter().flat_map(|claim| &claim.journals).map(|named| (named.file, named.length)).collect();
     let own = claim.map(|claim| claim.incarnation);
@@ -233,36 +238,41 @@ fn check_journals(survey: &Survey, claim: Option<&Claim>, checked: &mut Checked)
                 continue;
             }
         };
-        let least = file.known.max(claimed.get(id).copied().unwrap_or(0));
-        if file.good < least {
-            let why = format!("{least} bytes of it count, of which {} are good", file.good);
+        let least = file.synced_length.max(claimed.get(id).copied().unwrap_or(0));
+        if file.intact_length < least {
+            let why = format!("{least} bytes of it count, of which {} are good", file.intact_length);
             checked.wrong.push(Error::new("the journal is damaged").at(format!("journal/{id}")).because(why));
-        } else if !claimed.contains_key(id) && file.found > file.good {
-            checked.torn.push((*id, file.found - file.good));
+        } else if !claimed.contains_key(id) && file.file_length > file.intact_length {
+            checked.torn.push((*id, file.file_length - file.intact_length));
         }
     }
 }
 
-fn decide_again(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -> Result<Option<GoesOn>> {
+fn decide_resume_point(
+    survey: &StateScan,
+    claim: Option<&Claim>,
+    outputs: &[ReportedSink],
+) -> Result<Option<ResumePoint>> {
     let decision = decision(survey, claim, outputs)?;
-    Ok(decision.map(|decision| GoesOn { from: decision.base.map(|base| base.epoch), replayed: decision.replay.len() }))
+    Ok(decision
+        .map(|decision| ResumePoint { from: decision.base.map(|base| base.epoch), replayed: decision.replay.len() }))
 }
 
 /// Decides as the next recovery would, with these outputs; other sinks are assumed to be where the last snapshot has
 /// them.
-fn decision(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -> Result<Option<Decision>> {
+fn decision(survey: &StateScan, claim: Option<&Claim>, outputs: &[ReportedSink]) -> Result<Option<RecoveryDecision>> {
     let Some(claim) = claim else { return Ok(None) };
     let newest = survey.manifests.iter().rev().find(|(id, _)| claim.counts(**id));
     let base = newest.and_then(|(_, manifest)| manifest.as_ref().ok());
-    let found = |SinkState { name, shown, on_change }: SinkState| {
+    let found = |SinkState { name, published: shown, on_change }: SinkState| {
         // A manifest's sink position proves nothing about the journal after it.
-        let published = shown.map(|epoch| Published { incarnation: 0, epoch, ends: JournalEnds::default() });
-        SinkFound { name, published, on_change }
+        let published = shown.map(|epoch| PublishedEpoch { incarnation: 0, epoch, ends: JournalEnds::default() });
+        ReportedSink { name, published, on_change }
     };
     let others = base.iter().flat_map(|base| &base.sinks).cloned().map(found);
     let is_given = |name: &str| outputs.iter().any(|output| output.name == name);
     let sinks: Vec<_> = outputs.iter().cloned().chain(others.filter(|other| !is_given(&other.name))).collect();
-    recovery::decide(&Found {
+    recovery::decide(&RecoveryInput {
         incarnation: claim.incarnation + 1,
         survey,
         sinks: &sinks,

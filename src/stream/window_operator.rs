@@ -1,14 +1,14 @@
 //! The second operator of a step that groups by key and event time, on the worker of the key: it applies each epoch's
 //! records to the step's state and emits the results.
 //!
-//! A [`Fold`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key alone
-//! ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the epochs'
-//! contents: an epoch's records, then its seal, then its watermark.
+//! A [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key
+//! alone ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the
+//! epochs' contents: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
 //! * Epochs are applied in order, each when it is complete. Records of the *oldest incomplete* epoch are applied as
 //!   they arrive: every epoch before it has been applied, sealed and closed, seals are known before their epoch is
-//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (A `Fold` that
+//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (A `OperatorState` that
 //!   watches its rows compares each before and after an epoch; its epochs are applied at once.)
 //! * Rows are emitted under the capability of the watermark update that caused them, so windows close even when no
 //!   records arrive.
@@ -37,48 +37,48 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
-use crate::stream::assign::{Assign, Judge, Parcel, Routed, assign};
-use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
-use crate::stream::slot::whole_millis;
+use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
+use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck};
+use crate::stream::panes::whole_millis;
 use crate::stream::window::{Interval, Keyed, Open};
-use crate::stream::{Collection, Fault, Flow, Marks, Pool, Seals, Wanted};
-use crate::time::watermark::Mark;
+use crate::stream::{Collection, ConsumerFlag, ContainerPool, Fault, Flow, SnapshotEpochs, WatermarkStream};
+use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
 
 /// Closed rows that are emitted per activation.
 const PIECE: usize = 2048;
 
 /// A row of a window: the window, the key and its value.
-pub(crate) type Shown<K, V> = (Interval, K, V);
+pub(crate) type WindowRow<K, V> = (Interval, K, V);
 /// A change of a window's row: row, epoch, difference.
-pub(crate) type Change<K, V> = (Shown<K, V>, u64, isize);
+pub(crate) type WindowRowChange<K, V> = (WindowRow<K, V>, u64, isize);
 /// A row of an open window, emitted because the watermark passed a multiple of a period: the period's index, that
 /// multiple, and the row.
-pub(crate) type Ticked<K, V> = (usize, EventTime, Shown<K, V>);
+pub(crate) type PeriodicRow<K, V> = (usize, EventTime, WindowRow<K, V>);
 
 /// The results of a step at one epoch.
-pub(crate) struct Results<R, K, V> {
+pub(crate) struct StepResults<R, K, V> {
     /// Final results.
     pub(crate) closed: Vec<R>,
     /// Changes of the rows of open windows.
-    pub(crate) live: Vec<Change<K, V>>,
+    pub(crate) live: Vec<WindowRowChange<K, V>>,
     /// Changes of the rows of windows that have fired.
-    pub(crate) fired: Vec<Change<K, V>>,
+    pub(crate) fired: Vec<WindowRowChange<K, V>>,
     /// Rows of open windows, period by period.
-    pub(crate) ticked: Vec<Ticked<K, V>>,
+    pub(crate) ticked: Vec<PeriodicRow<K, V>>,
 }
 
 /// The results of a step that have a consumer: set while the flow is built, read while it runs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wants {
-    pub(crate) live: Wanted,
-    pub(crate) fired: Wanted,
-    pub(crate) late: Wanted,
+pub(crate) struct Subscriptions {
+    pub(crate) live: ConsumerFlag,
+    pub(crate) fired: ConsumerFlag,
+    pub(crate) late: ConsumerFlag,
     /// The periods of `every`, in milliseconds.
     pub(crate) periods: Rc<RefCell<Vec<i64>>>,
 }
 
-impl Wants {
+impl Subscriptions {
     /// Returns `true` if fired rows have a consumer and late records may still correct them.
     pub(crate) fn corrections(&self, lateness: Span) -> bool {
         self.fired.get() && lateness > Span::ZERO
@@ -100,57 +100,60 @@ impl Wants {
 }
 
 /// The state of a step on one worker.
-pub(crate) trait Fold: 'static {
+pub(crate) trait OperatorState: 'static {
     /// The key that records are grouped by.
     type Key: Record;
-    /// The routing of a record to its pane or position in time: see [`Judge`](super::assign::Judge).
+    /// The routing of a record to its pane or position in time: see [`RecordRouter`](super::assign::RecordRouter).
     type Place: Record + Copy;
     /// The part of a record that the step needs.
     type Part: Record;
     /// A row as snapshots keep it.
-    type Saved: Record;
+    type SavedRow: Record;
     /// A final result.
     type Closed: Clone + 'static;
     /// The value of a window's row; `()` for steps without windows.
     type Value: Record;
 
     /// Returns the functions that order, add and classify saved rows.
-    fn saved_rows() -> RowKind<Self::Saved>;
+    fn saved_rows() -> RowOps<Self::SavedRow>;
 
     /// Returns the key of a saved row.
-    fn key_of(saved: &Self::Saved) -> &Self::Key;
+    fn key_of(saved: &Self::SavedRow) -> &Self::Key;
 
     /// Returns `true` if rows are compared before and after an epoch. The epoch's records are then applied at once,
     /// when it is complete.
-    fn watches(&self) -> bool;
+    fn tracks_changes(&self) -> bool;
 
     /// Applies records, in any order, and leaves the vector empty.
-    fn absorb(&mut self, records: &mut Vec<Routed<Self::Key, Self::Place, Self::Part>>);
+    fn absorb(&mut self, records: &mut Vec<RoutedRecord<Self::Key, Self::Place, Self::Part>>);
 
-    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `watches` returns
+    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `tracks_changes` returns
     /// `true`.
-    fn absorb_watching(&mut self, epoch: u64, records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>);
+    fn absorb_tracked(&mut self, epoch: u64, records: Vec<RoutedRecordOf<Self>>, results: &mut StepResultsOf<Self>);
 
     /// Loads the rows of a snapshot, which come in no order.
-    fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>);
+    fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>);
 
     /// Seals the changes since the last seal, and returns the rows of their segment. The returned time is the one
     /// through which windows have closed.
-    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>);
+    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>);
 
     /// Advances to a watermark that is greater than the one before.
-    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>);
+    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>);
 }
 
-/// A record as a `Fold` receives it.
-pub(crate) type RoutedOf<F> = Routed<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
+/// A record as a `OperatorState` receives it.
+pub(crate) type RoutedRecordOf<F> =
+    RoutedRecord<<F as OperatorState>::Key, <F as OperatorState>::Place, <F as OperatorState>::Part>;
 /// Records for one worker, in transit.
-pub(crate) type ParcelOf<F> = Parcel<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
-/// The results of a `Fold` at one epoch.
-pub(crate) type ResultsOf<F> = Results<<F as Fold>::Closed, <F as Fold>::Key, <F as Fold>::Value>;
+pub(crate) type RecordBatchOf<F> =
+    RecordBatch<<F as OperatorState>::Key, <F as OperatorState>::Place, <F as OperatorState>::Part>;
+/// The results of a `OperatorState` at one epoch.
+pub(crate) type StepResultsOf<F> =
+    StepResults<<F as OperatorState>::Closed, <F as OperatorState>::Key, <F as OperatorState>::Value>;
 
-/// The arguments that a `Fold` is created from on a worker.
-pub(crate) struct Start<'a> {
+/// The arguments that a `OperatorState` is created from on a worker.
+pub(crate) struct OperatorStart<'a> {
     pub(crate) scope: Scope<'a, u64>,
     pub(crate) info: OperatorInfo,
     /// Windows that end at or before this time have closed in an earlier incarnation.
@@ -159,74 +162,74 @@ pub(crate) struct Start<'a> {
     pub(crate) durable: bool,
 }
 
-/// The configuration of a step, apart from its records and its `Fold`.
-struct Step<F: Fold> {
+/// The configuration of a step, apart from its records and its `OperatorState`.
+struct StepConfig<F: OperatorState> {
     name: String,
-    seals: Seals,
+    seals: SnapshotEpochs,
     metrics: Arc<StepMetrics>,
     fault: Option<Fault>,
     /// The codec of saved rows.
-    codec: CodecCell<F::Saved>,
+    codec: CodecCell<F::SavedRow>,
     /// The pool for emptied containers: that of this worker's own first operator, whichever worker filled them.
-    pool: Pool<RoutedOf<F>>,
+    pool: ContainerPool<RoutedRecordOf<F>>,
     /// The step's number on the status board.
     number: usize,
 }
 
 /// Describes the allowed lateness for the plan; empty if it is zero.
-pub(crate) fn said(lateness: Span) -> String {
+pub(crate) fn describe_lateness(lateness: Span) -> String {
     if lateness == Span::ZERO { String::new() } else { format!(", {} ms late allowed", lateness.millis()) }
 }
 
 /// The outputs of a step.
-pub(crate) struct Made<'f, R: Clone + 'static, K: Record, V: Record, D> {
-    pub(crate) results: Streams<'f, R, K, V>,
+pub(crate) struct StepOutputs<'f, R: Clone + 'static, K: Record, V: Record, D> {
+    pub(crate) results: ResultStreams<'f, R, K, V>,
     late: Stream<'f, u64, Vec<Event<D>>>,
-    marks: Marks<'f>,
+    marks: WatermarkStream<'f>,
     flow: Flow<'f>,
-    pub(crate) wants: Wants,
+    pub(crate) subscriptions: Subscriptions,
     lateness: Span,
 }
 
-/// Builds both operators of a step: see [`assign`](super::assign) and [`Fold`].
-pub(crate) fn step<'f, F: Fold, D: Record>(
+/// Builds both operators of a step: see [`assign`](super::assign) and [`OperatorState`].
+pub(crate) fn step<'f, F: OperatorState, D: Record>(
     keyed: Keyed<'f, F::Key, D>,
     (name, detail): (&str, String),
-    (wants, lateness): (Wants, Span),
-    codec: CodecCell<F::Saved>,
-    judge: impl Judge<D, Place = F::Place>,
+    (subscriptions, lateness): (Subscriptions, Span),
+    codec: CodecCell<F::SavedRow>,
+    router: impl RecordRouter<D, Routing = F::Place>,
     part: impl Fn(&Event<D>) -> F::Part + 'static,
-    begin: impl FnOnce(Start<'_>) -> F + 'static,
-) -> Made<'f, F::Closed, F::Key, F::Value, D> {
+    begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
+) -> StepOutputs<'f, F::Closed, F::Key, F::Value, D> {
     let Keyed { stream, keys, .. } = keyed;
     let flow = stream.flow.clone();
-    flow.build.step("window", name, detail, Codec::<F::Saved>::fingerprint(&Postcard));
-    cut::check_rows::<F::Saved>(&flow, name);
-    flow.check_travels::<(F::Key, F::Place, F::Part)>("step", name);
-    let (metrics, pool) = (flow.build.metrics.step(name), Pool::default());
-    let to_assign = Assign {
+    flow.build.step("window", name, detail, Codec::<F::SavedRow>::fingerprint(&Postcard));
+    checkpoint::check_rows::<F::SavedRow>(&flow, name);
+    flow.check_exchangeable::<(F::Key, F::Place, F::Part)>("step", name);
+    let (metrics, pool) = (flow.build.metrics.step(name), ContainerPool::default());
+    let to_assign = AssignConfig {
         keys,
-        judge,
+        router,
         part,
-        wants_late: Rc::clone(&wants.late),
+        late_subscribed: Rc::clone(&subscriptions.late),
         metrics: Arc::clone(&metrics),
-        forget_floor: flow.fault(Fault::ForgetFloor),
-        gate: flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate)),
+        ignore_activation_watermark: flow.has_fault(Fault::IgnoreActivationWatermark),
+        gate: flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate)),
         peers: flow.scope.peers(),
     };
     let marks = stream.marks.clone();
     let (records, late) = assign(stream, name, to_assign, pool.clone());
-    let (seals, fault) = (flow.build.seals.clone(), flow.build.fault);
+    let (seals, fault) = (flow.build.snapshot_epochs.clone(), flow.build.fault);
     metrics.lateness_ms.fetch_max(lateness.millis().unsigned_abs(), Ordering::Relaxed);
     let number = flow.build.board.number(name);
-    let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
-    let mut results = fold(&flow, records, marks.stream.clone(), step, begin);
+    let step = StepConfig { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
+    let mut results = build_operator(&flow, records, marks.stream.clone(), step, begin);
     // Back-pressure includes this step: a query may have no sink behind it.
     results.closed = results.closed.probe_with(&flow.build.probe);
-    Made { results, late, marks, flow, wants, lateness }
+    StepOutputs { results, late, marks, flow, subscriptions, lateness }
 }
 
-impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, D> {
+impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R, K, V, D> {
     pub(crate) fn flow(&self) -> &Flow<'f> {
         &self.flow
     }
@@ -240,36 +243,36 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
         event: impl Fn(T) -> (EventTime, D2) + 'static,
     ) -> super::Stream<'f, D2> {
         let events = rows.unary(Pipeline, name, move |_capability, _info| {
-            let mut made = Vec::new();
+            let mut outputs = Vec::new();
             move |input, output| {
                 input.for_each(|capability, rows| {
-                    made.extend(rows.drain(..).map(|row| {
+                    outputs.extend(rows.drain(..).map(|row| {
                         let (time, data) = event(row);
-                        Event { time, mark: time, origin: Origin::default(), data }
+                        Event { time, watermark: time, origin: Origin::default(), data }
                     }));
-                    output.session(&capability).give_container(&mut made);
-                    made.clear();
+                    output.session(&capability).give_container(&mut outputs);
+                    outputs.clear();
                 });
             }
         });
         let marks = self.marks.clone().derived(self.lateness);
-        super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
+        super::Stream { events, marks, flow: self.flow.clone(), pool: ContainerPool::default() }
     }
 
     /// Turns changes into a collection.
     pub(crate) fn collection(
         &self,
-        changes: Stream<'f, u64, Vec<Change<K, V>>>,
+        changes: Stream<'f, u64, Vec<WindowRowChange<K, V>>>,
         name: &str,
     ) -> Collection<'f, Open<K, V>> {
         let changes = changes.unary(Pipeline, name, move |_capability, _info| {
-            let mut made = Vec::new();
+            let mut outputs = Vec::new();
             move |input, output| {
                 input.for_each(|capability, changes| {
                     let open = |(window, key, value)| Open { window, key, value };
-                    made.extend(changes.drain(..).map(|(shown, epoch, diff)| (open(shown), epoch, diff)));
-                    output.session(&capability).give_container(&mut made);
-                    made.clear();
+                    outputs.extend(changes.drain(..).map(|(shown, epoch, diff)| (open(shown), epoch, diff)));
+                    output.session(&capability).give_container(&mut outputs);
+                    outputs.clear();
                 });
             }
         });
@@ -287,141 +290,158 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
             self.flow.build.failure.set(error);
             1
         });
-        let mut periods = self.wants.periods.borrow_mut();
+        let mut periods = self.subscriptions.periods.borrow_mut();
         periods.push(millis);
         periods.len() - 1
     }
 
     /// Returns the late records, unchanged.
     pub(crate) fn late(&self) -> super::Stream<'f, D> {
-        self.wants.late.set(true);
+        self.subscriptions.late.set(true);
         let (events, marks) = (self.late.clone(), self.marks.clone());
-        super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
+        super::Stream { events, marks, flow: self.flow.clone(), pool: ContainerPool::default() }
     }
 }
 
 /// The result streams of a step: final results, each at the epoch whose watermark closed it; the changes of the rows
 /// of open windows and of fired ones; and rows period by period.
-pub(crate) struct Streams<'f, R: Clone + 'static, K: Record, V: Record> {
+pub(crate) struct ResultStreams<'f, R: Clone + 'static, K: Record, V: Record> {
     pub(crate) closed: Stream<'f, u64, Vec<R>>,
-    pub(crate) live: Stream<'f, u64, Vec<Change<K, V>>>,
-    pub(crate) fired: Stream<'f, u64, Vec<Change<K, V>>>,
-    pub(crate) ticked: Stream<'f, u64, Vec<Ticked<K, V>>>,
+    pub(crate) live: Stream<'f, u64, Vec<WindowRowChange<K, V>>>,
+    pub(crate) fired: Stream<'f, u64, Vec<WindowRowChange<K, V>>>,
+    pub(crate) ticked: Stream<'f, u64, Vec<PeriodicRow<K, V>>>,
 }
 
 /// The input of one epoch that is not complete yet.
-struct Turn<F: Fold> {
-    records: Vec<Vec<RoutedOf<F>>>,
+struct PendingEpoch<F: OperatorState> {
+    records: Vec<Vec<RoutedRecordOf<F>>>,
     /// Rows of a snapshot at this epoch.
-    loaded: Vec<F::Saved>,
+    loaded: Vec<F::SavedRow>,
     /// A capability for each output; `None` while nothing has arrived that could lead to output at this epoch.
     capabilities: Option<[Capability<u64>; 4]>,
     mark: Option<EventTime>,
 }
 
-impl<F: Fold> Default for Turn<F> {
+impl<F: OperatorState> Default for PendingEpoch<F> {
     fn default() -> Self {
-        Turn { records: Vec::new(), loaded: Vec::new(), capabilities: None, mark: None }
+        PendingEpoch { records: Vec::new(), loaded: Vec::new(), capabilities: None, mark: None }
     }
 }
 
 /// Returns a capability for each output, at an epoch.
-fn each(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
+fn capabilities_at(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
     [0, 1, 2, 3].map(|output| capability.delayed(&epoch, output))
 }
 
 /// The results of an epoch and the capabilities to emit them under; `None` if nothing can be emitted.
-type Shows<F> = Option<([Capability<u64>; 4], ResultsOf<F>)>;
+type EpochResults<F> = Option<([Capability<u64>; 4], StepResultsOf<F>)>;
 
 /// The second operator of a step, on one worker.
-struct Folding<F: Fold> {
-    fold: F,
-    step: Step<F>,
+struct WindowOperator<F: OperatorState> {
+    operator_state: F,
+    step: StepConfig<F>,
     /// Input of epochs that have not been applied yet.
-    turns: BTreeMap<u64, Turn<F>>,
+    pending: BTreeMap<u64, PendingEpoch<F>>,
     sealed_through: u64,
     watermark: EventTime,
     /// Closed rows that are still to be emitted, each batch under its capability.
-    leaving: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
+    outgoing: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
     /// Emptied batches.
     spare: Vec<Vec<F::Closed>>,
     /// The epoch of the snapshot that the job resumes from.
-    begins_at: Option<u64>,
+    resumes_at: Option<u64>,
     /// Builds segments of what is sealed; `None` in a job without state.
-    saver: Option<Saver<F::Saved>>,
+    saver: Option<SegmentBuilder<F::SavedRow>>,
 }
 
-impl<F: Fold> Folding<F> {
+impl<F: OperatorState> WindowOperator<F> {
     /// Creates the operator's state; in a job with state, with the capability for its contributions to manifests.
     fn begin(
         scope: Scope<'_, u64>,
         info: OperatorInfo,
-        durable: Option<(&Durable, Capability<u64>)>,
-        step: Step<F>,
-        begin: impl FnOnce(Start<'_>) -> F,
+        durable: Option<(&DurableContext, Capability<u64>)>,
+        step: StepConfig<F>,
+        begin: impl FnOnce(OperatorStart<'_>) -> F,
     ) -> Self {
         let state = durable.as_ref().and_then(|(durable, _)| durable.step(&step.name));
         let closed = state.map_or(EventTime::MIN, |state| state.closed);
-        let begins_at = durable.as_ref().and_then(|(durable, _)| durable.gate());
-        let saver = durable.map(|(durable, capability)| {
+        let resumes_at = durable.as_ref().and_then(|(durable, _)| durable.gate());
+        let segment_builder = durable.map(|(durable, capability)| {
             let address = &info.address;
             let wake = scope.worker().sync_activator_for(address.to_vec());
             let activators = (scope.activator_for(Rc::clone(address)), wake);
-            Saver::new(&step.name, durable.clone(), F::saved_rows(), Rc::clone(&step.codec), capability, activators)
+            SegmentBuilder::new(
+                &step.name,
+                durable.clone(),
+                F::saved_rows(),
+                Rc::clone(&step.codec),
+                capability,
+                activators,
+            )
         });
-        let fold = begin(Start { scope, info, closed, durable: saver.is_some() });
-        let turns = begins_at.map(|epoch| (epoch, Turn::default())).into_iter().collect();
-        let (leaving, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
-        let sealed_through = begins_at.unwrap_or(0);
-        Folding { fold, step, turns, sealed_through, watermark, leaving, spare, begins_at, saver }
+        let operator_state = begin(OperatorStart { scope, info, closed, durable: segment_builder.is_some() });
+        let pending = resumes_at.map(|epoch| (epoch, PendingEpoch::default())).into_iter().collect();
+        let (outgoing, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
+        let sealed_through = resumes_at.unwrap_or(0);
+        WindowOperator {
+            operator_state,
+            step,
+            pending,
+            sealed_through,
+            watermark,
+            outgoing,
+            spare,
+            resumes_at,
+            saver: segment_builder,
+        }
     }
 
     /// Stores records of an epoch.
-    fn take(&mut self, capability: &InputCapability<u64>, parcels: &mut Vec<ParcelOf<F>>) {
+    fn take(&mut self, capability: &InputCapability<u64>, batches: &mut Vec<RecordBatchOf<F>>) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.turns.entry(epoch).or_default();
-        if self.fold.watches() && turn.capabilities.is_none() {
-            turn.capabilities = Some(each(capability, epoch));
+        let epoch_input = self.pending.entry(epoch).or_default();
+        if self.operator_state.tracks_changes() && epoch_input.capabilities.is_none() {
+            epoch_input.capabilities = Some(capabilities_at(capability, epoch));
         }
-        turn.records.extend(parcels.drain(..).map(|(_, records)| records));
+        epoch_input.records.extend(batches.drain(..).map(|(_, records)| records));
     }
 
     /// Stores the watermark of an epoch.
-    fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[Mark]) {
+    fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[WatermarkUpdate]) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.turns.entry(epoch).or_default();
-        turn.capabilities = Some(each(capability, epoch));
-        turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
+        let epoch_input = self.pending.entry(epoch).or_default();
+        epoch_input.capabilities = Some(capabilities_at(capability, epoch));
+        epoch_input.mark = epoch_input.mark.max(marks.iter().map(|mark| mark.watermark).max());
     }
 
     /// Stores rows of a snapshot at an epoch.
-    fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::Saved>) {
+    fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::SavedRow>) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.turns.entry(epoch).or_default();
-        turn.capabilities = Some(each(capability, epoch));
-        turn.loaded.append(rows);
+        let epoch_input = self.pending.entry(epoch).or_default();
+        epoch_input.capabilities = Some(capabilities_at(capability, epoch));
+        epoch_input.loaded.append(rows);
     }
 
     /// Completes the next epoch if all of its input has arrived, and returns its results except the closed rows,
-    /// which [`Folding::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until the
-    /// segment of the previous one is durable.
-    fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<Shows<F>> {
-        let turn = self.turns.first_entry().filter(|turn| !incomplete(*turn.key()))?;
-        let sealed = self.step.seals.contains(*turn.key());
-        if sealed && self.saver.as_ref().is_some_and(Saver::is_busy) {
+    /// which [`WindowOperator::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until
+    /// the segment of the previous one is durable.
+    fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<EpochResults<F>> {
+        let epoch_input = self.pending.first_entry().filter(|epoch_input| !incomplete(*epoch_input.key()))?;
+        let sealed = self.step.seals.contains(*epoch_input.key());
+        if sealed && self.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
             return None;
         }
-        let (epoch, turn) = turn.remove_entry();
+        let (epoch, epoch_input) = epoch_input.remove_entry();
         self.sealed_through = if sealed { epoch } else { self.sealed_through };
-        Some(self.complete(epoch, turn, sealed))
+        Some(self.complete(epoch, epoch_input, sealed))
     }
 
     /// Applies the records of the oldest incomplete epoch while they are in the processor's cache.
     fn fold_oldest(&mut self, frontiers: &[MutableAntichain<u64>]) {
-        if self.fold.watches() {
+        if self.operator_state.tracks_changes() {
             return;
         }
-        let Some(mut oldest) = self.turns.first_entry() else { return };
+        let Some(mut oldest) = self.pending.first_entry() else { return };
         if frontiers.iter().all(|frontier| !frontier.less_than(oldest.key())) {
             let records = std::mem::take(&mut oldest.get_mut().records);
             records.into_iter().for_each(|records| self.absorb(records));
@@ -429,33 +449,42 @@ impl<F: Fold> Folding<F> {
     }
 
     /// Applies records, and returns their container to the pool.
-    fn absorb(&mut self, mut records: Vec<RoutedOf<F>>) {
-        self.fold.absorb(&mut records);
+    fn absorb(&mut self, mut records: Vec<RoutedRecordOf<F>>) {
+        self.operator_state.absorb(&mut records);
         self.step.pool.give(records);
     }
 
     /// Completes an epoch: applies its records, seals if `sealed`, and closes what its watermark closes. Returns the
     /// results, except closed rows, with the capabilities to emit them under.
-    fn complete(&mut self, epoch: u64, turn: Turn<F>, sealed: bool) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
+    fn complete(
+        &mut self,
+        epoch: u64,
+        epoch_input: PendingEpoch<F>,
+        sealed: bool,
+    ) -> Option<([Capability<u64>; 4], StepResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
-        let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
-        if self.begins_at == Some(epoch) {
-            self.fold.load(epoch, turn.loaded, &mut results);
-        } else if self.fold.watches() {
-            self.fold.absorb_watching(epoch, turn.records.into_iter().flatten().collect(), &mut results);
+        let mut results = StepResults { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
+        if self.resumes_at == Some(epoch) {
+            self.operator_state.load(epoch, epoch_input.loaded, &mut results);
+        } else if self.operator_state.tracks_changes() {
+            self.operator_state.absorb_tracked(
+                epoch,
+                epoch_input.records.into_iter().flatten().collect(),
+                &mut results,
+            );
         } else {
-            turn.records.into_iter().for_each(|records| self.absorb(records));
+            epoch_input.records.into_iter().for_each(|records| self.absorb(records));
         }
         if sealed {
-            let (closed, rows) = self.fold.seal(epoch);
-            if let Some(saver) = &mut self.saver {
-                saver.begin(epoch, closed, rows);
+            let (closed, rows) = self.operator_state.seal(epoch);
+            if let Some(segment_builder) = &mut self.saver {
+                segment_builder.begin(epoch, closed, rows);
             }
         }
-        if let Some(watermark) = turn.mark.filter(|watermark| *watermark > self.watermark) {
+        if let Some(watermark) = epoch_input.mark.filter(|watermark| *watermark > self.watermark) {
             self.watermark = watermark;
             self.step.metrics.watermark.raise(watermark);
-            self.fold.advance(epoch, watermark, &mut results);
+            self.operator_state.advance(epoch, watermark, &mut results);
         }
         match self.step.fault {
             Some(Fault::LoseRow) => drop(results.closed.pop()),
@@ -465,11 +494,11 @@ impl<F: Fold> Folding<F> {
             }
             _ => {}
         }
-        let capabilities = turn.capabilities?;
+        let capabilities = epoch_input.capabilities?;
         let closed = std::mem::take(&mut results.closed);
         if !closed.is_empty() {
             self.step.metrics.closed_rows.add(closed.len() as u64);
-            self.leaving.push_back((capabilities[0].clone(), closed));
+            self.outgoing.push_back((capabilities[0].clone(), closed));
         } else if closed.capacity() > 0 {
             self.spare.push(closed);
         }
@@ -479,34 +508,34 @@ impl<F: Fold> Folding<F> {
     /// Returns the next piece of the closed rows, with the capability to emit it under. Rows are taken from the end
     /// of their batch: their order within an epoch is not significant.
     fn next_piece(&mut self) -> Option<(Capability<u64>, std::vec::Drain<'_, F::Closed>)> {
-        while self.leaving.front().is_some_and(|(_, rows)| rows.is_empty()) {
-            self.spare.extend(self.leaving.pop_front().map(|(_, rows)| rows));
+        while self.outgoing.front().is_some_and(|(_, rows)| rows.is_empty()) {
+            self.spare.extend(self.outgoing.pop_front().map(|(_, rows)| rows));
             self.spare.truncate(2);
         }
-        let (capability, rows) = self.leaving.front_mut()?;
+        let (capability, rows) = self.outgoing.front_mut()?;
         Some((capability.clone(), rows.drain(rows.len().saturating_sub(PIECE)..)))
     }
 }
 
 /// Builds the second operator of a step.
 ///
-/// `records` are the records that are on time, in parcels for the workers of their keys; `marks` is the stream's
+/// `records` are the records that are on time, in batches for the workers of their keys; `marks` is the stream's
 /// watermark, which is the same on every worker.
-fn fold<'f, F: Fold>(
+fn build_operator<'f, F: OperatorState>(
     flow: &Flow<'f>,
-    records: Stream<'f, u64, Vec<ParcelOf<F>>>,
-    marks: Stream<'f, u64, Vec<Mark>>,
-    step: Step<F>,
-    begin: impl FnOnce(Start<'_>) -> F + 'static,
-) -> Streams<'f, F::Closed, F::Key, F::Value> {
+    records: Stream<'f, u64, Vec<RecordBatchOf<F>>>,
+    marks: Stream<'f, u64, Vec<WatermarkUpdate>>,
+    step: StepConfig<F>,
+    begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
+) -> ResultStreams<'f, F::Closed, F::Key, F::Value> {
     let scope = flow.scope;
     let durable = flow.build.durable.clone();
-    let loaded = cut::load(flow, &step.name, F::saved_rows(), Rc::clone(&step.codec));
+    let loaded = checkpoint::load(flow, &step.name, F::saved_rows(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Fold: {}", step.name), scope);
-    let to_worker = Exchange::new(|parcel: &ParcelOf<F>| parcel.0);
+    let to_worker = Exchange::new(|parcel: &RecordBatchOf<F>| parcel.0);
     let mut records = builder.new_input(records, to_worker);
     let mut marks = builder.new_input(marks, Pipeline);
-    let by_key = Exchange::new(|saved: &F::Saved| super::route::route(F::key_of(saved)));
+    let by_key = Exchange::new(|saved: &F::SavedRow| super::route::route(F::key_of(saved)));
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key));
     let (closed, closed_stream) = builder.new_output();
     let (live, live_stream) = builder.new_output();
@@ -516,33 +545,33 @@ fn fold<'f, F: Fold>(
     let mut live = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(live);
     let mut fired = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(fired);
     let mut ticked = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(ticked);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let info = builder.operator_info();
     let (board, worker) = (Arc::clone(&flow.build.board), scope.index());
     builder.build(move |mut capabilities| {
-        let again = scope.activator_for(Rc::clone(&info.address));
-        let durable = durable.as_ref().zip(capabilities.pop().filter(|_| parts.is_some()));
+        let activator = scope.activator_for(Rc::clone(&info.address));
+        let durable = durable.as_ref().zip(capabilities.pop().filter(|_| snapshot_acks.is_some()));
         drop(capabilities);
-        let mut folding = Folding::begin(scope, info, durable, step, begin);
+        let mut operator = WindowOperator::begin(scope, info, durable, step, begin);
         move |frontiers| {
-            let _doing = board.enter(worker, folding.step.number);
-            records.for_each(|capability, parcels| folding.take(&capability, parcels));
-            marks.for_each(|capability, marks| folding.take_marks(&capability, marks));
+            let _doing = board.enter(worker, operator.step.number);
+            records.for_each(|capability, batches| operator.take(&capability, batches));
+            marks.for_each(|capability, marks| operator.take_marks(&capability, marks));
             if let Some(loaded) = &mut loaded {
-                loaded.for_each(|capability, rows| folding.take_loaded(&capability, rows));
+                loaded.for_each(|capability, rows| operator.take_loaded(&capability, rows));
             }
-            for epoch in folding.step.seals.after(folding.sealed_through) {
-                folding.turns.entry(epoch).or_default();
+            for epoch in operator.step.seals.after(operator.sealed_through) {
+                operator.pending.entry(epoch).or_default();
             }
-            let waits_for = if folding.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
+            let waits_for = if operator.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
             let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
             let (mut closed, mut live) = (closed.activate(), live.activate());
             let (mut fired, mut ticked) = (fired.activate(), ticked.activate());
-            while let Some(shows) = folding.next(incomplete) {
+            while let Some(shows) = operator.next(incomplete) {
                 if let Some(([_, for_live, for_fired, for_ticked], results)) = shows {
                     live.session(&for_live).give_iterator(results.live.into_iter());
                     fired.session(&for_fired).give_iterator(results.fired.into_iter());
@@ -551,20 +580,20 @@ fn fold<'f, F: Fold>(
             }
             // Closed rows are emitted piece by piece, so that downstream operators keep up and a closing window never
             // needs memory for all of its rows in all of their forms.
-            if let Some((capability, rows)) = folding.next_piece() {
+            if let Some((capability, rows)) = operator.next_piece() {
                 closed.session(&capability).give_iterator(rows);
-                again.activate();
+                activator.activate();
             }
-            folding.fold_oldest(frontiers);
-            if let (Some(saver), Some(parts)) = (&mut folding.saver, &mut parts) {
-                if let Some((capability, part)) = saver.work() {
-                    parts.activate().session(&capability).give(part);
+            operator.fold_oldest(frontiers);
+            if let (Some(segment_builder), Some(snapshot_acks)) = (&mut operator.saver, &mut snapshot_acks) {
+                if let Some((capability, part)) = segment_builder.work() {
+                    snapshot_acks.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(MutableAntichain::is_empty) && folding.turns.is_empty() {
-                    saver.close();
+                if frontiers.iter().all(MutableAntichain::is_empty) && operator.pending.is_empty() {
+                    segment_builder.close();
                 }
             }
         }
     });
-    Streams { closed: closed_stream, live: live_stream, fired: fired_stream, ticked: ticked_stream }
+    ResultStreams { closed: closed_stream, live: live_stream, fired: fired_stream, ticked: ticked_stream }
 }

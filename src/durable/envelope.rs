@@ -17,7 +17,7 @@ const BEFORE_BODY: usize = 16;
 
 /// A kind of file with its format version.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
+pub(super) struct Envelope {
     /// The first bytes of such a file.
     pub(super) magic: [u8; 7],
     /// The format version that this program writes, from 1.
@@ -28,14 +28,14 @@ pub(super) struct Kind {
 
 /// The reason why a file was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(super) enum EnvelopeError {
     /// The bytes are not of this kind, not complete, or damaged.
     Damaged(&'static str),
     /// The file was written in another format version.
     Version(u8),
 }
 
-impl Kind {
+impl Envelope {
     /// Encodes a file with this content.
     ///
     /// # Errors
@@ -55,53 +55,56 @@ impl Kind {
     }
 
     /// Decodes the file at the beginning of `bytes`; returns its content and its length.
-    pub(super) fn open_first<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, usize), Broken> {
+    pub(super) fn open_first<T: DeserializeOwned>(
+        &self,
+        bytes: &[u8],
+    ) -> std::result::Result<(T, usize), EnvelopeError> {
         if bytes.len() < BEFORE_BODY {
-            return Err(Broken::Damaged("it is too short"));
+            return Err(EnvelopeError::Damaged("it is too short"));
         }
         if bytes[..7] != self.magic {
-            return Err(Broken::Damaged("it does not begin as such a file does"));
+            return Err(EnvelopeError::Damaged("it does not begin as such a file does"));
         }
         match bytes[7] {
             version if version == self.version => {}
             // No version is 0: after a crash only the first bytes of the file were stored.
-            0 => return Err(Broken::Damaged("it is not whole")),
-            version => return Err(Broken::Version(version)),
+            0 => return Err(EnvelopeError::Damaged("it is not whole")),
+            version => return Err(EnvelopeError::Version(version)),
         }
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let end = BEFORE_BODY + word(12) as usize;
-        let Some(whole) = bytes.get(..end) else { return Err(Broken::Damaged("it is shorter than it says")) };
+        let Some(whole) = bytes.get(..end) else { return Err(EnvelopeError::Damaged("it is shorter than it says")) };
         if checksum(whole) != word(8) {
-            return Err(Broken::Damaged("its checksum does not match"));
+            return Err(EnvelopeError::Damaged("its checksum does not match"));
         }
         match postcard::take_from_bytes(&whole[BEFORE_BODY..]) {
             Ok((content, [])) => Ok((content, end)),
-            _ => Err(Broken::Damaged("its content makes no sense")),
+            _ => Err(EnvelopeError::Damaged("its content makes no sense")),
         }
     }
 
     /// Decodes a whole file.
-    pub(super) fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<T, Broken> {
+    pub(super) fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<T, EnvelopeError> {
         match self.open_first(bytes)? {
             (content, end) if end == bytes.len() => Ok(content),
-            _ => Err(Broken::Damaged("it is longer than it says")),
+            _ => Err(EnvelopeError::Damaged("it is longer than it says")),
         }
     }
 
     /// Decodes a whole file of this version or an earlier one of the same layout; returns its content and version.
-    pub(super) fn open_any<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, u8), Broken> {
+    pub(super) fn open_any<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, u8), EnvelopeError> {
         let version = match bytes.get(7) {
             Some(version) if (1..self.version).contains(version) => *version,
             _ => self.version,
         };
-        Kind { version, ..*self }.open(bytes).map(|content| (content, version))
+        Envelope { version, ..*self }.open(bytes).map(|content| (content, version))
     }
 
     /// The error for a file of this kind at `place`.
-    pub(super) fn refusal(&self, broken: Broken, place: impl std::fmt::Display) -> Error {
+    pub(super) fn error_for(&self, broken: EnvelopeError, place: impl std::fmt::Display) -> Error {
         match broken {
-            Broken::Damaged(why) => Error::new(format!("the {} is damaged", self.name)).at(place).because(why),
-            Broken::Version(version) => Error::new(format!(
+            EnvelopeError::Damaged(why) => Error::new(format!("the {} is damaged", self.name)).at(place).because(why),
+            EnvelopeError::Version(version) => Error::new(format!(
                 "the {} was written in format {version}, and this program knows format {}",
                 self.name, self.version
             ))
@@ -122,7 +125,7 @@ fn checksum(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    const KIND: Kind = Kind { magic: *b"TGTRIAL", version: 3, name: "trial" };
+    const KIND: Envelope = Envelope { magic: *b"TGTRIAL", version: 3, name: "trial" };
 
     #[test]
     fn a_file_that_is_not_as_it_was_written_is_refused() {
@@ -147,20 +150,20 @@ mod tests {
     #[test]
     fn earlier_formats_of_one_layout_are_read_and_later_ones_are_not() {
         for version in 1..=3 {
-            let bytes = Kind { version, ..KIND }.seal(&7u8).unwrap();
+            let bytes = Envelope { version, ..KIND }.seal(&7u8).unwrap();
             assert_eq!(KIND.open_any(&bytes), Ok((7u8, version)));
         }
-        let later = Kind { version: 4, ..KIND }.seal(&7u8).unwrap();
-        assert_eq!(KIND.open_any::<u8>(&later), Err(Broken::Version(4)));
-        assert!(matches!(KIND.open_any::<u8>(&[]), Err(Broken::Damaged(_))));
+        let later = Envelope { version: 4, ..KIND }.seal(&7u8).unwrap();
+        assert_eq!(KIND.open_any::<u8>(&later), Err(EnvelopeError::Version(4)));
+        assert!(matches!(KIND.open_any::<u8>(&[]), Err(EnvelopeError::Damaged(_))));
     }
 
     #[test]
     fn another_format_is_refused_by_its_number() {
-        let bytes = Kind { version: 9, ..KIND }.seal(&1u8).unwrap();
+        let bytes = Envelope { version: 9, ..KIND }.seal(&1u8).unwrap();
         let broken = KIND.open::<u8>(&bytes).unwrap_err();
         assert_eq!(
-            KIND.refusal(broken, "a/b").to_string(),
+            KIND.error_for(broken, "a/b").to_string(),
             "the trial was written in format 9, and this program knows format 3 (a/b); use the version of the program \
              that wrote it"
         );

@@ -1,7 +1,7 @@
 //! Framed messages between processes: a length of 4 bytes, then the message in `postcard`. A connection begins with the
 //! [`handshake`](super::handshake), whose messages have fixed lengths.
 //!
-//! A [`Wire`] consumes no bytes beyond the requested message, as bytes of another format may follow it.
+//! A [`Framed`] consumes no bytes beyond the requested message, as bytes of another format may follow it.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ const LONGEST: usize = 64 << 20;
 const PIECE: usize = 1 << 16;
 
 /// A connection that carries messages.
-pub(super) struct Wire {
+pub(super) struct Framed {
     stream: TcpStream,
     /// Bytes received and not consumed yet.
     buffer: Vec<u8>,
@@ -26,26 +26,26 @@ pub(super) struct Wire {
     received: u64,
 }
 
-impl Wire {
+impl Framed {
     /// Creates a blocking connection; reads wait for at most [`POLL`].
     pub(super) fn blocking(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(POLL))?;
         stream.set_nodelay(true)?;
-        Ok(Wire { stream, buffer: Vec::new(), received: 0 })
+        Ok(Framed { stream, buffer: Vec::new(), received: 0 })
     }
 
     /// Creates a nonblocking connection.
     pub(super) fn nonblocking(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Wire { stream, buffer: Vec::new(), received: 0 })
+        Ok(Framed { stream, buffer: Vec::new(), received: 0 })
     }
 
     /// Makes the connection blocking; reads wait for at most [`POLL`].
     pub(super) fn into_blocking(self) -> io::Result<Self> {
-        let Wire { stream, buffer, received } = self;
-        Ok(Wire { buffer, received, ..Wire::blocking(stream)? })
+        let Framed { stream, buffer, received } = self;
+        Ok(Framed { buffer, received, ..Framed::blocking(stream)? })
     }
 
     /// Returns the connection, for bytes other than messages.

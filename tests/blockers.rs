@@ -17,12 +17,12 @@ use broker::Broker;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
-use tidegate::job::{Report, Stop, Watcher};
+use tidegate::job::{RunReport, StopHandle, Watcher};
 use tidegate::sink::Sink;
 use tidegate::sink::kafka::Publisher;
-use tidegate::source::kafka::{EmbeddedBroker, Topic};
+use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::{Options, Source};
-use tidegate::status::{Cause, Why, why};
+use tidegate::status::{BlockerKind, Why, why};
 use tidegate::{Closed, EventTime, Job, State, Window, csv, kafka, ndjson};
 
 /// Time in which a blocker has to be reported.
@@ -135,8 +135,8 @@ impl DiskFile for GatedFile {
         self.file.append(bytes)
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
-        self.file.cut(length)
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -149,9 +149,9 @@ impl DiskFile for GatedFile {
 struct Running {
     folder: TempDir,
     watcher: Watcher,
-    stop: Stop,
+    stop: StopHandle,
     gate: Arc<Gate>,
-    job: Option<JoinHandle<tidegate::Result<Report>>>,
+    job: Option<JoinHandle<tidegate::Result<RunReport>>>,
 }
 
 impl Running {
@@ -188,10 +188,10 @@ impl Running {
     fn over_file(sink: impl Sink<Count>, folder: TempDir, adjust: impl FnOnce(Job, &Path) -> Job) -> Running {
         let path = folder.path().join("ticks.ndjson");
         std::fs::write(&path, text(1, 0)).unwrap();
-        let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
+        let source = ndjson::Source::new(&path).event_time(|tick: &Tick| tick.at_ms);
         let running = Running::start(folder, (source, LONG), sink, adjust);
         // The job has begun when it has a watermark.
-        running.until("it has begun", Some(0), |why| why.holds.iter().any(|hold| hold.cause == Cause::Step));
+        running.until("it has begun", Some(0), |why| why.holds.iter().any(|hold| hold.cause == BlockerKind::Step));
         running
     }
 
@@ -221,7 +221,7 @@ impl Running {
 
     /// Waits until the first blocker is of this kind and has this name.
     #[track_caller]
-    fn until_first(&self, window: Option<i64>, cause: Cause, name: &str) -> String {
+    fn until_first(&self, window: Option<i64>, cause: BlockerKind, name: &str) -> String {
         let is_first = |why: &Why| why.holds.first().is_some_and(|hold| (hold.cause, &*hold.name) == (cause, name));
         self.until(&format!("{name} is the cause"), window, is_first).to_string()
     }
@@ -240,8 +240,8 @@ fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn plain(folder: &TempDir) -> csv::File {
-    csv::File::new(folder.path().join("out.csv"))
+fn plain(folder: &TempDir) -> csv::Sink {
+    csv::Sink::new(folder.path().join("out.csv"))
 }
 
 /// Starts a job with state on a disk on which files of this kind are not synced while the gate is closed.
@@ -260,9 +260,9 @@ fn a_file_that_nobody_writes_is_the_cause() {
     let folder = folder();
     let out = plain(&folder);
     let running = Running::over_file(out, folder, |job, _| job);
-    let told = running.until_first(Some(FAR), Cause::Partition, "the file of ticks");
+    let told = running.until_first(Some(FAR), BlockerKind::Partition, "the file of ticks");
     assert!(told.contains("1970-01-01T00:00:00.000Z") && !told.contains("topic"), "{told}");
-    let told = running.until_first(None, Cause::Partition, "the file of ticks");
+    let told = running.until_first(None, BlockerKind::Partition, "the file of ticks");
     assert!(!told.contains("no partition"), "{told}");
     // An incomplete last line is reported.
     running.append("{\"id\"");
@@ -276,10 +276,10 @@ fn a_file_that_is_idle_holds_nothing_and_its_source_is_the_cause() {
     let folder = folder();
     let (out, path) = (plain(&folder), folder.path().join("ticks.ndjson"));
     std::fs::write(&path, text(1, 0)).unwrap();
-    let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
+    let source = ndjson::Source::new(&path).event_time(|tick: &Tick| tick.at_ms);
     let running = Running::start(folder, (source, SHORT), out, |job, _| job);
     let told = running.until("it is idle", Some(FAR), |why| why.to_string().contains("all idle"));
-    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (Cause::Source, "source ticks"), "{told}");
+    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (BlockerKind::Source, "source ticks"), "{told}");
     running.end();
 }
 
@@ -289,7 +289,7 @@ fn allowed_lateness_is_the_cause() {
     let out = plain(&folder);
     let running = Running::over_file(out, folder, |job, _| job);
     running.append(&text(2, 500));
-    let told = running.until_first(Some(100), Cause::Step, "step counts");
+    let told = running.until_first(Some(100), BlockerKind::Step, "step counts");
     assert!(told.contains("keeps it open for late records"), "{told}");
     running.end();
 }
@@ -302,7 +302,7 @@ fn a_worker_that_waits_in_a_step_is_the_cause() {
     running.gate.close(true);
     running.append(&text(STUCK, 10));
     for window in [None, Some(FAR)] {
-        running.until_first(window, Cause::Worker, "worker 0 of process 0");
+        running.until_first(window, BlockerKind::Worker, "worker 0 of process 0");
     }
     running.end();
 }
@@ -315,13 +315,13 @@ fn a_topic_whose_partitions_are_all_idle_is_the_cause() {
     for partition in 0..2 {
         publisher.send_to(partition, None, text(1, 0).as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
-    let source = Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms);
+    publisher.flush().unwrap();
+    let source = kafka::Source::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms);
     let folder = folder();
     let out = plain(&folder);
     let running = Running::start(folder, (source, SHORT), out, |job, _| job);
     let told = running.until("all are idle", Some(FAR), |why| why.to_string().contains("all idle"));
-    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (Cause::Source, "source ticks"), "{told}");
+    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (BlockerKind::Source, "source ticks"), "{told}");
     running.end();
 }
 
@@ -330,7 +330,7 @@ fn a_journal_that_is_not_synced_is_the_cause() {
     let (running, gate) = gated(|path| path.extension().is_some_and(|extension| extension == "journal"));
     gate.close(true);
     running.append(&text(2, 10));
-    let told = running.until_first(None, Cause::Sync, "the journal of process 0 (worker 0)");
+    let told = running.until_first(None, BlockerKind::Sync, "the journal of process 0 (worker 0)");
     assert!(told.contains("is not synced"), "{told}");
     gate.close(false);
     running.end();
@@ -341,7 +341,7 @@ fn a_snapshot_that_does_not_come_to_the_disk_is_told() {
     let (running, gate) = gated(|path| path.parent().is_some_and(|folder| folder.ends_with("manifests")));
     gate.close(true);
     running.append(&text(2, 10));
-    let is_told = |why: &Why| why.holds.iter().any(|hold| hold.cause == Cause::Snapshot);
+    let is_told = |why: &Why| why.holds.iter().any(|hold| hold.cause == BlockerKind::Snapshot);
     let told = running.until("the snapshot is the cause", None, is_told).to_string();
     assert!(told.contains("is complete and not on disk"), "{told}");
     gate.close(false);
@@ -353,11 +353,11 @@ fn a_file_of_results_that_is_not_synced_is_the_cause() {
     let (running, gate) = gated(|path| path.ends_with("out.csv"));
     gate.close(true);
     running.append(&text(2, 10_000));
-    let told = running.until_first(None, Cause::Sink, "sink out");
+    let told = running.until_first(None, BlockerKind::Sink, "sink out");
     assert!(told.contains("has not shown epoch"), "{told}");
     // The file that is read is silent too, but a blocker of records that were read comes first.
     let both = running.until("the file is silent too", None, |why| why.to_string().contains("the file of ticks"));
-    assert_eq!(both.holds[0].cause, Cause::Sink, "{both}");
+    assert_eq!(both.holds[0].cause, BlockerKind::Sink, "{both}");
     gate.close(false);
     running.end();
 }
@@ -366,7 +366,7 @@ fn a_file_of_results_that_is_not_synced_is_the_cause() {
 fn a_topic_of_results_whose_broker_is_gone_is_the_cause() {
     let Some(broker) = Broker::start() else { return };
     broker.create("counts", 1);
-    let sink = kafka::Output::json(&broker.servers, "counts");
+    let sink = kafka::Sink::json(&broker.servers, "counts");
     let running = Running::over_file(sink, folder(), |job, folder| job.state(folder.join("state")));
     running.append(&text(2, 10_000));
     let read = |count: usize| {
@@ -378,7 +378,7 @@ fn a_topic_of_results_whose_broker_is_gone_is_the_cause() {
     read(1);
     broker.kill();
     running.append(&text(3, 20_000));
-    let told = running.until_first(None, Cause::Sink, "sink out");
+    let told = running.until_first(None, BlockerKind::Sink, "sink out");
     assert!(told.contains("has not shown epoch"), "{told}");
     broker.restart();
     read(2);

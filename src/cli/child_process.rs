@@ -12,27 +12,27 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 
 use crate::error::Result;
-use crate::thread::{self, Role};
+use crate::thread::{self, ThreadRole};
 
 /// Environment variable of processes that end when their standard input does.
-const BOUND: &str = "TIDEGATE_ENDS_WITH_STDIN";
+const ENDS_WITH_STDIN: &str = "TIDEGATE_ENDS_WITH_STDIN";
 
 /// Time for a clean stop after the parent is gone, and perhaps the broker with it.
 const ORPHAN_GRACE: Duration = Duration::from_secs(3);
 
-/// Starts a thread that stops this process when its parent is gone, if it was started as an [`Offspring`]; does nothing
-/// otherwise. Every program calls this once, before anything else.
+/// Starts a thread that stops this process when its parent is gone, if it was started as an [`ChildProcess`]; does
+/// nothing otherwise. Every program calls this once, before anything else.
 pub(super) fn end_with_parent() -> Result<()> {
-    if std::env::var_os(BOUND).is_some() {
-        thread::start(Role::Parent, Role::Parent.name(), wait_for_the_end)?;
+    if std::env::var_os(ENDS_WITH_STDIN).is_some() {
+        thread::start(ThreadRole::Parent, ThreadRole::Parent.name(), stop_at_stdin_end)?;
     }
     Ok(())
 }
 
-fn wait_for_the_end() {
+fn stop_at_stdin_end() {
     let (mut stdin, mut bytes) = (io::stdin().lock(), [0; 64]);
     loop {
-        thread::turn();
+        thread::mark_iteration();
         match stdin.read(&mut bytes) {
             Ok(count) if count > 0 => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -48,15 +48,15 @@ fn wait_for_the_end() {
 /// A child process that ends with this one. It is in a process group of its own: signals from the keyboard reach only
 /// this process, which stops its children in order.
 #[derive(Debug)]
-pub(super) struct Offspring {
+pub(super) struct ChildProcess {
     pub(super) child: Child,
     ended: Option<ExitStatus>,
 }
 
-impl Offspring {
+impl ChildProcess {
     pub(super) fn start(command: &mut Command) -> io::Result<Self> {
-        let child = command.env(BOUND, "1").process_group(0).stdin(Stdio::piped()).spawn()?;
-        Ok(Offspring { child, ended: None })
+        let child = command.env(ENDS_WITH_STDIN, "1").process_group(0).stdin(Stdio::piped()).spawn()?;
+        Ok(ChildProcess { child, ended: None })
     }
 
     /// Returns the exit status; `None` while the process runs.

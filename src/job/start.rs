@@ -11,29 +11,29 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::durable::Life;
+use crate::durable::Incarnation;
 use crate::durable::background::Background;
-use crate::durable::journal::{FileJournal, Frame, Journal, Place};
-use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
-use crate::durable::recovery::{self, Claim, Found};
+use crate::durable::journal::{FileJournal, Frame, Journal, JournalConfig};
+use crate::durable::manifest::{Manifest, QueryFingerprint, StepFingerprint};
+use crate::durable::recovery::{self, Claim, RecoveryInput};
 use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::job::State;
-use crate::job::commit::{Snapshots, Terms};
+use crate::job::commit::{SnapshotContext, Snapshots};
 use crate::metrics::Metrics;
-use crate::stream::{Durable, Failure, PlannedStep};
-use crate::thread::Role;
+use crate::stream::{DurableContext, JobFailure, PlannedStep};
+use crate::thread::ThreadRole;
 use crate::time::Epoch;
 
 /// A started incarnation.
-pub(crate) struct Begun {
+pub(crate) struct StartedRun {
     pub(crate) dir: Arc<StateDir>,
     pub(crate) journal: Arc<dyn Journal>,
     /// Writer of snapshots; `None` in processes other than process 0.
     pub(crate) snapshots: Option<Arc<Snapshots>>,
-    pub(crate) durable: Durable,
-    pub(crate) life: Life,
+    pub(crate) durable: DurableContext,
+    pub(crate) life: Incarnation,
     /// Frames of the journal after the snapshot, to be replayed.
     pub(crate) replay: Vec<Frame>,
     /// The greatest epoch of all earlier incarnations.
@@ -41,23 +41,23 @@ pub(crate) struct Begun {
 }
 
 /// Outcome of starting an incarnation.
-pub(crate) enum Beginning {
-    Begun(Box<Begun>),
+pub(crate) enum StartOutcome {
+    Started(Box<StartedRun>),
     /// The state is complete; its last manifest.
-    Ended(Box<Manifest>),
+    Complete(Box<Manifest>),
 }
 
 /// Returns the query's fingerprint, as states store it.
-pub(crate) fn print(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryPrint> {
+pub(crate) fn query_fingerprint(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryFingerprint> {
     // Views affect neither state nor output.
-    let steps = steps.iter().filter(|step| step.kind != "view").map(|step| StepPrint {
+    let steps = steps.iter().filter(|step| step.kind != "view").map(|step| StepFingerprint {
         kind: step.kind.to_owned(),
         name: step.name.clone(),
         detail: step.detail.clone(),
         fingerprint: step.fingerprint,
     });
     let flags = flags.iter().map(|(flag, value)| (flag.clone(), value.clone()));
-    Ok(QueryPrint { build: build_id()?, flags: flags.collect(), steps: steps.collect() })
+    Ok(QueryFingerprint { build: build_id()?, flags: flags.collect(), steps: steps.collect() })
 }
 
 /// Returns the build id: checksum and length of this program's executable file.
@@ -96,7 +96,12 @@ pub(crate) fn savepoint(options: &State, dir: &StateDir) -> Result<Option<Savepo
 
 /// Restores a savepoint into a new state, under the incarnation whose number is taken. Fails if an output has results
 /// already, or the query in `found` cannot resume from the savepoint.
-pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, found: &Found<'_>) -> Result<()> {
+pub(crate) fn restore(
+    savepoint: &Savepoint,
+    dir: &StateDir,
+    incarnation: u64,
+    found: &RecoveryInput<'_>,
+) -> Result<()> {
     if let Some(sink) = found.sinks.iter().find(|sink| sink.published.is_some()) {
         return Err(Error::new("a job can only start from a savepoint with new outputs")
             .at(format!("output {}", sink.name))
@@ -112,13 +117,13 @@ pub(crate) fn begin(
     options: &State,
     job: &str,
     dir: &Arc<StateDir>,
-    found: &Found<'_>,
+    found: &RecoveryInput<'_>,
     workers: usize,
-    (failure, metrics): (&Arc<Failure>, &Arc<Metrics>),
-) -> Result<Beginning> {
+    (failure, metrics): (&Arc<JobFailure>, &Arc<Metrics>),
+) -> Result<StartOutcome> {
     let decision = recovery::decide(found)?;
     if decision.ended {
-        return decision.base.map(|base| Beginning::Ended(Box::new(base))).ok_or_else(|| {
+        return decision.base.map(|base| StartOutcome::Complete(Box::new(base))).ok_or_else(|| {
             Error::new("the state has ended, but its last snapshot is not there").at(options.directory.display())
         });
     }
@@ -127,8 +132,8 @@ pub(crate) fn begin(
     };
     dir.collect_garbage(&claim, options.keep_snapshots, &decision.obsolete)?;
     let (base, replay) = (decision.base, decision.replay);
-    let mut begun = take_part(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
-    let terms = Terms {
+    let mut begun = start_process(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
+    let terms = SnapshotContext {
         job: job.to_owned(),
         query: found.query.clone(),
         claim,
@@ -138,7 +143,7 @@ pub(crate) fn begin(
     let (journal, merges) = (Arc::clone(&begun.journal), Arc::clone(&begun.durable.merges));
     let base = begun.durable.base.as_deref();
     begun.snapshots = Some(Snapshots::start(terms, Arc::clone(dir), journal, merges, Arc::clone(failure), base)?);
-    Ok(Beginning::Begun(Box::new(begun)))
+    Ok(StartOutcome::Started(Box::new(begun)))
 }
 
 /// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
@@ -148,39 +153,39 @@ pub(crate) fn join(
     incarnation: u64,
     process: u32,
     workers: usize,
-    failure: &Arc<Failure>,
-) -> Result<Begun> {
+    failure: &Arc<JobFailure>,
+) -> Result<StartedRun> {
     let dir = StateDir::join(Arc::clone(&options.disk), &options.directory)?;
     let claim = dir.claim_of(incarnation)?;
-    let found = recovery::claimed(&dir.look(true)?, &claim)?;
-    take_part(options, Arc::new(dir), (&claim, process, workers), found, failure)
+    let found = recovery::claimed(&dir.scan(true)?, &claim)?;
+    start_process(options, Arc::new(dir), (&claim, process, workers), found, failure)
 }
 
 /// Builds a process's part of an incarnation: its journal, and the state to resume from. Process 0 adds the writer of
 /// snapshots.
-fn take_part(
+fn start_process(
     options: &State,
     dir: Arc<StateDir>,
     (claim, process, workers): (&Claim, u32, usize),
     (base, replay): (Option<Manifest>, Vec<Frame>),
-    failure: &Arc<Failure>,
-) -> Result<Begun> {
-    let place = Place { limit: options.journal_file, ..dir.place(claim, process, workers) };
+    failure: &Arc<JobFailure>,
+) -> Result<StartedRun> {
+    let place = JournalConfig { file_limit: options.journal_file, ..dir.journal_config(claim, process, workers) };
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
-    let (incarnation, from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
-    let durable = Durable {
+    let (incarnation, resumed_from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
+    let durable = DurableContext {
         disk: Arc::clone(&options.disk),
         segments: dir.segments(),
         incarnation,
         worker: 0,
         peers: workers,
-        writer: Arc::new(Background::start(Role::Segments)?),
+        writer: Arc::new(Background::start(ThreadRole::Segments)?),
         base: base.map(Arc::new),
         query: Arc::new(claim.query.clone()),
         merges: Arc::default(),
         failure: Arc::clone(failure),
     };
-    let life = Life { state: Some(dir.id()), incarnation, from, still_current };
-    Ok(Begun { dir, journal, snapshots: None, durable, life, replay, last: claim.last_epoch })
+    let life = Incarnation { state: Some(dir.id()), incarnation, resumed_from, still_current };
+    Ok(StartedRun { dir, journal, snapshots: None, durable, life, replay, last: claim.last_epoch })
 }

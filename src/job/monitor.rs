@@ -7,7 +7,7 @@
 //! | `/status` | the status of the job, as JSON: [`JobStatus`] |
 //! | `/why?window=END` | the causes that hold back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it those that hold back the job; text, or JSON with `format=json` |
 //! | `/metrics` | metrics of this process, as Prometheus reads them |
-//! | `/views…` | the rows of views: see [`reading`](super::reading) |
+//! | `/views…` | the rows of views: see [`view_routes`](super::view_routes) |
 //! | `/profile` | time spent in this process, by step, if profiling is enabled; text, or JSON with `format=json` |
 //!
 //! Process 0 knows the status of all processes, as the others send it with their heartbeats. Another process answers
@@ -19,45 +19,46 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::cluster::side::Side;
+use super::cluster::control_channel::ControlChannel;
 use super::profile::{JobProfile, Profile};
 use super::prometheus::Exposition;
-use super::reading;
+use super::view_routes;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
 use crate::status::{
-    Board, Cause, Hold, JobStatus, ProcessStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end,
+    Blocker, BlockerKind, JobStatus, ProcessStatus, StatusBoard, StepStatus, StreamStatus, Why, WorkerStatus, why,
+    window_end,
 };
-use crate::thread::{self, Failure, Handle, Role};
+use crate::thread::{self, JobFailure, ThreadHandle, ThreadRole};
 use crate::time::EventTime;
 use crate::view::Views;
-use crate::view::http::{Answering, Asked, Endpoint, Kind, Reply, Server};
+use crate::view::http::{AnswerKind, Endpoint, HttpReply, HttpRequest, RequestHandler, Server};
 
 /// Interval at which the job is checked for output.
-const LOOK: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Factor by which the time to the next log line grows.
-const LONGER: u32 = 2;
+const BACKOFF: u32 = 2;
 
 /// The paths that are answered.
 const PATHS: &str = "/status, /why?window=END, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz, /readyz";
 
 /// The parts of a running job that can be observed.
-pub(crate) struct Watch {
+pub(crate) struct JobMonitor {
     pub(crate) job: String,
     /// Number of this process, and number of processes.
     pub(crate) process: usize,
     pub(crate) processes: usize,
-    pub(crate) board: Arc<Board>,
+    pub(crate) board: Arc<StatusBoard>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) side: Option<Arc<Side>>,
+    pub(crate) side: Option<Arc<ControlChannel>>,
     pub(crate) syncs: Arc<SyncMetrics>,
     pub(crate) idle_timeout: Duration,
     pub(crate) profile: Option<Arc<Profile>>,
     pub(crate) views: Arc<Views>,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
 }
 
-impl Watch {
+impl JobMonitor {
     /// Returns the status of the job, as far as this process knows it.
     pub(crate) fn status(&self) -> JobStatus {
         let mut processes: Vec<_> = self.side.iter().flat_map(|side| side.others()).collect();
@@ -92,7 +93,7 @@ impl Watch {
     fn why(&self, window_end: Option<EventTime>) -> std::result::Result<Why, String> {
         let why = why(&self.status(), window_end);
         let first = why.holds.first().map(|hold| hold.cause);
-        let knows = self.process == 0 || matches!(first, Some(Cause::Process | Cause::Connection));
+        let knows = self.process == 0 || matches!(first, Some(BlockerKind::Process | BlockerKind::Connection));
         if knows { Ok(why) } else { Err(self.ask_process_0()) }
     }
 
@@ -101,39 +102,43 @@ impl Watch {
     }
 
     /// Answers a request.
-    fn answer(self: &Arc<Self>, asked: &Asked) -> Reply {
-        let document = |make: fn(&Watch, &Asked) -> Reply| {
+    fn answer(self: &Arc<Self>, asked: &HttpRequest) -> HttpReply {
+        let document = |make: fn(&JobMonitor, &HttpRequest) -> HttpReply| {
             let (watch, asked) = (Arc::clone(self), asked.clone());
-            Reply::later(Kind::Document, move || make(&watch, &asked))
+            HttpReply::later(AnswerKind::Document, move || make(&watch, &asked))
         };
         match asked.path.as_str() {
-            "/" => Reply::text(200, PATHS),
-            "/healthz" => self.is_ill().map_or_else(|| Reply::text(200, "ok"), |hold| Reply::text(503, hold)),
-            "/readyz" => self.is_unready().map_or_else(|| Reply::text(200, "ok"), |why| Reply::text(503, why)),
-            "/status" => document(|watch, _| Reply::json(200, &watch.status())),
-            "/why" => document(Watch::answer_why),
-            "/metrics" => document(|watch, _| Reply::Whole(200, Exposition::KIND, watch.exposition().text())),
-            "/profile" => document(Watch::answer_profile),
-            path if path == "/views" || path.starts_with("/views/") => {
-                reading::answer(&self.views, &path["/views".len()..], asked)
+            "/" => HttpReply::text(200, PATHS),
+            "/healthz" => {
+                self.unhealthy_cause().map_or_else(|| HttpReply::text(200, "ok"), |hold| HttpReply::text(503, hold))
             }
-            other => Reply::text(404, format_args!("there is no {other}; there are {PATHS}")),
+            "/readyz" => {
+                self.unready_cause().map_or_else(|| HttpReply::text(200, "ok"), |why| HttpReply::text(503, why))
+            }
+            "/status" => document(|watch, _| HttpReply::json(200, &watch.status())),
+            "/why" => document(JobMonitor::answer_why),
+            "/metrics" => document(|watch, _| HttpReply::Whole(200, Exposition::KIND, watch.exposition().text())),
+            "/profile" => document(JobMonitor::answer_profile),
+            path if path == "/views" || path.starts_with("/views/") => {
+                view_routes::answer(&self.views, &path["/views".len()..], asked)
+            }
+            other => HttpReply::text(404, format_args!("there is no {other}; there are {PATHS}")),
         }
     }
 
     /// Returns the cause, if a process, a connection or a worker makes no progress.
-    fn is_ill(&self) -> Option<Hold> {
-        let causes = [Cause::Process, Cause::Connection, Cause::Worker];
+    fn unhealthy_cause(&self) -> Option<Blocker> {
+        let causes = [BlockerKind::Process, BlockerKind::Connection, BlockerKind::Worker];
         let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
         ill.filter(|hold| hold.since_ms.is_some())
     }
 
     /// Returns the reason why the job cannot answer for new data yet; `None` if it can.
-    fn is_unready(&self) -> Option<String> {
+    fn unready_cause(&self) -> Option<String> {
         if let Some(error) = self.failure.get() {
             return Some(format!("the job has failed: {error}"));
         }
-        if let Some(ill) = self.is_ill() {
+        if let Some(ill) = self.unhealthy_cause() {
             return Some(ill.to_string());
         }
         let status = self.status();
@@ -159,37 +164,37 @@ impl Watch {
         })
     }
 
-    fn answer_profile(&self, asked: &Asked) -> Reply {
+    fn answer_profile(&self, asked: &HttpRequest) -> HttpReply {
         match &self.profile {
-            None => Reply::text(404, "profiling is off: start the job with --profile"),
-            Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
-            Some(profile) => Reply::text(200, profile.now()),
+            None => HttpReply::text(404, "profiling is off: start the job with --profile"),
+            Some(profile) if asked.parameter("format") == Some("json") => HttpReply::json(200, &profile.now()),
+            Some(profile) => HttpReply::text(200, profile.now()),
         }
     }
 
-    fn answer_why(&self, asked: &Asked) -> Reply {
+    fn answer_why(&self, asked: &HttpRequest) -> HttpReply {
         let window = asked.parameter("window").filter(|window| !window.is_empty());
         match window.map(window_end).transpose().map(|end| self.why(end)) {
-            Err(why) => Reply::text(400, format_args!("window: {why}; write window=2026-01-31T10:00:00Z, its end")),
-            Ok(Err(elsewhere)) => Reply::text(409, elsewhere),
-            Ok(Ok(why)) if asked.parameter("format") == Some("json") => Reply::json(200, &why),
-            Ok(Ok(why)) => Reply::text(200, why),
+            Err(why) => HttpReply::text(400, format_args!("window: {why}; write window=2026-01-31T10:00:00Z, its end")),
+            Ok(Err(elsewhere)) => HttpReply::text(409, elsewhere),
+            Ok(Ok(why)) if asked.parameter("format") == Some("json") => HttpReply::json(200, &why),
+            Ok(Ok(why)) => HttpReply::text(200, why),
         }
     }
 
     /// Returns the metrics of this process.
     fn exposition(&self) -> Exposition {
         let mut figures = Exposition::new(&self.job, self.process);
-        figures.of_metrics(&self.metrics);
-        figures.of_process(&self.board.status());
-        figures.of_journal(&self.syncs);
+        figures.add_metrics(&self.metrics);
+        figures.add_process(&self.board.status());
+        figures.add_journal(&self.syncs);
         figures
     }
 }
 
 /// Handle that reads a job's status from other threads while it runs.
 #[derive(Clone, Default)]
-pub struct Watcher(Arc<OnceLock<Arc<Watch>>>);
+pub struct Watcher(Arc<OnceLock<Arc<JobMonitor>>>);
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -214,33 +219,33 @@ impl Watcher {
         self.0.get()?.profile.as_ref().map(|profile| profile.now())
     }
 
-    pub(crate) fn begin(&self, watch: Arc<Watch>) {
+    pub(crate) fn begin(&self, watch: Arc<JobMonitor>) {
         // Set once: a job runs once.
         let _ = self.0.set(watch);
     }
 }
 
 /// The server and the thread that observe a job, until this is dropped.
-pub(crate) struct Watching {
+pub(crate) struct MonitorHandle {
     over: Arc<AtomicBool>,
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
     server: Option<Server>,
 }
 
-impl Watching {
+impl MonitorHandle {
     /// Returns the address of the server, if there is one.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(Server::address)
     }
 
-    /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each `quiet`
-    /// time without output.
-    pub(crate) fn start(watch: &Arc<Watch>, http: Option<&Endpoint>, quiet: Duration) -> Result<Self> {
-        let mut watching = Watching { over: Arc::default(), thread: None, server: None };
+    /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each
+    /// `report_after` time without output.
+    pub(crate) fn start(watch: &Arc<JobMonitor>, http: Option<&Endpoint>, report_after: Duration) -> Result<Self> {
+        let mut watching = MonitorHandle { over: Arc::default(), thread: None, server: None };
         if let Some(endpoint) = http {
-            let answering: Answering = {
+            let answering: RequestHandler = {
                 let watch = Arc::clone(watch);
-                Arc::new(move |asked: &Asked| watch.answer(asked))
+                Arc::new(move |asked: &HttpRequest| watch.answer(asked))
             };
             let address = own_address(&endpoint.address, watch.process)?;
             let server = Server::start(&Endpoint { address, ..endpoint.clone() }, &answering)?;
@@ -250,22 +255,22 @@ impl Watching {
         if watch.process == 0 {
             let (watch, over) = (Arc::clone(watch), Arc::clone(&watching.over));
             let body = move || {
-                let mut silence = Silence::new(quiet);
+                let mut silence = StallDetector::new(report_after);
                 while !over.load(Ordering::Acquire) {
-                    thread::turn();
+                    thread::mark_iteration();
                     if let Some(line) = silence.line(&watch) {
                         tracing::warn!("{line}");
                     }
-                    std::thread::park_timeout(LOOK);
+                    std::thread::park_timeout(CHECK_INTERVAL);
                 }
             };
-            watching.thread = Some(thread::start(Role::Watch, Role::Watch.name(), body)?);
+            watching.thread = Some(thread::start(ThreadRole::Watch, ThreadRole::Watch.name(), body)?);
         }
         Ok(watching)
     }
 }
 
-impl Drop for Watching {
+impl Drop for MonitorHandle {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -292,38 +297,38 @@ fn own_address(address: &str, process: usize) -> Result<String> {
 }
 
 /// Detector of a job that produces no output.
-struct Silence {
+struct StallDetector {
     /// Time without output before the next line, and before the first one.
-    patience: Duration,
+    report_after: Duration,
     first: Duration,
     since: Instant,
     /// Number of rows published as of the last check.
     rows: u64,
 }
 
-impl Silence {
+impl StallDetector {
     fn new(first: Duration) -> Self {
-        Silence { patience: first, first, since: Instant::now(), rows: 0 }
+        StallDetector { report_after: first, first, since: Instant::now(), rows: 0 }
     }
 
     /// Returns the line to log now, if one is due: the cause that holds the job back.
-    fn line(&mut self, watch: &Watch) -> Option<String> {
-        let rows = watch.metrics.shown_rows();
+    fn line(&mut self, watch: &JobMonitor) -> Option<String> {
+        let rows = watch.metrics.published_rows();
         if rows != self.rows {
-            *self = Silence { rows, ..Silence::new(self.first) };
+            *self = StallDetector { rows, ..StallDetector::new(self.first) };
         }
-        if self.since.elapsed() < self.patience {
+        if self.since.elapsed() < self.report_after {
             return None;
         }
         let why = why(&watch.status(), None);
         // Causes are younger than the silence, in a job that has just started for one: none may last long enough yet.
-        if why.holds.is_empty() && self.since.elapsed() < self.patience.saturating_mul(LONGER) {
+        if why.holds.is_empty() && self.since.elapsed() < self.report_after.saturating_mul(BACKOFF) {
             return None;
         }
-        let quiet = self.since.elapsed().as_secs();
-        self.patience = self.patience.saturating_mul(LONGER);
+        let quiet_s = self.since.elapsed().as_secs();
+        self.report_after = self.report_after.saturating_mul(BACKOFF);
         let first = why.holds.first().map_or(String::new(), |hold| format!(". {hold}"));
-        Some(format!("nothing was shown for {quiet} s; {}{first}", why.summary))
+        Some(format!("nothing was shown for {quiet_s} s; {}{first}", why.summary))
     }
 }
 

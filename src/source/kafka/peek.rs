@@ -2,7 +2,7 @@
 //! &target, &from, |id, message| …)` decides, at each message and at the end of each partition, whether to read more of
 //! that partition.
 //!
-//! Invariant: no message is waited for longer than [`OFFSETS_PATIENCE`].
+//! Invariant: no message is waited for longer than [`OFFSETS_TIMEOUT`].
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 
-use super::client::{Target, said};
-use super::reader::{OFFSETS_PATIENCE, judge, list};
-use super::report::Listener;
+use super::client::{TopicConfig, error_text};
+use super::reader::{OFFSETS_TIMEOUT, check_error, list};
+use super::statistics::ConsumerEvents;
 use crate::error::{Error, Result};
 
 /// Decision after a message of a partition.
-pub(super) enum Next<T> {
+pub(super) enum ReadDecision<T> {
     /// Read the partition's next message.
     More,
     /// Read no more of the partition.
-    Enough,
+    Skip,
     /// Stop reading altogether, with this result.
     Answer(T),
 }
@@ -32,18 +32,18 @@ pub(super) enum Next<T> {
 /// # Errors
 /// Fails if the topic cannot be read at the moment, or if `take` fails.
 pub(super) fn read_each<T>(
-    consumer: &BaseConsumer<Listener>,
-    target: &Target,
+    consumer: &BaseConsumer<ConsumerEvents>,
+    topic_config: &TopicConfig,
     from: &[(u32, u64)],
-    mut take: impl FnMut(u32, Option<&BorrowedMessage<'_>>) -> Result<Next<T>>,
+    mut take: impl FnMut(u32, Option<&BorrowedMessage<'_>>) -> Result<ReadDecision<T>>,
 ) -> Result<Option<T>> {
-    let assigned = list(&target.topic, from).and_then(|list| consumer.assign(&list));
-    assigned.map_err(|error| Error::new("cannot read").at(target.describe()).because(said(&error)))?;
+    let assigned = list(&topic_config.topic, from).and_then(|list| consumer.assign(&list));
+    assigned.map_err(|error| Error::new("cannot read").at(topic_config.describe()).because(error_text(&error)))?;
     let mut wanted: BTreeSet<u32> = from.iter().map(|(id, _)| *id).collect();
     let mut heard = Instant::now();
     while let Some(id) = wanted.first() {
-        if heard.elapsed() > OFFSETS_PATIENCE {
-            let place = format!("{}, partition {id}", target.describe());
+        if heard.elapsed() > OFFSETS_TIMEOUT {
+            let place = format!("{}, partition {id}", topic_config.describe());
             return Err(Error::new("a partition's records do not arrive").at(place).help("check the brokers"));
         }
         let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
@@ -51,7 +51,7 @@ pub(super) fn read_each<T>(
             Ok(message) => (message.partition(), Some(message)),
             Err(KafkaError::PartitionEOF(id)) => (*id, None),
             Err(error) => {
-                judge(target, *id, error)?;
+                check_error(topic_config, *id, error)?;
                 continue;
             }
         };
@@ -61,9 +61,9 @@ pub(super) fn read_each<T>(
             continue;
         }
         match take(id, message)? {
-            Next::More => {}
-            Next::Enough => drop(wanted.remove(&id)),
-            Next::Answer(answer) => return Ok(Some(answer)),
+            ReadDecision::More => {}
+            ReadDecision::Skip => drop(wanted.remove(&id)),
+            ReadDecision::Answer(answer) => return Ok(Some(answer)),
         }
     }
     Ok(None)

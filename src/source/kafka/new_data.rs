@@ -1,0 +1,69 @@
+//! Checks a topic for data beyond an ended state, which has taken all up to the ends that were fixed and is never
+//! continued.
+//!
+//! Offsets do not show it, as only transaction markers may follow an end: a partition has grown if a record arrives
+//! from after its end, or if retention has removed what was after it. The client is not kept open.
+
+use std::collections::BTreeMap;
+
+use super::client::TopicConfig;
+use super::peek::{ReadDecision, read_each};
+use super::reader::{
+    check_end, connect, has_fingerprint, missing_partition, offset_and_timestamp, offsets, wrong_record,
+};
+use crate::durable::journal::{ContentCheck, PartitionProgress};
+use crate::error::Result;
+
+/// A partition whose records are read.
+struct PartitionProbe {
+    /// Offset at which the records begin that the state did not take.
+    end: u64,
+    /// Fingerprint to be verified by the first message; `None` once it is verified, or if there is none.
+    check: Option<ContentCheck>,
+}
+
+/// Describes the data that has arrived since: see [`crate::source::Source::has_new_data`].
+pub(super) fn grown_since(
+    topic_config: &TopicConfig,
+    job: &str,
+    bounds: &[PartitionProgress],
+) -> Result<Option<String>> {
+    let (consumer, ids) = connect(topic_config, job)?;
+    if let Some(bound) = bounds.iter().find(|bound| !ids.contains(&bound.partition)) {
+        return Err(missing_partition(topic_config, bound.partition));
+    }
+    let (mut asked, mut from) = (BTreeMap::new(), Vec::new());
+    for id in ids {
+        let (low, end_now) = offsets(&consumer, topic_config, id)?;
+        let bound = bounds.iter().find(|bound| bound.partition == id);
+        let end = bound.map_or(low, |bound| bound.end_offset.unwrap_or(bound.next_offset));
+        bound.map_or(Ok(()), |bound| check_end(topic_config, bound, end_now))?;
+        if low > end {
+            return Ok(Some(new_data_in(topic_config, id, end)));
+        }
+        let check = bound.and_then(|bound| bound.check).filter(|check| (low..end).contains(&check.at));
+        if check.is_some() || end_now > end {
+            from.push((id, check.map_or(end, |check| check.at)));
+            asked.insert(id, PartitionProbe { end, check });
+        }
+    }
+    read_each(&consumer, topic_config, &from, |id, message| {
+        let Some(PartitionProbe { end, check }) = asked.get_mut(&id) else { return Ok(ReadDecision::Skip) };
+        if let Some(expected) = check.take()
+            && !message.is_some_and(|message| has_fingerprint(message, expected))
+        {
+            return Err(wrong_record(topic_config, id, expected));
+        }
+        Ok(match message {
+            Some(message) if offset_and_timestamp(message).0 >= *end => {
+                ReadDecision::Answer(new_data_in(topic_config, id, *end))
+            }
+            Some(_) => ReadDecision::More,
+            None => ReadDecision::Skip,
+        })
+    })
+}
+
+fn new_data_in(topic_config: &TopicConfig, partition: u32, end: u64) -> String {
+    format!("partition {partition} of {} has records from offset {end} on", topic_config.describe())
+}
