@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Accumulator;
-use tidegate::testing::{Captured, TestRun, Script};
+use tidegate::testing::{Captured, Script, TestRun};
 use tidegate::view::ViewUpdate;
 use tidegate::{Closed, Collection, EventTime, Flow, Job, Open, State, Stream, Window, csv, kafka, ndjson};
 
