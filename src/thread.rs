@@ -28,7 +28,7 @@ use std::sync::{Arc, Once, OnceLock};
 use std::thread::{Builder, JoinHandle, Thread};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,7 +199,7 @@ impl Panic {
 
     /// The error of a job that this panic fails; `thread` names the thread, and its activity if that is known.
     pub(crate) fn error(&self, thread: impl fmt::Display) -> Error {
-        let error = Error::new(format!("the thread {thread} panicked")).because(&self.message);
+        let error = Error::of(ErrorKind::Panicked, format!("the thread {thread} panicked")).because(&self.message);
         let error = match &self.place {
             Some(place) => error.at(place),
             None => error,

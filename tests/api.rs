@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use differential_dataflow::operators::Iterate;
 use serde::{Deserialize, Serialize};
-use tidegate::error::ErrorClass;
+use tidegate::error::ErrorKind;
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{Reader, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
@@ -308,9 +308,23 @@ fn an_impossible_record_can_end_the_job() {
 }
 
 /// Returns the kind and the text of the error of a query that is refused before anything runs.
-fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (ErrorClass, String) {
+fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (ErrorKind, String) {
     let error = Job::new("refused").run(query).expect_err("it is refused");
     (error.kind(), error.to_string())
+}
+
+/// A query that cannot be built says so by its result, on any of its ways to run.
+#[test]
+fn a_query_may_return_an_error_which_fails_the_job_before_it_starts() {
+    let source = MemorySource::new(vec![vec![1i64]], |at: &i64| *at);
+    let query = move |flow: &Flow<'_>| -> Result<()> {
+        flow.read("numbers", &source).write("numbers", &Captured::new());
+        Err(Error::of(ErrorKind::QueryChanged, "the schema is another one"))
+    };
+    let expected = Error::of(ErrorKind::QueryChanged, "the schema is another one");
+    assert_eq!(Job::new("fallible").run(query.clone()).unwrap_err(), expected);
+    assert_eq!(Job::new("fallible").plan(query.clone()).unwrap_err(), expected);
+    assert_eq!(TestRun::new().workers(2).run(query).unwrap_err(), expected);
 }
 
 fn counts<'f>(flow: &Flow<'f>, name: &str, window: Window) -> Stream<'f, Closed<String, i64>> {
@@ -320,7 +334,7 @@ fn counts<'f>(flow: &Flow<'f>, name: &str, window: Window) -> Stream<'f, Closed<
 
 #[test]
 fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
-    let cases: BTreeMap<&str, (ErrorClass, String)> = BTreeMap::from([
+    let cases: BTreeMap<&str, (ErrorKind, String)> = BTreeMap::from([
         ("the query reads no source; begin it with flow.read(…)", refused(|_| ())),
         (
             "two sink steps of the query are named `out`; give each a name of its own: state and metrics are found by it",
@@ -361,7 +375,7 @@ fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
         ),
     ]);
     for (expected, (kind, said)) in cases {
-        assert_eq!((kind, said.as_str()), (ErrorClass::Usage, expected));
+        assert_eq!((kind, said.as_str()), (ErrorKind::Usage, expected));
     }
     let error = Job::new("none").workers(0).run(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "a job needs at least one worker; use -w 1 or more");
@@ -369,7 +383,7 @@ fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
 
 #[test]
 fn a_query_that_panics_while_it_is_built_is_an_error() {
-    let result = within(Duration::from_secs(60), || Job::new("panics").run(|_| panic!("no such account")));
+    let result = within(Duration::from_secs(60), || Job::new("panics").run(|_| -> Result<()> { panic!("no such account") }));
     let error = result.expect("it answers").unwrap_err().to_string();
     assert!(error.contains("no such account"), "{error}");
 }

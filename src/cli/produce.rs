@@ -13,7 +13,7 @@ use clap::Args;
 use super::progress::{CommandProgress, ProgressTotal};
 use super::stop::StopSignal;
 use super::{Property, note, pairs, print_line};
-use crate::error::{Error, Result, shortened};
+use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::sink::kafka::Publisher;
 use crate::source::csv::Csv;
 use crate::source::file::RecordFormat;
@@ -263,7 +263,7 @@ fn next_of<F: RecordFormat>(
 }
 
 fn unreadable(path: &Path, error: impl std::fmt::Display) -> Error {
-    Error::new("cannot read the input").at(path.display()).because(error)
+    Error::of(ErrorKind::SourceUnreachable, "cannot read the input").at(path.display()).because(error)
 }
 
 fn now_ms() -> i64 {

@@ -24,7 +24,7 @@ use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Sink, SinkContext, SinkRows, SinkWriter};
 use crate::source::{self, Options, Reader, Rejected, Source, TimeOf, WorkerContext};
-use crate::stream::Flow;
+use crate::stream::{Flow, QueryResult};
 use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
 
@@ -316,7 +316,11 @@ impl QueryArgs {
     ///
     /// # Errors
     /// Fails as [`Job::run`] does.
-    pub fn run(&self, name: &str, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<u8> {
+    pub fn run<R: QueryResult>(
+        &self,
+        name: &str,
+        query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
+    ) -> Result<u8> {
         let watch = JobRunner::begin(&self.run)?;
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         let usual = Options::default();
@@ -334,7 +338,7 @@ impl QueryArgs {
         let job = job.fingerprint_flag("until-end", if self.until_end { "yes" } else { "no" });
         let rejects = self.rejects()?;
         let (report, code) = watch.run(job, progress_line, move |flow| {
-            query(flow);
+            flow.build(&query);
             if let Some(rejects) = &rejects {
                 flow.rejects().write("rejects", rejects);
             }

@@ -10,7 +10,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Number of bytes before the body.
 const BEFORE_BODY: usize = 16;
@@ -103,13 +103,17 @@ impl Envelope {
     /// The error for a file of this kind at `place`.
     pub(super) fn error_for(&self, broken: EnvelopeError, place: impl std::fmt::Display) -> Error {
         match broken {
-            EnvelopeError::Damaged(why) => Error::new(format!("the {} is damaged", self.name)).at(place).because(why),
-            EnvelopeError::Version(version) => Error::new(format!(
-                "the {} was written in format {version}, and this program knows format {}",
-                self.name, self.version
-            ))
-            .at(place)
-            .help("use the version of the program that wrote it"),
+            EnvelopeError::Damaged(why) => {
+                Error::of(ErrorKind::StateDamaged, format!("the {} is damaged", self.name)).at(place).because(why)
+            }
+            EnvelopeError::Version(version) => {
+                let what = format!(
+                    "the {} was written in format {version}, and this program knows format {}",
+                    self.name, self.version
+                );
+                let error = Error::of(ErrorKind::StateIncompatible, what).at(place);
+                error.help("use the version of the program that wrote it")
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use super::recovery::{self, Claim, RecoveryDecision, RecoveryInput, ReportedSink
 use super::segment::{self, SegmentInfo};
 use super::state::StateDir;
 use super::{PublishedEpoch, disk_error};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::Epoch;
 
 /// Maximum number of attempts while the files keep changing.
@@ -182,7 +182,7 @@ fn check_segment(dir: &StateDir, named: &SegmentInfo) -> Result<()> {
         return Ok(());
     }
     let why = "it is a segment, but not the one that was written under this name";
-    Err(Error::new("a segment is damaged").at(path.display()).because(why))
+    Err(Error::of(ErrorKind::StateDamaged, "a segment is damaged").at(path.display()).because(why))
 }
 
 /// `true` if a snapshot names the segment now.
@@ -241,7 +241,9 @@ fn check_journals(survey: &StateScan, claim: Option<&Claim>, checked: &mut Integ
         let least = file.synced_length.max(claimed.get(id).copied().unwrap_or(0));
         if file.intact_length < least {
             let why = format!("{least} bytes of it count, of which {} are good", file.intact_length);
-            checked.wrong.push(Error::new("the journal is damaged").at(format!("journal/{id}")).because(why));
+            checked.wrong.push(
+                Error::of(ErrorKind::StateDamaged, "the journal is damaged").at(format!("journal/{id}")).because(why),
+            );
         } else if !claimed.contains_key(id) && file.file_length > file.intact_length {
             checked.torn.push((*id, file.file_length - file.intact_length));
         }

@@ -19,7 +19,7 @@ use super::envelope::Envelope;
 use super::journal::PartitionProgress;
 use super::segment::SegmentInfo;
 use super::{FencingCheck, StateId, disk_error, replace_while_current, sources};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Epoch, EventTime};
 
 /// Version 1 differs only in the contents of a [`StepFingerprint`].
@@ -213,11 +213,11 @@ impl Manifest {
         manifest.query.upgrade(version);
         if manifest.state != state {
             let why = format!("it belongs to the state {}, and this is {state}", manifest.state);
-            return Err(Error::new("a manifest is of another state").at(id).because(why));
+            return Err(Error::of(ErrorKind::StateIncompatible, "a manifest is of another state").at(id).because(why));
         }
         if manifest.id() != id {
             let why = format!("it was written as {}", manifest.id());
-            return Err(Error::new("a manifest has the name of another").at(id).because(why));
+            return Err(Error::of(ErrorKind::StateDamaged, "a manifest has the name of another").at(id).because(why));
         }
         manifest.check()?;
         Ok(manifest)
@@ -225,7 +225,9 @@ impl Manifest {
 
     /// Checks the manifest's internal consistency, when it is written and when it is read.
     fn check(&self) -> Result<()> {
-        let wrong = |why: String| Err(Error::new("the manifest contradicts itself").at(self.id()).because(why));
+        let wrong = |why: String| {
+            Err(Error::of(ErrorKind::StateDamaged, "the manifest contradicts itself").at(self.id()).because(why))
+        };
         let (mut steps, mut files) = (BTreeSet::new(), BTreeSet::new());
         for step in &self.steps {
             if !steps.insert(&step.name) {
@@ -258,7 +260,8 @@ impl Manifest {
     pub fn verify(&self, disk: &dyn Disk, segments: &Path) -> Result<()> {
         for segment in self.steps.iter().flat_map(|step| &step.segments) {
             let path = segments.join(&segment.file);
-            let missing = || Error::new("a segment of the snapshot is missing").at(path.display());
+            let missing =
+                || Error::of(ErrorKind::StateDamaged, "a segment of the snapshot is missing").at(path.display());
             let length = match disk.open(&path).and_then(|file| file.length()) {
                 Err(why) if why.kind() == io::ErrorKind::NotFound => {
                     return Err(missing().because(format!("{} names it", self.id())));
@@ -267,7 +270,7 @@ impl Manifest {
             };
             if length != segment.bytes {
                 let why = format!("it has {length} bytes, and {} names {}", self.id(), segment.bytes);
-                return Err(Error::new("a segment is damaged").at(path.display()).because(why));
+                return Err(Error::of(ErrorKind::StateDamaged, "a segment is damaged").at(path.display()).because(why));
             }
         }
         Ok(())

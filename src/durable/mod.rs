@@ -61,8 +61,9 @@ use crate::time::Epoch;
 /// The error for a disk operation that failed; it suggests freeing space if the disk is full.
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
-    let error = Error::new(what).at(place).because(io_reason(&why));
-    if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }
+    let (is_full, reason) = (is_full(&why), io_reason(&why));
+    let error = Error::new(what).at(place).because(reason).caused_by(why);
+    if is_full { error.help("free some space and start again: it goes on where it was") } else { error }
 }
 
 /// The cause of a failed disk operation, in words for users.

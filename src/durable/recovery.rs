@@ -23,7 +23,7 @@ use super::journal::{FileId, Frame, JournalEntry, JournalFile, PartitionProgress
 use super::manifest::{Manifest, ManifestId, QueryFingerprint, StepFingerprint};
 use super::sources::{self, check_sources};
 use super::{PublishedEpoch, StateId};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::Epoch;
 
 /// The remedy if files of a state are missing or damaged.
@@ -232,7 +232,9 @@ pub fn claimed(survey: &StateScan, claim: &Claim) -> Result<(Option<Manifest>, V
         None => None,
         Some((_, Some(manifest))) => Some(manifest.as_ref().map_err(|why| why.clone().help(RESTORE_HINT))?),
         Some((id, None)) => {
-            return Err(Error::new("a manifest is missing").at(format!("manifests/{id}")).help(RESTORE_HINT));
+            return Err(Error::of(ErrorKind::StateDamaged, "a manifest is missing")
+                .at(format!("manifests/{id}"))
+                .help(RESTORE_HINT));
         }
     };
     let mut taken = Vec::new();
@@ -263,7 +265,8 @@ fn check_all_claimed(survey: &StateScan, claim: Option<&Claim>) -> Result<()> {
 }
 
 fn missing_claim_error(incarnation: u64, why: String) -> Error {
-    let error = Error::new("the claim of a life of the state is missing").at(format!("lives/{incarnation}.claim"));
+    let error = Error::of(ErrorKind::StateDamaged, "the claim of a life of the state is missing")
+        .at(format!("lives/{incarnation}.claim"));
     error.because(why).help(RESTORE_HINT)
 }
 
@@ -279,7 +282,7 @@ fn newest<'a>(survey: &'a StateScan, claim: Option<&Claim>, manifests: &[Manifes
     if let Some(gone_on_from) = claim.and_then(|claim| claim.base)
         && newest.is_none_or(|newest| newest.epoch < gone_on_from.epoch)
     {
-        let error = Error::new("the manifest that the state went on from last is missing");
+        let error = Error::of(ErrorKind::StateDamaged, "the manifest that the state went on from last is missing");
         return Err(error.at(format!("manifests/{gone_on_from}")).help(RESTORE_HINT));
     }
     match newest.and_then(|newest| survey.manifests.get(newest)) {
@@ -315,11 +318,17 @@ impl JournalPrefix<'_> {
 }
 
 fn damaged(file: FileId, why: String) -> Error {
-    Error::new("the journal is damaged").at(format!("journal/{file}")).because(why).help(RESTORE_HINT)
+    Error::of(ErrorKind::StateDamaged, "the journal is damaged")
+        .at(format!("journal/{file}"))
+        .because(why)
+        .help(RESTORE_HINT)
 }
 
 fn missing(file: FileId, why: String) -> Error {
-    Error::new("a file of the journal is missing").at(format!("journal/{file}")).because(why).help(RESTORE_HINT)
+    Error::of(ErrorKind::StateDamaged, "a file of the journal is missing")
+        .at(format!("journal/{file}"))
+        .because(why)
+        .help(RESTORE_HINT)
 }
 
 /// Adds the journal files of earlier incarnations that the claim names. Fails if one that is needed is missing or
@@ -462,7 +471,7 @@ fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, known: Option
     for state in base.map_or(&[][..], |base| &base.sinks) {
         let name = &state.name;
         let Some(sink) = found.sinks.iter().find(|sink| sink.name == *name) else {
-            return Err(Error::new("an output of the state is missing from the query")
+            return Err(Error::of(ErrorKind::QueryChanged, "an output of the state is missing from the query")
                 .at(format!("output {name}"))
                 .help("write it, as before, or begin a new state"));
         };
@@ -470,7 +479,7 @@ fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, known: Option
             && sink.epoch() < Some(shown)
         {
             let has = sink.epoch().map_or("has shown nothing".into(), |has| format!("ends with epoch {has}"));
-            return Err(Error::new("an output is behind the state")
+            return Err(Error::of(ErrorKind::SinkBehind, "an output is behind the state")
                 .at(format!("output {name}"))
                 .because(format!("it {has}, and had shown epoch {shown} at the snapshot"))
                 .help("put it back as it was, or begin a new state and new outputs"));
@@ -481,7 +490,7 @@ fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, known: Option
         // Retractions that an operator makes by itself have an odd epoch, and follow from the even epoch before.
         if Some(Epoch(shown.0 & !1)) > known {
             let has = known.map_or("nothing".into(), |known| format!("what happened up to epoch {known}"));
-            return Err(Error::new("an output is ahead of the state")
+            return Err(Error::of(ErrorKind::SinkAhead, "an output is ahead of the state")
                 .at(format!("output {name}"))
                 .because(format!("it has shown epoch {shown}, and the state has {has}"))
                 .help(format!("use the state that wrote it, or begin a new output{}", lost_end_hint(found))));
@@ -549,12 +558,15 @@ fn check_steps(base: &Manifest, query: &QueryFingerprint) -> Result<()> {
     for step in &base.steps {
         let place = format!("step {}", step.name);
         let Some(now) = print(query, &step.name) else {
-            return Err(Error::new("the state has rows of a step that the query does not have")
-                .at(place)
-                .help("give the step its name back, or begin a new state"));
+            return Err(Error::of(
+                ErrorKind::QueryChanged,
+                "the state has rows of a step that the query does not have",
+            )
+            .at(place)
+            .help("give the step its name back, or begin a new state"));
         };
         if print(&base.query, &step.name).is_some_and(|then| then.differs_in_shape(now)) {
-            return Err(Error::new("the state has rows of another type than the query")
+            return Err(Error::of(ErrorKind::StateIncompatible, "the state has rows of another type than the query")
                 .at(place)
                 .because("the key or the value of the step has changed")
                 .help("give the step another name, or begin a new state"));
@@ -566,7 +578,7 @@ fn check_steps(base: &Manifest, query: &QueryFingerprint) -> Result<()> {
 fn check_segments(base: &Manifest, segments: &BTreeSet<String>) -> Result<()> {
     match base.segments().find(|name| !segments.contains(*name)) {
         None => Ok(()),
-        Some(name) => Err(Error::new("a segment of the snapshot is missing")
+        Some(name) => Err(Error::of(ErrorKind::StateDamaged, "a segment of the snapshot is missing")
             .at(format!("segments/{name}"))
             .because(format!("{} names it", base.id()))
             .help(RESTORE_HINT)),
@@ -579,7 +591,8 @@ fn check_query(found: &RecoveryInput<'_>, claim: &Claim, base: Option<&Manifest>
     if changes.is_empty() || found.accept_changed_query {
         return Ok(());
     }
-    let error = Error::new("the query has changed since this state was used last").because(changes.join(", "));
+    let error = Error::of(ErrorKind::QueryChanged, "the query has changed since this state was used last")
+        .because(changes.join(", "));
     if replays {
         return Err(error.help(
             "epochs are to be replayed, which the changed query may not repeat: stop the old one cleanly first, or pass \

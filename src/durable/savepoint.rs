@@ -27,7 +27,7 @@ use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
 use super::segment::{self, SegmentInfo};
 use super::state::{StateDir, now_ms};
 use super::{FencingCheck, StateId, disk_error};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 const KIND: Envelope = Envelope { magic: *b"TGSAVEP", version: 1, name: "savepoint" };
 /// The file that makes a directory a savepoint.
@@ -131,7 +131,7 @@ impl<'a> CopySource<'a> {
         drop(file);
         let info = SegmentInfo { file: self.named.file.clone(), ..segment::verify(disk, to)? };
         if info != *self.named {
-            let error = Error::new("a segment is damaged").at(self.path.display());
+            let error = Error::of(ErrorKind::StateDamaged, "a segment is damaged").at(self.path.display());
             return Err(error.because("it is a segment, but not the one that was written under this name"));
         }
         Ok(())
@@ -169,7 +169,7 @@ impl Savepoint {
         let manifest = Manifest::read(mark.state, mark.manifest, &bytes).map_err(|why| why.at(file.display()))?;
         manifest.verify(&*disk, &path.join("segments"))?;
         if manifest.ended {
-            return Err(Error::new("the savepoint is of a job that had come to its end")
+            return Err(Error::of(ErrorKind::StateIncompatible, "the savepoint is of a job that had come to its end")
                 .at(path.display())
                 .because("all its sources were over, and all its windows closed")
                 .help("begin a new state without it"));
@@ -243,7 +243,9 @@ impl Savepoint {
             obsolete: Vec::new(),
         };
         if dir.claim(&nothing, &manifest.query)?.is_none() {
-            return Err(Error::new("another process goes on with this state").at(dir.path().display()));
+            return Err(
+                Error::of(ErrorKind::Superseded, "another process goes on with this state").at(dir.path().display())
+            );
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use super::journal::Frame;
 use super::manifest::{Manifest, QueryFingerprint, StepFingerprint};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The kind of a source's step.
 pub(crate) const KIND: &str = "source";
@@ -80,7 +80,7 @@ pub(super) fn check_sources(
     }
     match new().next() {
         None => Ok(()),
-        Some(step) => Err(Error::new("the query has a source that the state has not read")
+        Some(step) => Err(Error::of(ErrorKind::SourceChanged, "the query has a source that the state has not read")
             .at(format!("source {}", step.name))
             .because("the state has read others, and this one would be read from its start")
             .help(format!(
@@ -90,7 +90,8 @@ pub(super) fn check_sources(
 }
 
 fn missing(name: &str, new: Option<&StepFingerprint>) -> Error {
-    let error = Error::new("the state has read a source that the query does not have").at(format!("source {name}"));
+    let error = Error::of(ErrorKind::SourceChanged, "the state has read a source that the query does not have")
+        .at(format!("source {name}"));
     let error = match new {
         None => error.because("how far it was read would be lost"),
         Some(new) => error.because(format!(
@@ -102,7 +103,8 @@ fn missing(name: &str, new: Option<&StepFingerprint>) -> Error {
 }
 
 fn another(then: &StepFingerprint, now: &StepFingerprint) -> Error {
-    let error = Error::new("a source is not the one that the state has read").at(format!("source {}", now.name));
+    let error = Error::of(ErrorKind::SourceChanged, "a source is not the one that the state has read")
+        .at(format!("source {}", now.name));
     if then.detail == now.detail {
         let why = format!("{} was deleted and created again", now.detail);
         return error.because(why).help("start with a new --state");

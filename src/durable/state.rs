@@ -56,7 +56,7 @@ use super::manifest::{self, Manifest, ManifestId, QueryFingerprint};
 use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
 use super::savepoint;
 use super::{FencingCheck, StateId, disk_error};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Epoch, EventTime};
 
 const IDENTITY: Envelope = Envelope { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
@@ -113,7 +113,7 @@ impl StateDir {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
         if disk.list(&path).map_err(cannot)?.iter().any(|name| name == savepoint::MARKER_FILE) {
-            let error = Error::new("this is a savepoint, and no state").at(path.display());
+            let error = Error::of(ErrorKind::StateIncompatible, "this is a savepoint, and no state").at(path.display());
             return Err(error.help("begin a new state with it: --state NEW-DIR --from-savepoint DIR"));
         }
         disk.create_directory(&path).map_err(cannot)?;
@@ -148,7 +148,7 @@ impl StateDir {
             Some(StateIdentity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
             None => match savepoint::state_of(&*disk, &path)? {
                 Some(id) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
-                None => Err(Error::new("there is no state here").at(path.display())),
+                None => Err(Error::of(ErrorKind::StateMissing, "there is no state here").at(path.display())),
             },
         }
     }
@@ -270,7 +270,7 @@ impl StateDir {
                 return Ok(next);
             }
         }
-        Err(Error::new("cannot begin a life of the state")
+        Err(Error::of(ErrorKind::StateDamaged, "cannot begin a life of the state")
             .at(self.records_path().display())
             .because("the directory does not show files that are in it")
             .help("keep the state on a disk of this machine"))
@@ -284,7 +284,7 @@ impl StateDir {
             if latest <= incarnation {
                 return Ok(());
             }
-            Err(Error::new("another process goes on with this state")
+            Err(Error::of(ErrorKind::Superseded, "another process goes on with this state")
                 .at(&place)
                 .because(format!("its life {latest} has begun, and this is life {incarnation}")))
         })
@@ -606,7 +606,7 @@ fn read_claim(state: StateId, number: u64, bytes: &[u8]) -> Result<Claim> {
     claim.query.upgrade(version);
     if claim.state != state || claim.incarnation != number {
         let why = format!("it is that of life {} of the state {}", claim.incarnation, claim.state);
-        return Err(Error::new("a claim is not that of its life").at(place).because(why));
+        return Err(Error::of(ErrorKind::StateDamaged, "a claim is not that of its life").at(place).because(why));
     }
     Ok(claim)
 }
@@ -628,7 +628,7 @@ fn make_identity(disk: &dyn Disk, path: &Path) -> Result<StateIdentity> {
     for directory in DIRECTORIES {
         let names = disk.list(&path.join(directory)).map_err(cannot)?;
         if let Some(name) = names.iter().find(|name| !is_temporary(name)) {
-            return Err(Error::new("the identity of the state is missing")
+            return Err(Error::of(ErrorKind::StateDamaged, "the identity of the state is missing")
                 .at(path.join("STATE").display())
                 .because(format!("there is {directory}/{name}"))
                 .help("restore the state from a copy, or begin a new one elsewhere"));
@@ -683,7 +683,7 @@ fn take_lock_over(disk: &dyn Disk, path: &Path) -> io::Result<Option<Box<dyn Loc
 }
 
 fn in_use(disk: &dyn Disk, path: &Path) -> Error {
-    let error = Error::new("the state is in use").at(path.display());
+    let error = Error::of(ErrorKind::StateInUse, "the state is in use").at(path.display());
     let take_over = "where it cannot be ended, --take-over goes on without it";
     let text = disk.read(&path.join("LOCK")).unwrap_or_default();
     let signed = read_signature(&String::from_utf8_lossy(&text));

@@ -42,7 +42,7 @@ use crate::metrics::{JobSummary, Metrics};
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
 use crate::status::StatusBoard;
-use crate::stream::{BuildMode, DurableContext, Fault, Flow, OpenedSinks, PlannedStep, merge_while_idle};
+use crate::stream::{BuildMode, DurableContext, Fault, Flow, OpenedSinks, PlannedStep, QueryResult, merge_while_idle};
 use crate::thread::{JobFailure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
@@ -348,7 +348,11 @@ impl Job {
     /// # Errors
     /// Fails if the query itself is invalid: two steps of a kind with one name, a window of zero length, rows that a
     /// sink cannot hold.
-    pub fn plan(&self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Vec<PlannedStep>> {
+    pub fn plan<R: QueryResult>(
+        &self,
+        query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
+    ) -> Result<Vec<PlannedStep>> {
+        let query = move |flow: &Flow<'_>| flow.build(&query);
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
@@ -475,7 +479,8 @@ impl Job {
     /// # Errors
     /// Fails if the query is invalid, a source or sink fails, a computed value cannot be represented, the state cannot
     /// be resumed, or user code panics.
-    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
+    pub fn run<R: QueryResult>(self, query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static) -> Result<RunReport> {
+        let query = move |flow: &Flow<'_>| flow.build(&query);
         let views = Arc::clone(&self.views);
         let failure = JobFailure::within_current();
         let entered = failure.enter();

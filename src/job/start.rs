@@ -18,7 +18,7 @@ use crate::durable::manifest::{Manifest, QueryFingerprint, StepFingerprint};
 use crate::durable::recovery::{self, Claim, RecoveryInput};
 use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::job::State;
 use crate::job::commit::{SnapshotContext, Snapshots};
 use crate::metrics::Metrics;
@@ -89,7 +89,7 @@ pub(crate) fn savepoint(options: &State, dir: &StateDir) -> Result<Option<Savepo
     if dir.is_new()? {
         return Savepoint::open(Arc::clone(&options.disk), path).map(Some);
     }
-    Err(Error::new("only a new state begins with a savepoint, and this one has been used")
+    Err(Error::of(ErrorKind::StateIncompatible, "only a new state begins with a savepoint, and this one has been used")
         .at(dir.path().display())
         .help("leave --from-savepoint out to resume from it, or name another directory"))
 }
@@ -124,11 +124,14 @@ pub(crate) fn begin(
     let decision = recovery::decide(found)?;
     if decision.ended {
         return decision.base.map(|base| StartOutcome::Complete(Box::new(base))).ok_or_else(|| {
-            Error::new("the state has ended, but its last snapshot is not there").at(options.directory.display())
+            Error::of(ErrorKind::StateDamaged, "the state has ended, but its last snapshot is not there")
+                .at(options.directory.display())
         });
     }
     let Some(claim) = dir.claim(&decision, found.query)? else {
-        return Err(Error::new("another process goes on with this state").at(options.directory.display()));
+        return Err(
+            Error::of(ErrorKind::Superseded, "another process goes on with this state").at(options.directory.display())
+        );
     };
     dir.collect_garbage(&claim, options.keep_snapshots, &decision.obsolete)?;
     let (base, replay) = (decision.base, decision.replay);

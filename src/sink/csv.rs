@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::ser::{self, Impossible, Serialize, SerializeStruct, Serializer};
 
 use super::encode::{DIFF, EncodeRows, check_diff};
-use crate::error::{self, Error};
+use crate::error::{self, Error, ErrorKind};
 use crate::record::Record;
 use crate::sink::{self, SinkContext, SinkRows, SinkWriter, fields, file};
 
@@ -87,7 +87,7 @@ impl<D: Record> EncodeRows<D> for Encoder {
         let start = out.len();
         let mut line = LineSerializer { out, names: &mut self.names, at: 0, in_field: false };
         if let Err(RowRefused(why)) = row.serialize(&mut line).and_then(|()| line.complete()) {
-            return Err(Error::new(format!("cannot write a row of type `{}` as CSV", self.row))
+            return Err(Error::of(ErrorKind::SinkFailed, format!("cannot write a row of type `{}` as CSV", self.row))
                 .because(why)
                 .help("map the rows to a struct whose fields are all written, under the names they are read by"));
         }

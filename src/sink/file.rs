@@ -37,7 +37,7 @@ use crate::durable::disk::{Disk, DiskFile, Lock, parent};
 use crate::durable::journal::JournalEnds;
 use crate::durable::recovery::ReportedSink;
 use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::time::Epoch;
 use commit::{Commit, Commits};
@@ -120,7 +120,9 @@ impl<E> FileWriter<E> {
         };
         if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
             let opened = fs::OpenOptions::new().write(true).open(path);
-            let file = opened.map_err(|why| Error::new("cannot open the results file").at(&place).because(why))?;
+            let file = opened.map_err(|why| {
+                Error::of(ErrorKind::SinkFailed, "cannot open the results file").at(&place).caused_by(why)
+            })?;
             return Ok(writer(Box::new(DeviceFile { file, written: 0 }), TargetKind::Special));
         }
         let (held, target) = LockedFile::lock(path, at)?;
@@ -168,7 +170,9 @@ fn resolved(path: &Path) -> PathBuf {
 impl LockedFile {
     fn lock(path: &Path, at: &SinkContext) -> Result<(LockedFile, Box<dyn DiskFile>)> {
         let place = path.display();
-        let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").at(&place).because(why);
+        let failed = |why: &dyn fmt::Display| {
+            Error::of(ErrorKind::SinkFailed, "cannot open the results file").at(&place).because(why)
+        };
         let path = resolved(path);
         let (disk, commits) = (Arc::clone(&at.disk), Commits::of(&at.disk, &path));
         let missing = disk.open(&path).is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
@@ -205,7 +209,10 @@ impl LockedFile {
         incarnation: &Incarnation,
     ) -> Result<Box<dyn DiskFile>> {
         let failed = |why: io::Error| {
-            Error::new("cannot copy the results file").at(self.path.display()).because(io_reason(&why))
+            Error::of(ErrorKind::SinkFailed, "cannot copy the results file")
+                .at(self.path.display())
+                .because(io_reason(&why))
+                .caused_by(why)
         };
         let path = self.commits.path_of_copy(incarnation.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
@@ -226,7 +233,9 @@ impl LockedFile {
 impl StatefulFile {
     /// Verifies that a file is what its commit records; `header` is the one that the file would begin with now.
     fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<()> {
-        let length = file.length().map_err(|why| Error::new("cannot read the results file").because(why))?;
+        let length = file
+            .length()
+            .map_err(|why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why))?;
         let Some(commit) = commit else {
             if length == 0 {
                 return Ok(());
@@ -249,7 +258,7 @@ impl StatefulFile {
             let why = format!("it has {length} bytes, and {shown} were shown, as {name} says");
             return Err(refused(why).help(again));
         }
-        let unreadable = |why| Error::new("cannot read the results file").because(why);
+        let unreadable = |why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why);
         let mut begin = vec![0; header.len().min(usize::try_from(commit.length).unwrap_or(usize::MAX))];
         file.read_at(0, &mut begin).map_err(unreadable)?;
         if !begin.is_empty() && begin != header {
@@ -293,7 +302,7 @@ impl StatefulFile {
             // The file's name is durable before there is a commit, and there is a commit before the file has contents:
             // so a file with contents has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
-            synced.map_err(|why| file.failed("begin the results file", io_reason(&why)))?;
+            synced.map_err(|why| file.failed_by("begin the results file", why))?;
             self.commit(file, None, &JournalEnds::default())?;
         }
         if length == 0 {
@@ -335,7 +344,7 @@ impl StatefulFile {
 }
 
 fn refused(why: impl fmt::Display) -> Error {
-    Error::new("cannot go on with the results file").because(why)
+    Error::of(ErrorKind::SinkFailed, "cannot go on with the results file").because(why)
 }
 
 fn bug(what: impl Into<String>) -> Error {
@@ -349,7 +358,7 @@ fn missing_file(commit: &Path) -> Error {
 }
 
 fn is_locked(commits: &Commits) -> Error {
-    let error = Error::new("cannot open the results file");
+    let error = Error::of(ErrorKind::SinkFailed, "cannot open the results file");
     match commits.newest() {
         Ok(Some(commit)) => error
             .because(format!("it is being written by another job or output, lately by process {}", commit.process))
@@ -396,14 +405,18 @@ impl AppendFile {
     }
 
     fn failed(&self, to: &str, why: impl fmt::Display) -> Error {
-        Error::new(format!("cannot {to}")).at(&self.place).because(why)
+        Error::of(ErrorKind::SinkFailed, format!("cannot {to}")).at(&self.place).because(why)
+    }
+
+    fn failed_by(&self, to: &str, why: io::Error) -> Error {
+        self.failed(to, io_reason(&why)).caused_by(why)
     }
 
     /// Truncates the file to its first `length` bytes, whose checksum is given; appending continues there.
     fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
-        let found = self.target.length().map_err(|why| self.failed("begin the results file", io_reason(&why)))?;
+        let found = self.target.length().map_err(|why| self.failed_by("begin the results file", why))?;
         if found != length {
-            self.target.truncate(length).map_err(|why| self.failed("begin the results file", io_reason(&why)))?;
+            self.target.truncate(length).map_err(|why| self.failed_by("begin the results file", why))?;
             self.unsynced = true;
         }
         self.length = length;
@@ -421,7 +434,7 @@ impl AppendFile {
         }
         self.unsynced = true;
         if let Err(why) = self.target.append(lines) {
-            let failed = self.failed("write the results", io_reason(&why));
+            let failed = self.failed_by("write the results", why);
             return Err(match self.target.truncate(self.length) {
                 Ok(()) => failed,
                 Err(why) => {
@@ -437,7 +450,7 @@ impl AppendFile {
 
     fn sync(&mut self) -> Result<()> {
         if self.unsynced {
-            self.target.sync().map_err(|why| self.failed("sync the results", io_reason(&why)))?;
+            self.target.sync().map_err(|why| self.failed_by("sync the results", why))?;
             self.unsynced = false;
         }
         Ok(())
@@ -517,7 +530,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
                 self.file.append(&header)?;
                 if self.synced {
                     let synced = held.disk.sync_directory(parent(&held.path));
-                    synced.map_err(|why| self.file.failed("begin the results file", io_reason(&why)))?;
+                    synced.map_err(|why| self.file.failed_by("begin the results file", why))?;
                 }
             }
             TargetKind::Stateful(stated) => stated.begin(&mut self.file, incarnation, &header)?,

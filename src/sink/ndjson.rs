@@ -16,7 +16,7 @@ use serde::de::IgnoredAny;
 
 use super::encode::{DIFF, EncodeRows, check_diff};
 use super::fields::{self, RowShape};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::sink::{self, SinkContext, SinkRows, SinkWriter, file};
 
@@ -79,7 +79,7 @@ impl Encoder {
     }
 
     fn refused(&self, why: impl std::fmt::Display) -> Error {
-        Error::new(format!("cannot write a row of type `{}` as NDJSON", self.row)).because(why)
+        Error::of(ErrorKind::SinkFailed, format!("cannot write a row of type `{}` as NDJSON", self.row)).because(why)
     }
 }
 

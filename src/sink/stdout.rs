@@ -10,7 +10,7 @@ use super::encode::EncodeRows;
 use super::{Sink, SinkContext, SinkRows, SinkWriter, csv, ndjson};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::time::Epoch;
 
@@ -82,7 +82,7 @@ impl<E, T: Write> Printer<E, T> {
         let printed = self.target.write_all(&self.lines).and_then(|()| self.target.flush());
         self.lines.clear();
         printed.map_err(|why| {
-            let failed = Error::new("cannot print the results").at("stdout");
+            let failed = Error::of(ErrorKind::SinkFailed, "cannot print the results").at("stdout");
             match why.kind() {
                 io::ErrorKind::BrokenPipe => failed.because("whoever was reading them has stopped"),
                 _ => failed.because(why),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::durable::journal::PartitionProgress;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{
     PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext, time_of,
@@ -83,7 +83,7 @@ pub(super) fn check_there(source: &str, length: u64, bound: &PartitionProgress) 
         return Ok(());
     }
     let place = format!("source `{source}`, partition {}, offset {end}", bound.partition);
-    let error = Error::new("the state names records that are not there").at(place);
+    let error = Error::of(ErrorKind::SourceChanged, "the state names records that are not there").at(place);
     Err(error.because(format!("there are {length}")).help("restore them, or start without the old state"))
 }
 

@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
-use crate::error::{Error, Result, shortened};
+use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::status::PartitionStatus;
@@ -851,7 +851,7 @@ impl<D: Record> PartitionTracker<D> {
         if self.fail_on_reject {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
-            let error = Error::new("a record was rejected").at(place).because(reason);
+            let error = Error::of(ErrorKind::RecordRejected, "a record was rejected").at(place).because(reason);
             return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
         if self.metrics.notices.should_log_reject() {

@@ -173,7 +173,7 @@ pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
     if flow.build.mode == BuildMode::OpenSinks
         && let Err(why) = Codec::<T>::check(&Postcard)
     {
-        let error = Error::usage("snapshots cannot store the rows of a step").at(format!("step `{name}`")).because(why);
+        let error = Error::usage("snapshots cannot store the rows of a step").at_step(name).because(why);
         flow.build.failure.set(error.help("map such values to strings or integers before the step"));
     }
 }
@@ -269,7 +269,7 @@ impl<T: Record> SegmentBuilder<T> {
             match blocks {
                 Ok(blocks) => blocks.into_iter().for_each(|block| self.write(block)),
                 Err(why) => {
-                    self.durable.failure.set(why.at(format!("step `{}`", self.name)));
+                    self.durable.failure.set(why.at_step(&self.name));
                     return None;
                 }
             }

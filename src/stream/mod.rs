@@ -56,7 +56,7 @@ use timely::dataflow::{Scope, Stream as TimelyStream};
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::recovery::ReportedSink;
 use crate::durable::{Incarnation, PublishedEpoch, sources};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
 use crate::sink::{SinkContext, SinkWriter};
@@ -287,6 +287,27 @@ pub(crate) type SnapshotAckStream<'f> = TimelyStream<'f, u64, Vec<SnapshotAck>>;
 /// such a cycle would leak what the flow owns, such as open files.
 type RejectStream<'f> = watermarks::EventsAndWatermarks<'f, Rejected>;
 
+/// The result of a function that builds a query: nothing, or a [`Result`] whose error fails the job before it starts.
+pub trait QueryResult {
+    /// Converts to a [`Result`].
+    ///
+    /// # Errors
+    /// Fails if the query cannot be built.
+    fn into_result(self) -> Result<()>;
+}
+
+impl QueryResult for () {
+    fn into_result(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl QueryResult for Result<()> {
+    fn into_result(self) -> Result<()> {
+        self
+    }
+}
+
 /// A query under construction.
 ///
 /// The closure that a job runs is called once on every worker, and once more before that to learn the query's steps:
@@ -358,6 +379,13 @@ impl<'f> Flow<'f> {
                 self.build.failure.set(error);
                 0
             }
+        }
+    }
+
+    /// Builds a query; its error fails the job.
+    pub(crate) fn build<R: QueryResult>(&self, query: impl Fn(&Flow<'f>) -> R) {
+        if let Err(error) = query(self).into_result() {
+            self.build.failure.set(error);
         }
     }
 

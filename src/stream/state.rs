@@ -255,7 +255,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     ) -> Stateful<'f, K, D, O> {
         let build = std::rc::Rc::clone(&self.stream.flow.build);
         let lateness = whole_millis("allowed lateness", self.lateness).unwrap_or_else(|error| {
-            build.failure.set(error.at(format!("step `{name}`")));
+            build.failure.set(error.at_step(name));
             0
         });
         let (lateness, subscriptions) = (Span::saturating_from_millis(lateness), Subscriptions::default());

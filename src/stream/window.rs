@@ -301,13 +301,13 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let (windows, lateness) = match window.windows().and_then(|windows| Ok((windows, lateness_millis?))) {
             Ok((windows, lateness)) => (windows, Span::saturating_from_millis(lateness)),
             Err(error) => {
-                flow.build.failure.set(error.at(format!("step `{name}`")));
+                flow.build.failure.set(error.at_step(name));
                 (WindowAssigner::Global, Span::ZERO)
             }
         };
         let aggregate = Rc::new(build(Each::new()));
         if let Err(error) = aggregate.check() {
-            flow.build.failure.set(error.at(format!("step `{name}`")));
+            flow.build.failure.set(error.at_step(name));
         }
         // Live rows of windows that nothing closes stay when the stream has ended, but snapshots no longer have them.
         let stays = matches!(window.kind, WindowKind::Global | WindowKind::Count { .. });

@@ -45,12 +45,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, JournalEnds, MemoryJournal, PartitionProgress};
 use crate::durable::{Incarnation, PublishedEpoch};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Cluster, Job, Pace, RunReport, State, StopHandle};
 use crate::record::Record;
 use crate::sink::{Sink, SinkContext, SinkWriter};
 use crate::source::Options;
-use crate::stream::Flow;
+use crate::stream::{Flow, QueryResult};
 use crate::time::{Epoch, EventTime};
 use crate::view::Views;
 
@@ -384,7 +384,7 @@ fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + S
             scope.spawn(move || job.run(move |flow| query(flow)))
         });
         let running: Vec<_> = running.collect();
-        let panicked = || Err(Error::new("a process of the test panicked"));
+        let panicked = || Err(Error::of(ErrorKind::Panicked, "a process of the test panicked"));
         running.into_iter().map(|process| process.join().unwrap_or_else(|_| panicked())).collect::<Vec<_>>()
     });
     let mut reports = reports.into_iter().collect::<Result<Vec<_>>>()?.into_iter();
@@ -566,7 +566,8 @@ impl TestRun {
     ///
     /// # Errors
     /// Fails as [`Job::run`] does.
-    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunOutcome> {
+    pub fn run<R: QueryResult>(self, query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static) -> Result<RunOutcome> {
+        let query = move |flow: &Flow<'_>| flow.build(&query);
         let journal = Arc::new(MemoryJournal::default());
         let asked: Arc<dyn Journal> = match self.sync {
             Some(sync) => Arc::new(SlowJournal(Arc::clone(&journal), sync)),

@@ -18,7 +18,7 @@ mod shape;
 
 use std::fmt;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 #[cfg(feature = "abomonation")]
 pub use abomonation::Abomonation;
@@ -68,7 +68,7 @@ impl RowEncoding {
         if (self.codec, self.fingerprint) == (written.codec, written.fingerprint) {
             return Ok(());
         }
-        let refused = Error::new("cannot read a segment's rows");
+        let refused = Error::of(ErrorKind::StateIncompatible, "cannot read a segment's rows");
         if self.codec != written.codec {
             let why = format!("they were written by {}, and this step reads {}", written.codec, self.codec);
             let what = format!("run the step with {}, or start from a new state directory", written.codec);

@@ -8,7 +8,7 @@ use super::format::{
 };
 use crate::durable::StateId;
 use crate::durable::envelope::EnvelopeError;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The contents of a journal file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,8 @@ fn check_header(state: StateId, id: FileId, header: &JournalHeader) -> Result<()
 fn entry(id: FileId, body: &[u8], end: u64) -> Result<JournalEntry> {
     match decode_body(body) {
         Some((worker, frame)) => Ok(JournalEntry { worker, frame, end }),
-        None => Err(Error::new("the journal is damaged").at(id).because("a frame makes no sense")),
+        None => {
+            Err(Error::of(ErrorKind::StateDamaged, "the journal is damaged").at(id).because("a frame makes no sense"))
+        }
     }
 }

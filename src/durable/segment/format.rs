@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::codec::{CodecId, RowEncoding, Schema};
 use crate::durable::segment::{SegmentInfo, SegmentLabel, block_builder, level_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::EventTime;
 
 const MAGIC: [u8; 8] = *b"TIDE-SEG";
@@ -189,7 +189,7 @@ pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<(u8, u32)> {
         Some(version) => {
             let why =
                 format!("it was written in version {version} of the format, and this program reads 1 to {VERSION}");
-            let refused = Error::new("cannot read a segment").at(path.display()).because(why);
+            let refused = Error::of(ErrorKind::StateDamaged, "cannot read a segment").at(path.display()).because(why);
             return Err(refused.help("run the version of Tidegate that wrote it, or start from a new state directory"));
         }
         None => return Err(damaged(path, "it ends within its start")),
@@ -249,6 +249,6 @@ fn decode<V: DeserializeOwned>(bytes: &[u8], path: &Path, what: &str) -> Result<
 
 /// The error for a damaged file.
 pub(super) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
-    let error = Error::new("a segment is damaged").at(path.display()).because(why);
+    let error = Error::of(ErrorKind::StateDamaged, "a segment is damaged").at(path.display()).because(why);
     error.help("restore the file from a copy, or go back to a snapshot without it")
 }

@@ -8,7 +8,7 @@ use crate::durable::codec::{AlignedBytes, BlockRows, Codec, CodecId, DynamicValu
 use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
 use crate::durable::segment::{SegmentInfo, SegmentLabel};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A reader of one segment, whose header and footer are verified.
 #[derive(Debug)]
@@ -252,7 +252,7 @@ fn read_some(file: &dyn DiskFile, path: &Path, position: u64, length: u64) -> Re
 }
 
 fn unreadable(path: &Path, why: &io::Error) -> Error {
-    let error = Error::new("cannot read a segment").at(path.display()).because(why);
+    let error = Error::of(ErrorKind::StateDamaged, "cannot read a segment").at(path.display()).because(why);
     if why.kind() == io::ErrorKind::NotFound {
         error.help("restore the file from a copy, or go back to a snapshot without it")
     } else {

@@ -54,7 +54,7 @@ use self::heartbeat::{HEARTBEAT_INTERVAL, RunningTime};
 use self::secret::{Secret, random};
 use crate::durable::manifest::QueryFingerprint;
 use crate::durable::recovery::changes;
-use crate::error::{Error, ErrorClass, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::job::StopHandle;
 use crate::thread::{self, JobFailure, ThreadRole};
 
@@ -234,7 +234,8 @@ impl Cluster {
             if let Some(missing) = missing
                 && time.elapsed() > self.connect_timeout
             {
-                let error = Error::new(format!("process {missing} has not come")).at(self.address(missing));
+                let error = Error::of(ErrorKind::ProcessLost, format!("process {missing} has not come"))
+                    .at(self.address(missing));
                 let error = error.because(heartbeat::unheard_for(self.connect_timeout));
                 return Err(error.help("start all processes, with one file of hosts"));
             }
@@ -307,7 +308,8 @@ impl Cluster {
                 return Ok(None);
             }
             if time.elapsed() > self.connect_timeout {
-                let error = Error::new(format!("process {process} cannot be reached")).at(self.address(process));
+                let error = Error::of(ErrorKind::ProcessLost, format!("process {process} cannot be reached"))
+                    .at(self.address(process));
                 let told = told.filter(|(since, _)| since.elapsed() < HANDSHAKE_TIMEOUT).map(|(_, told)| told);
                 return Err(error.because(told.unwrap_or(why)).help("start all processes, with one file of hosts"));
             }
@@ -326,8 +328,10 @@ impl Cluster {
     /// Returns the failure of a job that has lost a process, as process `by` has noticed.
     fn gone(&self, process: usize, by: usize, why: &str) -> Error {
         let error = match process {
-            lost if lost == self.process => Error::new(format!("process {lost} was taken for lost, which is this one")),
-            lost => Error::new(format!("process {lost} is gone")).at(self.address(lost)),
+            lost if lost == self.process => {
+                Error::of(ErrorKind::ProcessLost, format!("process {lost} was taken for lost, which is this one"))
+            }
+            lost => Error::of(ErrorKind::ProcessLost, format!("process {lost} is gone")).at(self.address(lost)),
         };
         let error = if by == self.process { error.because(why) } else { error.because(format!("process {by}: {why}")) };
         error.help("start all processes again: a job with state goes on where its results end")
@@ -412,7 +416,7 @@ struct FailureReport {
 
 impl FailureReport {
     fn new(process: usize, error: &Error) -> Self {
-        FailureReport { process, usage: error.kind() == ErrorClass::Usage, why: error.to_string() }
+        FailureReport { process, usage: error.kind() == ErrorKind::Usage, why: error.to_string() }
     }
 
     /// Returns the error with which a process that receives this fails.

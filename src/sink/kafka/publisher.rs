@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
 use super::topics::find_or_create;
 use crate::durable::FencingCheck;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::client::{
     TopicConfig, TopicLookup, UNKNOWN_TOPIC_TIMEOUT, check_leaders, client_not_created, error_text, find_topic,
     find_topic_within, no_topic,
@@ -531,7 +531,7 @@ impl Publisher {
 
 /// Returns the error for a topic that was recreated or has lost records.
 pub(super) fn lost_records(topic: &TopicConfig, why: &str) -> Error {
-    Error::new("cannot go on with the topic")
+    Error::of(ErrorKind::SinkFailed, "cannot go on with the topic")
         .at(topic.describe())
         .because(why)
         .help("it was recreated or has lost records: start with a new state directory, or name another topic")

@@ -25,7 +25,7 @@ use super::progress::{self, SinkProgress};
 use super::publisher::{Publisher, lost_records};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch, StateId};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::client::{TopicConfig, no_topic};
 use crate::time::Epoch;
 
@@ -143,7 +143,7 @@ impl TransactionalWriter {
     pub(super) fn begin(&mut self, incarnation: &Incarnation) -> Result<()> {
         if let Some(found) = self.committed.as_ref().filter(|found| found.incarnation >= incarnation.incarnation) {
             let (theirs, ours) = (found.incarnation, incarnation.incarnation);
-            return Err(Error::new("cannot go on with the topic")
+            return Err(Error::of(ErrorKind::SinkFailed, "cannot go on with the topic")
                 .at(self.output.describe())
                 .because(format!("life {theirs} of the state wrote to it, and this is only life {ours}"))
                 .help("use the newest copy of the state directory"));
@@ -298,7 +298,7 @@ impl TransactionalWriter {
         let theirs = found.last.as_ref().is_some_and(|found| found.incarnation > incarnation.incarnation);
         Err(match why.filter(|_| is_fenced && theirs) {
             Some(fenced) => fenced,
-            None if theirs => Error::new("cannot go on with the topic")
+            None if theirs => Error::of(ErrorKind::SinkFailed, "cannot go on with the topic")
                 .at(self.output.describe())
                 .because("a later incarnation of the state wrote to it")
                 .help("leave the state to that process, or end it and start again"),

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::durable::journal::{ContentCheck, PartitionProgress};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::time::{Epoch, EventTime};
 
@@ -573,7 +573,9 @@ pub fn format_bytes(bytes: usize) -> String {
 
 impl ChunkAssigner {
     fn open(path: &Path, until_end: bool, limits: FileLimits) -> Result<Self> {
-        let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
+        let refused = |why: &dyn std::fmt::Display| {
+            Error::of(ErrorKind::SourceUnreachable, "cannot open the input").at(path.display()).because(why)
+        };
         // The type is checked before opening: opening a pipe would block until another process writes to it.
         let found = path.metadata().map_err(|why| refused(&why).help("check the path"))?;
         if !found.is_file() {
@@ -665,7 +667,9 @@ impl ChunkAssigner {
             return Ok(());
         }
         let place = format!("{}, offset {}", self.path.display(), self.position);
-        let error = Error::new("the input was moved or removed while it was followed").at(place).because(why);
+        let error = Error::of(ErrorKind::SourceChanged, "the input was moved or removed while it was followed")
+            .at(place)
+            .because(why);
         Err(error.help("all of the old file up to there was read; to read the new one, start again with a new --state"))
     }
 
@@ -683,12 +687,12 @@ impl ChunkAssigner {
     }
 
     fn broken(&self, why: &dyn std::fmt::Display) -> Error {
-        Error::new("cannot read the input").at(self.path.display()).because(why)
+        Error::of(ErrorKind::SourceUnreachable, "cannot read the input").at(self.path.display()).because(why)
     }
 
     fn shorter(&self, position: u64) -> Error {
         let place = format!("{}, offset {position}", self.path.display());
-        let error = Error::new("the file ends before what was already read of it").at(place);
+        let error = Error::of(ErrorKind::SourceChanged, "the file ends before what was already read of it").at(place);
         error.help("files that are read may only grow; restore it, or start without the old state")
     }
 
@@ -788,7 +792,7 @@ impl ChunkAssigner {
         }
         if end > self.length {
             let place = format!("{}, offset {end}", self.path.display());
-            let error = Error::new("the state names records that are not there").at(place);
+            let error = Error::of(ErrorKind::SourceChanged, "the state names records that are not there").at(place);
             let length = format!("the file has {} bytes", self.length);
             return Err(error.because(length).help("restore the file, or start without the old state"));
         }
@@ -797,7 +801,7 @@ impl ChunkAssigner {
             return Ok(());
         }
         let place = format!("{}, before offset {}", self.path.display(), bound.next_offset);
-        let error = Error::new("the file was changed since the state was written").at(place);
+        let error = Error::of(ErrorKind::SourceChanged, "the file was changed since the state was written").at(place);
         Err(error.help("restore the file, or start without the old state; files that are read may only grow"))
     }
 
@@ -870,7 +874,8 @@ impl ChunkAssigner {
         while let Some((_, watermark)) = self.expected.pop_front_if(|(next, _)| *next <= position) {
             if watermark != self.carry.watermark && self.failure.is_none() {
                 let place = format!("{}, before offset {position}", self.path.display());
-                let error = Error::new("the file is not what the journal was written from").at(place);
+                let error =
+                    Error::of(ErrorKind::SourceChanged, "the file is not what the journal was written from").at(place);
                 let why = format!("its watermark there is {}, the journal's {watermark}", self.carry.watermark);
                 self.failure = Some(error.because(why).help("restore the file, or start without the old state"));
             }

@@ -3,9 +3,9 @@
 //! Invariant: records are found, accepted and rejected as in a file that a job reads.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read};
+use std::io::{self, Read};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 
 use super::chunks::{MAX_RECORD, ScanState, format_bytes};
@@ -140,11 +140,11 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
         self.bytes.resize(had + BLOCK, 0);
         let read = loop {
             match self.reader.read(&mut self.bytes[had..]) {
-                Err(why) if why.kind() == ErrorKind::Interrupted => {}
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
                 read => break read,
             }
         };
-        let read = read.map_err(|why| Error::new("cannot read the input").because(why));
+        let read = read.map_err(|why| Error::of(ErrorKind::SourceUnreachable, "cannot read the input").caused_by(why));
         self.bytes.truncate(had + *read.as_ref().unwrap_or(&0));
         self.is_over = read? == 0;
         Ok(())
@@ -173,7 +173,7 @@ mod tests {
     struct Slow<'a>(&'a [u8], &'a std::cell::Cell<usize>);
 
     impl Read for Slow<'_> {
-        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
             let count = self.0.len().min(into.len()).min(3);
             into[..count].copy_from_slice(&self.0[..count]);
             self.0 = &self.0[count..];

@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::TopicAddress;
 
 /// Longest wait for a broker when a source or sink is opened.
@@ -346,7 +346,10 @@ pub(crate) fn find_topic_within<C: ClientContext>(
 }
 
 fn refused(topic_config: &TopicConfig, because: &str) -> Error {
-    Error::new("the Kafka brokers refuse").at(topic_config.describe()).because(because).help("check --kafka-config")
+    Error::of(ErrorKind::AccessRefused, "the Kafka brokers refuse")
+        .at(topic_config.describe())
+        .because(because)
+        .help("check --kafka-config")
 }
 
 /// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if there is no leader, or no answer.
@@ -398,7 +401,7 @@ fn advertised_in(reason: &str) -> Option<String> {
 
 fn no_broker(topic_config: &TopicConfig, words: &LastError, last: Option<String>) -> Error {
     let why = words.reason().or(last);
-    let error = Error::new("no Kafka broker is reachable").at(&topic_config.brokers);
+    let error = Error::of(ErrorKind::SourceUnreachable, "no Kafka broker is reachable").at(&topic_config.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", topic_config.topic)));
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").transient()
 }

@@ -23,7 +23,7 @@ use super::client::{TopicConfig, code_text, error_text};
 use super::peek::{ReadDecision, read_each};
 use super::reader::{connect, has_fingerprint, missing_partition, offsets, wrong_record};
 use crate::durable::journal::ContentCheck;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for the brokers to report a topic's settings.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,10 +49,13 @@ pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
 
 /// Returns the error for a topic that was deleted and created again under its name while it was read.
 pub(super) fn recreated(topic_config: &TopicConfig) -> Error {
-    Error::new(format!("the topic {} was deleted and created again while it was read", topic_config.topic))
-        .at(&topic_config.brokers)
-        .because("its new records may be at offsets that were read before")
-        .help("start again with a new --state and new outputs")
+    Error::of(
+        ErrorKind::SourceChanged,
+        format!("the topic {} was deleted and created again while it was read", topic_config.topic),
+    )
+    .at(&topic_config.brokers)
+    .because("its new records may be at offsets that were read before")
+    .help("start again with a new --state and new outputs")
 }
 
 /// Reads once more the last records that were taken, with a client of its own, and compares them. Returns an error if

@@ -1,6 +1,6 @@
 //! Sums and means, exact: integers and decimals, in numbers wide enough that the order of the terms never matters.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Decimal, Event, Real, Record};
 use crate::stream::aggregate::quotient::{Uint384, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, WrappingSum};
@@ -134,7 +134,8 @@ impl WrappingSum {
 }
 
 fn overflow(kind: &str) -> Error {
-    Error::new(format!("a sum is too large for {kind}")).help("sum smaller parts, or sum in larger units")
+    Error::of(ErrorKind::ValueFailed, format!("a sum is too large for {kind}"))
+        .help("sum smaller parts, or sum in larger units")
 }
 
 const FRACTIONS: i128 = 10i128.pow(28);
