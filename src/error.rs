@@ -166,12 +166,14 @@ impl Error {
     /// Marks an error as transient, so that the operation is retried: a broker is unreachable, a transaction was
     /// aborted.
     #[must_use]
+    #[cfg(feature = "kafka")]
     pub(crate) fn transient(mut self) -> Self {
         self.inner.is_transient = true;
         self
     }
 
     /// `true` if the error is transient: the next attempt may succeed.
+    #[cfg(feature = "kafka")]
     pub(crate) fn is_transient(&self) -> bool {
         self.inner.is_transient
     }

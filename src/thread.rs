@@ -282,6 +282,7 @@ impl ThreadHandle {
     }
 
     /// Like [`ThreadHandle::join`], but waits no longer than `limit`.
+    #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the command-line tool uses it"))]
     pub(crate) fn join_within(self, limit: Duration) {
         let begun = Instant::now();
         while !self.0.is_finished() {

@@ -49,6 +49,7 @@ use crate::view::Views;
 use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
+#[cfg(feature = "cli")]
 pub(crate) use cluster::secret::Secret;
 pub use monitor::Watcher;
 pub use profile::{JobProfile, StepProfile};
@@ -303,6 +304,7 @@ impl Job {
     }
 
     /// Test hook: subtracts `behind` from the wall clock, as if it had been set back; epochs still increase.
+    #[cfg(feature = "cli")]
     pub(crate) fn clock_behind(mut self, behind: Duration) -> Self {
         self.clock_behind = behind;
         self

@@ -209,6 +209,7 @@ impl Watcher {
     }
 
     /// `true` once all workers of this process run: records may have been read.
+    #[cfg(feature = "cli")]
     pub(crate) fn has_begun(&self) -> bool {
         self.0.get().is_some_and(|watch| watch.board.has_begun())
     }

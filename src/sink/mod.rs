@@ -105,6 +105,7 @@ impl SinkContext {
 ///
 /// # Errors
 /// Fails if the commit file is damaged, or cannot be read.
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the command-line tool uses it"))]
 pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
     file::published_in(disk, file)
 }

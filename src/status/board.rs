@@ -139,6 +139,7 @@ impl StatusBoard {
     }
 
     /// `true` once every worker has reported its status.
+    #[cfg(feature = "cli")]
     pub(crate) fn has_begun(&self) -> bool {
         self.workers.iter().all(|worker| locked(&worker.now).is_some())
     }

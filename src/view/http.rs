@@ -12,6 +12,7 @@
 
 #[cfg(feature = "http")]
 mod body;
+#[cfg(feature = "cli")]
 mod client;
 #[cfg(feature = "http")]
 mod connection;
@@ -40,6 +41,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, Result};
 
+#[cfg(feature = "cli")]
 pub(crate) use client::{encoded, get};
 pub(crate) use limits::PIECE;
 #[cfg(not(feature = "http"))]

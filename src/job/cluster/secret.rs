@@ -67,6 +67,7 @@ impl Secret {
     }
 
     /// Returns a new random secret, as text.
+    #[cfg(any(feature = "cli", test))]
     pub(crate) fn random() -> Result<String> {
         Ok(random::<32>()?.iter().map(|byte| format!("{byte:02x}")).collect())
     }

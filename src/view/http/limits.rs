@@ -48,4 +48,5 @@ pub(crate) const GRACE: Duration = Duration::from_millis(300);
 /// Time after which the job ends without waiting for its server.
 pub(crate) const END_TIME: Duration = Duration::from_millis(900);
 /// Maximum size of an answer that the client reads, in bytes.
+#[cfg_attr(all(feature = "http", not(feature = "cli")), expect(dead_code, reason = "the command-line tool uses it"))]
 pub(crate) const ANSWER_BYTES: u64 = 64 << 20;
