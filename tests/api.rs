@@ -383,7 +383,8 @@ fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
 
 #[test]
 fn a_query_that_panics_while_it_is_built_is_an_error() {
-    let result = within(Duration::from_secs(60), || Job::new("panics").run(|_| -> Result<()> { panic!("no such account") }));
+    let result =
+        within(Duration::from_secs(60), || Job::new("panics").run(|_| -> Result<()> { panic!("no such account") }));
     let error = result.expect("it answers").unwrap_err().to_string();
     assert!(error.contains("no such account"), "{error}");
 }

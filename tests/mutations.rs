@@ -132,7 +132,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "the earliest record is read where the next one is gone",
-        file: "src/source/kafka/reader.rs",
+        file: "src/source/kafka/consumer.rs",
         text: "(\"auto.offset.reset\", \"error\")",
         instead: "(\"auto.offset.reset\", \"earliest\")",
         tests: "tests/kafka_reader.rs",

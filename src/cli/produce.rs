@@ -16,7 +16,7 @@ use super::{Property, note, pairs, print_line};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::sink::kafka::Publisher;
 use crate::source::csv::Csv;
-use crate::source::file::RecordFormat;
+use crate::source::file::format::RecordFormat;
 use crate::source::file::record_reader::RecordReader;
 use crate::source::generator::{Generator, Transaction};
 use crate::source::ndjson::Ndjson;

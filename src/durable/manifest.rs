@@ -18,7 +18,7 @@ use super::disk::Disk;
 use super::envelope::Envelope;
 use super::journal::PartitionProgress;
 use super::segment::SegmentInfo;
-use super::{FencingCheck, StateId, disk_error, replace_while_current, sources};
+use super::{FencingCheck, StateId, disk_error, replace_while_current};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Epoch, EventTime};
 
@@ -62,6 +62,9 @@ pub struct QueryFingerprint {
     pub steps: Vec<StepFingerprint>,
 }
 
+/// The kind of a source's step.
+pub(super) const SOURCE_KIND: &str = "source";
+
 /// A step's part of its query's fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StepFingerprint {
@@ -89,7 +92,7 @@ impl QueryFingerprint {
             if let Some((detail, _)) = step.detail.rsplit_once(before_types) {
                 step.detail = detail.to_owned();
             }
-            if step.kind != sources::KIND {
+            if step.kind != SOURCE_KIND {
                 step.fingerprint = 0;
             }
         }
@@ -99,7 +102,7 @@ impl QueryFingerprint {
 impl StepFingerprint {
     /// `true` if snapshots have rows of the step.
     pub(super) fn keeps_rows(&self) -> bool {
-        !matches!(&*self.kind, sources::KIND | "sink" | "view")
+        !matches!(&*self.kind, SOURCE_KIND | "sink" | "view")
     }
 
     /// `true` if the shapes of both steps' rows are known and differ.

@@ -29,6 +29,7 @@
 //! This layer does not know timely, sources or sinks.
 
 pub mod background;
+mod clock;
 pub mod codec;
 pub mod compaction;
 pub mod disk;
@@ -40,6 +41,7 @@ pub mod manifest;
 pub(crate) mod memory_disk;
 pub mod recovery;
 pub mod savepoint;
+mod savepoint_marker;
 pub mod segment;
 pub(crate) mod sources;
 pub mod state;

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{FileId, Frame, JournalEntry, JournalFile, PartitionProgress, WorkerEnd};
-use super::manifest::{Manifest, ManifestId, QueryFingerprint, StepFingerprint};
+use super::manifest::{Manifest, ManifestId, QueryFingerprint, SOURCE_KIND, StepFingerprint};
 use super::sources::{self, check_sources};
 use super::{PublishedEpoch, StateId};
 use crate::error::{Error, ErrorKind, Result};
@@ -636,7 +636,7 @@ pub(crate) fn changes(then: &QueryFingerprint, now: &QueryFingerprint) -> Vec<St
     for (step, (kind, name)) in now.steps.iter().zip(&new) {
         match then.steps.iter().find(|then| (&then.kind, &then.name) == (kind, name)) {
             None => changes.push(format!("the step {kind} {name} is new")),
-            Some(was) if kind == sources::KIND => changes.extend(sources::change(was, step)),
+            Some(was) if kind == SOURCE_KIND => changes.extend(sources::change(was, step)),
             Some(was) if was.detail != step.detail => {
                 changes.push(format!("the step {kind} {name} is {}, was {}", step.detail, was.detail));
             }

@@ -1,7 +1,7 @@
 //! Savepoints: one snapshot of a state in a directory of its own, to be kept, moved, and used to start a new state.
 //!
 //! ```text
-//! SAVEPOINT                   identity of the snapshot and its state; written last
+//! SAVEPOINT                   the marker: identity of the snapshot and its state; written last
 //! manifests/1700-3.manifest   as in the state
 //! segments/*.segment          copies of those that the manifest names
 //! ```
@@ -18,33 +18,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::disk::{Disk, DiskFile, is_temporary};
-use super::envelope::Envelope;
 use super::manifest::{Manifest, ManifestId};
 use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
+use super::savepoint_marker::SavepointMarker;
 use super::segment::{self, SegmentInfo};
-use super::state::{StateDir, now_ms};
+use super::state::StateDir;
 use super::{FencingCheck, StateId, disk_error};
 use crate::error::{Error, ErrorKind, Result};
 
-const KIND: Envelope = Envelope { magic: *b"TGSAVEP", version: 1, name: "savepoint" };
-/// The file that makes a directory a savepoint.
-pub(super) const MARKER_FILE: &str = "SAVEPOINT";
 /// Number of bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
-
-/// The contents of the file `SAVEPOINT`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct SavepointMarker {
-    state: StateId,
-    manifest: ManifestId,
-    /// Wall-clock time of its creation, in milliseconds since 1970; for users.
-    made_ms: u64,
-    /// The version of the program that made it, for users.
-    program: String,
-}
 
 /// A savepoint with its snapshot's manifest.
 #[derive(Clone, Debug)]
@@ -87,9 +71,7 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
         copied.push(manifests.join(id.to_string()));
         let alone: FencingCheck = Arc::new(|| Ok(()));
         manifest.write(disk, &manifests, &alone)?;
-        let program = env!("CARGO_PKG_VERSION").to_owned();
-        let mark = SavepointMarker { state: manifest.state, manifest: id, made_ms: now_ms(), program };
-        disk.create_new(&to.join(MARKER_FILE), &KIND.seal(&mark)?).map_err(cannot)
+        SavepointMarker::new(manifest.state, id).write(disk, to)
     })();
     if let Err(error) = all {
         // The remaining directories are no savepoint.
@@ -138,20 +120,6 @@ impl<'a> CopySource<'a> {
     }
 }
 
-/// Returns the id of the state that a savepoint was made of; `None` if the directory is no savepoint.
-pub(super) fn state_of(disk: &dyn Disk, path: &Path) -> Result<Option<StateId>> {
-    Ok(read_marker(disk, path)?.map(|mark| mark.state))
-}
-
-fn read_marker(disk: &dyn Disk, path: &Path) -> Result<Option<SavepointMarker>> {
-    let file = path.join(MARKER_FILE);
-    match disk.read(&file) {
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(why) => Err(disk_error("cannot read the savepoint", file.display(), why)),
-        Ok(bytes) => KIND.open(&bytes).map(Some).map_err(|broken| KIND.error_for(broken, file.display())),
-    }
-}
-
 impl Savepoint {
     /// Opens the savepoint in a directory; its segments are verified when they are copied.
     ///
@@ -160,7 +128,7 @@ impl Savepoint {
     /// operation fails.
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Savepoint> {
         let path = path.into();
-        let Some(mark) = read_marker(&*disk, &path)? else {
+        let Some(mark) = SavepointMarker::read(&*disk, &path)? else {
             let error = Error::new("there is no savepoint here").at(path.display());
             return Err(error.help("name a directory that `tidegate snapshot export STATE DIR` has made"));
         };

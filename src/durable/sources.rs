@@ -12,11 +12,8 @@
 use std::collections::BTreeSet;
 
 use super::journal::Frame;
-use super::manifest::{Manifest, QueryFingerprint, StepFingerprint};
+use super::manifest::{Manifest, QueryFingerprint, SOURCE_KIND, StepFingerprint};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The kind of a source's step.
-pub(crate) const KIND: &str = "source";
 
 const ACCEPT: &str = "--accept-changed-sources";
 
@@ -35,7 +32,7 @@ pub(crate) fn fingerprint_of(query: &QueryFingerprint, name: &str) -> u64 {
 }
 
 fn steps(query: &QueryFingerprint) -> impl Iterator<Item = &StepFingerprint> {
-    query.steps.iter().filter(|step| step.kind == KIND)
+    query.steps.iter().filter(|step| step.kind == SOURCE_KIND)
 }
 
 fn step_of<'a>(query: &'a QueryFingerprint, name: &str) -> Option<&'a StepFingerprint> {
@@ -128,7 +125,7 @@ mod tests {
             let (name, rest) = source.split_once('=').unwrap();
             let (detail, fingerprint) = rest.split_once('#').unwrap();
             let (name, detail) = (name.to_owned(), detail.to_owned());
-            StepFingerprint { kind: KIND.into(), name, detail, fingerprint: fingerprint.parse().unwrap() }
+            StepFingerprint { kind: SOURCE_KIND.into(), name, detail, fingerprint: fingerprint.parse().unwrap() }
         });
         QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: steps.collect() }
     }

@@ -45,16 +45,16 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::clock::now_ms;
 use super::disk::{Disk, Lock, is_temporary};
 use super::envelope::Envelope;
 use super::journal::{FileId, JournalConfig, JournalFile};
 use super::manifest::{self, Manifest, ManifestId, QueryFingerprint};
 use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
-use super::savepoint;
+use super::savepoint_marker::{SavepointMarker, is_savepoint};
 use super::{FencingCheck, StateId, disk_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Epoch, EventTime};
@@ -112,7 +112,7 @@ impl StateDir {
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
-        if disk.list(&path).map_err(cannot)?.iter().any(|name| name == savepoint::MARKER_FILE) {
+        if is_savepoint(&*disk, &path).map_err(cannot)? {
             let error = Error::of(ErrorKind::StateIncompatible, "this is a savepoint, and no state").at(path.display());
             return Err(error.help("begin a new state with it: --state NEW-DIR --from-savepoint DIR"));
         }
@@ -146,8 +146,8 @@ impl StateDir {
         let path = path.into();
         match read_identity(&*disk, &path)? {
             Some(StateIdentity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
-            None => match savepoint::state_of(&*disk, &path)? {
-                Some(id) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
+            None => match SavepointMarker::read(&*disk, &path)? {
+                Some(SavepointMarker { state: id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
                 None => Err(Error::of(ErrorKind::StateMissing, "there is no state here").at(path.display())),
             },
         }
@@ -158,7 +158,7 @@ impl StateDir {
     /// # Errors
     /// Fails if the directory cannot be listed.
     pub fn is_savepoint(&self) -> Result<bool> {
-        Ok(self.disk.list(&self.path).map_err(self.cannot("read"))?.iter().any(|name| name == savepoint::MARKER_FILE))
+        is_savepoint(&*self.disk, &self.path).map_err(self.cannot("read"))
     }
 
     /// `true` if no incarnation has ever claimed the state or written a journal: a savepoint may then be restored to
@@ -650,11 +650,6 @@ fn random() -> u64 {
     hasher.write_u64(now_ms());
     hasher.write_u32(std::process::id());
     hasher.finish()
-}
-
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl ProcessInfo {

@@ -21,8 +21,8 @@ use ::csv::ByteRecord;
 
 use crate::error::{Error, Result, shortened};
 use crate::record::Record;
-use crate::source::file::chunks::ScanState;
-use crate::source::file::{self, RecordFormat, Untimed};
+use crate::source::file::format::{BYTE_ORDER_MARK, RecordFormat, ScanState};
+use crate::source::file::{self, Untimed};
 
 use fields::RowFields;
 use rows::{QuoteFault, Splitter};
@@ -60,7 +60,7 @@ impl RecordFormat for Csv {
     type Scratch = Scratch;
 
     fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Layout, usize)>> {
-        let mark = file::BYTE_ORDER_MARK;
+        let mark = BYTE_ORDER_MARK;
         let mut start = if bytes.starts_with(mark) { mark.len() } else { 0 };
         while matches!(bytes.get(start), Some(b'\n' | b'\r')) {
             start += 1;

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::file::chunks::ScanState;
-use crate::source::file::{self, RecordFormat, Untimed};
+use crate::source::file::format::{BYTE_ORDER_MARK, RecordFormat, ScanState};
+use crate::source::file::{self, Untimed};
 
 /// An NDJSON file to read records from: `Source::new(path).event_time(|t: &T| t.at_ms)`.
 pub type Source<T = Untimed> = file::FileSource<Ndjson, T>;
@@ -25,7 +25,7 @@ impl RecordFormat for Ndjson {
     type Scratch = ();
 
     fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<((), usize)>> {
-        let mark = file::BYTE_ORDER_MARK;
+        let mark = BYTE_ORDER_MARK;
         if bytes.len() < mark.len() && mark.starts_with(bytes) && !whole {
             return Ok(None);
         }

@@ -8,7 +8,7 @@
 //! Bytes are scanned eight at a time, as most fields are short. The module does not know what fields mean.
 
 use super::fields::RowFields;
-use crate::source::file::chunks::ScanState;
+use crate::source::file::format::ScanState;
 
 /// `true` if the byte ends a row.
 fn ends_row(byte: u8) -> bool {

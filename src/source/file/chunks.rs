@@ -33,7 +33,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::time::{Epoch, EventTime};
 
-use super::RecordFormat;
+use super::format::RecordFormat;
+pub use super::format::ScanState;
 
 /// Limits of the bytes that are held in memory.
 #[derive(Clone, Copy, Debug)]
@@ -140,19 +141,6 @@ struct EndSearch {
     start: u64,
     at: u64,
     state: ScanState,
-}
-
-/// State of a scan within a record, as far as a [`RecordFormat`] needs it to find the record's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScanState {
-    /// At the beginning of a field.
-    FieldStart,
-    /// In a field without quotes, or after its quotes.
-    Plain,
-    /// Between quotes.
-    Quoted,
-    /// After a quote between quotes: the closing one, or the first of two.
-    Quote,
 }
 
 /// Progress of reading a file, for monitoring.

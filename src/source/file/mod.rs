@@ -1,12 +1,12 @@
 //! Files as sources: one file is one partition, however many workers parse it side by side.
 //!
 //! * A [`RecordFormat`] finds the ends of records and decodes them; nothing else differs between kinds of files.
-//! * An [`FileSource`] is the source: the file's path, the event time of its records, their disorder.
-//! * The [`chunks`] splits the file into **chunks** of whole records and hands them out in order, each to the worker
-//!   that asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
-//! * A [`reader`] belongs to one worker: it parses its chunks, and passes their records on once the watermark before
-//!   them is known.
-//! * [`record_reader`] read the same formats without a job, also from a pipe.
+//! * A [`FileSource`] is the source: the file's path, the event time of its records, their disorder.
+//! * [`chunks`] splits the file into **chunks** of whole records and hands them out in order, each to the worker that
+//!   asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
+//! * A [`FileReader`] belongs to one worker: it parses its chunks, and passes their records on once the watermark
+//!   before them is known.
+//! * [`record_reader`] reads the same formats without a job, also from a pipe.
 //!
 //! A record's offset is the position of its first byte. The partition begins at byte 0, so a byte order mark or a
 //! header before the first record belongs to the first chunk and holds no records. Worker 0 is the **owner**: it alone
@@ -24,12 +24,12 @@
 
 pub mod chunks;
 mod foreign_kinds;
+pub(crate) mod format;
 pub mod reader;
 pub mod record_reader;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,51 +40,11 @@ use crate::record::Record;
 use crate::source::{NullReader, Reader, Source, TimeOf, WorkerContext, time_of};
 use crate::time::EventTime;
 
-use chunks::{FileLimits, ScanState, SharedFile};
+use chunks::{FileLimits, SharedFile};
+pub use format::RecordFormat;
 use reader::FileReader;
 
-/// UTF-8 byte order mark, which some programs write at the beginning of a file. It belongs to no record.
-pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// A kind of file: finds the ends of records and decodes them.
-pub trait RecordFormat: Send + Sync + 'static {
-    /// Name of the format for people and in states, such as "csv file".
-    const NAME: &'static str;
-
-    /// Information from the beginning of a file that is needed to decode records of one type.
-    type Layout: fmt::Debug + Send + Sync + 'static;
-
-    /// Buffers that a worker reuses between chunks.
-    type Scratch: Default;
-
-    /// Reads the bytes before the first record. Returns the layout and the number of these bytes. `bytes` are the first
-    /// ones of the file; `whole` is `true` if there are no more. `None` if more bytes are needed, which never happens
-    /// if `whole` is `true`.
-    ///
-    /// # Errors
-    /// Fails if files like this cannot give records of type `T`.
-    fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Self::Layout, usize)>>;
-
-    /// Returns the position after the last complete record of bytes that begin at a record; `None` if no record is
-    /// complete.
-    fn last_record_end(bytes: &[u8]) -> Option<usize>;
-
-    /// Returns the position in `bytes` after the end of the record. `within` is the state of the scan at the first
-    /// byte. `None` if the record goes on; `within` is then the state after the last byte. Used for records that are
-    /// too long to be held in memory.
-    fn record_end(within: &mut ScanState, bytes: &[u8]) -> Option<usize>;
-
-    /// Decodes bytes that are whole records. `take` gets each record's range in the bytes, without the line end, and
-    /// the record or the reason for rejecting it.
-    fn parse<T: Record>(
-        layout: &Self::Layout,
-        scratch: &mut Self::Scratch,
-        bytes: &[u8],
-        take: impl FnMut(Range<usize>, std::result::Result<T, String>),
-    );
-}
-
-/// Record type of an [`FileSource`] that has no event time yet.
+/// Record type of a [`FileSource`] that has no event time yet.
 #[derive(Debug)]
 pub enum Untimed {}
 

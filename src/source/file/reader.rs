@@ -23,8 +23,8 @@ use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
-use super::RecordFormat;
 use super::chunks::{Chunk, ChunkSummary, FileEpochEnd, FileProgress, NextChunk, SharedFile};
+use super::format::RecordFormat;
 
 /// Number of a file's only partition.
 const PARTITION: u32 = 0;

@@ -8,8 +8,9 @@ use std::io::{self, Read};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 
-use super::chunks::{MAX_RECORD, ScanState, format_bytes};
-use super::{RecordFormat, foreign_kinds};
+use super::chunks::{MAX_RECORD, format_bytes};
+use super::foreign_kinds;
+use super::format::{RecordFormat, ScanState};
 
 /// Number of bytes to read at a time.
 const BLOCK: usize = 256 << 10;

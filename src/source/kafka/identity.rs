@@ -3,37 +3,23 @@
 //! * A topic's **id** is assigned by the brokers when it is created. The client library reports it only in its log,
 //!   when the id is new to it; so the log is parsed. Brokers older than Kafka 2.8, and some that only speak its
 //!   protocol, assign no id.
-//! * Without an id a topic is identified by the **last record** that was taken of each partition: its timestamp and
-//!   value. If retention has removed that record, the topic is accepted.
-//! * A **compacted** topic loses records between others: what was read of it once cannot be read again.
+//! * A partition's **fingerprint** is that of the **last record** that was taken of it: its timestamp and value. It
+//!   identifies a topic without an id, and is compared when a state goes on. If retention has removed that record, the
+//!   topic is accepted.
+//! * The errors for a topic that is not the one that was read are made here.
 //!
-//! Invariant: nothing here waits longer than its deadline.
+//! Nothing here asks brokers: it compares what they have told.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use rdkafka::message::{BorrowedMessage, Message};
 
-use rdkafka::ClientContext;
-use rdkafka::admin::{AdminOptions, ResourceSpecifier};
-use rdkafka::client::Client;
-use rdkafka::config::ClientConfig;
-use rdkafka::error::RDKafkaErrorCode;
-
-use super::admin::{administrator, wait_for};
-use super::client::{TopicConfig, code_text, error_text};
-use super::peek::{ReadDecision, read_each};
-use super::reader::{connect, has_fingerprint, missing_partition, offsets, wrong_record};
-use crate::durable::journal::ContentCheck;
+use super::client::TopicConfig;
+use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Longest wait for the brokers to report a topic's settings.
-const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Prefix of an embedded broker's cluster id, and longest wait for that id, which arrives with the partitions.
-const EMBEDDED: &str = "mockCluster";
-const EMBEDDED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Contexts of the client library's log that contain the ids of topics.
 pub(super) const LOGGED: &str = "metadata";
+
+const RECREATED_HELP: &str = "was the topic deleted and created again? then start with a new --state";
 
 /// Extracts a topic's new id from a line of the client library's log; `None` if the line is about something else.
 pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
@@ -47,6 +33,56 @@ pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
     (named && is_one).then_some(id)
 }
 
+/// Returns the identity of a topic with this id, which does not depend on its name or its brokers' address.
+pub(super) fn identity(id: &str) -> String {
+    format!("topic {id}")
+}
+
+/// Returns a message's offset, and its timestamp if it has one.
+pub(super) fn offset_and_timestamp(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
+    (message.offset().max(0) as u64, message.timestamp().to_millis())
+}
+
+/// `true` if a message is the record of a fingerprint.
+pub(super) fn has_fingerprint(message: &BorrowedMessage<'_>, expected: ContentCheck) -> bool {
+    let (offset, stamped) = offset_and_timestamp(message);
+    fingerprint(offset, stamped, message.payload()) == expected
+}
+
+/// Computes a partition's fingerprint from one of its records.
+pub(super) fn fingerprint(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> ContentCheck {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&stamped.unwrap_or(i64::MIN).to_le_bytes());
+    sum.update(payload.unwrap_or_default());
+    ContentCheck { at: offset, sum: sum.finalize() }
+}
+
+/// Returns the error for a topic without a partition that a state names.
+pub(super) fn missing_partition(topic_config: &TopicConfig, partition: u32) -> Error {
+    let place = format!("{}, partition {partition}", topic_config.describe());
+    Error::of(ErrorKind::SourceChanged, "a partition that the state names is not there").at(place).help(RECREATED_HELP)
+}
+
+/// Returns the error for a topic that has another record than the state took, or none.
+pub(super) fn wrong_record(topic_config: &TopicConfig, partition: u32, check: ContentCheck) -> Error {
+    let place = format!("{}, partition {partition}, offset {}", topic_config.describe(), check.at);
+    let error = Error::of(ErrorKind::SourceChanged, "a record is not the one that the state has counted").at(place);
+    error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
+}
+
+/// Fails if a partition ends before what a state has taken, or was to take, of it.
+pub(super) fn check_end(topic_config: &TopicConfig, bound: &PartitionProgress, end: u64) -> Result<()> {
+    let named = bound.next_offset.max(bound.end_offset.unwrap_or(0));
+    if named <= end {
+        return Ok(());
+    }
+    let because = format!("the topic ends at offset {end}, the state at {named}");
+    let error = Error::of(ErrorKind::SourceChanged, "records that the state has counted are not there")
+        .because(because)
+        .help(RECREATED_HELP);
+    Err(error.at_partition(topic_config.describe(), bound.partition))
+}
+
 /// Returns the error for a topic that was deleted and created again under its name while it was read.
 pub(super) fn recreated(topic_config: &TopicConfig) -> Error {
     Error::of(
@@ -56,95 +92,6 @@ pub(super) fn recreated(topic_config: &TopicConfig) -> Error {
     .at(&topic_config.brokers)
     .because("its new records may be at offsets that were read before")
     .help("start again with a new --state and new outputs")
-}
-
-/// Reads once more the last records that were taken, with a client of its own, and compares them. Returns an error if
-/// another record, or none, is in the place of one; `None` if all are the same.
-///
-/// # Errors
-/// Fails if the topic cannot be read at the moment.
-pub(super) fn compare_records(
-    topic_config: &TopicConfig,
-    job: &str,
-    checks: &[(u32, ContentCheck)],
-) -> Result<Option<Error>> {
-    let (consumer, ids) = connect(topic_config, job)?;
-    let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
-    for (id, check) in checks {
-        if !ids.contains(id) {
-            return Ok(Some(missing_partition(topic_config, *id)));
-        }
-        let (low, end) = offsets(&consumer, topic_config, *id)?;
-        if check.at >= end {
-            return Ok(Some(wrong_record(topic_config, *id, *check)));
-        }
-        if check.at >= low {
-            expected.insert(*id, *check);
-            from.push((*id, check.at));
-        }
-    }
-    read_each(&consumer, topic_config, &from, |id, message| {
-        let Some(expected) = expected.remove(&id) else { return Ok(ReadDecision::Skip) };
-        let is_as_it_was = message.is_some_and(|message| has_fingerprint(message, expected));
-        Ok(if is_as_it_was {
-            ReadDecision::Skip
-        } else {
-            ReadDecision::Answer(wrong_record(topic_config, id, expected))
-        })
-    })
-}
-
-/// Refuses a compacted topic. If the brokers do not tell, the topic is read, with a warning.
-///
-/// # Errors
-/// Fails if the topic is compacted.
-pub(super) fn refuse_compacted<C: ClientContext>(
-    client: &Client<C>,
-    topic_config: &TopicConfig,
-    config: &ClientConfig,
-) -> Result<()> {
-    // An embedded broker answers no admin client, and compacts nothing.
-    let is_embedded = |cluster: &String| cluster.starts_with(EMBEDDED);
-    if client.fetch_cluster_id(EMBEDDED_TIMEOUT).as_ref().is_some_and(is_embedded) {
-        return Ok(());
-    }
-    let unknown = |why: &str| {
-        tracing::warn!(
-            "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted, or `.compacted(true)`",
-            topic_config.describe()
-        );
-        Ok(())
-    };
-    let admin = administrator(topic_config, config)?;
-    let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
-    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
-    let settings = match asked {
-        // A broker without settings has no compaction either.
-        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
-        Err(error) => return unknown(&error_text(&error)),
-        Ok(mut settings) => settings.pop(),
-    };
-    match settings {
-        Some(Ok(settings)) => match settings.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
-            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => {
-                Err(compacted(topic_config, policy))
-            }
-            Some(_) => Ok(()),
-            None => unknown("its settings do not say"),
-        },
-        Some(Err(code)) => unknown(&code_text(code)),
-        None => unknown("no answer"),
-    }
-}
-
-fn compacted(topic_config: &TopicConfig, policy: &str) -> Error {
-    Error::new("a compacted topic is no stream of events")
-        .at(topic_config.describe())
-        .because(format!(
-            "its cleanup.policy is {policy}: older records of a key vanish, also ones that were counted, and what was read \
-             once cannot be read again"
-        ))
-        .help("to read it as it is, and keep in the journal what is read, pass --compacted, or set `.compacted(true)`")
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@
 
 pub(crate) mod admin;
 pub(crate) mod client;
+mod compacted;
+mod consumer;
 mod embedded;
 mod identity;
 mod new_data;
@@ -36,17 +38,7 @@ use crate::time::EventTime;
 use client::TopicConfig;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
-
-/// Start of reading in the partitions that exist when a job first starts. Partitions that are added to the topic later
-/// are read from their first record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StartOffset {
-    /// The first record that the topic still has.
-    #[default]
-    Earliest,
-    /// After the last committed record.
-    Latest,
-}
+pub use reader::StartOffset;
 
 /// A topic of JSON messages to read records from: see [`Source::json`].
 ///
@@ -213,8 +205,8 @@ impl<T: Record> source::Source for Source<T> {
     }
 
     fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
-        let (consumer, _) = reader::connect(&self.topic_config, &at.job)?;
-        Ok(consumer.context().id().map(|id| reader::identity(&id)))
+        let (consumer, _) = consumer::connect(&self.topic_config, &at.job)?;
+        Ok(consumer.context().id().map(|id| identity::identity(&id)))
     }
 
     fn topic(&self) -> Option<TopicAddress> {

@@ -7,10 +7,9 @@
 use std::collections::BTreeMap;
 
 use super::client::TopicConfig;
+use super::consumer::{connect, offsets};
+use super::identity::{check_end, has_fingerprint, missing_partition, offset_and_timestamp, wrong_record};
 use super::peek::{ReadDecision, read_each};
-use super::reader::{
-    check_end, connect, has_fingerprint, missing_partition, offset_and_timestamp, offsets, wrong_record,
-};
 use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::Result;
 

@@ -12,7 +12,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 
 use super::client::{TopicConfig, error_text};
-use super::reader::{OFFSETS_TIMEOUT, check_error, list};
+use super::consumer::{OFFSETS_TIMEOUT, check_error, list};
 use super::statistics::ConsumerEvents;
 use crate::error::{Error, Result};
 

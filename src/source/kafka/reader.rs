@@ -20,23 +20,20 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
 use serde::de::DeserializeOwned;
 
-use super::StartOffset;
-use super::client::{
-    self, TopicConfig, TopicLookup, code_text, error_text, find_topic, is_refusal, is_transient, is_unknown,
-};
-use super::identity::{LOGGED, recreated, refuse_compacted};
+use super::client::{TopicConfig, error_text, is_refusal};
+use super::compacted::refuse_compacted;
+use super::consumer::{self, OFFSETS_TIMEOUT, check_error, connect, list, offsets};
+use super::identity::{self, check_end, fingerprint, missing_partition, offset_and_timestamp, recreated, wrong_record};
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{
     EpochInput, PartitionHandle, PartitionNote, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition,
@@ -54,44 +51,22 @@ const REPLAY_BUDGET: usize = 50_000;
 /// Largest number of unpublished epochs whose offsets are kept for lag monitors.
 const MAX_UNPUBLISHED: usize = 10_000;
 
-/// Longest wait for the offsets of a partition, or for a record that exists.
-pub(super) const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Interval at which the last records of a topic without an id are read again, to verify that it is the same topic.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for the brokers to confirm an end.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 
-const RECREATED_HELP: &str = "was the topic deleted and created again? then start with a new --state";
-
-const DEFAULTS: &[(&str, &str)] = &[
-    // Pause before a full queue is filled again; by default a second.
-    ("fetch.queue.backoff.ms", "2"),
-    // A fetch that leaves out a partition with a full queue waits for so long if the others have nothing new. A queue
-    // should hold more than is read in that time.
-    ("fetch.wait.max.ms", "50"),
-    // Limits of each partition's queue, as each has its own.
-    ("queued.min.messages", "50000"),
-    ("queued.max.messages.kbytes", "8192"),
-    // A larger record is still fetched, alone.
-    ("fetch.message.max.bytes", "1048576"),
-    ("receive.message.max.bytes", "1000000000"),
-    ("reconnect.backoff.max.ms", "1000"),
-    // A record that was damaged on its way is an error.
-    ("check.crcs", "true"),
-];
-
-const NEEDED: &[(&str, &str)] = &[
-    ("enable.auto.commit", "false"),
-    ("enable.auto.offset.store", "false"),
-    ("enable.partition.eof", "true"),
-    ("isolation.level", "read_committed"),
-    ("auto.offset.reset", "error"),
-    ("allow.auto.create.topics", "false"),
-    // Idleness is judged by statistics.
-    ("statistics.interval.ms", "500"),
-];
+/// Start of reading in the partitions that exist when a job first starts. Partitions that are added to the topic later
+/// are read from their first record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartOffset {
+    /// The first record that the topic still has.
+    #[default]
+    Earliest,
+    /// After the last committed record.
+    Latest,
+}
 
 /// Options for reading a topic.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +172,7 @@ impl<T: Record> KafkaReader<T> {
         let ReadOptions { start, stops_at_end, compacted } = manner;
         let (consumer, ids) = connect(topic_config, &at.job)?;
         if !compacted && at.worker == 0 {
-            refuse_compacted(consumer.client(), topic_config, &topic_config.configure(DEFAULTS, NEEDED)?)?;
+            refuse_compacted(consumer.client(), topic_config, &consumer::properties(topic_config)?)?;
         }
         let mut partitions = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
@@ -237,7 +212,10 @@ impl<T: Record> KafkaReader<T> {
         for news in news {
             match news {
                 TopicEvent::Gone => {
-                    let error = Error::new(format!("the topic {} was deleted while it was read", self.target.topic));
+                    let error = Error::of(
+                        ErrorKind::SourceChanged,
+                        format!("the topic {} was deleted while it was read", self.target.topic),
+                    );
                     return Err(error.at(&self.target.brokers).help("start again with a new --state"));
                 }
                 TopicEvent::Other(error) => return Err(error),
@@ -366,7 +344,7 @@ impl<T: Record> KafkaReader<T> {
     }
 
     fn failed(&self, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
-        failed(&self.target, partition, code)
+        consumer::failed(&self.target, partition, code)
     }
 
     /// Takes up to `budget` records of one feed.
@@ -639,7 +617,7 @@ impl<T: Record> KafkaReader<T> {
             return Ok(());
         }
         let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
-        let error = Error::new("records that the state still needs are gone").at(place);
+        let error = Error::of(ErrorKind::SourceChanged, "records that the state still needs are gone").at(place);
         let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
         Err(error.help("start with a new --state, or keep records longer"))
     }
@@ -802,7 +780,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn identity(&self) -> Option<String> {
-        self.id.as_deref().map(identity)
+        self.id.as_deref().map(identity::identity)
     }
 
     fn partition_notes(&self) -> Vec<PartitionNote> {
@@ -811,69 +789,6 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
         };
         self.partitions.iter().map(note).collect()
-    }
-}
-
-/// Returns the identity of a topic with this id, which does not depend on its name or its brokers' address.
-pub(super) fn identity(id: &str) -> String {
-    format!("topic {id}")
-}
-
-/// Connects, and finds the partitions of the topic.
-pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
-    let name = format!("tidegate-{job}");
-    let mut config = topic_config.configure(DEFAULTS, NEEDED)?;
-    for key in ["group.id", "client.id"] {
-        if config.get(key).is_none() {
-            config.set(key, &name);
-        }
-    }
-    // The topic's id is reported only in the log, which `ConsumerEvents` parses and does not print.
-    let logged = config.get("debug").map_or(LOGGED.to_owned(), |debug| format!("{debug},{LOGGED}"));
-    config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
-    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
-    let group = config.get("group.id").unwrap_or(&name).to_owned();
-    let listener = ConsumerEvents::new(&topic_config.topic, &group, Duration::from_millis(wait));
-    let consumer =
-        config.create_with_context(listener).map_err(|error| client::client_not_created(topic_config, &error))?;
-    let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
-    // Counted, because a poll also returns nothing when it has served an event.
-    let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
-    match find_topic(consumer.client(), topic_config, &consumer.context().last_error, served)? {
-        TopicLookup::There(ids) => {
-            ConsumerEvents::serve_events(&consumer);
-            Ok((consumer, ids))
-        }
-        TopicLookup::Unknown(similar) => Err(client::no_topic(topic_config, &similar)),
-    }
-}
-
-/// Returns the first offset and the end of a partition.
-pub(super) fn offsets(
-    consumer: &BaseConsumer<ConsumerEvents>,
-    topic_config: &TopicConfig,
-    id: u32,
-) -> Result<(u64, u64)> {
-    let begun = Instant::now();
-    loop {
-        match consumer.fetch_watermarks(&topic_config.topic, id as i32, Duration::from_secs(3)) {
-            // Without an answer of the broker, the library returns −1.
-            Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
-            Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
-                let error = Error::new("cannot ask for the ends of a partition").because(error_text(&error));
-                return Err(error
-                    .at(format!("{}, partition {id}", topic_config.describe()))
-                    .help("check --kafka-config"));
-            }
-            _ if begun.elapsed() > OFFSETS_TIMEOUT => {
-                return Err(client::no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
-            }
-            // Serves what the library reports of the broker.
-            _ => {
-                (0..100).for_each(|_| ConsumerEvents::serve_event(consumer));
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        }
     }
 }
 
@@ -903,56 +818,6 @@ fn fetched_partition(
         position: None,
         committed: 0,
     })
-}
-
-pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
-    let mut list = TopicPartitionList::new();
-    for (id, offset) in partitions {
-        list.add_partition_offset(topic, *id as i32, Offset::Offset(*offset as i64))?;
-    }
-    Ok(list)
-}
-
-pub(super) fn offset_and_timestamp(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
-    (message.offset().max(0) as u64, message.timestamp().to_millis())
-}
-
-/// `true` if a message is the record of a fingerprint.
-pub(super) fn has_fingerprint(message: &BorrowedMessage<'_>, expected: ContentCheck) -> bool {
-    let (offset, stamped) = offset_and_timestamp(message);
-    fingerprint(offset, stamped, message.payload()) == expected
-}
-
-/// Computes a partition's fingerprint from one of its records.
-pub(super) fn fingerprint(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> ContentCheck {
-    let mut sum = crc32fast::Hasher::new();
-    sum.update(&stamped.unwrap_or(i64::MIN).to_le_bytes());
-    sum.update(payload.unwrap_or_default());
-    ContentCheck { at: offset, sum: sum.finalize() }
-}
-
-/// Returns the error for a topic without a partition that a state names.
-pub(super) fn missing_partition(topic_config: &TopicConfig, partition: u32) -> Error {
-    let place = format!("{}, partition {partition}", topic_config.describe());
-    Error::new("a partition that the state names is not there").at(place).help(RECREATED_HELP)
-}
-
-/// Returns the error for a topic that has another record than the state took, or none.
-pub(super) fn wrong_record(topic_config: &TopicConfig, partition: u32, check: ContentCheck) -> Error {
-    let place = format!("{}, partition {partition}, offset {}", topic_config.describe(), check.at);
-    let error = Error::new("a record is not the one that the state has counted").at(place);
-    error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
-}
-
-/// Fails if a partition ends before what a state has taken, or was to take, of it.
-pub(super) fn check_end(topic_config: &TopicConfig, bound: &PartitionProgress, end: u64) -> Result<()> {
-    let named = bound.next_offset.max(bound.end_offset.unwrap_or(0));
-    if named <= end {
-        return Ok(());
-    }
-    let because = format!("the topic ends at offset {end}, the state at {named}");
-    let error = Error::new("records that the state has counted are not there").because(because).help(RECREATED_HELP);
-    Err(error.at(format!("{}, partition {}", topic_config.describe(), bound.partition)))
 }
 
 /// Offers a record of a replayed epoch to the intake. Returns `true` if it was taken.
@@ -1010,34 +875,5 @@ fn update_idleness<T: Record>(
     }
     if feed.quiet_since.is_some_and(|since| now - since >= timeout) {
         intake.set_idle(slot);
-    }
-}
-
-/// Fails if an error that came instead of a record ends the job.
-pub(super) fn check_error(topic_config: &TopicConfig, partition: u32, error: &KafkaError) -> Result<()> {
-    match error.rdkafka_error_code() {
-        // Group offsets are then not committed for lag monitors; records arrive all the same.
-        Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
-        // The watch finds out whether a topic is gone for good.
-        Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
-        Some(code) => Err(failed(topic_config, Some(partition), code)),
-        None => Err(Error::new("cannot read").at(topic_config.describe()).because(error_text(error))),
-    }
-}
-
-fn failed(topic_config: &TopicConfig, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
-    let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
-    let place = format!("{}{partition}", topic_config.describe());
-    match code {
-        RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
-            Error::new("records that were still to be read are gone")
-                .at(place)
-                .because("the topic's retention has removed them, or it was created again")
-                .help("start with a new --state, and keep records longer")
-        }
-        code if is_refusal(code) => {
-            Error::new("the Kafka brokers refuse").at(place).because(code_text(code)).help("check --kafka-config")
-        }
-        code => Error::new("cannot read").at(place).because(code_text(code)),
     }
 }

@@ -2,6 +2,7 @@
 //! and for another topic in its place. Each request makes the client library log the topic's id if that is a new one;
 //! of a topic without an id, records are compared on request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -10,7 +11,9 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::{TopicConfig, TopicLookup, look_up_topic};
-use super::identity::compare_records;
+use super::consumer::{connect, offsets};
+use super::identity::{has_fingerprint, missing_partition, wrong_record};
+use super::peek::{ReadDecision, read_each};
 use super::statistics::ConsumerEvents;
 use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
@@ -155,4 +158,36 @@ fn run(
             known.push(id);
         }
     }
+}
+
+/// Reads once more the last records that were taken, with a client of its own, and compares them. Returns an error if
+/// another record, or none, is in the place of one; `None` if all are the same.
+///
+/// # Errors
+/// Fails if the topic cannot be read at the moment.
+fn compare_records(topic_config: &TopicConfig, job: &str, checks: &[(u32, ContentCheck)]) -> Result<Option<Error>> {
+    let (consumer, ids) = connect(topic_config, job)?;
+    let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
+    for (id, check) in checks {
+        if !ids.contains(id) {
+            return Ok(Some(missing_partition(topic_config, *id)));
+        }
+        let (low, end) = offsets(&consumer, topic_config, *id)?;
+        if check.at >= end {
+            return Ok(Some(wrong_record(topic_config, *id, *check)));
+        }
+        if check.at >= low {
+            expected.insert(*id, *check);
+            from.push((*id, check.at));
+        }
+    }
+    read_each(&consumer, topic_config, &from, |id, message| {
+        let Some(expected) = expected.remove(&id) else { return Ok(ReadDecision::Skip) };
+        let is_as_it_was = message.is_some_and(|message| has_fingerprint(message, expected));
+        Ok(if is_as_it_was {
+            ReadDecision::Skip
+        } else {
+            ReadDecision::Answer(wrong_record(topic_config, id, expected))
+        })
+    })
 }

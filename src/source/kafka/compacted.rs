@@ -1,0 +1,76 @@
+//! Refuses compacted topics: a topic whose brokers remove records between others, so that what was read of it once
+//! cannot be read again.
+//!
+//! Invariant: nothing here waits longer than its deadline.
+
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::client::Client;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::admin::{administrator, wait_for};
+use super::client::{TopicConfig, code_text, error_text};
+use crate::error::{Error, Result};
+
+/// Longest wait for the brokers to report a topic's settings.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Prefix of an embedded broker's cluster id, and longest wait for that id, which arrives with the partitions.
+const EMBEDDED: &str = "mockCluster";
+const EMBEDDED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Refuses a compacted topic. If the brokers do not tell, the topic is read, with a warning.
+///
+/// # Errors
+/// Fails if the topic is compacted.
+pub(super) fn refuse_compacted<C: ClientContext>(
+    client: &Client<C>,
+    topic_config: &TopicConfig,
+    config: &ClientConfig,
+) -> Result<()> {
+    // An embedded broker answers no admin client, and compacts nothing.
+    let is_embedded = |cluster: &String| cluster.starts_with(EMBEDDED);
+    if client.fetch_cluster_id(EMBEDDED_TIMEOUT).as_ref().is_some_and(is_embedded) {
+        return Ok(());
+    }
+    let unknown = |why: &str| {
+        tracing::warn!(
+            "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted, or `.compacted(true)`",
+            topic_config.describe()
+        );
+        Ok(())
+    };
+    let admin = administrator(topic_config, config)?;
+    let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
+    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
+    let settings = match asked {
+        // A broker without settings has no compaction either.
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
+        Err(error) => return unknown(&error_text(&error)),
+        Ok(mut settings) => settings.pop(),
+    };
+    match settings {
+        Some(Ok(settings)) => match settings.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
+            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => {
+                Err(compacted(topic_config, policy))
+            }
+            Some(_) => Ok(()),
+            None => unknown("its settings do not say"),
+        },
+        Some(Err(code)) => unknown(&code_text(code)),
+        None => unknown("no answer"),
+    }
+}
+
+fn compacted(topic_config: &TopicConfig, policy: &str) -> Error {
+    Error::new("a compacted topic is no stream of events")
+        .at(topic_config.describe())
+        .because(format!(
+            "its cleanup.policy is {policy}: older records of a key vanish, also ones that were counted, and what was read \
+             once cannot be read again"
+        ))
+        .help("to read it as it is, and keep in the journal what is read, pass --compacted, or set `.compacted(true)`")
+}

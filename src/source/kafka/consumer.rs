@@ -1,0 +1,161 @@
+//! Consumer of a topic: its properties, its connection, the ends of partitions, and the judgement of its errors.
+//!
+//! * A consumer reads only committed records, at offsets that it is told; the client library commits none by
+//!   itself.
+//! * An error **ends the job** if waiting does not help: the brokers refuse, or records that were still to be read are
+//!   gone. Others are waited out.
+//!
+//! Invariant: nothing here waits longer than its deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::client::{
+    self, TopicConfig, TopicLookup, code_text, error_text, find_topic, is_refusal, is_transient, is_unknown,
+};
+use super::identity::LOGGED;
+use super::statistics::ConsumerEvents;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest wait for the offsets of a partition, or for a record that exists.
+pub(super) const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Properties that users may set otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    // Pause before a full queue is filled again; by default a second.
+    ("fetch.queue.backoff.ms", "2"),
+    // A fetch that leaves out a partition with a full queue waits for so long if the others have nothing new. A queue
+    // should hold more than is read in that time.
+    ("fetch.wait.max.ms", "50"),
+    // Limits of each partition's queue, as each has its own.
+    ("queued.min.messages", "50000"),
+    ("queued.max.messages.kbytes", "8192"),
+    // A larger record is still fetched, alone.
+    ("fetch.message.max.bytes", "1048576"),
+    ("receive.message.max.bytes", "1000000000"),
+    ("reconnect.backoff.max.ms", "1000"),
+    // A record that was damaged on its way is an error.
+    ("check.crcs", "true"),
+];
+
+/// Properties that correctness depends on.
+const NEEDED: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "true"),
+    ("isolation.level", "read_committed"),
+    ("auto.offset.reset", "error"),
+    ("allow.auto.create.topics", "false"),
+    // Idleness is judged by statistics.
+    ("statistics.interval.ms", "500"),
+];
+
+/// Returns the properties of a topic's consumer.
+///
+/// # Errors
+/// Fails if the user has set one that correctness depends on.
+pub(super) fn properties(topic_config: &TopicConfig) -> Result<ClientConfig> {
+    topic_config.configure(DEFAULTS, NEEDED)
+}
+
+/// Connects, and finds the partitions of the topic.
+pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
+    let name = format!("tidegate-{job}");
+    let mut config = properties(topic_config)?;
+    for key in ["group.id", "client.id"] {
+        if config.get(key).is_none() {
+            config.set(key, &name);
+        }
+    }
+    // The topic's id is reported only in the log, which `ConsumerEvents` parses and does not print.
+    let logged = config.get("debug").map_or(LOGGED.to_owned(), |debug| format!("{debug},{LOGGED}"));
+    config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
+    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
+    let group = config.get("group.id").unwrap_or(&name).to_owned();
+    let listener = ConsumerEvents::new(&topic_config.topic, &group, Duration::from_millis(wait));
+    let consumer =
+        config.create_with_context(listener).map_err(|error| client::client_not_created(topic_config, &error))?;
+    let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
+    // Counted, because a poll also returns nothing when it has served an event.
+    let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
+    match find_topic(consumer.client(), topic_config, &consumer.context().last_error, served)? {
+        TopicLookup::There(ids) => {
+            ConsumerEvents::serve_events(&consumer);
+            Ok((consumer, ids))
+        }
+        TopicLookup::Unknown(similar) => Err(client::no_topic(topic_config, &similar)),
+    }
+}
+
+/// Returns the first offset and the end of a partition.
+pub(super) fn offsets(
+    consumer: &BaseConsumer<ConsumerEvents>,
+    topic_config: &TopicConfig,
+    id: u32,
+) -> Result<(u64, u64)> {
+    let begun = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(&topic_config.topic, id as i32, Duration::from_secs(3)) {
+            // Without an answer of the broker, the library returns −1.
+            Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
+            Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
+                let error = Error::new("cannot ask for the ends of a partition").because(error_text(&error));
+                return Err(error.at_partition(topic_config.describe(), id).help("check --kafka-config"));
+            }
+            _ if begun.elapsed() > OFFSETS_TIMEOUT => {
+                return Err(client::no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
+            }
+            // Serves what the library reports of the broker.
+            _ => {
+                (0..100).for_each(|_| ConsumerEvents::serve_event(consumer));
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// Lists partitions of a topic, each with an offset.
+pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (id, offset) in partitions {
+        list.add_partition_offset(topic, *id as i32, Offset::Offset(*offset as i64))?;
+    }
+    Ok(list)
+}
+
+/// Fails if an error that came instead of a record ends the job.
+pub(super) fn check_error(topic_config: &TopicConfig, partition: u32, error: &KafkaError) -> Result<()> {
+    match error.rdkafka_error_code() {
+        // Group offsets are then not committed for lag monitors; records arrive all the same.
+        Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
+        // The watch finds out whether a topic is gone for good.
+        Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
+        Some(code) => Err(failed(topic_config, Some(partition), code)),
+        None => Err(Error::new("cannot read").at(topic_config.describe()).because(error_text(error))),
+    }
+}
+
+/// Returns the error that ends the job because of a code of the client library; `partition` is `None` if the code is
+/// not about one.
+pub(super) fn failed(topic_config: &TopicConfig, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
+    let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
+    let place = format!("{}{partition}", topic_config.describe());
+    match code {
+        RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
+            Error::of(ErrorKind::SourceChanged, "records that were still to be read are gone")
+                .at(place)
+                .because("the topic's retention has removed them, or it was created again")
+                .help("start with a new --state, and keep records longer")
+        }
+        code if is_refusal(code) => Error::of(ErrorKind::AccessRefused, "the Kafka brokers refuse")
+            .at(place)
+            .because(code_text(code))
+            .help("check --kafka-config"),
+        code => Error::new("cannot read").at(place).because(code_text(code)),
+    }
+}
