@@ -12,7 +12,7 @@ use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::assign::EventStamp;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
-use crate::stream::keyed::{KeyedOperator, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::{KeyedOperator, count_passed, first_due, insert_ordered};
 use crate::stream::value_reporter::ValueReporter;
 use crate::stream::window_row::WindowRow;
 use crate::time::EventTime;

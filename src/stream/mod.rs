@@ -27,7 +27,7 @@ mod counted;
 mod ends;
 mod input;
 mod interval;
-mod keyed;
+mod keyed_rows;
 mod keyed_stream;
 mod lookup;
 mod output;

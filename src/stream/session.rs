@@ -13,7 +13,7 @@ use crate::stream::aggregate::Aggregate;
 use crate::stream::assign::EventStamp;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
-use crate::stream::keyed::KeyedOperator;
+use crate::stream::keyed_rows::KeyedOperator;
 use crate::stream::value_reporter::ValueReporter;
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};

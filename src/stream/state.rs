@@ -23,7 +23,7 @@ use crate::record::{Event, Record};
 use crate::stream::Stream;
 use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::checkpoint;
-use crate::stream::keyed::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};

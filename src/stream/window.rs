@@ -36,7 +36,7 @@ use crate::stream::arrange::{PaneState, Saved};
 use crate::stream::assign::{PaneRouter, TimeRouter};
 use crate::stream::checkpoint::{self, CodecCell};
 use crate::stream::count::CountWindows;
-use crate::stream::keyed::{KeyedOperator, KeyedRows};
+use crate::stream::keyed_rows::{KeyedOperator, KeyedRows};
 use crate::stream::panes::{CalendarUnit, Pane, PaneRange, WindowAssigner, check_overlap, whole_millis};
 use crate::stream::session::SessionWindows;
 use crate::stream::value_reporter::ValueReporter;

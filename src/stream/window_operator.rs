@@ -2,7 +2,7 @@
 //! records to the step's state and emits the results.
 //!
 //! An [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key
-//! alone ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the
+//! alone ([`super::keyed_rows`]). The operator here calls it in the one order that makes its results a function of the
 //! epochs' contents: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
