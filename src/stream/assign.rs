@@ -23,8 +23,8 @@ use timely::dataflow::operators::{Capability, CapabilityTrait};
 
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
+use crate::stream::keyed_stream::KeyExtractor;
 use crate::stream::panes::{LocatedPane, Pane, WindowAssigner};
-use crate::stream::window::KeyExtractor;
 use crate::stream::{ConsumerFlag, ContainerPool, Stream, route};
 use crate::time::watermark::PartitionId;
 use crate::time::{EventTime, Span};

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
-use crate::stream::arrange::{Counted, ValueReporter};
 use crate::stream::assign::EventStamp;
-use crate::stream::keyed::{KeyedOperator, count_passed, first_due, insert_ordered};
-use crate::stream::window::Interval;
-use crate::stream::window_operator::WindowRow;
+use crate::stream::counted::Counted;
+use crate::stream::interval::Interval;
+use crate::stream::keyed_rows::{KeyedOperator, count_passed, first_due, insert_ordered};
+use crate::stream::value_reporter::ValueReporter;
+use crate::stream::window_row::WindowRow;
 use crate::time::EventTime;
 
 /// A window that is not full.

@@ -29,9 +29,9 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::progress::Antichain;
 
 use crate::record::{Event, Record};
+use crate::stream::keyed_stream::{KeyExtractor, Keyed};
 use crate::stream::route::route;
-use crate::stream::window::KeyExtractor;
-use crate::stream::{Collection, ContainerPool, Fault, Keyed, Stream};
+use crate::stream::{Collection, ContainerPool, Fault, Stream};
 
 /// The rows of a key, in order, each with its multiplicity.
 type CountedRows<V> = Vec<(V, isize)>;

@@ -23,9 +23,12 @@ mod assign;
 pub(crate) mod checkpoint;
 mod collection;
 mod count;
+mod counted;
 mod ends;
 mod input;
-mod keyed;
+mod interval;
+mod keyed_rows;
+mod keyed_stream;
 mod lookup;
 mod output;
 mod panes;
@@ -33,10 +36,12 @@ mod route;
 mod session;
 pub mod state;
 mod table;
+mod value_reporter;
 mod view;
 mod watermarks;
 pub mod window;
 mod window_operator;
+mod window_row;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -72,9 +77,12 @@ pub(crate) use checkpoint::{DurableContext, SnapshotAck};
 pub use collection::{Collection, Observer};
 pub(crate) use ends::{EndMessage, EndsInput};
 pub(crate) use input::Driver;
+pub use interval::Interval;
+pub use keyed_stream::Keyed;
 pub use state::{StateContext, Stateful};
 pub(crate) use watermarks::WatermarkStream;
-pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
+pub use window::{Aggregated, Window, Windowed};
+pub use window_row::{Closed, Open};
 
 /// Deliberate faults that tests inject into the engine to prove that a check finds them. Never set outside tests.
 ///
@@ -558,11 +566,6 @@ impl<'f, D: Record> Stream<'f, D> {
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
         let (events, marks) = watermarks::concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
         Stream { events, marks, flow: self.flow, pool: self.pool }
-    }
-
-    /// Groups the records by a key.
-    pub fn key_by<K: Record>(self, key: impl Fn(&D) -> K + 'static) -> Keyed<'f, K, D> {
-        Keyed::new(self, key)
     }
 }
 

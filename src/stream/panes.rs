@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::stream::window::Interval;
+use crate::stream::interval::Interval;
 use crate::time::{EventTime, Span};
 
 /// A pane: a range of windows, identified by the ends of the first and the last. Panes are ordered by their last

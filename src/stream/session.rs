@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::stream::aggregate::Aggregate;
-use crate::stream::arrange::{Counted, ValueReporter};
 use crate::stream::assign::EventStamp;
-use crate::stream::keyed::KeyedOperator;
-use crate::stream::window::Interval;
-use crate::stream::window_operator::WindowRow;
+use crate::stream::counted::Counted;
+use crate::stream::interval::Interval;
+use crate::stream::keyed_rows::KeyedOperator;
+use crate::stream::value_reporter::ValueReporter;
+use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
 /// A session of a key.

@@ -23,10 +23,11 @@ use crate::record::{Event, Record};
 use crate::stream::Stream;
 use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::checkpoint;
-use crate::stream::keyed::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
-use crate::stream::window::Keyed;
-use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions, WindowRow};
+use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};
+use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
 /// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`].

@@ -56,8 +56,9 @@ use crate::stream::assign::SourcePosition;
 use crate::stream::checkpoint::{
     self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck, chunks_of,
 };
+use crate::stream::keyed_stream::Keyed;
 use crate::stream::route::route;
-use crate::stream::{Collection, Fault, Flow, Keyed, SnapshotEpochs};
+use crate::stream::{Collection, Fault, Flow, SnapshotEpochs};
 use crate::time::EventTime;
 
 /// Changes that are emitted per activation.

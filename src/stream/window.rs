@@ -27,58 +27,27 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::vec::Filter;
 
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
 use crate::stream::aggregate::{Aggregate, Each};
-use crate::stream::arrange::{PaneState, Saved, ValueReporter};
+use crate::stream::arrange::{PaneState, Saved};
 use crate::stream::assign::{PaneRouter, TimeRouter};
 use crate::stream::checkpoint::{self, CodecCell};
 use crate::stream::count::CountWindows;
-use crate::stream::keyed::{KeyedOperator, KeyedRows};
+use crate::stream::keyed_rows::{KeyedOperator, KeyedRows};
 use crate::stream::panes::{CalendarUnit, Pane, PaneRange, WindowAssigner, check_overlap, whole_millis};
 use crate::stream::session::SessionWindows;
-use crate::stream::window_operator::{self, OperatorStart, PeriodicRow, StepOutputs, Subscriptions, WindowRow};
+use crate::stream::value_reporter::ValueReporter;
+use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};
+use crate::stream::window_row::{PeriodicRow, WindowRow};
 use crate::stream::{Collection, Stream};
 use crate::time::{EventTime, Span};
 
-/// An interval [start, end) of event time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Interval {
-    /// The first moment in it.
-    pub start: EventTime,
-    /// The first moment after it.
-    pub end: EventTime,
-}
-
-impl Interval {
-    /// An interval that contains no time.
-    pub(crate) const NOTHING: Interval = Interval { start: EventTime::MAX, end: EventTime::MIN };
-}
-
-/// The final result of a window for a key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Closed<K, V> {
-    /// The window.
-    pub window: Interval,
-    /// The key.
-    pub key: K,
-    /// The aggregate's value of the window's records with that key.
-    pub value: V,
-}
-
-/// The current result of a window for a key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Open<K, V> {
-    /// The window.
-    pub window: Interval,
-    /// The key.
-    pub key: K,
-    /// The aggregate's value of the window's records with that key so far.
-    pub value: V,
-}
+pub use crate::stream::interval::Interval;
+pub use crate::stream::keyed_stream::Keyed;
+pub use crate::stream::window_row::{Closed, Open};
 
 /// A rule that groups records into windows.
 ///
@@ -231,40 +200,10 @@ impl Window {
     }
 }
 
-/// Appends the keys of some events. It takes many events per call, as a dynamic call costs more than most keys.
-pub(super) type KeyExtractor<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
-
-/// A stream grouped by a key.
-pub struct Keyed<'f, K, D> {
-    pub(super) stream: Stream<'f, D>,
-    pub(super) keys: KeyExtractor<K, D>,
-    pub(super) lateness: Duration,
-}
-
-impl<K, D> fmt::Debug for Keyed<'_, K, D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keyed<{}, {}>", std::any::type_name::<K>(), std::any::type_name::<D>())
-    }
-}
-
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
-    pub(crate) fn new(stream: Stream<'f, D>, key: impl Fn(&D) -> K + 'static) -> Self {
-        let keys: KeyExtractor<K, D> =
-            Rc::new(move |events, keys| keys.extend(events.iter().map(|event| key(&event.data))));
-        Keyed { stream, keys, lateness: Duration::ZERO }
-    }
-
     /// Groups each key's records into windows.
     pub fn window(self, window: Window) -> Windowed<'f, K, D> {
         Windowed { keyed: self, window }
-    }
-
-    /// Sets how long after a window's end late records are accepted: see [`Windowed::allowed_lateness`]. Keyed state
-    /// processes records later by the same span.
-    #[must_use]
-    pub fn allowed_lateness(mut self, lateness: Duration) -> Self {
-        self.lateness = lateness;
-        self
     }
 }
 

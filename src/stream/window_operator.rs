@@ -1,15 +1,15 @@
 //! The second operator of a step that groups by key and event time, on the worker of the key: it applies each epoch's
 //! records to the step's state and emits the results.
 //!
-//! A [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key
-//! alone ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the
+//! An [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key
+//! alone ([`super::keyed_rows`]). The operator here calls it in the one order that makes its results a function of the
 //! epochs' contents: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
 //! * Epochs are applied in order, each when it is complete. Records of the *oldest incomplete* epoch are applied as
 //!   they arrive: every epoch before it has been applied, sealed and closed, seals are known before their epoch is
-//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (A `OperatorState` that
-//!   watches its rows compares each before and after an epoch; its epochs are applied at once.)
+//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (An `OperatorState`
+//!   that watches its rows compares each before and after an epoch; its epochs are applied at once.)
 //! * Rows are emitted under the capability of the watermark update that caused them, so windows close even when no
 //!   records arrive.
 //! * A job that resumes from a snapshot at c loads its rows at c. Windows that close exactly at c are among them, as
@@ -39,22 +39,15 @@ use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
 use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck};
+use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
-use crate::stream::window::{Interval, Keyed, Open};
+use crate::stream::window_row::{Open, PeriodicRow, WindowRowChange};
 use crate::stream::{Collection, ConsumerFlag, ContainerPool, Fault, Flow, SnapshotEpochs, WatermarkStream};
 use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
 
 /// Closed rows that are emitted per activation.
 const PIECE: usize = 2048;
-
-/// A row of a window: the window, the key and its value.
-pub(crate) type WindowRow<K, V> = (Interval, K, V);
-/// A change of a window's row: row, epoch, difference.
-pub(crate) type WindowRowChange<K, V> = (WindowRow<K, V>, u64, isize);
-/// A row of an open window, emitted because the watermark passed a multiple of a period: the period's index, that
-/// multiple, and the row.
-pub(crate) type PeriodicRow<K, V> = (usize, EventTime, WindowRow<K, V>);
 
 /// The results of a step at one epoch.
 pub(crate) struct StepResults<R, K, V> {

@@ -20,91 +20,29 @@
 //! * Rows of a snapshot at epoch c are one batch of the trace, through c. Their counts are ≥ 1.
 
 mod idle_merge;
+mod pane_row;
 mod store;
 
 use std::collections::BTreeSet;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::difference::{IsZero, Semigroup};
-use serde::{Deserialize, Serialize};
 
 pub(crate) use self::idle_merge::merge_while_idle;
+pub(crate) use self::pane_row::Saved;
 use self::store::PaneStore;
-use crate::error::Result;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
-use crate::stream::aggregate::{Accumulator, Aggregate};
+use crate::stream::Fault;
+use crate::stream::aggregate::Aggregate;
 use crate::stream::checkpoint::{RowChunks, RowOps};
+use crate::stream::counted::Counted;
+use crate::stream::interval::Interval;
 use crate::stream::panes::{Pane, WindowAssigner};
-use crate::stream::window::Interval;
-use crate::stream::window_operator::{
-    OperatorStart, OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions, WindowRow,
-};
-use crate::stream::{Fault, JobFailure};
+use crate::stream::value_reporter::ValueReporter;
+use crate::stream::window_operator::{OperatorStart, OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
+use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
-
-/// The key of a row: pane-major.
-pub(crate) type PaneRow<T, K> = (T, K);
-/// A row as snapshots keep it.
-pub(crate) type Saved<T, K, S> = (PaneRow<T, K>, Counted<S>);
-
-/// An accumulator and the number of its records; zero records are no row.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) struct Counted<S> {
-    pub(crate) count: i64,
-    pub(crate) sum: S,
-}
-
-#[cfg(feature = "abomonation")]
-crate::in_place!(Counted<S> { count, sum });
-
-impl<S: Accumulator> Counted<S> {
-    /// Returns the difference that cancels this row: only its count matters.
-    fn retraction(&self) -> Self {
-        Counted { count: -self.count, sum: self.sum.clone() }
-    }
-}
-
-impl<S> IsZero for Counted<S> {
-    #[inline]
-    fn is_zero(&self) -> bool {
-        self.count == 0
-    }
-}
-
-impl<S: Accumulator> Semigroup for Counted<S> {
-    #[inline]
-    fn plus_equals(&mut self, other: &Self) {
-        self.count += other.count;
-        self.sum.merge(&other.sum);
-    }
-}
-
-/// Computes the values of windows' rows; a value that cannot be computed fails the job.
-pub(crate) struct ValueReporter<A> {
-    pub(crate) name: String,
-    pub(crate) aggregate: Rc<A>,
-    pub(crate) failure: Arc<JobFailure>,
-}
-
-impl<A> ValueReporter<A> {
-    /// Returns the value of a window's total; `None` if it cannot be computed, which fails the job.
-    pub(crate) fn value<D: 'static, S>(
-        &self,
-        window: Interval,
-        key: &impl Record,
-        total: &Counted<S>,
-    ) -> Option<A::Value>
-    where
-        A: Aggregate<D, Sum = S>,
-    {
-        assert!(total.count > 0, "a row counts {} records", total.count);
-        let value: Result<A::Value> = self.aggregate.value(total.count, &total.sum);
-        let place = || format!("step `{}`, window ending {}, key {key:?}", self.name, window.end);
-        value.map_err(|error| self.failure.set(error.at(place()))).ok()
-    }
-}
 
 /// The state of a windowed step on one worker.
 pub(crate) struct PaneState<T: Pane, K: Record, D, A: Aggregate<D>> {

@@ -20,12 +20,13 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::OperatorInfo;
 use timely::progress::{Antichain, Stamp};
 
-use super::{Counted, PaneRow, Saved};
+use super::pane_row::{PaneRow, Saved};
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::assign::RoutedRecord;
 use crate::stream::checkpoint::RowChunks;
+use crate::stream::counted::Counted;
 use crate::stream::panes::{Pane, WindowAssigner};
 use crate::time::EventTime;
 

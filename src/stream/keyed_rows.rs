@@ -25,7 +25,8 @@ use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, RoutedRecord};
 use crate::stream::checkpoint::{RowChunks, RowOps, chunks_of};
-use crate::stream::window_operator::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions, WindowRow};
+use crate::stream::window_operator::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
+use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
 /// The rows of a step, and the operations on them.
