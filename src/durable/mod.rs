@@ -61,7 +61,6 @@ use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The error for a disk operation that failed; it suggests freeing space if the disk is full.
-#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
     let (is_full, reason) = (is_full(&why), io_reason(&why));
     let error = Error::new(what).at(place).because(reason).caused_by(why);

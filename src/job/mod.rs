@@ -16,14 +16,16 @@ mod commit;
 mod monitor;
 mod profile;
 mod prometheus;
+mod run_report;
 pub(crate) mod start;
 mod state_options;
+mod stop_handle;
 mod view_routes;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,12 +35,13 @@ use crate::durable::recovery::RecoveryInput;
 use crate::durable::state::StateDir;
 use crate::durable::{Incarnation, StateId};
 use crate::error::{Error, Result};
-use crate::job::cluster::{Gathered, JoinRequest, Mesh, StartDecision};
+use crate::job::cluster::messages::JoinRequest;
+use crate::job::cluster::{Gathered, Mesh, StartDecision};
 use crate::job::monitor::MonitorHandle;
 use crate::job::profile::Profile;
 use crate::job::start::{StartOutcome, StartedRun};
 use crate::job::worker::PlanBuild;
-use crate::metrics::{JobSummary, Metrics};
+use crate::metrics::Metrics;
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
 use crate::status::StatusBoard;
@@ -48,58 +51,15 @@ use crate::time::Epoch;
 use crate::view::Views;
 use crate::view::http::Endpoint;
 
-pub use cluster::Cluster;
+pub use cluster::options::Cluster;
 #[cfg(feature = "cli")]
 pub(crate) use cluster::secret::Secret;
 pub use monitor::Watcher;
 pub use profile::{JobProfile, StepProfile};
+pub use run_report::{Ending, RunReport};
 pub use state_options::State;
+pub use stop_handle::StopHandle;
 pub(crate) use worker::Pace;
-
-/// Handle that asks a running job to stop; usable from any thread, such as a signal handler's.
-#[derive(Clone, Debug, Default)]
-pub struct StopHandle(Arc<AtomicBool>);
-
-impl StopHandle {
-    /// Asks the job to stop: it finishes and publishes its current epoch, and ends without firing open windows.
-    pub fn stop(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    /// `true` if a stop was requested.
-    pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// The way a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// All sources have ended, and every window has closed.
-    Complete,
-    /// A stop was requested.
-    Stopped,
-    /// The state was complete before this run: nothing was done.
-    WasComplete,
-}
-
-/// The result of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunReport {
-    /// The way the run ended.
-    pub ending: Ending,
-    /// The counters of the run.
-    pub summary: JobSummary,
-    /// Time spent in this process, by step; empty unless profiling was enabled with [`Job::profile`].
-    pub profile: JobProfile,
-}
-
-impl RunReport {
-    /// Returns the report of a run that ended before it did any work.
-    fn without_work(ending: Ending) -> Self {
-        RunReport { ending, summary: JobSummary::default(), profile: JobProfile::default() }
-    }
-}
 
 /// A query and the settings it runs with.
 ///

@@ -17,6 +17,8 @@ mod client;
 #[cfg(feature = "http")]
 mod connection;
 #[cfg(feature = "http")]
+mod end;
+#[cfg(feature = "http")]
 mod events;
 #[cfg(feature = "http")]
 mod gate;
@@ -32,6 +34,8 @@ mod server;
 #[cfg(test)]
 #[cfg(feature = "http")]
 mod tests;
+#[cfg(feature = "http")]
+mod tracker;
 
 use std::fmt;
 use std::sync::Arc;

@@ -8,7 +8,9 @@
 //! * An [`Answer`] is rows and their **epoch**: the rows include all changes at or before it, and none after it. It is
 //!   the greatest complete epoch, rounded down to an odd one: retractions that operators make by themselves happen at
 //!   the odd epoch after the even one that caused them. It never decreases within an incarnation.
-//! * A [`Subscription`] starts with the rows of an epoch, and then yields the changes of each later epoch.
+//! * A [`Subscription`] starts with the rows of an epoch, and then yields the changes of each later epoch, as a
+//!   [`ViewUpdate`] each.
+//! * A [`Refusal`] is the reason for which a view does not answer.
 //!
 //! Promises kept here: **an answer is of one complete epoch**, never of several, and an epoch is complete only when it
 //! is in the journal, so an answer survives a crash. **Views answer only after replay**: in a job that resumes after a
@@ -20,8 +22,10 @@
 mod answer;
 pub(crate) mod http;
 mod key;
+mod refusal;
 mod store;
 mod table;
+mod update;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,14 +36,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::record::Record;
 use crate::time::Epoch;
 
 pub use self::answer::{Answer, ViewRows};
 use self::key::ViewKeyFn;
+pub use self::refusal::Refusal;
 pub(crate) use self::store::ViewWriter;
 use self::store::{UpdateReader, ViewReader};
+pub use self::update::{SubscriptionEnd, ViewUpdate};
 
 /// Default of the number of changes that may be queued for a subscriber.
 const DEFAULT_QUEUE: usize = 1 << 18;
@@ -74,87 +80,6 @@ enum RegistryStage {
     Elsewhere,
     /// The job is over.
     Over,
-}
-
-/// The reasons for which a view does not answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The query has no view of that name.
-    Unknown {
-        /// The requested name.
-        view: String,
-        /// The names of the query's views.
-        known: Vec<String>,
-    },
-    /// The view cannot answer yet.
-    NotReady {
-        /// The name of the view.
-        view: String,
-        /// The epoch up to which the view is complete, if there is one.
-        reached: Option<Epoch>,
-        /// The epoch that the view must reach: the last one in the journal when the job resumed. `None` if there was
-        /// none; then it is the first epoch of this incarnation.
-        needs: Option<Epoch>,
-    },
-    /// The views are in process 0, and this is another one.
-    OtherProcess {
-        /// The name of the view.
-        view: String,
-    },
-    /// The job resumed after one of its streams had ended. Live rows of that stream's windows that never close are in
-    /// no snapshot any more, so the views cannot be rebuilt.
-    NotRecoverable {
-        /// The name of the view.
-        view: String,
-    },
-    /// The job ended before the view could answer.
-    Over {
-        /// The name of the view.
-        view: String,
-    },
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Error::from(self.clone()).fmt(f)
-    }
-}
-
-impl std::error::Error for Refusal {}
-
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Error {
-        let at = |error: Error, view: &str| error.at(format!("view `{view}`"));
-        match refusal {
-            Refusal::Unknown { view, known } => {
-                let known: Vec<_> = known.iter().map(|known| format!("`{known}`")).collect();
-                let known = if known.is_empty() {
-                    "the query has no views".into()
-                } else {
-                    format!("there is {}", known.join(", "))
-                };
-                Error::usage(format!("there is no view `{view}`")).because(known)
-            }
-            Refusal::NotReady { view, reached, needs } => {
-                let reached = reached
-                    .map_or("no epoch is complete yet".into(), |reached| format!("it has reached epoch {reached}"));
-                let why = match needs {
-                    Some(needs) => {
-                        format!("{reached}, and must reach epoch {needs}, the last in the journal when the job resumed")
-                    }
-                    None => reached,
-                };
-                at(Error::new("the view is not ready"), &view).because(why).help("ask again a little later")
-            }
-            Refusal::OtherProcess { view } => {
-                at(Error::new("views are not in this process"), &view).help("ask process 0, which has them")
-            }
-            Refusal::NotRecoverable { view } => at(Error::new("the view cannot be what it was"), &view)
-                .because("a stream was over before the job went on, and no snapshot has its live rows any more")
-                .help("read what the job has written"),
-            Refusal::Over { view } => at(Error::new("the job ended before the view was ready"), &view),
-        }
-    }
 }
 
 /// The progress of a view.
@@ -345,41 +270,5 @@ impl Subscription {
     /// [`ViewUpdate::Progress`] is returned only with `progress`.
     pub(crate) fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<ViewUpdate> {
         self.0.poll(waker, progress)
-    }
-}
-
-/// An update of a subscription.
-#[derive(Debug)]
-pub enum ViewUpdate {
-    /// All rows, as of one epoch.
-    State(Answer),
-    /// All changes of one epoch, consolidated: each row with the change of its count.
-    Changes(Answer),
-    /// Nothing else has changed up to this epoch.
-    Progress(Epoch),
-    /// No further update follows.
-    End(SubscriptionEnd),
-}
-
-/// The reason for which a subscription has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubscriptionEnd {
-    /// The job is over.
-    Over,
-    /// The subscriber did not keep up; it may subscribe again.
-    Behind {
-        /// Maximum number of changes that could be queued for it.
-        most: usize,
-    },
-}
-
-impl fmt::Display for SubscriptionEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SubscriptionEnd::Over => f.write_str("the job is over"),
-            SubscriptionEnd::Behind { most } => {
-                write!(f, "the subscriber is too far behind: more than {most} changes waited for it")
-            }
-        }
     }
 }

@@ -25,8 +25,9 @@ use crate::sink::ndjson::Encoder;
 use crate::time::Epoch;
 use crate::view::answer::{self, Answer, ViewRows};
 use crate::view::key::{self, RequestedKeys, ViewKeyFn};
+use crate::view::refusal::Refusal;
 use crate::view::table::{KeyedChange, ViewTable};
-use crate::view::{Refusal, SubscriptionEnd, ViewUpdate};
+use crate::view::update::{SubscriptionEnd, ViewUpdate};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

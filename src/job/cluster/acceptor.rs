@@ -11,9 +11,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::JoinRequest;
 use super::framed::Framed;
 use super::handshake::{AcceptPolicy, HandshakeProgress, PendingHandshake};
+use super::messages::JoinRequest;
 
 /// Maximum number of concurrent callers; leaves the process enough file descriptors.
 const MAX_PENDING: usize = 128;

@@ -4,9 +4,9 @@
 //!
 //! * the **decision** of process 0 when all processes are connected;
 //! * **failures**: a process that fails reports why, and all others end with that error;
-//! * **losses**: a process that dies is noticed by process 0 here, and by all others on their links. The first loss
-//!   noticed counts. As a failure report and the end of the connection may arrive in either order, a process waits a
-//!   moment for the report;
+//! * **losses**: a process that dies is noticed by process 0 here, and by all others on their links, which share a
+//!   [`LossRecord`] with the channel. The first loss noticed counts. As a failure report and the end of the connection
+//!   may arrive in either order, a process waits a moment for the report;
 //! * **silence**: a process that sends nothing for the heartbeat timeout, here or on a link, is taken for dead: its
 //!   machine or its network may be down;
 //! * the **end**: every process sends its counters to process 0 once all its files are closed; process 0 then closes
@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 use super::data_connection::{DataConnection, Sender};
 use super::framed::{Framed, encoded};
 use super::heartbeat::{HEARTBEAT_INTERVAL, HeartbeatMonitor, Silence};
-use super::{Cluster, FailureReport, StartMessage};
+use super::losses::{Loss, LossRecord};
+use super::messages::{FailureReport, StartMessage};
+use super::options::Cluster;
 use crate::error::{Error, Result};
 use crate::metrics::JobSummary;
 use crate::status::{ConnectionStatus, ProcessStatus, StatusBoard};
@@ -62,6 +64,8 @@ enum ControlMessage {
 pub(crate) struct ControlChannel {
     cluster: Cluster,
     failure: Arc<JobFailure>,
+    /// Losses noticed here and on the connections of the dataflow.
+    losses: Arc<LossRecord>,
     /// By process number: all others in process 0, only process 0 in the others. Messages are queued only for connected
     /// ones.
     peers: Vec<Peer>,
@@ -115,8 +119,6 @@ struct ChannelState {
     at: Vec<ProcessStatus>,
     /// The counters of each process that has finished.
     done: Vec<Option<JobSummary>>,
-    /// A lost process, the cause, and the time at which it was noticed.
-    missed: Option<(usize, String, Instant)>,
     /// The message that tells why the job fails, if another process or the loss of one is the reason.
     reason: Option<ControlMessage>,
     told: bool,
@@ -131,7 +133,6 @@ impl ChannelState {
             answer: None,
             at: (0..processes).map(|process| ProcessStatus { process, ..ProcessStatus::default() }).collect(),
             done: vec![None; processes],
-            missed: None,
             reason: None,
             told: false,
             over: false,
@@ -159,6 +160,7 @@ impl ControlChannel {
         let side = Arc::new(ControlChannel {
             cluster: cluster.clone(),
             failure,
+            losses: Arc::default(),
             peers: (0..processes).map(|_| Peer::default()).collect(),
             state: Mutex::new(ChannelState::new(processes, is_first)),
             changed: Condvar::new(),
@@ -306,9 +308,9 @@ impl ControlChannel {
         links.map(hears).collect()
     }
 
-    /// Returns the job's shared failure.
-    pub(super) fn failure(&self) -> &Arc<JobFailure> {
-        &self.failure
+    /// Returns the record of losses, for the connections of the dataflow.
+    pub(super) fn losses(&self) -> Arc<LossRecord> {
+        Arc::clone(&self.losses)
     }
 
     /// Notes that a control connection is lost.
@@ -318,16 +320,7 @@ impl ControlChannel {
             return self.detach(of);
         }
         drop(state);
-        self.report_lost(of.0, why);
-    }
-
-    /// Notes that another process is lost.
-    pub(super) fn report_lost(&self, process: usize, why: &str) {
-        let mut state = self.state();
-        if state.closing.is_none() && !state.over && state.missed.is_none() {
-            state.missed = Some((process, why.to_owned(), Instant::now()));
-            self.changed.notify_all();
-        }
+        self.losses.note(of.0, why);
     }
 
     /// Receives the messages of another process, until its connection ends.
@@ -422,11 +415,11 @@ impl ControlChannel {
         let mut signed = Instant::now();
         let mut state = self.state();
         while state.closing.is_none() {
-            if let Some((process, why, since)) = &state.missed
+            if let Some(Loss { process, why, noticed }) = self.losses.first()
                 && state.reason.is_none()
                 && !state.over
                 && self.failure.get().is_none()
-                && since.elapsed() >= FAILURE_REPORT_GRACE
+                && noticed.elapsed() >= FAILURE_REPORT_GRACE
             {
                 let (process, by, why) = (*process, self.cluster.process(), why.clone());
                 self.failure.set(self.cluster.gone(process, by, &why));

@@ -1,8 +1,9 @@
 //! A connection of the dataflow.
 //!
-//! timely ends a process by panics when a connection breaks. A [`DataConnection`] reports the loss of the other process
-//! first, and then never returns: the thread that sends or receives through it sleeps until the process ends. So
-//! nothing is printed but the one line of the job's own failure, and no worker continues with a part of the data.
+//! timely ends a process by panics when a connection breaks. A [`DataConnection`] notes the loss of the other process
+//! first ([`LossRecord`]), and then never returns: the thread that sends or receives through it sleeps until the
+//! process ends. So nothing is printed but the one line of the job's own failure, and no worker continues with a part of
+//! the data.
 //!
 //! A panic of timely on a thread that reads or writes here still fails the job: see [`adopt`].
 //!
@@ -17,10 +18,10 @@ use std::time::Duration;
 
 use timely::communication::allocator::zero_copy::stream::Stream;
 
-use super::control_channel::ControlChannel;
 use super::framed::is_wait;
 use super::heartbeat::{HeartbeatMonitor, POLL, Silence};
-use crate::thread::adopt;
+use super::losses::LossRecord;
+use crate::thread::{JobFailure, adopt};
 
 const HEARTBEAT: u8 = 0;
 const DATA: u8 = 1;
@@ -94,7 +95,8 @@ impl Sender {
 /// A connection to another process, for the dataflow.
 pub(crate) struct DataConnection {
     process: usize,
-    side: Arc<ControlChannel>,
+    losses: Arc<LossRecord>,
+    failure: Arc<JobFailure>,
     sender: Arc<Sender>,
     silence: Arc<Silence>,
     timeout: Duration,
@@ -106,7 +108,8 @@ impl DataConnection {
         stream: TcpStream,
         process: usize,
         timeout: Duration,
-        side: Arc<ControlChannel>,
+        losses: Arc<LossRecord>,
+        failure: Arc<JobFailure>,
     ) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -115,7 +118,7 @@ impl DataConnection {
         let (receiver, silence) = (stream.try_clone()?, Arc::default());
         let sender = Arc::new(Sender { stream, ended: Mutex::new(false) });
         let receiver = Receiver::new(receiver, timeout, &silence);
-        Ok(DataConnection { process, side, sender, silence, timeout, receiver })
+        Ok(DataConnection { process, losses, failure, sender, silence, timeout, receiver })
     }
 
     /// Returns the handle that sends heartbeats.
@@ -128,9 +131,9 @@ impl DataConnection {
         Arc::clone(&self.silence)
     }
 
-    /// Reports the loss of the other process, and sleeps.
+    /// Notes the loss of the other process, and sleeps.
     fn lost(&self, why: &str) -> ! {
-        self.side.report_lost(self.process, why);
+        self.losses.note(self.process, why);
         loop {
             std::thread::park();
         }
@@ -139,7 +142,7 @@ impl DataConnection {
 
 impl Read for DataConnection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        adopt(self.side.failure());
+        adopt(&self.failure);
         match self.receiver.read(into) {
             Ok(read) => Ok(read),
             Err(why) => self.lost(&why),
@@ -149,7 +152,7 @@ impl Read for DataConnection {
 
 impl Write for DataConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        adopt(self.side.failure());
+        adopt(&self.failure);
         match self.sender.data(bytes) {
             Ok(sent) => Ok(sent),
             Err(why) => self.lost(&why.to_string()),
@@ -166,7 +169,8 @@ impl Stream for DataConnection {
         let receiver = Receiver::new(self.receiver.stream.try_clone()?, self.timeout, &self.silence);
         Ok(DataConnection {
             process: self.process,
-            side: Arc::clone(&self.side),
+            losses: Arc::clone(&self.losses),
+            failure: Arc::clone(&self.failure),
             sender: self.sender(),
             silence: self.silence(),
             timeout: self.timeout,

@@ -18,12 +18,10 @@ use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::framed::{Framed, encoded};
 use super::heartbeat::RunningTime;
+use super::messages::{JoinReply, JoinRequest};
 use super::secret::{ConnectionEnd, PROOF, Secret, is_proof, proof, random};
-use super::{FailureReport, JoinRequest};
 use crate::error::Error;
 
 /// Handshake timeout.
@@ -109,17 +107,6 @@ fn version(first: &[u8]) -> Option<u8> {
 
 fn other_version(version: u8) -> String {
     format!("it speaks version {version} of what processes say to each other, this one speaks {}", MAGIC[7])
-}
-
-/// Answer of process 0 to a [`JoinRequest`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum JoinReply {
-    /// The process is accepted, and waits for the others.
-    Welcome,
-    /// Another process of its number is connected.
-    AlreadyConnected,
-    /// The processes cannot run together.
-    Refused(FailureReport),
 }
 
 /// Reason why a process is refused while another one of its number is connected.

@@ -1,6 +1,7 @@
 //! The processes of a job: how they connect, agree on what to run, and detect failures of each other.
 //!
-//! * [`Cluster`]: the addresses of the processes, and the number of this one.
+//! * [`Cluster`]: the addresses of the processes, and the number of this one. [`messages`]: what processes send to each
+//!   other while they meet.
 //! * [`handshake`], [`secret`], [`acceptor`]: every connection starts with mutual authentication; strangers are
 //!   refused.
 //! * [`gather`](Cluster::gather): every process connects to process 0 and sends its configuration. Process 0 compares
@@ -10,7 +11,7 @@
 //! * [`control_channel::ControlChannel`]: the connections to process 0 stay open beside the dataflow: they report
 //!   failures, detect dead processes, and agree on the end of the job.
 //! * [`data_connection::DataConnection`]: a connection of the dataflow, which notices that the other end is gone
-//!   before the dataflow does.
+//!   before the dataflow does, and notes it where the control channel looks ([`losses`]).
 //! * [`heartbeat`]: heartbeats on all of these connections, and silence, measured by the time in which this process
 //!   ran.
 //!
@@ -27,18 +28,18 @@ mod data_connection;
 mod framed;
 mod handshake;
 mod heartbeat;
+mod losses;
+pub(super) mod messages;
+pub(super) mod options;
 pub(crate) mod secret;
 
 use std::cell::Cell;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::{CommsGuard, initialize_networking_from_sockets};
 use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
@@ -47,139 +48,23 @@ use self::acceptor::{AcceptedPeer, Acceptor};
 use self::control_channel::ControlChannel;
 use self::data_connection::DataConnection;
 use self::handshake::{
-    ATTEMPT_TIMEOUT, AcceptPolicy, ConnectError, ConnectionPurpose, DialOptions, HANDSHAKE_TIMEOUT, JoinReply,
-    introduce,
+    ATTEMPT_TIMEOUT, AcceptPolicy, ConnectError, ConnectionPurpose, DialOptions, HANDSHAKE_TIMEOUT, introduce,
 };
 use self::heartbeat::{HEARTBEAT_INTERVAL, RunningTime};
-use self::secret::{Secret, random};
-use crate::durable::manifest::QueryFingerprint;
-use crate::durable::recovery::changes;
+use self::messages::{FailureReport, JoinReply, JoinRequest, StartMessage};
+use self::options::Cluster;
+use self::secret::random;
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::StopHandle;
+use crate::job::stop_handle::StopHandle;
 use crate::thread::{self, JobFailure, ThreadRole};
 
 /// Pause between two attempts to reach a process.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Silence after which a connected process is replaced by another one of its number.
 const REPLACE_AFTER: Duration = HEARTBEAT_INTERVAL.saturating_mul(4);
-/// Port of process 0 without a host file; process `p` has the port `FIRST_PORT + p`.
-const FIRST_PORT: u16 = 2101;
 
-/// The processes of a job, and the number of this one.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    process: usize,
-    addresses: Vec<String>,
-    /// Socket that this process listens on, if it is open already.
-    listener: Option<Arc<TcpListener>>,
-    connect_timeout: Duration,
-    heartbeat_timeout: Duration,
-    secret: Option<Secret>,
-}
-
+/// The meeting of the processes.
 impl Cluster {
-    /// Makes this process number `process`, counted from 0, of those at these addresses, each `HOST:PORT`.
-    ///
-    /// # Errors
-    /// Fails if there is no such process.
-    pub fn new(process: usize, addresses: Vec<String>) -> Result<Self> {
-        if process >= addresses.len() {
-            let error = Error::usage(format!("there is no process {process} of {}", addresses.len()));
-            return Err(error.help("processes are numbered from 0"));
-        }
-        let (connect_timeout, heartbeat_timeout) = (Duration::from_secs(60), Duration::from_secs(30));
-        Ok(Cluster { process, addresses, listener: None, connect_timeout, heartbeat_timeout, secret: None })
-    }
-
-    /// Creates `processes` processes at free ports of this machine, all within this operating system process: for
-    /// tests.
-    pub(crate) fn within(processes: usize) -> Result<Vec<Self>> {
-        let cannot = |why: io::Error| Error::new("cannot listen on this machine").because(why);
-        let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").map_err(cannot)).collect();
-        let listeners: Vec<_> = listeners.into_iter().collect::<Result<_>>()?;
-        let addresses = listeners.iter().map(|listener| Ok(listener.local_addr().map_err(cannot)?.to_string()));
-        let addresses: Vec<_> = addresses.collect::<Result<_>>()?;
-        let all = listeners.into_iter().enumerate().map(|(process, listener)| {
-            Cluster::new(process, addresses.clone())
-                .map(|cluster| Cluster { listener: Some(Arc::new(listener)), ..cluster })
-        });
-        all.collect()
-    }
-
-    /// Makes this process number `process` of `processes` on this machine, at ports from 2101 on.
-    ///
-    /// # Errors
-    /// Fails if there is no such process.
-    pub fn on_this_machine(process: usize, processes: usize) -> Result<Self> {
-        let ports = (FIRST_PORT..).take(processes);
-        Cluster::new(process, ports.map(|port| format!("127.0.0.1:{port}")).collect())
-    }
-
-    /// Makes this process number `process` of the first `processes` of a file with one address `HOST:PORT` per line.
-    /// Empty lines and lines that begin with `#` are skipped.
-    ///
-    /// # Errors
-    /// Fails if the file cannot be read, has too few addresses or an invalid one, or there is no such process.
-    pub fn from_hostfile(process: usize, processes: usize, path: &Path) -> Result<Self> {
-        let place = || path.display();
-        let text = std::fs::read_to_string(path);
-        let text = text.map_err(|why| Error::new("cannot read the file of hosts").at(place()).because(why))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let addresses: Vec<_> = lines.take(processes).map(str::to_owned).collect();
-        if addresses.len() < processes {
-            let error = Error::usage("the file of hosts has too few addresses").at(place());
-            return Err(error.because(format!("it has {}, and there are {processes} processes", addresses.len())));
-        }
-        let is_address =
-            |address: &&String| address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        if let Some(bad) = addresses.iter().find(|address| !is_address(address)) {
-            let error = Error::usage("a line of the file of hosts is no address").at(place()).because(bad);
-            return Err(error.help("write HOST:PORT, one a line"));
-        }
-        Cluster::new(process, addresses)
-    }
-
-    /// Sets the connect timeout, for which a process waits for the others to start (one minute by default), and the
-    /// heartbeat timeout, after which a silent process is taken for lost (30 s by default).
-    #[must_use]
-    pub fn timeouts(mut self, connect_timeout: Duration, heartbeat_timeout: Duration) -> Self {
-        (self.connect_timeout, self.heartbeat_timeout) = (connect_timeout, heartbeat_timeout);
-        self
-    }
-
-    /// Requires all processes to prove to each other that they know a secret of at least 16 bytes, before anything else
-    /// is sent. It keeps out strangers who can reach the ports of the processes; the network traffic is not encrypted.
-    ///
-    /// # Errors
-    /// Fails if the secret is too short.
-    pub fn secret(mut self, secret: &[u8]) -> Result<Self> {
-        self.secret = Some(Secret::new(secret)?);
-        Ok(self)
-    }
-
-    /// Like [`secret`](Cluster::secret), read from a file; white space at its ends is not part of it.
-    ///
-    /// # Errors
-    /// Fails if the file cannot be read, or the secret is too short.
-    pub fn secret_file(mut self, path: &Path) -> Result<Self> {
-        self.secret = Some(Secret::from_file(path)?);
-        Ok(self)
-    }
-
-    /// Returns the number of this process, from 0.
-    pub fn process(&self) -> usize {
-        self.process
-    }
-
-    /// Returns the number of processes.
-    pub fn processes(&self) -> usize {
-        self.addresses.len()
-    }
-
-    fn address(&self, process: usize) -> &str {
-        &self.addresses[process]
-    }
-
     /// Gathers all processes at process 0, which compares their configurations; `None` if a stop was requested
     /// meanwhile. Process 0 must continue with [`Gathered::begin`], [`Gathered::ended`] or [`Gathered::refuse`].
     ///
@@ -324,108 +209,12 @@ impl Cluster {
     fn terms(&self, purpose: ConnectionPurpose, number: u64) -> AcceptPolicy {
         AcceptPolicy { own: self.process, purpose, number, secret: self.secret.clone() }
     }
-
-    /// Returns the failure of a job that has lost a process, as process `by` has noticed.
-    fn gone(&self, process: usize, by: usize, why: &str) -> Error {
-        let error = match process {
-            lost if lost == self.process => {
-                Error::of(ErrorKind::ProcessLost, format!("process {lost} was taken for lost, which is this one"))
-            }
-            lost => Error::of(ErrorKind::ProcessLost, format!("process {lost} is gone")).at(self.address(lost)),
-        };
-        let error = if by == self.process { error.because(why) } else { error.because(format!("process {by}: {why}")) };
-        error.help("start all processes again: a job with state goes on where its results end")
-    }
-}
-
-/// Formats as in "process 1 of 3, at 10.0.0.2:2101".
-impl fmt::Display for Cluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} of {}, at {}", self.process, self.processes(), self.address(self.process))
-    }
 }
 
 /// `true` if an address can only be reached from this machine.
 fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// A process's configuration, which must agree with that of process 0.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct JoinRequest {
-    pub(crate) process: usize,
-    pub(crate) processes: usize,
-    /// Number of its worker threads.
-    pub(crate) threads: usize,
-    pub(crate) job: String,
-    /// `true` if it keeps durable state.
-    pub(crate) keeps: bool,
-    pub(crate) query: QueryFingerprint,
-}
-
-impl JoinRequest {
-    /// Checks that another process has the same configuration.
-    fn check(&self, other: &JoinRequest, processes: usize) -> Result<()> {
-        let place = format!("process {}", other.process);
-        let differs = |why: String| {
-            let error = Error::usage("the processes do not run the same").at(&place).because(why);
-            Err(error.help("start all with one program and one command line, but for -p"))
-        };
-        if other.processes != processes || other.process == 0 || other.process >= processes {
-            return differs(format!(
-                "it is number {} of {}, and process 0 has {processes}",
-                other.process, other.processes
-            ));
-        }
-        if other.threads != self.threads {
-            return differs(format!("it has {} workers, and process 0 has {}", other.threads, self.threads));
-        }
-        if other.job != self.job {
-            return differs(format!("its job is {}, and that of process 0 is {}", other.job, self.job));
-        }
-        if other.keeps != self.keeps {
-            return differs(format!("it keeps {} state", if other.keeps { "a" } else { "no" }));
-        }
-        match changes(&self.query, &other.query) {
-            changes if changes.is_empty() => Ok(()),
-            changes => differs(format!("compared with process 0, {}", changes.join(", "))),
-        }
-    }
-}
-
-/// Decision of process 0, sent to all processes that are connected, if they can run together.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum StartMessage {
-    /// Start: the number for the dataflow's connections, the incarnation of the state, and whether process 0 has views.
-    Begin { number: u64, life: Option<u64>, views: bool },
-    /// The state is complete: there is nothing to run.
-    Ended,
-    /// Process 0 was asked to stop before the start.
-    Stopped,
-}
-
-/// The failure of a process, as sent to the others.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct FailureReport {
-    process: usize,
-    /// `true` for a usage error.
-    usage: bool,
-    why: String,
-}
-
-impl FailureReport {
-    fn new(process: usize, error: &Error) -> Self {
-        FailureReport { process, usage: error.kind() == ErrorKind::Usage, why: error.to_string() }
-    }
-
-    /// Returns the error with which a process that receives this fails.
-    fn error(&self) -> Error {
-        if self.usage {
-            return Error::usage(&self.why);
-        }
-        Error::new(format!("process {} failed", self.process)).because(&self.why)
-    }
 }
 
 /// The decision of process 0.
@@ -515,7 +304,9 @@ impl Gathered {
         let (process, side) = (self.cluster.process, Arc::clone(self.side()?));
         let timeout = self.cluster.heartbeat_timeout;
         let link = |(process, stream): (usize, Option<TcpStream>)| {
-            stream.map(|stream| DataConnection::new(stream, process, timeout, Arc::clone(&side))).transpose()
+            stream
+                .map(|stream| DataConnection::new(stream, process, timeout, side.losses(), Arc::clone(&self.failure)))
+                .transpose()
         };
         let links: io::Result<Vec<_>> = streams.into_iter().enumerate().map(link).collect();
         match links {

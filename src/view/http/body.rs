@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::TextPieces;
-use super::connection::ConnectionTracker;
 use super::events::EventReader;
 use super::gate::Permit;
 use super::limits::PIECE;
+use super::tracker::ConnectionTracker;
 
 /// The content of an answer.
 pub(super) enum BodyContent {

@@ -1,8 +1,6 @@
-//! Connections: their sockets, their states and their time limits.
+//! Connections: their sockets, and how they are served and closed.
 //!
-//! * A [`ConnectionTracker`] tracks the state of a connection: it waits for a request, receives a header, or answers
-//!   a request; and the time since which its client has not read what waits for it.
-//! * A [`Socket`] moves bytes, and updates the pulse.
+//! * A [`Socket`] moves bytes, and updates the connection's [`ConnectionTracker`].
 //! * [`Connections`] are all open connections. When a new one exceeds their limit, the most expendable one is closed.
 //!
 //! Invariant: a connection stays open only until its next deadline, unless its client extends that by requests or by
@@ -23,126 +21,13 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::limits::{HEADER_BYTES, HEADER_LINES, HEADER_TIME, IDLE_TIME, STUCK, WRITE_BYTES, WRITE_TIME};
+use super::end::EndSignal;
+use super::limits::{HEADER_BYTES, HEADER_LINES, HEADER_TIME};
 use super::respond::{RequestContext, respond};
+use super::tracker::ConnectionTracker;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Nothing has been received yet.
-    New,
-    /// A part of a request's header has been received.
-    Header,
-    /// A request is being answered.
-    Answering,
-    /// All answers so far have been sent.
-    Idle,
-}
-
-/// A period in which bytes wait for the client. Whenever the client has read [`WRITE_BYTES`], a new period begins.
-#[derive(Clone, Copy, Debug)]
-struct Stall {
-    /// The end of the period.
-    until: Instant,
-    /// Bytes read by the client in this period.
-    taken: usize,
-    /// The last time that the client has read any.
-    moved: Instant,
-}
-
-#[derive(Debug)]
-struct ConnectionState {
-    phase: Phase,
-    since: Instant,
-    stall: Option<Stall>,
-}
-
-/// The shared state of a connection.
-#[derive(Clone, Debug)]
-pub(super) struct ConnectionTracker(Arc<Mutex<ConnectionState>>);
-
-impl ConnectionTracker {
-    fn new() -> Self {
-        ConnectionTracker(Arc::new(Mutex::new(ConnectionState {
-            phase: Phase::New,
-            since: Instant::now(),
-            stall: None,
-        })))
-    }
-
-    fn enter(&self, phase: Phase) {
-        let mut state = locked(&self.0);
-        (state.phase, state.since) = (phase, Instant::now());
-    }
-
-    /// Notes that a request has been received.
-    pub(super) fn answering(&self) {
-        self.enter(Phase::Answering);
-    }
-
-    /// Notes that an answer has been sent, or given up.
-    pub(super) fn answered(&self) {
-        self.enter(Phase::Idle);
-    }
-
-    /// Notes that bytes have been received.
-    fn has_read(&self) {
-        let mut state = locked(&self.0);
-        match state.phase {
-            Phase::New => state.phase = Phase::Header,
-            Phase::Idle => (state.phase, state.since) = (Phase::Header, Instant::now()),
-            Phase::Header | Phase::Answering => {}
-        }
-    }
-
-    /// Notes the outcome of a write.
-    fn has_written(&self, outcome: &Poll<io::Result<usize>>) {
-        let (mut state, now) = (locked(&self.0), Instant::now());
-        match (outcome, &mut state.stall) {
-            (Poll::Pending, None) => state.stall = Some(Stall { until: now + WRITE_TIME, taken: 0, moved: now }),
-            (Poll::Ready(Ok(taken)), Some(stall)) => {
-                (stall.taken, stall.moved) = (stall.taken + taken, now);
-                if stall.taken >= WRITE_BYTES {
-                    (stall.until, stall.taken) = (now + WRITE_TIME, 0);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Notes that no bytes wait for the client.
-    fn has_written_all(&self) {
-        locked(&self.0).stall = None;
-    }
-
-    /// Returns the time at which the next limit passes; `None` if there is none.
-    fn deadline(&self) -> Option<Instant> {
-        let state = locked(&self.0);
-        let phase = match state.phase {
-            Phase::New | Phase::Header => Some(state.since + HEADER_TIME),
-            Phase::Idle => Some(state.since + IDLE_TIME),
-            Phase::Answering => None,
-        };
-        phase.into_iter().chain(state.stall.map(|stall| stall.until)).min()
-    }
-
-    /// `true` if a limit has passed.
-    fn is_late(&self, now: Instant) -> bool {
-        self.deadline().is_some_and(|deadline| deadline <= now)
-    }
-
-    /// Returns the time since which the connection is expendable; `None` if it is not.
-    fn spare_since(&self, now: Instant) -> Option<Instant> {
-        let state = locked(&self.0);
-        match (state.phase, state.stall) {
-            (_, Some(stall)) if stall.moved + STUCK <= now => Some(stall.moved),
-            (Phase::Answering, _) => None,
-            (Phase::New | Phase::Header | Phase::Idle, _) => Some(state.since),
-        }
-    }
 }
 
 /// A client's socket.
@@ -200,14 +85,8 @@ impl hyper::rt::Write for Socket {
     }
 }
 
-/// Waits until the server ends.
-pub(super) async fn ended(mut over: watch::Receiver<bool>) {
-    // A dropped sender means that the server has ended, too.
-    let _ = over.wait_for(|over| *over).await;
-}
-
 /// Serves a connection until its client is done, a limit has passed, or the server ends.
-async fn serve(socket: Socket, shared: Arc<RequestContext>, over: watch::Receiver<bool>) {
+async fn serve(socket: Socket, shared: Arc<RequestContext>, over: EndSignal) {
     let pulse = socket.pulse.clone();
     let service = {
         let (pulse, over) = (pulse.clone(), over.clone());
@@ -217,7 +96,7 @@ async fn serve(socket: Socket, shared: Arc<RequestContext>, over: watch::Receive
     builder.header_read_timeout(None).max_header_size(HEADER_BYTES).max_headers(HEADER_LINES);
     builder.max_buf_size(4 * HEADER_BYTES);
     let mut connection = pin!(builder.serve_connection(socket, service));
-    let mut over = pin!(ended(over));
+    let mut over = pin!(over.wait());
     let mut sleep = pin!(tokio::time::sleep(HEADER_TIME));
     let mut ends = false;
     poll_fn(|context| {
@@ -316,7 +195,7 @@ impl Connections {
         all: &Arc<Mutex<Self>>,
         stream: TcpStream,
         shared: &Arc<RequestContext>,
-        over: &watch::Receiver<bool>,
+        over: &EndSignal,
         alive: watch::Receiver<()>,
     ) {
         let pulse = ConnectionTracker::new();

@@ -16,11 +16,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use hyper::body::Bytes;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
-use super::connection::ended;
+use super::end::EndSignal;
 use super::gate::{Gate, Permit};
 use super::limits::{PROGRESS, STREAM_BYTES, TURN_TIME};
 use super::{Events, ServerEvent, TextPieces, end_event};
@@ -90,7 +90,7 @@ struct Pump {
     gate: Arc<Gate>,
     /// A permit to send the first event if it is long.
     permit: Option<Permit>,
-    over: watch::Receiver<bool>,
+    over: EndSignal,
 }
 
 /// Starts a stream. `slot` is returned when the stream ends; `permit` is for its first event.
@@ -98,7 +98,7 @@ pub(super) fn start(
     events: Box<dyn Events>,
     gate: &Arc<Gate>,
     (slot, permit): (Permit, Permit),
-    over: watch::Receiver<bool>,
+    over: EndSignal,
 ) -> EventReader {
     let (sender, messages) = unbounded_channel();
     let backlog = Arc::<Backlog>::default();
@@ -134,7 +134,7 @@ impl Pump {
     async fn next(&self, events: &mut dyn Events) -> Option<ServerEvent> {
         let mut tick = pin!(sleep(PROGRESS));
         let mut gone = pin!(self.messages.closed());
-        let mut over = pin!(ended(self.over.clone()));
+        let mut over = pin!(self.over.clone().wait());
         let event = poll_fn(|context| {
             if gone.as_mut().poll(context).is_ready() {
                 return Poll::Ready(None);
@@ -178,7 +178,7 @@ impl Pump {
             None => self.gate.enter_within(TURN_TIME).await?,
         };
         let mut gone = pin!(self.messages.closed());
-        let mut over = pin!(ended(self.over.clone()));
+        let mut over = pin!(self.over.clone().wait());
         while self.backlog.bytes.load(Ordering::Relaxed) > 0 {
             let mut shrunk = pin!(self.backlog.shrunk.notified());
             let goes_on = poll_fn(|context| {

@@ -8,14 +8,14 @@ use hyper::header::{
     TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
-use tokio::sync::watch;
 
 use super::body::{AnswerBody, BodyContent, Never};
-use super::connection::ConnectionTracker;
+use super::end::EndSignal;
 use super::events;
 use super::gate::{Gate, Permit};
 use super::host::Hosts;
 use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
+use super::tracker::ConnectionTracker;
 use super::{AnswerKind, DeferredReply, HttpReply, HttpRequest, RequestHandler, TextPieces};
 
 /// The state shared by all connections.
@@ -65,7 +65,7 @@ impl ResponseParts {
 pub(super) async fn respond(
     shared: Arc<RequestContext>,
     pulse: ConnectionTracker,
-    over: watch::Receiver<bool>,
+    over: EndSignal,
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Never> {
     pulse.answering();
@@ -138,12 +138,7 @@ fn short(reply: HttpReply) -> ResponseParts {
 }
 
 /// Makes an answer when its turn comes.
-async fn later(
-    shared: &RequestContext,
-    kind: AnswerKind,
-    make: DeferredReply,
-    over: watch::Receiver<bool>,
-) -> ResponseParts {
+async fn later(shared: &RequestContext, kind: AnswerKind, make: DeferredReply, over: EndSignal) -> ResponseParts {
     let slot = match kind {
         AnswerKind::Events => match shared.streams.enter_now() {
             Ok(slot) => Some(slot),

@@ -18,7 +18,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use super::connection::{Connections, ended};
+use super::connection::Connections;
+use super::end::EndSignal;
 use super::host::Hosts;
 use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SOCKET_BYTES};
 use super::respond::RequestContext;
@@ -58,7 +59,7 @@ impl Server {
         let most = most_connections();
         let hosts = Hosts::new(&endpoint.address, &endpoint.hosts);
         let shared = Arc::new(RequestContext::new(Arc::clone(answering), hosts, most));
-        let (over, is_over) = watch::channel(false);
+        let (over, is_over) = EndSignal::new();
         let (finished, done) = channel();
         let body = move || {
             runtime.block_on(serve(listener, shared, most, is_over));
@@ -134,12 +135,12 @@ impl RateLimitedLog {
 }
 
 /// Accepts connections until the server ends, then gives clients a moment to read the rest of their answers.
-async fn serve(listener: TcpListener, shared: Arc<RequestContext>, most: usize, over: watch::Receiver<bool>) {
+async fn serve(listener: TcpListener, shared: Arc<RequestContext>, most: usize, over: EndSignal) {
     let connections = Connections::new(most);
     let (alive, open) = watch::channel(());
     let mut complaints = RateLimitedLog::default();
     {
-        let mut ends = pin!(ended(over.clone()));
+        let mut ends = pin!(over.clone().wait());
         loop {
             thread::mark_iteration();
             let next = poll_fn(|context| {
