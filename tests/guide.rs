@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tidegate::error::ErrorKind;
 use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Accumulator;
 use tidegate::testing::{Captured, Script, TestRun};
@@ -264,6 +265,24 @@ fn per_minute(transactions: Stream<'_, Transaction>) -> Stream<'_, (EventTime, S
         .aggregate("per minute", |each| each.count())
         .on_close()
         .map(|row| (row.window.end, row.key, row.value))
+}
+
+#[test]
+fn errors() {
+    let missing = csv::Source::new("is-not-there.csv").event_time(|row: &(i64, i64)| row.0);
+    let job = Job::new("errors");
+    let query = move |flow: &Flow<'_>| {
+        flow.read("rows", &missing).write("rows", &Captured::new());
+    };
+    let failed = job.run(query).unwrap_err();
+    match failed.kind() {
+        ErrorKind::StateInUse => println!("another process holds the state"),
+        ErrorKind::SourceUnreachable | ErrorKind::ProcessLost => println!("try again later: {failed}"),
+        ErrorKind::Usage | ErrorKind::QueryChanged => println!("the program has to change: {failed}"),
+        _ => println!("{failed}"), // one line: what failed, where, why, and what to do
+    }
+    assert_eq!(failed.kind(), ErrorKind::SourceUnreachable);
+    assert!(failed.place().is_some_and(|place| place.contains("is-not-there.csv")), "{failed}");
 }
 
 #[test]

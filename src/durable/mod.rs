@@ -142,7 +142,7 @@ impl Incarnation {
 
 impl fmt::Debug for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Life")
+        f.debug_struct("Incarnation")
             .field("state", &self.state)
             .field("incarnation", &self.incarnation)
             .finish_non_exhaustive()

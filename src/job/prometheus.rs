@@ -75,7 +75,7 @@ impl Exposition {
         }
         for step in &steps {
             let of = [("step", step.name.as_str())];
-            let help = "Records that entered a window step, once for every window they belong to.";
+            let help = "Records that entered a window step, each once.";
             self.counter("tidegate_step_records_total", help, &of, step.received);
             self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
             let help = "Late records that were in order, of partitions or streams that had been idle.";

@@ -113,7 +113,7 @@ impl<F: RecordFormat, T> FileSource<F, T> {
 
 impl<F: RecordFormat, T> fmt::Debug for FileSource<F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Input").field("path", &self.path).field("out_of_order", &self.out_of_order).finish()
+        f.debug_struct("FileSource").field("path", &self.path).field("out_of_order", &self.out_of_order).finish()
     }
 }
 

@@ -14,7 +14,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use super::client::{TopicConfig, error_text};
 use super::consumer::{OFFSETS_TIMEOUT, check_error, list};
 use super::statistics::ConsumerEvents;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Decision after a message of a partition.
 pub(super) enum ReadDecision<T> {
@@ -43,8 +43,8 @@ pub(super) fn read_each<T>(
     let mut heard = Instant::now();
     while let Some(id) = wanted.first() {
         if heard.elapsed() > OFFSETS_TIMEOUT {
-            let place = format!("{}, partition {id}", topic_config.describe());
-            return Err(Error::new("a partition's records do not arrive").at(place).help("check the brokers"));
+            let error = Error::of(ErrorKind::SourceUnreachable, "a partition's records do not arrive");
+            return Err(error.at_partition(topic_config.describe(), *id).help("check the brokers"));
         }
         let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
         let (id, message) = match &polled {
@@ -55,11 +55,12 @@ pub(super) fn read_each<T>(
                 continue;
             }
         };
-        heard = Instant::now();
         let id = id.max(0) as u32;
+        // Messages of a partition of which enough was read are no sign of the others.
         if !wanted.contains(&id) {
             continue;
         }
+        heard = Instant::now();
         match take(id, message)? {
             ReadDecision::More => {}
             ReadDecision::Skip => drop(wanted.remove(&id)),

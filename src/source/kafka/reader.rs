@@ -29,7 +29,9 @@ use serde::de::DeserializeOwned;
 use super::client::{TopicConfig, error_text, is_refusal};
 use super::compacted::refuse_compacted;
 use super::consumer::{self, OFFSETS_TIMEOUT, check_error, connect, list, offsets};
-use super::identity::{self, check_end, fingerprint, missing_partition, offset_and_timestamp, recreated, wrong_record};
+use super::identity::{
+    self, check_end, fingerprint, has_fingerprint, missing_partition, offset_and_timestamp, recreated, wrong_record,
+};
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
@@ -630,15 +632,14 @@ impl<T: Record> KafkaReader<T> {
             let feed = &self.partitions[at];
             match feed.queue.poll(Duration::from_millis(20)) {
                 None if begun.elapsed() > OFFSETS_TIMEOUT => {
-                    let error = Error::new("an existing record does not arrive");
+                    let error = Error::of(ErrorKind::SourceUnreachable, "an existing record does not arrive");
                     let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
                     return Err(error.at(place).help("check the brokers"));
                 }
                 None => {}
                 Some(Ok(message)) => {
-                    let (offset, stamped) = offset_and_timestamp(&message);
-                    let as_it_was = fingerprint(offset, stamped, message.payload()) == expected;
-                    return if as_it_was { Ok(()) } else { Err(wrong_record(&self.target, feed.id, expected)) };
+                    let is_as_it_was = has_fingerprint(&message, expected);
+                    return if is_as_it_was { Ok(()) } else { Err(wrong_record(&self.target, feed.id, expected)) };
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => return Err(wrong_record(&self.target, feed.id, expected)),
                 Some(Err(error)) => check_error(&self.target, feed.id, &error)?,
