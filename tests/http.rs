@@ -200,7 +200,7 @@ struct Measured {
 fn measure(folder: &Path, records: u64, name: &str, is_attacked: bool) -> Measured {
     let (input, out, state) = (folder.join("in.csv"), folder.join(format!("{name}.csv")), folder.join(name));
     let line = format!(
-        "ulimit -n {DESCRIPTORS}; exec {TOTALS} --csv {} --out {} --state {} --http 127.0.0.1:0 -w 2 --progress off",
+        "ulimit -n {DESCRIPTORS}; exec {TIDEGATE} {TOTALS} --csv {} --out {} --state {} --http 127.0.0.1:0 -w 2 --progress off",
         input.display(),
         out.display(),
         state.display()
