@@ -40,6 +40,11 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker")
 }
 
+/// Options of requests to the broker of a test, which may share its machine with a build.
+fn patient() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(Duration::from_secs(180)))
+}
+
 impl Broker {
     /// Returns the broker that the tests of this binary share; `None` if there can be none on this machine.
     pub fn shared() -> Option<&'static Broker> {
@@ -123,7 +128,7 @@ impl Broker {
     pub fn create_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-        for result in wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap() {
+        for result in wait_for(self.admin().create_topics([&topic], &patient())).unwrap() {
             result.unwrap();
         }
     }
@@ -131,7 +136,7 @@ impl Broker {
     /// Creates a topic; fails if the broker cannot do so now.
     pub fn try_create(&self, name: &str, partitions: i32) -> Result<(), RDKafkaErrorCode> {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
-        let created = wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap();
+        let created = wait_for(self.admin().create_topics([&topic], &patient())).unwrap();
         created.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
     }
 
