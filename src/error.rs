@@ -205,7 +205,7 @@ impl Error {
 }
 
 /// `true` if the disk, or the user's part of it, is full.
-fn is_full(error: &io::Error) -> bool {
+pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

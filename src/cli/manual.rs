@@ -44,7 +44,7 @@ pub struct ManArgs {
 /// Writes the completion script of a command line to standard output; returns the exit code.
 ///
 /// # Errors
-/// When standard output cannot be written to.
+/// Fails if standard output cannot be written to.
 pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<u8> {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
@@ -58,7 +58,7 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<u8> {
 /// Writes the manual pages of a command line, one for each command; returns the exit code.
 ///
 /// # Errors
-/// When the directory or a page cannot be written.
+/// Fails if the directory or a page cannot be written.
 pub fn man(args: &ManArgs, command: Command) -> Result<u8> {
     let directory = &args.directory;
     let cannot = |why| Error::new("cannot make the directory of the manual pages").at(directory.display()).because(why);

@@ -93,11 +93,14 @@ impl Envelope {
 
     /// Decodes a whole file of this version or an earlier one of the same layout; returns its content and version.
     pub(super) fn open_any<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, u8), EnvelopeError> {
-        let version = match bytes.get(7) {
-            Some(version) if (1..self.version).contains(version) => *version,
-            _ => self.version,
-        };
-        Envelope { version, ..*self }.open(bytes).map(|content| (content, version))
+        let envelope = self.as_written(bytes);
+        envelope.open(bytes).map(|content| (content, envelope.version))
+    }
+
+    /// Returns the envelope of the version that a file's first bytes name, if that is an earlier one.
+    pub(super) fn as_written(&self, bytes: &[u8]) -> Envelope {
+        let earlier = bytes.get(7).filter(|version| (1..self.version).contains(version));
+        Envelope { version: earlier.copied().unwrap_or(self.version), ..*self }
     }
 
     /// The error for a file of this kind at `place`.

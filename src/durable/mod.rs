@@ -57,7 +57,7 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
 use self::journal::JournalEnds;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 use crate::time::Epoch;
 
 /// The error for a disk operation that failed; it suggests freeing space if the disk is full.
@@ -70,10 +70,6 @@ pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -
 /// The cause of a failed disk operation, in words for users.
 pub(crate) fn io_reason(why: &io::Error) -> String {
     if is_full(why) { String::from("the disk is full") } else { why.to_string() }
-}
-
-fn is_full(why: &io::Error) -> bool {
-    matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A state's identity: drawn at random when its directory is created, and never changed.

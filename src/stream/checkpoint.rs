@@ -152,6 +152,13 @@ pub(crate) struct RowOps<T> {
     pub(crate) window: fn(&T) -> EventTime,
 }
 
+/// Adds rows of one key of which only the newest counts.
+pub(crate) fn keep_newest<K, V: Ord + Clone>(row: &mut (K, V), other: &(K, V)) {
+    if other.1 > row.1 {
+        row.1.clone_from(&other.1);
+    }
+}
+
 impl<T> Clone for RowOps<T> {
     fn clone(&self) -> Self {
         *self

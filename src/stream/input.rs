@@ -405,11 +405,7 @@ fn watermark<'f>(
     let mut input = builder.new_input(said, Exchange::new(|message: &WatermarkMessage| message.0));
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
-    let mut snapshot_acks = durable.is_some().then(|| {
-        let (snapshot_acks, stream) = builder.new_output();
-        flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
-    });
+    let mut snapshot_acks = flow.snapshot_output(&mut builder);
     let speaks = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
         let held = capabilities.pop().filter(|_| snapshot_acks.is_some() && speaks);

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, RoutedRecord};
-use crate::stream::checkpoint::{RowChunks, RowOps, chunks_of};
+use crate::stream::checkpoint::{self, RowChunks, RowOps, chunks_of};
 use crate::stream::window_operator::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
@@ -232,11 +232,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
     fn saved_rows() -> RowOps<Self::SavedRow> {
         RowOps {
             order: |a, b| a.0.cmp(&b.0),
-            add: |a, b| {
-                if b.1 > a.1 {
-                    a.1.clone_from(&b.1);
-                }
-            },
+            add: checkpoint::keep_newest,
             is_zero: |_| false,
             is_tombstone: |saved| saved.1.row.is_none(),
             window: |saved| saved.1.row.as_ref().map_or(EventTime::MAX, B::expires_at),

@@ -52,8 +52,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::core::Concatenate;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
@@ -388,6 +391,17 @@ impl<'f> Flow<'f> {
                 0
             }
         }
+    }
+
+    /// Adds the output of an operator's contributions to manifests; `None` in a job without state.
+    fn snapshot_output(
+        &self,
+        builder: &mut OperatorBuilder<'f, u64>,
+    ) -> Option<OutputBuilder<u64, CapacityContainerBuilder<Vec<SnapshotAck>>>> {
+        self.build.durable.as_ref()?;
+        let (snapshot_acks, stream) = builder.new_output();
+        self.snapshot_acks.borrow_mut().push(stream);
+        Some(OutputBuilder::from(snapshot_acks))
     }
 
     /// Builds a query; its error fails the job.

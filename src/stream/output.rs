@@ -160,11 +160,7 @@ fn publish<'f, R: Record, D: Record>(
     let mut ends = ends.map(|ends| builder.new_input(ends, Exchange::new(|message: &EndMessage| message.0)));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
-    let mut snapshot_acks = build.durable.is_some().then(|| {
-        let (snapshot_acks, stream) = builder.new_output();
-        flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
-    });
+    let mut snapshot_acks = flow.snapshot_output(&mut builder);
     let wake = flow.scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
     let gate = output.as_ref().and_then(|output| output.gate);
     let began = output.map(|output| SinkPublisher::begin(output, &failure, metrics, wake));

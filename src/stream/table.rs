@@ -53,9 +53,7 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
 use crate::stream::assign::SourcePosition;
-use crate::stream::checkpoint::{
-    self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck, chunks_of,
-};
+use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, chunks_of};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, SnapshotEpochs};
@@ -84,11 +82,7 @@ type TableMap<K, R> = HashMap<K, R, FixedState>;
 fn saved_rows<K: Record, V: Record>() -> RowOps<TableRow<K, V>> {
     RowOps {
         order: |a, b| a.0.cmp(&b.0),
-        add: |a, b| {
-            if b.1 > a.1 {
-                a.1.clone_from(&b.1);
-            }
-        },
+        add: checkpoint::keep_newest,
         is_zero: |_| false,
         // Records that arrive later may be older: a delete must override them.
         is_tombstone: |_| false,
@@ -359,11 +353,7 @@ fn build_table<'f, K: Record, V: Record>(
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key()));
     let (changed, changes) = builder.new_output();
     let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
-    let mut snapshot_acks = durable.is_some().then(|| {
-        let (snapshot_acks, stream) = builder.new_output();
-        flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
-    });
+    let mut snapshot_acks = flow.snapshot_output(&mut builder);
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
         let activator = || scope.activator_for(Rc::clone(&info.address));

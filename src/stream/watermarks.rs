@@ -170,11 +170,7 @@ fn combine<'f>(
     let mut right = builder.new_input(right, Pipeline);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
-    let mut snapshot_acks = durable.is_some().then(|| {
-        let (snapshot_acks, stream) = builder.new_output();
-        flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
-    });
+    let mut snapshot_acks = flow.snapshot_output(&mut builder);
     let tells = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
         let held = capabilities.pop().filter(|_| snapshot_acks.is_some() && tells);

@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
-use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck};
+use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_row::{Open, PeriodicRow, WindowRowChange};
@@ -538,11 +538,7 @@ fn build_operator<'f, F: OperatorState>(
     let mut live = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(live);
     let mut fired = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(fired);
     let mut ticked = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(ticked);
-    let mut snapshot_acks = durable.is_some().then(|| {
-        let (snapshot_acks, stream) = builder.new_output();
-        flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
-    });
+    let mut snapshot_acks = flow.snapshot_output(&mut builder);
     let info = builder.operator_info();
     let (board, worker) = (Arc::clone(&flow.build.board), scope.index());
     builder.build(move |mut capabilities| {

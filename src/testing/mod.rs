@@ -375,7 +375,10 @@ impl Journal for SlowJournal {
 }
 
 /// Runs the processes of a job to their ends. Returns the report of the first one, or the first error of any.
-fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
+fn run_all<R: QueryResult>(
+    jobs: impl Iterator<Item = Job>,
+    query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
+) -> Result<RunReport> {
     let query = Arc::new(query);
     let jobs: Vec<_> = jobs.collect();
     let reports = std::thread::scope(|scope| {
@@ -567,7 +570,6 @@ impl TestRun {
     /// # Errors
     /// Fails as [`Job::run`] does.
     pub fn run<R: QueryResult>(self, query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static) -> Result<RunOutcome> {
-        let query = move |flow: &Flow<'_>| flow.build(&query);
         let journal = Arc::new(MemoryJournal::default());
         let asked: Arc<dyn Journal> = match self.sync {
             Some(sync) => Arc::new(SlowJournal(Arc::clone(&journal), sync)),

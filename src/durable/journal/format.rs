@@ -30,10 +30,7 @@ pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN",
 
 /// Reads the header of a file; returns it with its length in bytes.
 pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(JournalHeader, usize), EnvelopeError> {
-    match ENVELOPE.open_first(bytes) {
-        Err(EnvelopeError::Version(1)) => Envelope { version: 1, ..ENVELOPE }.open_first(bytes),
-        header => header,
-    }
+    ENVELOPE.as_written(bytes).open_first(bytes)
 }
 /// The first bytes of a frame.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
