@@ -88,6 +88,7 @@ pub mod sink;
 pub mod source;
 pub mod status;
 pub mod stream;
+#[cfg(feature = "testing")]
 pub mod testing;
 pub mod thread;
 pub mod time;

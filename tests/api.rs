@@ -13,6 +13,7 @@ use tidegate::error::ErrorKind;
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{Reader, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
+use tidegate::stream::window::{Disjoint, WindowType};
 use tidegate::testing::{Captured, Script, TestRun};
 use tidegate::{Closed, Collection, Error, Flow, Job, Open, Record, Result, Stream, Window};
 
@@ -198,7 +199,7 @@ fn nothing<D: Record>() -> Observer<D> {
 
 type Query = Box<dyn Fn(&Flow<'_>, &MemorySource<Payment>) + Send + Sync>;
 
-const MINUTE: Window = Window::tumbling(Duration::from_secs(60));
+const MINUTE: Window<Disjoint> = Window::tumbling(Duration::from_secs(60));
 
 #[test]
 fn a_panic_in_a_user_s_function_is_an_error_and_stops_all_workers() {
@@ -327,7 +328,7 @@ fn a_query_may_return_an_error_which_fails_the_job_before_it_starts() {
     assert_eq!(TestRun::new().workers(2).run(query).unwrap_err(), expected);
 }
 
-fn counts<'f>(flow: &Flow<'f>, name: &str, window: Window) -> Stream<'f, Closed<String, i64>> {
+fn counts<'f, W: WindowType>(flow: &Flow<'f>, name: &str, window: Window<W>) -> Stream<'f, Closed<String, i64>> {
     let payments = flow.read(&format!("payments of {name}"), &payments(&[&[]]));
     payments.key_by(|payment| payment.from.clone()).window(window).aggregate(name, |each| each.count()).on_close()
 }

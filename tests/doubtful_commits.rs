@@ -261,6 +261,18 @@ fn a_transaction_that_always_takes_too_long_is_an_error() {
     assert_eq!(place.committed(), whole([]));
 }
 
+/// Generates rows of two partitions: 200 of each for each round, and some more. Each hundred of a partition ends a
+/// window by itself, so that the job always has a transaction to send.
+fn parts_that_always_close_a_window(rounds: usize) -> Vec<Vec<Transaction>> {
+    const WINDOWS_MS: i64 = 30_000;
+    let rows = tidy(11, 400 * (rounds + 1));
+    let part = |part| {
+        let rows = rows.iter().filter(|row| row.id % 2 == part).cloned().enumerate();
+        rows.map(|(n, row)| Transaction { at_ms: row.at_ms + n as i64 / 50 * WINDOWS_MS, ..row }).collect()
+    };
+    (0..2).map(part).collect()
+}
+
 /// A job on a topic, both through the proxy, while requests are held and delivered late, the network is down, and the
 /// process is killed just after a late request.
 #[test]
@@ -277,9 +289,7 @@ fn results_of_a_job_are_exact_whatever_arrives_late() {
         let end: &[&str] = if until_end { &["--until-end"] } else { &[] };
         start(ACCOUNT_TOTALS, flags.iter().chain(&kept).chain(end).map(|word| (*word).to_owned()))
     };
-    let rows = tidy(11, 400 * (rounds as usize + 1));
-    let parts: Vec<Vec<Transaction>> =
-        (0..2).map(|part| rows.iter().filter(|row| row.id % 2 == part).cloned().collect()).collect();
+    let parts = parts_that_always_close_a_window(rounds as usize);
     let send = |from: usize, to: usize| {
         for (partition, rows) in parts.iter().enumerate() {
             network.broker.send(&topic, partition, rows[from..to].iter().map(json_of));

@@ -19,6 +19,7 @@ use tidegate::source::memory::MemorySource;
 use tidegate::source::{
     Options, PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
 };
+use tidegate::stream::window::WindowType;
 use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Closed, Error, Flow, Stream, Window, csv};
@@ -492,7 +493,7 @@ fn idle_files_are_idle_again_in_a_replay() {
 }
 
 /// Runs one record through a window; returns the number of rows and the report.
-fn windowed(window: Window) -> tidegate::Result<(usize, RunReport)> {
+fn windowed<W: WindowType>(window: Window<W>) -> tidegate::Result<(usize, RunReport)> {
     let source = MemorySource::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
     let rows = Captured::<i64>::new();
     let own = rows.clone();

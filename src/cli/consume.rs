@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::query::{AnySink, FileFormat, check_outputs};
+use super::query::{FileFormat, check_outputs, file_sink};
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs};
 use super::{Property, note, pairs, print_line};
 use crate::error::{Error, Result};
@@ -100,8 +100,8 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     let topic = kafka::Source::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
     let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
-    let (out, rejects) = (AnySink::file(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
-    let rejects = rejects.map(|path| AnySink::file(path, FileFormat::Ndjson, &args.run));
+    let (out, rejects) = (file_sink(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
+    let rejects = rejects.map(|path| file_sink(path, FileFormat::Ndjson, &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
     let job = args.run.job(&name)?.options(options).synchronous(args.sync);

@@ -7,7 +7,6 @@
 mod child_process;
 pub mod consume;
 pub mod demo;
-mod kill_at;
 mod log;
 pub mod manual;
 pub mod produce;
@@ -16,14 +15,14 @@ mod query;
 mod run;
 pub mod snapshot;
 mod stop;
+mod test_hooks;
 pub mod up;
 pub mod why;
 
 use log::print_line;
 
-pub use kill_at::KillAt;
 pub use log::note;
-pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
+pub use query::{QueryArgs, start, start_with};
 
 /// A configuration property of the Kafka client, written as `KEY=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]

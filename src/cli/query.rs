@@ -15,15 +15,13 @@ use std::time::Duration;
 use clap::{Args, Parser, ValueEnum};
 
 use super::child_process::end_with_parent;
-use super::kill_at::KillAt;
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
 use super::{Property, duration, note, pairs};
-use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
-use crate::sink::{self, Sink, SinkContext, SinkRows, SinkWriter};
-use crate::source::{self, Options, Reader, Rejected, Source, TimeOf, WorkerContext};
+use crate::sink::{self, Sink};
+use crate::source::{self, Options, Rejected, Source};
 use crate::stream::{Flow, QueryResult};
 use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
@@ -168,6 +166,14 @@ impl FileFormat {
             _ => None,
         }
     }
+
+    /// Returns the sink that writes a file in this format.
+    fn sink<D: Record>(self, path: &Path) -> Box<dyn Sink<D>> {
+        match self {
+            FileFormat::Csv => Box::new(sink::csv::Sink::new(path)),
+            FileFormat::Ndjson => Box::new(sink::ndjson::Sink::new(path)),
+        }
+    }
 }
 
 /// Runs the `main` of a query program: parses its arguments, runs it, and turns the outcome into an exit code.
@@ -210,18 +216,18 @@ impl QueryArgs {
     pub fn source<T: Record, E: Into<EventTime>>(
         &self,
         time_of: impl Fn(&T) -> E + Send + Sync + 'static,
-    ) -> Result<AnySource<T>> {
+    ) -> Result<Box<dyn Source<Item = T>>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
-            (Some(path), ..) => AnySource::Csv(source::csv::Source::new(path).event_time(time_of)),
-            (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Source::new(path).event_time(time_of)),
+            (Some(path), ..) => Box::new(source::csv::Source::new(path).event_time(time_of)),
+            (_, Some(path), _) => Box::new(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
                 let start = match self.from {
                     TopicStart::Earliest => source::kafka::StartOffset::Earliest,
                     TopicStart::Latest => source::kafka::StartOffset::Latest,
                 };
                 let topic = source::kafka::Source::json(brokers, &self.topic).event_time(time_of).from(start);
-                AnySource::Kafka(topic.configs(pairs(&self.kafka_config)).compacted(self.compacted))
+                Box::new(topic.configs(pairs(&self.kafka_config)).compacted(self.compacted))
             }
             _ => {
                 let error = Error::usage("there is nothing to read");
@@ -234,7 +240,7 @@ impl QueryArgs {
     ///
     /// # Errors
     /// Fails if `--out` does not name a sink.
-    pub fn out<D: Record>(&self) -> Result<AnySink<D>> {
+    pub fn out<D: Record>(&self) -> Result<Box<dyn Sink<D>>> {
         self.sink("--out", &self.out)
     }
 
@@ -242,7 +248,7 @@ impl QueryArgs {
     ///
     /// # Errors
     /// Fails if `--late` does not name a sink.
-    pub fn late<D: Record>(&self) -> Result<Option<AnySink<D>>> {
+    pub fn late<D: Record>(&self) -> Result<Option<Box<dyn Sink<D>>>> {
         self.late.as_ref().map(|target| self.sink("--late", target)).transpose()
     }
 
@@ -250,12 +256,12 @@ impl QueryArgs {
     ///
     /// # Errors
     /// Fails if `--rejects` does not name a sink.
-    pub fn rejects(&self) -> Result<Option<AnySink<Rejected>>> {
+    pub fn rejects(&self) -> Result<Option<Box<dyn Sink<Rejected>>>> {
         self.rejects.as_ref().map(|target| self.sink("--rejects", target)).transpose()
     }
 
-    fn sink<D: Record>(&self, flag: &str, target: &str) -> Result<AnySink<D>> {
-        Ok(AnySink { target: self.target(flag, target)?, kill_at: self.run.kill_at })
+    fn sink<D: Record>(&self, flag: &str, target: &str) -> Result<Box<dyn Sink<D>>> {
+        Ok(self.run.hooks.wrap_sink(self.target(flag, target)?))
     }
 
     /// Fails if two outputs are the same file, before any of them is touched.
@@ -267,10 +273,10 @@ impl QueryArgs {
         check_outputs(&[("--out", out.as_deref()), ("--late", late.as_deref()), ("--rejects", rejects.as_deref())])
     }
 
-    fn target<D: Record>(&self, flag: &str, target: &str) -> Result<SinkKind<D>> {
+    fn target<D: Record>(&self, flag: &str, target: &str) -> Result<Box<dyn Sink<D>>> {
         self.check_outputs()?;
         if target == "-" {
-            return Ok(SinkKind::Stdout(sink::stdout::Stdout::csv()));
+            return Ok(Box::new(sink::stdout::Stdout::csv()));
         }
         if let Some(topic) = target.strip_prefix("kafka:") {
             let Some(brokers) = &self.brokers else {
@@ -282,15 +288,14 @@ impl QueryArgs {
             for (key, value) in pairs(&self.kafka_config) {
                 output = output.config(key, value);
             }
-            return Ok(SinkKind::Kafka(output));
+            return Ok(Box::new(output));
         }
         if self.csv.iter().chain(&self.ndjson).any(|input| is_one_file(input, Path::new(target))) {
             let error = Error::usage(format!("{flag} {target} is the file that is read"));
             return Err(error.help("name another file: this one would be emptied first"));
         }
         match FileFormat::of(Path::new(target)) {
-            Some(FileFormat::Csv) => Ok(SinkKind::Csv(sink::csv::Sink::new(target))),
-            Some(FileFormat::Ndjson) => Ok(SinkKind::Ndjson(sink::ndjson::Sink::new(target))),
+            Some(format) => Ok(format.sink(Path::new(target))),
             None => {
                 let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
@@ -365,147 +370,7 @@ pub(super) fn progress_line(JobFigures { summary, read, rate, elapsed }: &JobFig
     )
 }
 
-/// The source that the flags name.
-pub enum AnySource<T: Record> {
-    /// A CSV file.
-    Csv(source::csv::Source<T>),
-    /// A file with one JSON object a line.
-    Ndjson(source::ndjson::Source<T>),
-    /// A Kafka topic of JSON messages.
-    Kafka(source::kafka::Source<T>),
-}
-
-impl<T: Record> std::fmt::Debug for AnySource<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.describe())
-    }
-}
-
-impl<T: Record> Source for AnySource<T> {
-    type Item = T;
-
-    fn describe(&self) -> String {
-        match self {
-            AnySource::Csv(source) => source.describe(),
-            AnySource::Ndjson(source) => source.describe(),
-            AnySource::Kafka(source) => source.describe(),
-        }
-    }
-
-    fn event_time(&self) -> TimeOf<T> {
-        match self {
-            AnySource::Csv(source) => source.event_time(),
-            AnySource::Ndjson(source) => source.event_time(),
-            AnySource::Kafka(source) => source.event_time(),
-        }
-    }
-
-    fn topic(&self) -> Option<source::TopicAddress> {
-        match self {
-            AnySource::Kafka(source) => source.topic(),
-            AnySource::Csv(_) | AnySource::Ndjson(_) => None,
-        }
-    }
-
-    fn out_of_order(&self) -> Option<Duration> {
-        match self {
-            AnySource::Csv(source) => source.out_of_order(),
-            AnySource::Ndjson(source) => source.out_of_order(),
-            AnySource::Kafka(source) => source.out_of_order(),
-        }
-    }
-
-    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<T>>> {
-        match self {
-            AnySource::Csv(source) => source.open(at),
-            AnySource::Ndjson(source) => source.open(at),
-            AnySource::Kafka(source) => source.open(at),
-        }
-    }
-
-    fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
-        match self {
-            AnySource::Csv(source) => source.identity(at),
-            AnySource::Ndjson(source) => source.identity(at),
-            AnySource::Kafka(source) => source.identity(at),
-        }
-    }
-
-    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        match self {
-            AnySource::Csv(source) => source.has_new_data(at, bounds),
-            AnySource::Ndjson(source) => source.has_new_data(at, bounds),
-            AnySource::Kafka(source) => source.has_new_data(at, bounds),
-        }
-    }
-}
-
-/// The sink that a flag names.
-pub struct AnySink<D: Record> {
-    target: SinkKind<D>,
-    kill_at: Option<KillAt>,
-}
-
-enum SinkKind<D: Record> {
-    Csv(sink::csv::Sink),
-    Ndjson(sink::ndjson::Sink),
-    Kafka(sink::kafka::Sink<D>),
-    Stdout(sink::stdout::Stdout),
-}
-
-impl<D: Record> AnySink<D> {
-    /// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension.
-    pub(super) fn file(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Self {
-        let target = match FileFormat::of(path).unwrap_or(otherwise) {
-            FileFormat::Csv => SinkKind::Csv(sink::csv::Sink::new(path)),
-            FileFormat::Ndjson => SinkKind::Ndjson(sink::ndjson::Sink::new(path)),
-        };
-        AnySink { target, kill_at: run.kill_at }
-    }
-}
-
-impl<D: Record> std::fmt::Debug for AnySink<D> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.describe())
-    }
-}
-
-impl<D: Record> Sink<D> for AnySink<D> {
-    fn describe(&self) -> String {
-        match &self.target {
-            SinkKind::Csv(sink) => Sink::<D>::describe(sink),
-            SinkKind::Ndjson(sink) => Sink::<D>::describe(sink),
-            SinkKind::Kafka(sink) => sink.describe(),
-            SinkKind::Stdout(sink) => Sink::<D>::describe(sink),
-        }
-    }
-
-    fn check(&self, rows: SinkRows) -> Result<()> {
-        match &self.target {
-            SinkKind::Csv(sink) => Sink::<D>::check(sink, rows),
-            SinkKind::Ndjson(sink) => Sink::<D>::check(sink, rows),
-            SinkKind::Kafka(sink) => sink.check(rows),
-            SinkKind::Stdout(sink) => Sink::<D>::check(sink, rows),
-        }
-    }
-
-    fn topics(&self) -> Vec<source::TopicAddress> {
-        match &self.target {
-            SinkKind::Kafka(sink) => sink.topics(),
-            SinkKind::Csv(_) | SinkKind::Ndjson(_) | SinkKind::Stdout(_) => Vec::new(),
-        }
-    }
-
-    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
-        let writer = match &self.target {
-            SinkKind::Csv(sink) => sink.open(at)?,
-            SinkKind::Ndjson(sink) => sink.open(at)?,
-            SinkKind::Kafka(sink) => sink.open(at)?,
-            SinkKind::Stdout(sink) => sink.open(at)?,
-        };
-        Ok(match self.kill_at {
-            Some(moment) => moment.wrap_writer(writer),
-            None => writer,
-        })
-    }
+/// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension.
+pub(super) fn file_sink<D: Record>(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Box<dyn Sink<D>> {
+    run.hooks.wrap_sink(FileFormat::of(path).unwrap_or(otherwise).sink(path))
 }

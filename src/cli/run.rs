@@ -12,8 +12,8 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::kill_at::KillAt;
 use super::stop::StopSignal;
+use super::test_hooks::TestHooks;
 use super::{duration, log, note};
 use crate::durable::disk::OsDisk;
 use crate::error::{Error, Result};
@@ -107,13 +107,9 @@ pub struct RunArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_sources: bool,
 
-    /// Test hook: kill this process at this moment as SIGKILL would, or let its disk be full from then on
-    #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
-    pub kill_at: Option<KillAt>,
-
-    /// Test hook: subtracted from the wall clock
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, hide = true)]
-    pub clock_behind: Duration,
+    /// The flags of tests.
+    #[command(flatten)]
+    pub hooks: TestHooks,
 
     /// Number of processes; each is started with the same flags, except for -p
     #[arg(
@@ -214,7 +210,7 @@ impl RunArgs {
     /// Fails if the hostfile cannot be read, or has fewer hosts than processes.
     pub(super) fn job(&self, name: &str) -> Result<Job> {
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight);
-        let job = job.clock_behind(self.clock_behind);
+        let job = self.hooks.adjust(job);
         let job = job.stall_report_after(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
             Some(address) => self.http_host.iter().fold(job.http(address), |job, name| job.http_host(name)),
@@ -241,14 +237,12 @@ impl RunArgs {
     fn with_state(&self, job: Job) -> Job {
         let Some(directory) = &self.state else { return job };
         let mut state = State::at(directory)
+            .disk(self.hooks.wrap_disk(OsDisk::shared()))
             .snapshot_every(self.snapshot_every)
             .keep_snapshots(self.keep_snapshots)
             .take_over(self.take_over)
             .accept_changed_query(self.accept_changed_query)
             .accept_changed_sources(self.accept_changed_sources);
-        if let Some(moment) = self.kill_at {
-            state = state.disk(moment.wrap_disk(OsDisk::shared()));
-        }
         if let Some(savepoint) = &self.from_savepoint {
             state = state.from_savepoint(savepoint);
         }

@@ -45,7 +45,9 @@ use crate::metrics::Metrics;
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
 use crate::status::StatusBoard;
-use crate::stream::{BuildMode, DurableContext, Fault, Flow, OpenedSinks, PlannedStep, QueryResult, merge_while_idle};
+use crate::stream::{
+    BuildMode, DurableContext, Fault, Flow, InjectedFault, OpenedSinks, PlannedStep, QueryResult, merge_while_idle,
+};
 use crate::thread::{JobFailure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
@@ -99,7 +101,7 @@ pub struct Job {
     repeat: Vec<Frame>,
     pace: Pace,
     seals: Vec<Epoch>,
-    fault: Option<Fault>,
+    fault: InjectedFault,
     http: Endpoint,
     stall_report_after: Duration,
     watcher: Watcher,
@@ -133,7 +135,7 @@ impl Job {
             repeat: Vec::new(),
             pace: Pace::Clock,
             seals: Vec::new(),
-            fault: None,
+            fault: InjectedFault::default(),
             http: Endpoint::default(),
             stall_report_after: Duration::from_secs(30),
             watcher: Watcher::default(),
@@ -265,43 +267,51 @@ impl Job {
 
     /// Test hook: subtracts `behind` from the wall clock, as if it had been set back; epochs still increase.
     #[cfg(feature = "cli")]
+    #[cfg(feature = "testing")]
     pub(crate) fn clock_behind(mut self, behind: Duration) -> Self {
         self.clock_behind = behind;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn with_views(mut self, views: Arc<Views>) -> Self {
         self.views = views;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn stop_by(mut self, stop: StopHandle) -> Self {
         self.stop = stop;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
         self.journal = journal;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn replay_frames(mut self, frames: Vec<Frame>) -> Self {
         self.repeat = frames;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn seals(mut self, seals: Vec<Epoch>) -> Self {
         self.seals = seals;
         self
     }
 
+    #[cfg(feature = "testing")]
     pub(crate) fn fault(mut self, fault: Option<Fault>) -> Self {
-        self.fault = fault;
+        self.fault = InjectedFault::new(fault);
         self
     }
 
@@ -664,7 +674,7 @@ impl Job {
         (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
         (shared.snapshots, shared.durable, shared.incarnation) = (snapshots, Some(durable), incarnation);
         let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.incarnation.resumed_from);
-        shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
+        shared.views.begin(on_record.filter(|_| !shared.fault.is(Fault::AnswerUnready)));
         (shared, Some(dir))
     }
 

@@ -56,8 +56,8 @@ use crate::sink::SinkContext;
 use crate::source::WorkerContext;
 use crate::status::{Stage, StatusBoard, WorkerReport};
 use crate::stream::{
-    BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, JobFailure, OpenedSinks, PlannedStep,
-    SnapshotEpochs,
+    BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, InjectedFault, JobFailure, OpenedSinks,
+    PlannedStep, SnapshotEpochs,
 };
 use crate::time::Epoch;
 use crate::view::Views;
@@ -74,7 +74,8 @@ const IDLE_SLEEP: Duration = Duration::from_millis(1);
 pub(crate) enum Pace {
     /// Epochs end by the clock.
     Clock,
-    /// Epochs follow a seeded sequence of random numbers: random ticks, random amounts, random stalls. For tests.
+    /// Epochs follow a seeded sequence of random numbers: random ticks, random amounts, random stalls.
+    #[cfg(feature = "testing")]
     Random(u64),
 }
 
@@ -108,7 +109,7 @@ pub(crate) struct WorkerShared {
     pub(crate) dirty: AtomicBool,
     pub(crate) pace: Pace,
     pub(crate) seals: Vec<Epoch>,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) fault: InjectedFault,
     /// `true` if a worker's epoch is full: worker 0 ends it early.
     pub(crate) early_tick: AtomicBool,
     /// Number of workers of this process that have read all they will read in this incarnation, of sources that have
@@ -189,7 +190,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         plan: RefCell::default(),
         probe: probe::Handle::new(),
         snapshot_epochs: SnapshotEpochs::default(),
-        fault: None,
+        fault: InjectedFault::default(),
         durable,
         opened,
         incarnation: Incarnation::without_state(),
@@ -393,47 +394,69 @@ impl Ticker {
     }
 }
 
-/// Seeded random numbers that pace the loop in tests. Some seeds make many short epochs, some few long ones.
+/// Seeded random numbers that pace the loop in tests: no question has an answer if the clock sets the pace, nor without
+/// the feature `testing`. Some seeds make many short epochs, some few long ones.
+#[cfg(feature = "testing")]
 struct RandomPacer {
-    state: Option<u64>,
+    random: Option<fastrand::Rng>,
     /// Average number of iterations after which worker 0 ends an epoch.
     turns: u64,
     /// Maximum number of records to ask for.
     records: u64,
 }
 
+#[cfg(feature = "testing")]
 impl RandomPacer {
     fn new(pace: Pace, worker: usize) -> Self {
         match pace {
-            Pace::Clock => RandomPacer { state: None, turns: 0, records: 0 },
+            Pace::Clock => RandomPacer { random: None, turns: 0, records: 0 },
             Pace::Random(seed) => {
-                let state = (seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
+                let random = fastrand::Rng::with_seed(seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 let (turns, records) = ([2, 4, 8, 20], [2, 6, 15, 40]);
                 let (turns, records) = (turns[seed as usize % 4], records[seed as usize / 4 % 4]);
-                RandomPacer { state: Some(state), turns, records }
+                RandomPacer { random: Some(random), turns, records }
             }
         }
     }
 
-    /// Returns a number below `bound`; `None` if the clock sets the pace.
+    /// Returns a number below `bound`.
     fn below(&mut self, bound: u64) -> Option<u64> {
-        let state = self.state.as_mut()?;
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        Some((*state >> 20) % bound)
+        Some(self.random.as_mut()?.u64(..bound))
     }
 
-    /// Returns `true` if an epoch ends now; `None` if the clock sets the pace.
+    /// Returns `true` if an epoch ends now.
     fn is_due(&mut self) -> Option<bool> {
         self.below(self.turns.max(1)).map(|chance| chance == 0)
     }
 
-    /// Returns the number of records to ask for, `Some(None)` for a stall; `None` if the clock sets the pace.
+    /// Returns the number of records to ask for, `Some(None)` for a stall.
     fn amount(&mut self) -> Option<Option<usize>> {
         let stalled = self.below(4)? == 0;
         let amount = self.below(self.records)? + 1;
         Some((!stalled).then_some(amount as usize))
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+struct RandomPacer;
+
+#[cfg(not(feature = "testing"))]
+#[expect(clippy::unused_self, reason = "the same methods as with the feature `testing`")]
+impl RandomPacer {
+    fn new(_pace: Pace, _worker: usize) -> Self {
+        RandomPacer
+    }
+
+    fn below(&mut self, _bound: u64) -> Option<u64> {
+        None
+    }
+
+    fn is_due(&mut self) -> Option<bool> {
+        None
+    }
+
+    fn amount(&mut self) -> Option<Option<usize>> {
+        None
     }
 }
 
@@ -613,7 +636,7 @@ impl WorkerLoop {
         if let Some(ends) = &mut self.ends {
             ends.begin(epoch);
         }
-        if self.shared.fault == Some(Fault::ReleaseEarly) {
+        if self.shared.fault.is(Fault::ReleaseEarly) {
             for driver in &mut self.drivers {
                 driver.release(epoch);
             }
@@ -637,7 +660,7 @@ impl WorkerLoop {
     /// partitions in one epoch. Otherwise the stream's watermark could pass the partitions of a worker that starts
     /// slowly, and the lateness of their records would depend on its speed.
     fn discover_partitions(&mut self) -> Result<()> {
-        let faulty = self.shared.fault == Some(Fault::DiscoverLate);
+        let faulty = self.shared.fault.is(Fault::DiscoverLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
             current.bytes += driver.poll(0)?.bytes;

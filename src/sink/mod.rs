@@ -62,6 +62,25 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>>;
 }
 
+/// A sink that is chosen while the program runs.
+impl<D: Record, S: Sink<D> + ?Sized> Sink<D> for Box<S> {
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn check(&self, rows: SinkRows) -> Result<()> {
+        (**self).check(rows)
+    }
+
+    fn topics(&self) -> Vec<TopicAddress> {
+        (**self).topics()
+    }
+
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
+        (**self).open(at)
+    }
+}
+
 /// Kind of the rows that a sink gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SinkRows {

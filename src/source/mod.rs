@@ -105,6 +105,43 @@ pub trait Source: Send + Sync + 'static {
     }
 }
 
+/// A source that is chosen while the program runs.
+impl<S: Source + ?Sized> Source for Box<S> {
+    type Item = S::Item;
+
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn event_time(&self) -> TimeOf<S::Item> {
+        (**self).event_time()
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        (**self).out_of_order()
+    }
+
+    fn idle_after(&self) -> Option<Duration> {
+        (**self).idle_after()
+    }
+
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<S::Item>>> {
+        (**self).open(at)
+    }
+
+    fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
+        (**self).identity(at)
+    }
+
+    fn topic(&self) -> Option<TopicAddress> {
+        (**self).topic()
+    }
+
+    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+        (**self).has_new_data(at, bounds)
+    }
+}
+
 /// The worker that opens a source, and the settings of its job.
 #[derive(Clone, Debug)]
 pub struct WorkerContext {

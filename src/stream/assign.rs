@@ -137,6 +137,30 @@ impl ActivationWatermarks {
     }
 }
 
+/// The activation watermarks that decide lateness while records are sorted. (A value and not a function: the loop over
+/// records is compiled once.)
+#[derive(Clone, Copy)]
+enum Floors<'a> {
+    /// No partition has one.
+    None,
+    /// Records whose partition has an unresolved one have to wait.
+    Unresolved,
+    /// All of them are known.
+    Known(&'a ByPartition<EventTime>),
+}
+
+impl Floors<'_> {
+    /// Returns the activation watermark of a record's partition; `None` while it is unresolved.
+    #[inline]
+    fn of(self, origin: Origin) -> Option<EventTime> {
+        match self {
+            Floors::None => Some(EventTime::MIN),
+            Floors::Unresolved => (!origin.unresolved).then_some(EventTime::MIN),
+            Floors::Known(known) => Some(known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN)),
+        }
+    }
+}
+
 /// The streams of records for the workers of their keys, and of late records.
 pub(crate) type AssignedStreams<'f, K, D, T, P> =
     (TimelyStream<'f, u64, Vec<RecordBatch<K, T, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
@@ -179,8 +203,11 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
                     return;
                 }
                 sorter.step.metrics.received.add(events.len() as u64);
-                let forget = sorter.step.ignore_activation_watermark;
-                sorter.sort(events, |origin| if origin.unresolved && !forget { None } else { Some(EventTime::MIN) });
+                let floors = match sorter.step.ignore_activation_watermark {
+                    true => Floors::None,
+                    false => Floors::Unresolved,
+                };
+                sorter.sort(events, floors);
                 emptied.give(std::mem::take(events));
                 if !sorter.waiting.is_empty() {
                     let waiting = held.entry(epoch).or_insert_with(|| UnresolvedRecords {
@@ -195,9 +222,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
                 let (epoch, mut waited) = entry.remove_entry();
-                let known = activation_watermarks.through(epoch);
-                let floor = |origin: Origin| Some(known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN));
-                sorter.sort(&mut waited.events, floor);
+                sorter.sort(&mut waited.events, Floors::Known(activation_watermarks.through(epoch)));
                 sorter.give(&mut records.session(&waited.records), &mut late.session(&waited.late));
             }
         }
@@ -232,9 +257,9 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
         Sorter { step, pool, keys, on_time, batches, late, waiting }
     }
 
-    /// Routes records. Lateness is decided by the watermark of a record's own partition before it and by `floor`,
-    /// which returns the partition's activation watermark, or `None` while that is unresolved.
-    fn sort(&mut self, events: &mut Vec<Event<D>>, floor: impl Fn(Origin) -> Option<EventTime>) {
+    /// Routes records. Lateness is decided by the watermark of a record's own partition before it and by the partition's
+    /// activation watermark.
+    fn sort(&mut self, events: &mut Vec<Event<D>>, floors: Floors<'_>) {
         let expected = events.len() / self.step.peers + events.len() / 8;
         for on_time in &mut self.on_time {
             if on_time.capacity() == 0 {
@@ -243,24 +268,19 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
             }
         }
         match self.step.peers as u64 {
-            1 => self.sort_by(events, floor, |_| 0),
-            peers => self.sort_by(events, floor, |key| route::worker_of(key, peers) as usize),
+            1 => self.sort_by(events, floors, |_| 0),
+            peers => self.sort_by(events, floors, |key| route::worker_of(key, peers) as usize),
         }
     }
 
     #[inline]
-    fn sort_by(
-        &mut self,
-        events: &mut Vec<Event<D>>,
-        floor: impl Fn(Origin) -> Option<EventTime>,
-        worker_of: impl Fn(&K) -> usize,
-    ) {
+    fn sort_by(&mut self, events: &mut Vec<Event<D>>, floors: Floors<'_>, worker_of: impl Fn(&K) -> usize) {
         let AssignConfig { router, keys, part, late_subscribed, .. } = &mut self.step;
         let (mut late, mut late_after_idle) = (0, 0);
         for piece in events.chunks(PIECE) {
             keys(piece, &mut self.keys);
             for (event, key) in piece.iter().zip(self.keys.drain(..)) {
-                let Some(floor) = floor(event.origin) else {
+                let Some(floor) = floors.of(event.origin) else {
                     self.waiting.push(event.clone());
                     continue;
                 };

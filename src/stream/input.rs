@@ -30,7 +30,9 @@ use crate::source::{EpochInput, PartitionTracker, Polled, Reader, Rejected, Rest
 use crate::status::PartitionStatus;
 use crate::stream::checkpoint::{DurableContext, SnapshotAck};
 use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
-use crate::stream::{BuildContext, BuildMode, ContainerPool, Fault, Flow, SharedWatermarkView, SnapshotEpochs, Stream};
+use crate::stream::{
+    BuildContext, BuildMode, ContainerPool, Fault, Flow, InjectedFault, SharedWatermarkView, SnapshotEpochs, Stream,
+};
 use crate::time::watermark::{Activity, PartitionId, StreamClock, WatermarkUpdate, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
@@ -123,7 +125,7 @@ struct SourceDriver<D: Record> {
     view: SharedWatermarkView,
     metrics: Arc<SourceMetrics>,
     pool: ContainerPool<Event<D>>,
-    fault: Option<Fault>,
+    fault: InjectedFault,
     place: WorkerContext,
     /// Positions of the partitions in the snapshot that the job resumes from.
     resume_positions: Option<(Epoch, Vec<RestoredPartition>)>,
@@ -162,10 +164,10 @@ impl<D: Record> SourceDriver<D> {
             unreachable!("records are read for epochs that are open");
         };
         let (bytes, events, rejects) = self.intake.finish_poll();
-        if self.fault == Some(Fault::LoseRecord) {
+        if self.fault.is(Fault::LoseRecord) {
             events.pop();
         }
-        if self.fault == Some(Fault::ForgetOffsets) {
+        if self.fault.is(Fault::ForgetOffsets) {
             events.iter_mut().for_each(|event| event.origin.offset = 0);
         }
         if !events.is_empty() {

@@ -25,6 +25,7 @@ mod collection;
 mod count;
 mod counted;
 mod ends;
+mod fault;
 mod input;
 mod interval;
 mod keyed_rows;
@@ -42,6 +43,7 @@ mod watermarks;
 pub mod window;
 mod window_operator;
 mod window_row;
+mod window_type;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -79,6 +81,11 @@ pub(crate) use arrange::merge_while_idle;
 pub(crate) use checkpoint::{DurableContext, SnapshotAck};
 pub use collection::{Collection, Observer};
 pub(crate) use ends::{EndMessage, EndsInput};
+#[cfg(feature = "testing")]
+pub use fault::Fault;
+#[cfg(not(feature = "testing"))]
+pub(crate) use fault::Fault;
+pub(crate) use fault::InjectedFault;
 pub(crate) use input::Driver;
 pub use interval::Interval;
 pub use keyed_stream::Keyed;
@@ -86,74 +93,6 @@ pub use state::{StateContext, Stateful};
 pub(crate) use watermarks::WatermarkStream;
 pub use window::{Aggregated, Window, Windowed};
 pub use window_row::{Closed, Open};
-
-/// Deliberate faults that tests inject into the engine to prove that a check finds them. Never set outside tests.
-///
-/// Every guarantee that is tested in memory has at least one fault here; `tests/faults.rs` names the check that finds
-/// each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// Drops one closed row of each epoch instead of emitting it.
-    LoseRow,
-    /// `on_change` and `on_fire` do not retract old rows.
-    SkipRetraction,
-    /// Lateness ignores the activation watermarks of partitions.
-    IgnoreActivationWatermark,
-    /// A sink publishes rows of an epoch before the epoch is complete.
-    PublishEarly,
-    /// A worker releases its capability for an epoch before the journal has synced the epoch.
-    ReleaseEarly,
-    /// Drops records between the source and the flow.
-    LoseRecord,
-    /// A window closes by its watermark before all records of the epoch have arrived.
-    CloseEarly,
-    /// `on_change` ignores rows that a seal has moved from the memtable into the trace.
-    IgnoreSealed,
-    /// A worker may discover partitions that exist from the start only after the first epoch.
-    DiscoverLate,
-    /// Records lose their offsets, which break ties.
-    ForgetOffsets,
-    /// A sink publishes again what an earlier incarnation published.
-    PublishAgain,
-    /// One segment of the snapshot is not loaded.
-    LoseSegment,
-    /// A checkpointed operator accepts input that its snapshot already counts.
-    SkipGate,
-    /// A sink acknowledges a snapshot's epoch before it has published that epoch.
-    AcknowledgeEarly,
-    /// A table drops the deletes of its snapshot.
-    ForgetDeletes,
-    /// A stream is joined with a table that is not complete yet.
-    LookUpEarly,
-    /// A view applies changes of an epoch before the epoch is complete.
-    AnswerEarly,
-    /// A view answers before the journal has been replayed.
-    AnswerUnready,
-}
-
-impl Fault {
-    /// All faults.
-    pub const ALL: [Fault; 18] = [
-        Fault::LoseRow,
-        Fault::SkipRetraction,
-        Fault::IgnoreActivationWatermark,
-        Fault::PublishEarly,
-        Fault::ReleaseEarly,
-        Fault::LoseRecord,
-        Fault::CloseEarly,
-        Fault::IgnoreSealed,
-        Fault::DiscoverLate,
-        Fault::ForgetOffsets,
-        Fault::PublishAgain,
-        Fault::LoseSegment,
-        Fault::SkipGate,
-        Fault::AcknowledgeEarly,
-        Fault::ForgetDeletes,
-        Fault::LookUpEarly,
-        Fault::AnswerEarly,
-        Fault::AnswerUnready,
-    ];
-}
 
 /// The epochs at which checkpointed operators are sealed: the same on every worker, known before they are complete.
 #[derive(Clone, Debug, Default)]
@@ -221,7 +160,7 @@ pub(crate) struct BuildContext {
     /// Probe behind every step, sink and view: an epoch that it has passed is published.
     pub(crate) probe: probe::Handle<u64>,
     pub(crate) snapshot_epochs: SnapshotEpochs,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) fault: InjectedFault,
     /// The job's durable state; `None` in a job without state.
     pub(crate) durable: Option<DurableContext>,
     /// Writers that are open already, by sink name.
@@ -446,7 +385,7 @@ impl<'f> Flow<'f> {
     }
 
     pub(crate) fn has_fault(&self, fault: Fault) -> bool {
-        self.build.fault == Some(fault)
+        self.build.fault.is(fault)
     }
 }
 

@@ -128,7 +128,7 @@ fn begin<D: Record>(
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
     let through = base.filter(|_| known || kind == SinkRows::Events).map(|base| base.epoch);
-    let gate = if build.fault == Some(Fault::PublishAgain) { None } else { shown.max(through) };
+    let gate = if build.fault.is(Fault::PublishAgain) { None } else { shown.max(through) };
     let state = SinkState { name: name.to_owned(), published: shown, on_change: kind == SinkRows::Changes };
     Ok(ReadySink { writer, state, gate })
 }

@@ -180,11 +180,6 @@ fn at_or_before(time: i64, step: i64, offset: i64) -> i64 {
 }
 
 impl WindowAssigner {
-    /// Returns `true` if a record may count in more than one window.
-    pub(crate) fn overlap(&self) -> bool {
-        matches!(self, WindowAssigner::Sliding { .. } | WindowAssigner::Cumulative { .. })
-    }
-
     /// Returns the pane of a time, before lateness is taken into account.
     pub(crate) fn find(&self, time: EventTime) -> LocatedPane {
         let (at, millis) = (time.millis(), EventTime::from_millis);

@@ -24,30 +24,25 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::rc::Rc;
+#[cfg(feature = "abomonation")]
 use std::sync::Arc;
 use std::time::Duration;
 
 use timely::dataflow::operators::vec::Filter;
 
 use crate::error::{Error, Result};
-use crate::record::{Event, Record};
+use crate::record::Record;
 use crate::stream::aggregate::{Aggregate, Each};
-use crate::stream::arrange::{PaneState, Saved};
-use crate::stream::assign::{PaneRouter, TimeRouter};
-use crate::stream::checkpoint::{self, CodecCell};
-use crate::stream::count::CountWindows;
-use crate::stream::keyed_rows::{KeyedOperator, KeyedRows};
-use crate::stream::panes::{CalendarUnit, Pane, PaneRange, WindowAssigner, check_overlap, whole_millis};
-use crate::stream::session::SessionWindows;
-use crate::stream::value_reporter::ValueReporter;
-use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};
-use crate::stream::window_row::{PeriodicRow, WindowRow};
+use crate::stream::panes::{CalendarUnit, WindowAssigner, check_overlap, whole_millis};
+use crate::stream::window_row::PeriodicRow;
+use crate::stream::window_type::{Codecs, WindowKind, WindowedOutputs, WindowedStep};
 use crate::stream::{Collection, Stream};
 use crate::time::{EventTime, Span};
 
 pub use crate::stream::interval::Interval;
 pub use crate::stream::keyed_stream::Keyed;
 pub use crate::stream::window_row::{Closed, Open};
+pub use crate::stream::window_type::{AnyType, Counts, Disjoint, Overlapping, Sessions, WindowType};
 
 /// A rule that groups records into windows.
 ///
@@ -63,94 +58,43 @@ pub use crate::stream::window_row::{Closed, Open};
 /// let a_hundred_each = Window::count(100);
 /// let all_time = Window::global();
 /// ```
+///
+/// A window carries its type `W`, and a step is compiled for that type alone. `Window` without a type is a window of any
+/// type, which can be chosen while the program runs:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tidegate::Window;
+/// fn choose(by_session: bool) -> Window {
+///     let minute = Duration::from_secs(60);
+///     if by_session { Window::session(minute).any() } else { Window::tumbling(minute).any() }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct Window<W = AnyType> {
     kind: WindowKind,
     offset: Duration,
+    window_type: PhantomData<fn() -> W>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WindowKind {
-    Tumbling { size: Duration },
-    Sliding { size: Duration, slide: Duration },
-    Cumulative { size: Duration, step: Duration },
-    Calendar { unit: CalendarUnit, zone: &'static str },
-    Session { gap: Duration },
-    Count { size: u64 },
-    Global,
-}
-
-impl Window {
+impl<W> Window<W> {
     const fn of(kind: WindowKind) -> Self {
-        Window { kind, offset: Duration::ZERO }
+        Window { kind, offset: Duration::ZERO, window_type: PhantomData }
     }
 
-    /// Tumbling windows: windows of one size, side by side. They are aligned to 1970-01-01T00:00:00Z;
-    /// [`Window::offset`] shifts them. The size is a whole number of milliseconds, at least one.
-    pub const fn tumbling(size: Duration) -> Self {
-        Window::of(WindowKind::Tumbling { size })
-    }
-
-    /// Sliding windows: windows of one size that begin every `slide`, which is at most the size. A record is in each
-    /// window that covers its time. Windows begin at multiples of the slide since 1970-01-01T00:00:00Z;
-    /// [`Window::offset`] shifts them. Both are whole numbers of milliseconds, at least one.
-    ///
-    /// A record is aggregated once, in a pane; a window is the sum of its panes. A record that is late for some of
-    /// its windows counts in the others.
-    ///
-    /// A record is in size / slide windows, rounded up, and leads to as many rows. This number is at most 100,000: a
-    /// day by a second, 30 days by half a minute. More is refused when the query is built.
-    pub const fn sliding(size: Duration, slide: Duration) -> Self {
-        Window::of(WindowKind::Sliding { size, slide })
-    }
-
-    /// Cumulative windows: windows that begin together, every `size`, and end one `step` after another, the last
-    /// after `size`. They give the hour so far, every minute, for example. `size` is a multiple of `step`, at most
-    /// 100,000 times it (see [`Window::sliding`]). They are aligned and shifted like tumbling ones.
-    pub const fn cumulative(size: Duration, step: Duration) -> Self {
-        Window::of(WindowKind::Cumulative { size, step })
-    }
-
-    /// The days of a time zone, given by its name in the IANA time zone database, such as `Europe/Lisbon` or `UTC`.
-    /// Where clocks are put forward or back, a day is shorter or longer than 24 hours. The database is that of the
-    /// `jiff` library, compiled in: results do not depend on the machine. [`Window::offset`] does not shift them.
-    pub const fn days(zone: &'static str) -> Self {
-        Window::of(WindowKind::Calendar { unit: CalendarUnit::Day, zone })
-    }
-
-    /// The months of a time zone: see [`Window::days`].
-    pub const fn months(zone: &'static str) -> Self {
-        Window::of(WindowKind::Calendar { unit: CalendarUnit::Month, zone })
-    }
-
-    /// Session windows: a key's records that are less than `gap` apart. `gap` is a whole number of milliseconds, at
-    /// least one. A session extends from its first record to `gap` after its last. A record is late when its own time
-    /// is, whatever session it would join. [`Window::offset`] does not shift sessions. Their rows are always
-    /// serialized by serde: [`Aggregated::codec`] does not change that.
-    pub const fn session(gap: Duration) -> Self {
-        Window::of(WindowKind::Session { gap })
-    }
-
-    /// Count windows: the first `size` records of a key by event time, the next ones, and so on. Records of equal
-    /// time are ordered by source, partition and offset; records that have none, such as results of windows, by what
-    /// the aggregate makes of them. A window extends from its first record to just after its last. One that is not
-    /// full extends to the end of time, and `on_close` emits it when its stream ends. A record is late when its own
-    /// time is. [`Window::offset`] does not shift count windows; [`Aggregated::codec`] is ignored as for sessions.
-    pub const fn count(size: u64) -> Self {
-        Window::of(WindowKind::Count { size })
-    }
-
-    /// One window for all time. It never closes before its stream ends, which most streams never do: `on_close` then
-    /// emits its rows, and the live rows of `on_change` stay as they are.
-    pub const fn global() -> Self {
-        Window::of(WindowKind::Global)
+    /// The same windows without their type: windows that are chosen while the program runs are all of the type
+    /// [`AnyType`].
+    #[must_use]
+    pub const fn any(self) -> Window {
+        let Window { kind, offset, .. } = self;
+        Window { kind, offset, window_type: PhantomData }
     }
 
     /// Shifts the windows by `offset`, a whole number of milliseconds. It has no effect on days, months, sessions,
     /// count windows and the window of all time.
     #[must_use]
     pub const fn offset(self, offset: Duration) -> Self {
-        Window { kind: self.kind, offset }
+        Window { offset, ..self }
     }
 
     fn windows(self) -> Result<WindowAssigner> {
@@ -200,26 +144,95 @@ impl Window {
     }
 }
 
+impl Window<Disjoint> {
+    /// Tumbling windows: windows of one size, side by side. They are aligned to 1970-01-01T00:00:00Z;
+    /// [`Window::offset`] shifts them. The size is a whole number of milliseconds, at least one.
+    pub const fn tumbling(size: Duration) -> Self {
+        Window::of(WindowKind::Tumbling { size })
+    }
+
+    /// The days of a time zone, given by its name in the IANA time zone database, such as `Europe/Lisbon` or `UTC`.
+    /// Where clocks are put forward or back, a day is shorter or longer than 24 hours. The database is that of the
+    /// `jiff` library, compiled in: results do not depend on the machine. [`Window::offset`] does not shift them.
+    pub const fn days(zone: &'static str) -> Self {
+        Window::of(WindowKind::Calendar { unit: CalendarUnit::Day, zone })
+    }
+
+    /// The months of a time zone: see [`Window::days`].
+    pub const fn months(zone: &'static str) -> Self {
+        Window::of(WindowKind::Calendar { unit: CalendarUnit::Month, zone })
+    }
+
+    /// One window for all time. It never closes before its stream ends, which most streams never do: `on_close` then
+    /// emits its rows, and the live rows of `on_change` stay as they are.
+    pub const fn global() -> Self {
+        Window::of(WindowKind::Global)
+    }
+}
+
+impl Window<Overlapping> {
+    /// Sliding windows: windows of one size that begin every `slide`, which is at most the size. A record is in each
+    /// window that covers its time. Windows begin at multiples of the slide since 1970-01-01T00:00:00Z;
+    /// [`Window::offset`] shifts them. Both are whole numbers of milliseconds, at least one.
+    ///
+    /// A record is aggregated once, in a pane; a window is the sum of its panes. A record that is late for some of
+    /// its windows counts in the others.
+    ///
+    /// A record is in size / slide windows, rounded up, and leads to as many rows. This number is at most 100,000: a
+    /// day by a second, 30 days by half a minute. More is refused when the query is built.
+    pub const fn sliding(size: Duration, slide: Duration) -> Self {
+        Window::of(WindowKind::Sliding { size, slide })
+    }
+
+    /// Cumulative windows: windows that begin together, every `size`, and end one `step` after another, the last
+    /// after `size`. They give the hour so far, every minute, for example. `size` is a multiple of `step`, at most
+    /// 100,000 times it (see [`Window::sliding`]). They are aligned and shifted like tumbling ones.
+    pub const fn cumulative(size: Duration, step: Duration) -> Self {
+        Window::of(WindowKind::Cumulative { size, step })
+    }
+}
+
+impl Window<Sessions> {
+    /// Session windows: a key's records that are less than `gap` apart. `gap` is a whole number of milliseconds, at
+    /// least one. A session extends from its first record to `gap` after its last. A record is late when its own time
+    /// is, whatever session it would join. [`Window::offset`] does not shift sessions. Their rows are always
+    /// serialized by serde: [`Aggregated::codec`] does not change that.
+    pub const fn session(gap: Duration) -> Self {
+        Window::of(WindowKind::Session { gap })
+    }
+}
+
+impl Window<Counts> {
+    /// Count windows: the first `size` records of a key by event time, the next ones, and so on. Records of equal
+    /// time are ordered by source, partition and offset; records that have none, such as results of windows, by what
+    /// the aggregate makes of them. A window extends from its first record to just after its last. One that is not
+    /// full extends to the end of time, and `on_close` emits it when its stream ends. A record is late when its own
+    /// time is. [`Window::offset`] does not shift count windows; [`Aggregated::codec`] is ignored as for sessions.
+    pub const fn count(size: u64) -> Self {
+        Window::of(WindowKind::Count { size })
+    }
+}
+
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// Groups each key's records into windows.
-    pub fn window(self, window: Window) -> Windowed<'f, K, D> {
+    pub fn window<W: WindowType>(self, window: Window<W>) -> Windowed<'f, K, D, W> {
         Windowed { keyed: self, window }
     }
 }
 
 /// A stream grouped by a key and into windows.
-pub struct Windowed<'f, K, D> {
+pub struct Windowed<'f, K, D, W = AnyType> {
     keyed: Keyed<'f, K, D>,
-    window: Window,
+    window: Window<W>,
 }
 
-impl<K, D> fmt::Debug for Windowed<'_, K, D> {
+impl<K, D, W: fmt::Debug> fmt::Debug for Windowed<'_, K, D, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Windowed<{}, {}> {:?}", std::any::type_name::<K>(), std::any::type_name::<D>(), self.window)
     }
 }
 
-impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
+impl<'f, K: Record, D: Record, W: WindowType> Windowed<'f, K, D, W> {
     /// Sets how long after its end a window accepts late records, in whole milliseconds. The window closes when the
     /// watermark is that far past its end; only then are records late for it. [`Aggregated::on_fire`] emits a window
     /// when the watermark reaches its end, and every correction; [`Aggregated::on_close`] emits it once, when it
@@ -252,101 +265,17 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let stays = matches!(window.kind, WindowKind::Global | WindowKind::Count { .. });
         let state = flow.build.durable.as_ref().and_then(|durable| durable.step(name));
         let rows_missing = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
-        let (by_window, by_range) = (checkpoint::postcard(), checkpoint::postcard());
-        let step = (name, windows, lateness, aggregate);
-        let outputs = match (window.kind, step.1.overlap()) {
-            (WindowKind::Session { gap }, _) => {
-                let gap = Span::from(gap);
-                let said = format!("sessions {} ms apart", gap.millis());
-                build_by_time(keyed, step, &said, |reporter| SessionWindows {
-                    gap,
-                    telling: reporter,
-                    types: PhantomData,
-                })
-            }
-            (WindowKind::Count { size }, _) => {
-                let said = format!("windows of {size} records");
-                let size = i64::try_from(size).unwrap_or(i64::MAX);
-                build_by_time(keyed, step, &said, |reporter| CountWindows {
-                    size,
-                    telling: reporter,
-                    types: PhantomData,
-                })
-            }
-            (_, true) => build_by_pane::<PaneRange, _, _, _>(keyed, step, Rc::clone(&by_range)),
-            (_, false) => build_by_pane::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
-        };
-        Aggregated { made: outputs, codecs: (by_window, by_range), rows_missing }
+        let codecs = Codecs::postcard();
+        let kind = window.kind;
+        let step =
+            WindowedStep { name, kind, windows, lateness, aggregate, codecs: codecs.clone(), records: PhantomData };
+        Aggregated { made: W::build(keyed, step), codecs, rows_missing }
     }
 }
 
-/// Builds an aggregate whose records are routed to panes of one type.
-fn build_by_pane<'f, T: Pane, K: Record, D: Record, A: Aggregate<D>>(
-    keyed: Keyed<'f, K, D>,
-    (name, windows, lateness, aggregate): (&str, WindowAssigner, Span, Rc<A>),
-    codec: CodecCell<Saved<T, K, A::Sum>>,
-) -> StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D> {
-    let build = Rc::clone(&keyed.stream.flow.build);
-    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
-    let (metrics, fault) = (build.metrics.step(name), build.fault);
-    let reporter = ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
-    let (of_windows, of_step) = (windows.clone(), subscriptions.clone());
-    let begin = move |start: OperatorStart<'_>| {
-        PaneState::<T, K, D, A>::begin(start, of_windows, reporter, of_step, lateness, metrics, fault)
-    };
-    let detail = format!("{windows:?}{}", window_operator::describe_lateness(lateness));
-    let router = PaneRouter::<T>::new(windows, lateness);
-    window_operator::step(
-        keyed,
-        (name, detail),
-        (subscriptions, lateness),
-        codec,
-        router,
-        move |event: &Event<D>| part.part(event),
-        begin,
-    )
-}
-
-/// Builds an aggregate whose windows are determined by the records' own times.
-fn build_by_time<'f, K, D, A, B>(
-    keyed: Keyed<'f, K, D>,
-    (name, _, lateness, aggregate): (&str, WindowAssigner, Span, Rc<A>),
-    said: &str,
-    operator: impl FnOnce(ValueReporter<A>) -> B,
-) -> StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D>
-where
-    K: Record,
-    D: Record,
-    A: Aggregate<D>,
-    B: KeyedOperator<Key = K, Part = A::Part, Closed = WindowRow<K, A::Value>, Value = A::Value>,
-{
-    let build = Rc::clone(&keyed.stream.flow.build);
-    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
-    let metrics = build.metrics.step(name);
-    let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
-    let of_step = subscriptions.clone();
-    let begin = move |start: OperatorStart<'_>| {
-        KeyedRows::begin(operator, (start.closed, start.durable), (of_step, lateness), metrics)
-    };
-    let detail = format!("{said}{}", window_operator::describe_lateness(lateness));
-    let part = move |event: &Event<D>| part.part(event);
-    window_operator::step(
-        keyed,
-        (name, detail),
-        (subscriptions, lateness),
-        checkpoint::postcard(),
-        TimeRouter(lateness),
-        part,
-        begin,
-    )
-}
-
-/// The codecs of rows by either type of pane; one of the two is used.
-type Codecs<K, S> = (CodecCell<Saved<EventTime, K, S>>, CodecCell<Saved<PaneRange, K, S>>);
-
 /// The results of a windowed aggregate, in any of several forms.
 pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
-    made: StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D>,
+    made: WindowedOutputs<'f, K, D, A::Value>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codecs: Codecs<K, A::Sum>,
     /// `true` if live rows that were emitted before are missing from the snapshot.
@@ -417,8 +346,8 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
         K: crate::durable::codec::abomonation::InPlace,
         A::Sum: crate::durable::codec::abomonation::InPlace,
     {
-        *self.codecs.0.borrow_mut() = Arc::new(codec);
-        *self.codecs.1.borrow_mut() = Arc::new(codec);
+        *self.codecs.by_window.borrow_mut() = Arc::new(codec);
+        *self.codecs.by_range.borrow_mut() = Arc::new(codec);
         self
     }
 

@@ -42,7 +42,9 @@ use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowO
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_row::{Open, PeriodicRow, WindowRowChange};
-use crate::stream::{Collection, ConsumerFlag, ContainerPool, Fault, Flow, SnapshotEpochs, WatermarkStream};
+use crate::stream::{
+    Collection, ConsumerFlag, ContainerPool, Fault, Flow, InjectedFault, SnapshotEpochs, WatermarkStream,
+};
 use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
 
@@ -160,7 +162,7 @@ struct StepConfig<F: OperatorState> {
     name: String,
     seals: SnapshotEpochs,
     metrics: Arc<StepMetrics>,
-    fault: Option<Fault>,
+    fault: InjectedFault,
     /// The codec of saved rows.
     codec: CodecCell<F::SavedRow>,
     /// The pool for emptied containers: that of this worker's own first operator, whichever worker filled them.
@@ -479,13 +481,12 @@ impl<F: OperatorState> WindowOperator<F> {
             self.step.metrics.watermark.raise(watermark);
             self.operator_state.advance(epoch, watermark, &mut results);
         }
-        match self.step.fault {
-            Some(Fault::LoseRow) => drop(results.closed.pop()),
-            Some(Fault::SkipRetraction) => {
-                results.live.retain(|change| change.2 > 0);
-                results.fired.retain(|change| change.2 > 0);
-            }
-            _ => {}
+        if self.step.fault.is(Fault::LoseRow) {
+            results.closed.pop();
+        }
+        if self.step.fault.is(Fault::SkipRetraction) {
+            results.live.retain(|change| change.2 > 0);
+            results.fired.retain(|change| change.2 > 0);
         }
         let capabilities = epoch_input.capabilities?;
         let closed = std::mem::take(&mut results.closed);
@@ -556,7 +557,7 @@ fn build_operator<'f, F: OperatorState>(
             for epoch in operator.step.seals.after(operator.sealed_through) {
                 operator.pending.entry(epoch).or_default();
             }
-            let waits_for = if operator.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
+            let waits_for = if operator.step.fault.is(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
             let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
             let (mut closed, mut live) = (closed.activate(), live.activate());
             let (mut fired, mut ticked) = (fired.activate(), ticked.activate());

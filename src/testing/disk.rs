@@ -289,27 +289,19 @@ enum Fate {
     Each,
 }
 
-/// Seeded random numbers: SplitMix64, by Steele, Lea and Flood.
+/// Random decisions about a crash, by seed.
 struct SeededRandom {
     seed: u64,
-    state: u64,
+    random: fastrand::Rng,
 }
 
 impl SeededRandom {
     fn new(seed: u64) -> Self {
-        SeededRandom { seed, state: seed }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        SeededRandom { seed, random: fastrand::Rng::with_seed(seed) }
     }
 
     fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
+        self.random.usize(..bound.max(1))
     }
 
     fn fate(&mut self) -> Fate {
@@ -329,7 +321,7 @@ impl SeededRandom {
             // The file was made longer, but the bytes never arrived.
             0 => bytes[middle..].fill(0),
             1 => bytes[..middle].fill(0),
-            2 => bytes[middle..].iter_mut().for_each(|byte| *byte = self.next() as u8),
+            2 => bytes[middle..].iter_mut().for_each(|byte| *byte = self.random.u8(..)),
             _ => bytes.truncate(middle),
         }
         ContentChange::Write(at, bytes)

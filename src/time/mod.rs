@@ -138,6 +138,8 @@ impl From<Duration> for Span {
 
 /// Returns year, month and day of the proleptic Gregorian calendar, for a day counted from 1970-01-01.
 ///
+/// The window that a time ends in may end in any year that milliseconds can count: that is beyond the years of `jiff`.
+///
 /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
 fn date_of_day(day: i64) -> (i64, i64, i64) {
     let shifted = day + 719_468;

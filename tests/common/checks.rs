@@ -100,15 +100,15 @@ pub fn windows_of(data: &Data) -> Windows {
 /// Converts the oracle's windows to the engine's.
 pub fn window(windows: Windows) -> Window {
     match windows {
-        Windows::Global => Window::global(),
-        Windows::Tumbling { size, offset } => Window::tumbling(millis(size)).offset(millis(offset)),
-        Windows::Lenient { size, .. } => Window::tumbling(millis(size)),
+        Windows::Global => Window::global().any(),
+        Windows::Tumbling { size, offset } => Window::tumbling(millis(size)).offset(millis(offset)).any(),
+        Windows::Lenient { size, .. } => Window::tumbling(millis(size)).any(),
         Windows::Sliding { size, slide, offset, .. } => {
-            Window::sliding(millis(size), millis(slide)).offset(millis(offset))
+            Window::sliding(millis(size), millis(slide)).offset(millis(offset)).any()
         }
-        Windows::Session { gap, .. } => Window::session(millis(gap)),
-        Windows::Count { size, .. } => Window::count(size as u64),
-        Windows::Cumulative { size, step, .. } => Window::cumulative(millis(size), millis(step)),
+        Windows::Session { gap, .. } => Window::session(millis(gap)).any(),
+        Windows::Count { size, .. } => Window::count(size as u64).any(),
+        Windows::Cumulative { size, step, .. } => Window::cumulative(millis(size), millis(step)).any(),
     }
 }
 

@@ -3,7 +3,6 @@
 //! A [`Cluster`] connects nothing. How the processes meet is in the [module above](super).
 
 use std::fmt;
-use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,8 +42,9 @@ impl Cluster {
 
     /// Creates `processes` processes at free ports of this machine, all within this operating system process: for
     /// tests.
+    #[cfg(feature = "testing")]
     pub(crate) fn within(processes: usize) -> Result<Vec<Self>> {
-        let cannot = |why: io::Error| Error::new("cannot listen on this machine").because(why);
+        let cannot = |why: std::io::Error| Error::new("cannot listen on this machine").because(why);
         let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").map_err(cannot)).collect();
         let listeners: Vec<_> = listeners.into_iter().collect::<Result<_>>()?;
         let addresses = listeners.iter().map(|listener| Ok(listener.local_addr().map_err(cannot)?.to_string()));

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 
 use super::events::ProducerEvents;
 use crate::error::{Error, Result};
-use crate::source::kafka::admin::{administrator, wait_for};
+use crate::source::kafka::admin::{administrator, block_on};
 use crate::source::kafka::client::{
     TopicConfig, TopicLookup, code_text, error_text, find_topic, look_up_topic, no_topic,
 };
@@ -67,7 +67,7 @@ fn create_topic(
     let topic = NewTopic::new(&topic_config.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
-    let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(error_text(&error)))?;
+    let results = block_on(admin.create_topics([&topic], &options)).map_err(|error| failed(error_text(&error)))?;
     let mut created = false;
     for result in results {
         match result {

@@ -1,16 +1,14 @@
 //! Blocking administrative requests to brokers.
 
-use std::future::Future;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
-
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 
 use super::client::{TopicConfig, client_not_created};
 use crate::error::Result;
+
+/// Blocks this thread until a future is ready.
+pub(crate) use pollster::block_on;
 
 /// Creates an admin client with the connection properties of another client.
 ///
@@ -29,26 +27,4 @@ pub(crate) fn administrator(
     }
     admin_config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
     admin_config.create().map_err(|error| client_not_created(topic_config, &error))
-}
-
-/// Waker that unparks the thread that waits for a future.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Blocks this thread until a future is ready.
-pub(crate) fn wait_for<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-        std::thread::park();
-    }
 }

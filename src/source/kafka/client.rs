@@ -463,29 +463,14 @@ fn similar_topics<C: ClientContext>(client: &Client<C>, topic: &str) -> Vec<Stri
     let Ok(metadata) = client.fetch_metadata(None, Duration::from_secs(2)) else { return Vec::new() };
     let names = metadata.topics().iter().map(|found| found.name().to_owned());
     let mut similar: Vec<String> = names.filter(|name| !name.starts_with("__") && is_similar(name, topic)).collect();
-    similar.sort_by_cached_key(|name| (edits(&name.to_lowercase(), &topic.to_lowercase()), name.clone()));
+    similar.sort_by_cached_key(|name| (strsim::levenshtein(&name.to_lowercase(), &topic.to_lowercase()), name.clone()));
     similar.truncate(3);
     similar
 }
 
 fn is_similar(a: &str, b: &str) -> bool {
     let (a, b) = (a.to_lowercase(), b.to_lowercase());
-    !a.is_empty() && !b.is_empty() && (a.contains(&b) || b.contains(&a) || edits(&a, &b) <= 2)
-}
-
-/// Returns the number of single-character edits between two words (Levenshtein distance).
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    !a.is_empty() && !b.is_empty() && (a.contains(&b) || b.contains(&a) || strsim::levenshtein(&a, &b) <= 2)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::admin::{administrator, wait_for};
+use super::admin::{administrator, block_on};
 use super::client::{TopicConfig, code_text, error_text};
 use crate::error::{Error, Result};
 
@@ -45,7 +45,7 @@ pub(super) fn refuse_compacted<C: ClientContext>(
     };
     let admin = administrator(topic_config, config)?;
     let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
-    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
+    let asked = block_on(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
     let settings = match asked {
         // A broker without settings has no compaction either.
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),

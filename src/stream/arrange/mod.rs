@@ -33,7 +33,6 @@ pub(crate) use self::pane_row::Saved;
 use self::store::PaneStore;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
-use crate::stream::Fault;
 use crate::stream::aggregate::Aggregate;
 use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::counted::Counted;
@@ -42,6 +41,7 @@ use crate::stream::panes::{Pane, WindowAssigner};
 use crate::stream::value_reporter::ValueReporter;
 use crate::stream::window_operator::{OperatorStart, OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
 use crate::stream::window_row::WindowRow;
+use crate::stream::{Fault, InjectedFault};
 use crate::time::{EventTime, Span};
 
 /// The state of a windowed step on one worker.
@@ -64,11 +64,11 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
         subscriptions: Subscriptions,
         lateness: Span,
         metrics: Arc<StepMetrics>,
-        fault: Option<Fault>,
+        fault: InjectedFault,
     ) -> Self {
         let OperatorStart { scope, info, closed, .. } = start;
         let store = PaneStore::new(scope, info, closed, windows, metrics);
-        let forget_sealed = fault == Some(Fault::IgnoreSealed);
+        let forget_sealed = fault.is(Fault::IgnoreSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
         PaneState { store, reporter, wants: subscriptions, lateness, forget_sealed, fired, data }
     }

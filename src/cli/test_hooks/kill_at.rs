@@ -24,7 +24,8 @@ use nix::unistd::Pid;
 use crate::durable::disk::{Disk, DiskFile, Lock};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch};
-use crate::sink::SinkWriter;
+use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
+use crate::source::TopicAddress;
 use crate::time::Epoch;
 use crate::{Record, Result};
 
@@ -122,9 +123,9 @@ impl KillAt {
         Arc::new(FaultyDisk { disk, trigger: Arc::new(FaultTrigger::new(self)) })
     }
 
-    /// Wraps a sink's writer so that it injects the fault.
-    pub(super) fn wrap_writer<D: Record>(self, writer: Box<dyn SinkWriter<D>>) -> Box<dyn SinkWriter<D>> {
-        Box::new(FaultyWriter { writer, trigger: FaultTrigger::new(self) })
+    /// Wraps a sink so that its writers inject the fault.
+    pub(super) fn wrap_sink<D: Record>(self, sink: Box<dyn Sink<D>>) -> Box<dyn Sink<D>> {
+        Box::new(FaultySink { sink, at: self })
     }
 }
 
@@ -303,6 +304,30 @@ impl DiskFile for FaultyFile {
             () => None,
         };
         self.trigger.run_act(kind, || self.file.sync())
+    }
+}
+
+/// A sink whose writers inject a fault.
+struct FaultySink<D: Record> {
+    sink: Box<dyn Sink<D>>,
+    at: KillAt,
+}
+
+impl<D: Record> Sink<D> for FaultySink<D> {
+    fn describe(&self) -> String {
+        self.sink.describe()
+    }
+
+    fn check(&self, rows: SinkRows) -> Result<()> {
+        self.sink.check(rows)
+    }
+
+    fn topics(&self) -> Vec<TopicAddress> {
+        self.sink.topics()
+    }
+
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
+        Ok(Box::new(FaultyWriter { writer: self.sink.open(at)?, trigger: FaultTrigger::new(self.at) }))
     }
 }
 
