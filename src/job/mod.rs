@@ -1,7 +1,8 @@
 //! Jobs: a query together with the resources it runs on.
 //!
 //! A [`Job`] has a name, a number of workers and options; [`Job::run`] builds the query on every worker and runs it
-//! until its sources have ended, a stop is requested, or something fails. The loop of one worker is [`worker`].
+//! until its sources have ended, a stop is requested, or something fails ([`run`]). The loop of one worker is
+//! [`worker`].
 //!
 //! Invariants: the first failure stops every worker and is what `run` returns; at the end of every run that did not
 //! fail the record counts are checked: no record is lost, none is counted twice.
@@ -13,42 +14,32 @@
 
 mod cluster;
 mod commit;
+mod controls;
 mod monitor;
+mod pacing;
 mod profile;
 mod prometheus;
+mod run;
 mod run_report;
 pub(crate) mod start;
 mod state_options;
 mod stop_handle;
 mod view_routes;
 mod worker;
+mod worker_shared;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
-use crate::durable::manifest::{Manifest, QueryFingerprint};
-use crate::durable::recovery::RecoveryInput;
-use crate::durable::state::StateDir;
-use crate::durable::{Incarnation, StateId};
-use crate::error::{Error, Result};
-use crate::job::cluster::messages::JoinRequest;
-use crate::job::cluster::{Gathered, Mesh, StartDecision};
-use crate::job::monitor::MonitorHandle;
 use crate::job::profile::Profile;
-use crate::job::start::{StartOutcome, StartedRun};
-use crate::job::worker::PlanBuild;
 use crate::metrics::Metrics;
-use crate::sink::{SinkContext, SinkRows};
 use crate::source;
-use crate::status::StatusBoard;
-use crate::stream::{
-    BuildMode, DurableContext, Fault, Flow, InjectedFault, OpenedSinks, PlannedStep, QueryResult, merge_while_idle,
-};
-use crate::thread::{JobFailure, guard};
+#[cfg(feature = "testing")]
+use crate::stream::Fault;
+use crate::stream::InjectedFault;
 use crate::time::Epoch;
 use crate::view::Views;
 use crate::view::http::Endpoint;
@@ -57,11 +48,11 @@ pub use cluster::options::Cluster;
 #[cfg(feature = "cli")]
 pub(crate) use cluster::secret::Secret;
 pub use monitor::Watcher;
+pub(crate) use pacing::Pace;
 pub use profile::{JobProfile, StepProfile};
 pub use run_report::{Ending, RunReport};
 pub use state_options::State;
 pub use stop_handle::StopHandle;
-pub(crate) use worker::Pace;
 
 /// A query and the settings it runs with.
 ///
@@ -314,427 +305,4 @@ impl Job {
         self.fault = InjectedFault::new(fault);
         self
     }
-
-    /// Returns the steps of a query, without opening or running anything.
-    ///
-    /// # Errors
-    /// Fails if the query itself is invalid: two steps of a kind with one name, a window of zero length, rows that a
-    /// sink cannot hold.
-    pub fn plan<R: QueryResult>(
-        &self,
-        query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
-    ) -> Result<Vec<PlannedStep>> {
-        let query = move |flow: &Flow<'_>| flow.build(&query);
-        if self.workers == 0 {
-            return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
-        }
-        let steps = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
-        if !steps.iter().any(|step| step.kind == "source") {
-            return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
-        }
-        Ok(steps)
-    }
-
-    /// Builds the flow on an idle worker, without running it.
-    fn build_plan(
-        &self,
-        mode: BuildMode,
-        opened: Arc<OpenedSinks>,
-        shard: SinkContext,
-        durable: Option<DurableContext>,
-        query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
-    ) -> Result<Vec<PlannedStep>> {
-        let views = Arc::clone(&self.views);
-        let dry = PlanBuild { place: self.place(0), mode, opened, shard, views, durable };
-        let dry = || timely::execute_directly(move |worker| worker::build_plan(worker, dry, &query));
-        guard(dry).map_err(|panic| panic.error("that builds the query"))?
-    }
-
-    fn place(&self, worker: usize) -> source::WorkerContext {
-        let (job, options) = (self.name.clone(), self.options.clone());
-        source::WorkerContext { worker, workers: self.all_workers(), threads: self.workers, job, options }
-    }
-
-    /// Returns the number of workers of all processes.
-    fn all_workers(&self) -> usize {
-        self.workers * self.cluster.as_ref().map_or(1, Cluster::processes)
-    }
-
-    /// Returns the context that all sinks of the job share.
-    fn shard(&self, state: Option<StateId>) -> SinkContext {
-        let shard = SinkContext {
-            state,
-            sync_on_publish: self.synchronous,
-            ..SinkContext::new(&self.name, "", SinkRows::Events)
-        };
-        match &self.state {
-            Some(state) => SinkContext { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
-            None => shard,
-        }
-    }
-
-    /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
-    fn query_fingerprint(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
-        let planned = Arc::clone(query);
-        let steps = self.plan(move |flow| planned(flow))?;
-        let views = steps.iter().filter(|step| step.kind == "view");
-        self.views.set_names(views.map(|step| step.name.clone()));
-        if self.state.is_none() && self.cluster.is_none() {
-            return Ok(None);
-        }
-        start::query_fingerprint(&steps, &self.flags()).map(Some)
-    }
-
-    /// Starts an incarnation of the job's state; `None` in a job without state.
-    fn begin(
-        &self,
-        query: &Query,
-        opened: &Arc<OpenedSinks>,
-        failure: &Arc<JobFailure>,
-    ) -> Result<Option<StartOutcome>> {
-        let Some(options) = &self.state else { return Ok(None) };
-        let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
-        let savepoint = start::savepoint(options, &dir)?;
-        let mut incarnation = dir.begin_incarnation()?;
-        let dir = Arc::new(dir);
-        let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        let steps =
-            self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
-        // Its sources have reported their fingerprints now.
-        let print = &start::query_fingerprint(&steps, &self.flags())?;
-        let sinks = opened.published();
-        let State { accept_changed_query, accept_changed_sources, .. } = *options;
-        if let Some(savepoint) = savepoint {
-            let scan = &savepoint.scan_after_restore(&dir, incarnation);
-            let next = incarnation + 1;
-            let found = RecoveryInput {
-                incarnation: next,
-                survey: scan,
-                sinks: &sinks,
-                query: print,
-                accept_changed_query,
-                accept_changed_sources,
-            };
-            start::restore(&savepoint, &dir, incarnation, &found)?;
-            incarnation = dir.begin_incarnation()?;
-        }
-        let found = RecoveryInput {
-            incarnation,
-            survey: &dir.scan_and_sync()?,
-            sinks: &sinks,
-            query: print,
-            accept_changed_query,
-            accept_changed_sources,
-        };
-        start::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
-    }
-
-    /// Returns the settings outside the query that affect its output.
-    fn flags(&self) -> BTreeMap<String, String> {
-        let mut flags = self.flags.clone();
-        let written = |duration: Duration| humantime::format_duration(duration).to_string();
-        flags.insert("out-of-order".into(), written(self.options.out_of_order));
-        flags.insert("max-ahead".into(), written(self.options.max_ahead));
-        // Defaults have no entry, so that states written before a setting existed still match.
-        if self.options.max_ahead_in_files {
-            flags.insert("max-ahead-in-files".into(), "yes".into());
-        }
-        if self.options.max_record != source::Options::default().max_record {
-            flags.insert("max-record".into(), self.options.max_record.to_string());
-        }
-        flags
-    }
-
-    /// Runs a query. The closure builds it: once on every worker, and several times before that to learn its steps and
-    /// to open its sinks, so it must have no side effects.
-    ///
-    /// # Errors
-    /// Fails if the query is invalid, a source or sink fails, a computed value cannot be represented, the state cannot
-    /// be resumed, or user code panics.
-    pub fn run<R: QueryResult>(self, query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static) -> Result<RunReport> {
-        let query = move |flow: &Flow<'_>| flow.build(&query);
-        let views = Arc::clone(&self.views);
-        let failure = JobFailure::within_current();
-        let entered = failure.enter();
-        let report = guard(|| self.run_query(Arc::new(query), &failure));
-        drop(entered);
-        views.end();
-        let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
-        // The first failure counts; threads may fail after the report is complete.
-        failure.get().map_or(report, |error| Err(error.clone()))
-    }
-
-    fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
-        self.http.check()?;
-        let print = self.query_fingerprint(&query)?;
-        let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
-            None => None,
-            Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
-                None => return Ok(RunReport::without_work(Ending::Stopped)),
-                gathered => gathered,
-            },
-        };
-        let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
-        match gathered {
-            None => self.run_as_leader(query, None, failure),
-            Some(gathered) if is_first => self.run_as_leader(query, Some(gathered), failure),
-            Some(gathered) => self.run_as_follower(&query, gathered, failure),
-        }
-    }
-
-    fn hello(&self, cluster: &Cluster, print: &QueryFingerprint) -> JoinRequest {
-        JoinRequest {
-            process: cluster.process(),
-            processes: cluster.processes(),
-            threads: self.workers,
-            job: self.name.clone(),
-            keeps: self.state.is_some(),
-            query: print.clone(),
-        }
-    }
-
-    /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
-    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<JobFailure>) -> Result<RunReport> {
-        let opened = Arc::new(OpenedSinks::default());
-        let Some(mut gathered) = gathered else {
-            return match self.begin(&query, &opened, failure)? {
-                None => self.run_incarnation(&query, None, opened, failure, None),
-                Some(StartOutcome::Started(begun)) => self.run_incarnation(&query, Some(*begun), opened, failure, None),
-                Some(StartOutcome::Complete(last)) => self.report_complete(query, *last),
-            };
-        };
-        let begun = match self.begin(&query, &opened, failure) {
-            Err(error) => return Err(gathered.refuse(error)),
-            Ok(Some(StartOutcome::Complete(last))) => {
-                let report = self.report_complete(query, *last).map_err(|error| gathered.refuse(error))?;
-                return gathered.ended().map(|()| report);
-            }
-            Ok(Some(StartOutcome::Started(begun))) => Some(*begun),
-            Ok(None) => None,
-        };
-        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_enabled())?;
-        self.connect_and_run(&query, (decided, gathered), begun, opened, failure)
-    }
-
-    /// Runs the query in a process other than process 0.
-    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<JobFailure>) -> Result<RunReport> {
-        let decided = gathered.decided(&self.stop)?;
-        let begun = match (decided, &self.state, &self.cluster) {
-            (StartDecision::Run { life: Some(incarnation), .. }, Some(options), Some(cluster)) => {
-                let process = cluster.process() as u32;
-                let joined = start::join(options, incarnation, process, self.all_workers(), failure);
-                Some(joined.map_err(|error| gathered.refuse(error))?)
-            }
-            _ => None,
-        };
-        self.connect_and_run(query, (decided, gathered), begun, Arc::default(), failure)
-    }
-
-    /// Connects with the other processes, and runs the query.
-    fn connect_and_run(
-        self,
-        query: &Query,
-        (decided, gathered): (StartDecision, Gathered),
-        begun: Option<StartedRun>,
-        opened: Arc<OpenedSinks>,
-        failure: &Arc<JobFailure>,
-    ) -> Result<RunReport> {
-        let number = match decided {
-            StartDecision::Run { number, views, .. } => {
-                if self.cluster.as_ref().is_some_and(|cluster| cluster.process() > 0) {
-                    self.views.set_remote(views);
-                }
-                number
-            }
-            StartDecision::Ended => return Ok(RunReport::without_work(Ending::WasComplete)),
-            StartDecision::Stopped => return Ok(RunReport::without_work(Ending::Stopped)),
-        };
-        // A stop after all processes have started is handled by their workers, on all of them; none leaves the others
-        // here.
-        match gathered.connect(number, &StopHandle::default())? {
-            None => Ok(RunReport::without_work(Ending::Stopped)),
-            mesh => self.run_incarnation(query, begun, opened, failure, mesh),
-        }
-    }
-
-    /// Runs one incarnation of the job, from its start to its end.
-    fn run_incarnation(
-        self,
-        query: &Query,
-        begun: Option<StartedRun>,
-        opened: Arc<OpenedSinks>,
-        failure: &Arc<JobFailure>,
-        mesh: Option<Mesh>,
-    ) -> Result<RunReport> {
-        let metrics = Arc::clone(&self.metrics);
-        let http = Some(self.http.clone()).filter(Endpoint::is_some);
-        let (stall_report_after, watcher) = (self.stall_report_after, self.watcher.clone());
-        metrics.begin();
-        let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
-        let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
-        let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
-        let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
-        if let Some(side) = &side {
-            side.attach_board(Arc::clone(&shared.board));
-        }
-        let profile = shared.profile.clone();
-        let watch = Arc::new(shared.watch(side.clone()));
-        watcher.begin(Arc::clone(&watch));
-        // After the start a failure in one process fails all of them.
-        let watching =
-            MonitorHandle::start(&watch, http.as_ref(), stall_report_after).map_err(|error| failure.set(error)).ok();
-        let told = watching.as_ref().and_then(MonitorHandle::address).filter(|_| is_first);
-        if let Some((dir, address)) = dir.as_ref().zip(told) {
-            dir.record_address(Some(&address.to_string()));
-        }
-        let endings = run_workers(shared, query, mesh);
-        // The last manifest is on disk once its thread has ended; only then may another process take the state.
-        if let Some(snapshots) = snapshots {
-            snapshots.finish();
-        }
-        let endings = endings.unwrap_or_else(|error| {
-            failure.set(error);
-            Vec::new()
-        });
-        // A journal that cannot be closed fails the job, like any other error of the journal.
-        if let Err(error) = journal.close() {
-            failure.set(error);
-        }
-        if let Some(dir) = dir.as_ref().filter(|_| told.is_some()) {
-            dir.record_address(None);
-        }
-        drop((watching, watch));
-        let mut summary = metrics.summary();
-        if let Some(side) = &side {
-            if !is_first {
-                side.done(summary.clone());
-            } else if let Some(others) = side.wait_for_summaries() {
-                others.into_iter().for_each(|other| summary.add(other));
-            }
-        }
-        drop(dir);
-        if let Some(side) = &side {
-            side.close();
-        }
-        if let Some(error) = failure.get() {
-            return Err(error.clone());
-        }
-        if is_first {
-            summary.check_conservation()?;
-            metrics.explain_late().iter().for_each(|line| tracing::warn!("{line}"));
-        }
-        let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
-        let profile = profile.map(|profile| profile.now()).unwrap_or_default();
-        Ok(RunReport { ending, summary, profile })
-    }
-
-    /// Builds the state that the workers share, and returns it with the state directory, if there is one.
-    fn shared(
-        self,
-        begun: Option<StartedRun>,
-        opened: Arc<OpenedSinks>,
-        failure: Arc<JobFailure>,
-    ) -> (worker::WorkerShared, Option<Arc<StateDir>>) {
-        let process = self.cluster.as_ref().map_or(0, Cluster::process);
-        let mut shared = worker::WorkerShared {
-            place: self.place(0),
-            epoch: self.epoch,
-            clock_behind: self.clock_behind,
-            in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
-            synchronous: self.synchronous,
-            shard: self.shard(None),
-            snapshot_every: self.state.as_ref().map_or(Duration::MAX, |state| state.snapshot_every),
-            stop: self.stop,
-            failure,
-            metrics: self.metrics,
-            journal: self.journal,
-            replay_frames: self.repeat,
-            continues_live: false,
-            last: Epoch::default(),
-            snapshots: None,
-            durable: None,
-            opened,
-            incarnation: Incarnation::without_state(),
-            views: self.views,
-            dirty: AtomicBool::new(false),
-            pace: self.pace,
-            seals: self.seals,
-            fault: self.fault,
-            early_tick: AtomicBool::new(false),
-            board: Arc::new(StatusBoard::new(process, self.workers)),
-            profile: self.profile,
-            caught_up: AtomicUsize::new(0),
-        };
-        let Some(StartedRun { dir, journal, snapshots, durable, life: incarnation, replay, last }) = begun else {
-            return (shared, None);
-        };
-        shared.shard.state = incarnation.state;
-        shared.journal = journal;
-        shared.dirty = AtomicBool::new(!replay.is_empty());
-        (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
-        (shared.snapshots, shared.durable, shared.incarnation) = (snapshots, Some(durable), incarnation);
-        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.incarnation.resumed_from);
-        shared.views.begin(on_record.filter(|_| !shared.fault.is(Fault::AnswerUnready)));
-        (shared, Some(dir))
-    }
-
-    /// Reports a job whose state is complete; fails if its sources have grown since.
-    fn report_complete(self, query: Query, last: Manifest) -> Result<RunReport> {
-        let durable = DurableContext::ended(self.all_workers(), last)?;
-        self.build_plan(BuildMode::AskNewData, Arc::default(), self.shard(None), Some(durable), move |flow| {
-            query(flow);
-        })?;
-        Ok(RunReport::without_work(Ending::WasComplete))
-    }
-}
-
-/// A query, shared by the threads that build it.
-type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
-
-/// Runs the workers of this process to their ends, then drops their shared state.
-fn run_workers(shared: worker::WorkerShared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
-    let shared = Arc::new(shared);
-    let cannot = |why: String| Error::new("cannot start the workers").because(why);
-    let threads = shared.place.threads;
-    let (builders, connections) = match mesh {
-        None => {
-            let config = match threads {
-                1 => timely::CommunicationConfig::Thread,
-                threads => timely::CommunicationConfig::Process(threads),
-            };
-            (config.try_build().map_err(cannot)?.0, None)
-        }
-        Some(mesh) => {
-            let (builders, connections) = mesh.builders(threads)?;
-            (builders, Some(connections))
-        }
-    };
-    let endings = Arc::new(Mutex::new(Vec::new()));
-    let (ended, own, query) = (Arc::clone(&endings), Arc::clone(&shared), Arc::clone(query));
-    let mut config = timely::WorkerConfig::default();
-    merge_while_idle(&mut config);
-    let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
-        let _entered = own.failure.enter();
-        match guard(|| worker::run(timely_worker, &own, &*query)) {
-            Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
-            Err(panic) => {
-                own.failure.set(panic.error(own.board.describe_worker(timely_worker.index())));
-                // The rest of the dataflow is in an unknown state: it must not be run to its end. Its operators may
-                // panic when they are dropped.
-                for dataflow in timely_worker.installed_dataflows() {
-                    let _ = guard(|| timely_worker.drop_dataflow(dataflow));
-                }
-            }
-        }
-    });
-    for worker in guards.map_err(cannot)?.join() {
-        if let Err(why) = worker {
-            shared.failure.set(Error::new("a worker ended before its time").because(why));
-        }
-    }
-    if let Some(connections) = connections {
-        connections.finish(&shared.failure);
-    }
-    let endings = endings.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(endings)
 }

@@ -31,36 +31,23 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use timely::container::CapacityContainerBuilder;
-use timely::dataflow::channels::pact::{Exchange, Pipeline};
-use timely::dataflow::operators::generic::operator::Operator;
-use timely::dataflow::operators::vec::{Broadcast, Input};
-use timely::dataflow::operators::{core, probe};
+use timely::dataflow::operators::probe;
 use timely::worker::Worker;
 
-use crate::durable::Incarnation;
-use crate::durable::journal::{Frame, Journal, PartitionProgress};
+use crate::durable::journal::{Frame, PartitionProgress};
 use crate::error::Result;
-use crate::job::cluster::control_channel::ControlChannel;
-use crate::job::commit::{Snapshots, commit};
-use crate::job::monitor::JobMonitor;
-use crate::job::profile::Profile;
+use crate::job::commit::commit;
+use crate::job::controls::{Control, Controls, Request};
+use crate::job::pacing::{RandomPacer, Ticker};
 use crate::job::run_report::Ending;
-use crate::job::stop_handle::StopHandle;
-use crate::metrics::Metrics;
-use crate::sink::SinkContext;
+use crate::job::worker_shared::WorkerShared;
 use crate::source::WorkerContext;
-use crate::status::{Stage, StatusBoard, WorkerReport};
-use crate::stream::{
-    BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, InjectedFault, JobFailure, OpenedSinks,
-    PlannedStep, SnapshotEpochs,
-};
+use crate::status::{Stage, WorkerReport};
+use crate::stream::{BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, SnapshotEpochs};
 use crate::time::Epoch;
-use crate::view::Views;
 
 /// Maximum number of records that a source is asked for per call.
 const RECORDS_PER_POLL: usize = 1024;
@@ -68,148 +55,6 @@ const RECORDS_PER_POLL: usize = 1024;
 const EPOCHS_IN_FLIGHT: usize = 64;
 /// Time that an idle worker sleeps before it polls its sources again.
 const IDLE_SLEEP: Duration = Duration::from_millis(1);
-
-/// The pacing of epochs: when they end, and how much is read in each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// Epochs end by the clock.
-    Clock,
-    /// Epochs follow a seeded sequence of random numbers: random ticks, random amounts, random stalls.
-    #[cfg(feature = "testing")]
-    Random(u64),
-}
-
-/// State shared by all workers of a process.
-pub(crate) struct WorkerShared {
-    pub(crate) place: WorkerContext,
-    pub(crate) epoch: Duration,
-    /// Test hook: subtracted from the wall clock.
-    pub(crate) clock_behind: Duration,
-    pub(crate) in_flight: usize,
-    pub(crate) synchronous: bool,
-    pub(crate) stop: StopHandle,
-    pub(crate) failure: Arc<JobFailure>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) journal: Arc<dyn Journal>,
-    /// Epochs of a journal to replay.
-    pub(crate) replay_frames: Vec<Frame>,
-    /// `true` if the job reads live input after the replay; the replayed epochs are in its state's journal already.
-    pub(crate) continues_live: bool,
-    /// The greatest epoch of all earlier incarnations.
-    pub(crate) last: Epoch,
-    pub(crate) snapshots: Option<Arc<Snapshots>>,
-    /// Minimum interval between two snapshots.
-    pub(crate) snapshot_every: Duration,
-    pub(crate) durable: Option<DurableContext>,
-    pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) shard: SinkContext,
-    pub(crate) views: Arc<Views>,
-    /// `true` if input was committed since the last snapshot was announced.
-    pub(crate) dirty: AtomicBool,
-    pub(crate) pace: Pace,
-    pub(crate) seals: Vec<Epoch>,
-    pub(crate) fault: InjectedFault,
-    /// `true` if a worker's epoch is full: worker 0 ends it early.
-    pub(crate) early_tick: AtomicBool,
-    /// Number of workers of this process that have read all they will read in this incarnation, of sources that have
-    /// not ended.
-    pub(crate) caught_up: AtomicUsize,
-    /// The status that workers report.
-    pub(crate) board: Arc<StatusBoard>,
-    /// The profile of this process, if profiling is enabled.
-    pub(crate) profile: Option<Arc<Profile>>,
-}
-
-impl WorkerShared {
-    /// Returns the parts that can be observed from outside the job while it runs.
-    pub(crate) fn watch(&self, side: Option<Arc<ControlChannel>>) -> JobMonitor {
-        JobMonitor {
-            job: self.place.job.clone(),
-            process: self.board.process(),
-            processes: self.place.workers / self.place.threads,
-            board: Arc::clone(&self.board),
-            metrics: Arc::clone(&self.metrics),
-            side,
-            syncs: self.journal.syncs(),
-            idle_timeout: self.place.options.idle_timeout,
-            profile: self.profile.clone(),
-            views: Arc::clone(&self.views),
-            failure: Arc::clone(&self.failure),
-        }
-    }
-}
-
-/// Commands of worker 0 to all workers, itself included, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Control {
-    /// The current epoch ends, and this one starts.
-    Tick(u64),
-    /// Like `Tick`, and the new epoch has a snapshot.
-    Snapshot(u64),
-    /// Journals are not needed up to and including this epoch, and may be truncated.
-    TruncateJournals(u64),
-    /// No further epoch follows.
-    Stop,
-}
-
-/// Requests of the other processes to worker 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Request {
-    /// An epoch is full.
-    EarlyTick,
-    /// Input was committed since the last snapshot was announced.
-    Dirty,
-    /// The process was asked to stop.
-    Stop,
-    /// All workers of the process have caught up.
-    CaughtUp,
-}
-
-/// The inputs for building a flow on an idle worker, without running it.
-pub(crate) struct PlanBuild {
-    pub(crate) place: WorkerContext,
-    pub(crate) mode: BuildMode,
-    pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) shard: SinkContext,
-    pub(crate) views: Arc<Views>,
-    /// The recovered state, if the sources are to be asked for data beyond it.
-    pub(crate) durable: Option<DurableContext>,
-}
-
-/// Builds the flow on an idle worker, and returns its steps.
-pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
-    let PlanBuild { place, mode, opened, shard, views, durable } = dry;
-    let build = Rc::new(BuildContext {
-        place,
-        mode,
-        failure: Arc::default(),
-        metrics: Arc::default(),
-        board: Arc::new(StatusBoard::new(0, 0)),
-        drivers: RefCell::default(),
-        plan: RefCell::default(),
-        probe: probe::Handle::new(),
-        snapshot_epochs: SnapshotEpochs::default(),
-        fault: InjectedFault::default(),
-        durable,
-        opened,
-        incarnation: Incarnation::without_state(),
-        shard,
-        views,
-    });
-    worker.dataflow(|scope| {
-        let flow = Flow::new(scope, Rc::clone(&build));
-        query(&flow);
-        drop(flow.snapshot_acks());
-    });
-    for dataflow in worker.installed_dataflows() {
-        worker.drop_dataflow(dataflow);
-    }
-    match build.failure.get() {
-        Some(error) => Err(error.clone()),
-        None => Ok(build.plan.take()),
-    }
-}
 
 /// Runs one worker until the job ends; `None` if the job failed.
 pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
@@ -250,6 +95,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
     });
     shared.journal.wake(worker.index(), std::thread::current());
     let drivers = build.drivers.take();
+    let last = shared.replay_frames.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
     let mut turning = WorkerLoop {
         index: worker.index(),
         drivers,
@@ -259,7 +105,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         controls,
         open: VecDeque::new(),
         shown: None,
-        ticker: Ticker::new(shared),
+        ticker: Ticker::new(shared.epoch, last, shared.clock_behind),
         random: RandomPacer::new(shared.pace, worker.index()),
         proposed: 0,
         replayed: 0,
@@ -289,175 +135,6 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         return None;
     }
     ending.ok()
-}
-
-/// Input handle for messages of one type.
-type MessageInput<T> = core::input::Handle<u64, CapacityContainerBuilder<Vec<T>>>;
-/// Queue of received messages.
-type MessageQueue<T> = Rc<RefCell<VecDeque<T>>>;
-
-/// The channel of worker 0's commands to all workers, and the channel of the other processes' requests to worker 0.
-/// Each is a dataflow of its own.
-struct Controls {
-    input: Option<MessageInput<Control>>,
-    received: MessageQueue<Control>,
-    sent: u64,
-    /// Set on the first worker of each process but process 0.
-    asks: Option<MessageInput<Request>>,
-    asked: MessageQueue<Request>,
-}
-
-impl Controls {
-    fn new(worker: &mut Worker, place: &WorkerContext) -> Self {
-        let (asks, asked) = Self::requests(worker, place);
-        let received = Rc::new(RefCell::new(VecDeque::new()));
-        let queue = Rc::clone(&received);
-        let input = worker.dataflow_named::<u64, _, _>("Control", |scope| {
-            let (input, controls) = scope.new_input();
-            controls.broadcast().sink(Pipeline, "Receive", move |(input, _frontier)| {
-                input.for_each(|_capability, controls| queue.borrow_mut().extend(controls.drain(..)));
-            });
-            input
-        });
-        let input = (worker.index() == 0).then_some(input);
-        Controls { input, received, sent: 0, asks, asked }
-    }
-
-    /// Builds the channel from the first worker of each process to worker 0; the input is `None` on other workers, and
-    /// in a job of one process.
-    fn requests(worker: &mut Worker, place: &WorkerContext) -> (Option<MessageInput<Request>>, MessageQueue<Request>) {
-        let asked = Rc::new(RefCell::new(VecDeque::new()));
-        if place.threads == place.workers {
-            return (None, asked);
-        }
-        let queue = Rc::clone(&asked);
-        let input = worker.dataflow_named::<u64, _, _>("Requests", |scope| {
-            let (input, requests) = scope.new_input();
-            requests.sink(Exchange::new(|_request: &Request| 0), "Ask", move |(input, _frontier)| {
-                input.for_each(|_capability, requests| queue.borrow_mut().extend(requests.drain(..)));
-            });
-            input
-        });
-        let is_first = worker.index() > 0 && worker.index().is_multiple_of(place.threads);
-        (is_first.then_some(input), asked)
-    }
-
-    fn ask(&mut self, request: Request) {
-        if let Some(asks) = &mut self.asks {
-            asks.send(request);
-            // A flush would not send it: the input's time has to advance.
-            asks.advance_to(asks.time() + 1);
-        }
-    }
-
-    fn close(&mut self) {
-        (self.input, self.asks) = (None, None);
-    }
-
-    fn send(&mut self, control: Control) {
-        if let Some(input) = &mut self.input {
-            input.send(control);
-            self.sent += 1;
-            input.advance_to(self.sent);
-        }
-    }
-
-    fn next(&mut self) -> Option<Control> {
-        self.received.borrow_mut().pop_front()
-    }
-}
-
-/// The schedule by which worker 0 proposes epochs.
-struct Ticker {
-    started: Instant,
-    started_at: SystemTime,
-    due: Instant,
-    every: Duration,
-    last: Epoch,
-}
-
-impl Ticker {
-    fn new(shared: &WorkerShared) -> Self {
-        let last = shared.replay_frames.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
-        let now = Instant::now();
-        let started_at = SystemTime::now().checked_sub(shared.clock_behind).unwrap_or(SystemTime::UNIX_EPOCH);
-        Ticker { started: now, started_at, due: now, every: shared.epoch, last }
-    }
-
-    /// Returns the epoch to propose now. The elapsed time is measured on a monotonic clock.
-    fn propose(&mut self) -> Epoch {
-        let now = Instant::now();
-        let wall = self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + (now - self.started);
-        self.last = self.last.next_at(u64::try_from(wall.as_millis()).unwrap_or_default());
-        self.due = now + self.every;
-        self.last
-    }
-}
-
-/// Seeded random numbers that pace the loop in tests: no question has an answer if the clock sets the pace, nor without
-/// the feature `testing`. Some seeds make many short epochs, some few long ones.
-#[cfg(feature = "testing")]
-struct RandomPacer {
-    random: Option<fastrand::Rng>,
-    /// Average number of iterations after which worker 0 ends an epoch.
-    turns: u64,
-    /// Maximum number of records to ask for.
-    records: u64,
-}
-
-#[cfg(feature = "testing")]
-impl RandomPacer {
-    fn new(pace: Pace, worker: usize) -> Self {
-        match pace {
-            Pace::Clock => RandomPacer { random: None, turns: 0, records: 0 },
-            Pace::Random(seed) => {
-                let random = fastrand::Rng::with_seed(seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-                let (turns, records) = ([2, 4, 8, 20], [2, 6, 15, 40]);
-                let (turns, records) = (turns[seed as usize % 4], records[seed as usize / 4 % 4]);
-                RandomPacer { random: Some(random), turns, records }
-            }
-        }
-    }
-
-    /// Returns a number below `bound`.
-    fn below(&mut self, bound: u64) -> Option<u64> {
-        Some(self.random.as_mut()?.u64(..bound))
-    }
-
-    /// Returns `true` if an epoch ends now.
-    fn is_due(&mut self) -> Option<bool> {
-        self.below(self.turns.max(1)).map(|chance| chance == 0)
-    }
-
-    /// Returns the number of records to ask for, `Some(None)` for a stall.
-    fn amount(&mut self) -> Option<Option<usize>> {
-        let stalled = self.below(4)? == 0;
-        let amount = self.below(self.records)? + 1;
-        Some((!stalled).then_some(amount as usize))
-    }
-}
-
-#[cfg(not(feature = "testing"))]
-struct RandomPacer;
-
-#[cfg(not(feature = "testing"))]
-#[expect(clippy::unused_self, reason = "the same methods as with the feature `testing`")]
-impl RandomPacer {
-    fn new(_pace: Pace, _worker: usize) -> Self {
-        RandomPacer
-    }
-
-    fn below(&mut self, _bound: u64) -> Option<u64> {
-        None
-    }
-
-    fn is_due(&mut self) -> Option<bool> {
-        None
-    }
-
-    fn amount(&mut self) -> Option<Option<usize>> {
-        None
-    }
 }
 
 /// An epoch that this worker has started and that is not published yet.
@@ -729,7 +406,7 @@ impl WorkerLoop {
 
     /// Worker 0: takes the requests of other processes, and tells them how far journals may be truncated.
     fn take_requests(&mut self) {
-        while let Some(request) = self.controls.asked.borrow_mut().pop_front() {
+        while let Some(request) = self.controls.next_request() {
             match request {
                 Request::EarlyTick => self.shared.early_tick.store(true, Ordering::Relaxed),
                 Request::Dirty => self.shared.dirty.store(true, Ordering::Release),
@@ -753,7 +430,7 @@ impl WorkerLoop {
 
     /// Other processes: sends worker 0 the requests that this process's flags stand for.
     fn ask(&mut self) {
-        if self.controls.asks.is_none() {
+        if !self.controls.sends_requests() {
             return;
         }
         if self.shared.early_tick.swap(false, Ordering::Relaxed) {

@@ -1,0 +1,135 @@
+//! The state that the workers of a process share, and the flow that each of them builds.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+use timely::dataflow::operators::probe;
+use timely::worker::Worker;
+
+use crate::durable::Incarnation;
+use crate::durable::journal::{Frame, Journal};
+use crate::error::Result;
+use crate::job::cluster::control_channel::ControlChannel;
+use crate::job::commit::Snapshots;
+use crate::job::monitor::JobMonitor;
+use crate::job::pacing::Pace;
+use crate::job::profile::Profile;
+use crate::job::stop_handle::StopHandle;
+use crate::metrics::Metrics;
+use crate::sink::SinkContext;
+use crate::source::WorkerContext;
+use crate::status::StatusBoard;
+use crate::stream::{
+    BuildContext, BuildMode, DurableContext, Flow, InjectedFault, JobFailure, OpenedSinks, PlannedStep, SnapshotEpochs,
+};
+use crate::time::Epoch;
+use crate::view::Views;
+
+/// State shared by all workers of a process.
+pub(crate) struct WorkerShared {
+    pub(crate) place: WorkerContext,
+    pub(crate) epoch: Duration,
+    /// Test hook: subtracted from the wall clock.
+    pub(crate) clock_behind: Duration,
+    pub(crate) in_flight: usize,
+    pub(crate) synchronous: bool,
+    pub(crate) stop: StopHandle,
+    pub(crate) failure: Arc<JobFailure>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) journal: Arc<dyn Journal>,
+    /// Epochs of a journal to replay.
+    pub(crate) replay_frames: Vec<Frame>,
+    /// `true` if the job reads live input after the replay; the replayed epochs are in its state's journal already.
+    pub(crate) continues_live: bool,
+    /// The greatest epoch of all earlier incarnations.
+    pub(crate) last: Epoch,
+    pub(crate) snapshots: Option<Arc<Snapshots>>,
+    /// Minimum interval between two snapshots.
+    pub(crate) snapshot_every: Duration,
+    pub(crate) durable: Option<DurableContext>,
+    pub(crate) opened: Arc<OpenedSinks>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) shard: SinkContext,
+    pub(crate) views: Arc<Views>,
+    /// `true` if input was committed since the last snapshot was announced.
+    pub(crate) dirty: AtomicBool,
+    pub(crate) pace: Pace,
+    pub(crate) seals: Vec<Epoch>,
+    pub(crate) fault: InjectedFault,
+    /// `true` if a worker's epoch is full: worker 0 ends it early.
+    pub(crate) early_tick: AtomicBool,
+    /// Number of workers of this process that have read all they will read in this incarnation, of sources that have
+    /// not ended.
+    pub(crate) caught_up: AtomicUsize,
+    /// The status that workers report.
+    pub(crate) board: Arc<StatusBoard>,
+    /// The profile of this process, if profiling is enabled.
+    pub(crate) profile: Option<Arc<Profile>>,
+}
+
+impl WorkerShared {
+    /// Returns the parts that can be observed from outside the job while it runs.
+    pub(crate) fn watch(&self, side: Option<Arc<ControlChannel>>) -> JobMonitor {
+        JobMonitor {
+            job: self.place.job.clone(),
+            process: self.board.process(),
+            processes: self.place.workers / self.place.threads,
+            board: Arc::clone(&self.board),
+            metrics: Arc::clone(&self.metrics),
+            side,
+            syncs: self.journal.syncs(),
+            idle_timeout: self.place.options.idle_timeout,
+            profile: self.profile.clone(),
+            views: Arc::clone(&self.views),
+            failure: Arc::clone(&self.failure),
+        }
+    }
+}
+
+/// The inputs for building a flow on an idle worker, without running it.
+pub(crate) struct PlanBuild {
+    pub(crate) place: WorkerContext,
+    pub(crate) mode: BuildMode,
+    pub(crate) opened: Arc<OpenedSinks>,
+    pub(crate) shard: SinkContext,
+    pub(crate) views: Arc<Views>,
+    /// The recovered state, if the sources are to be asked for data beyond it.
+    pub(crate) durable: Option<DurableContext>,
+}
+
+/// Builds the flow on an idle worker, and returns its steps.
+pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+    let PlanBuild { place, mode, opened, shard, views, durable } = dry;
+    let build = Rc::new(BuildContext {
+        place,
+        mode,
+        failure: Arc::default(),
+        metrics: Arc::default(),
+        board: Arc::new(StatusBoard::new(0, 0)),
+        drivers: RefCell::default(),
+        plan: RefCell::default(),
+        probe: probe::Handle::new(),
+        snapshot_epochs: SnapshotEpochs::default(),
+        fault: InjectedFault::default(),
+        durable,
+        opened,
+        incarnation: Incarnation::without_state(),
+        shard,
+        views,
+    });
+    worker.dataflow(|scope| {
+        let flow = Flow::new(scope, Rc::clone(&build));
+        query(&flow);
+        drop(flow.snapshot_acks());
+    });
+    for dataflow in worker.installed_dataflows() {
+        worker.drop_dataflow(dataflow);
+    }
+    match build.failure.get() {
+        Some(error) => Err(error.clone()),
+        None => Ok(build.plan.take()),
+    }
+}
