@@ -183,7 +183,7 @@ mod tests {
         let source = MemorySource::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
         let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
         let (view, metrics) = (Rc::new(WatermarkView::default()), Arc::new(SourceMetrics::default()));
-        let mut intake = PartitionTracker::new("s", 0, &source, &options, Rc::clone(&view), metrics);
+        let mut intake = crate::source::track(&source, ("s", 0), &options, Rc::clone(&view), metrics);
         let mut reader =
             source.open(&WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
         let progress = PartitionProgress {

@@ -26,7 +26,9 @@ use crate::durable::sources;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WorkerContext};
+use crate::source::{
+    self, EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WorkerContext,
+};
 use crate::status::PartitionStatus;
 use crate::stream::checkpoint::{DurableContext, SnapshotAck};
 use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
@@ -312,14 +314,8 @@ pub(crate) fn read<'f, S: Source>(
             Ok(reader) => {
                 check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
-                let intake = PartitionTracker::new(
-                    name,
-                    index,
-                    source,
-                    &build.place.options,
-                    Rc::clone(&view),
-                    Arc::clone(&metrics),
-                );
+                let intake =
+                    source::track(source, (name, index), &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
                 let capabilities =
                     Capabilities { events: events_capability, marks: marks_capability, rejects: rejects_capability };
                 build.drivers.borrow_mut().push(Box::new(SourceDriver {

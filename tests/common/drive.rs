@@ -48,7 +48,7 @@ impl<D: Record> ReaderDriver<D> {
         let reader = source.open(at)?;
         let view = Rc::new(WatermarkView::default());
         let metrics = Arc::new(SourceMetrics::default());
-        let intake = PartitionTracker::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
+        let intake = tidegate::source::track(source, ("s", 0), &at.options, Rc::clone(&view), metrics);
         let (events, rejects, epoch_inputs) = (Vec::new(), Vec::new(), Vec::new());
         Ok(ReaderDriver { reader, intake, view, epoch: Epoch(2), events, rejects, epoch_inputs })
     }

@@ -189,10 +189,9 @@ impl SimulatedWorker {
     ) -> Self {
         let place =
             WorkerContext { worker, workers, threads: workers, job: String::from("test"), options: options.clone() };
-        let intake = PartitionTracker::new(
-            "s",
-            3,
+        let intake = crate::source::track(
             input,
+            ("s", 3),
             options,
             Rc::new(WatermarkView::default()),
             Arc::new(SourceMetrics::default()),

@@ -1,0 +1,82 @@
+//! Settings of sources: those of a job, of a worker, and the function that gives a record's event time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::source::file::chunks::MAX_RECORD;
+use crate::time::EventTime;
+
+/// Function that returns a record's event time.
+pub type TimeOf<D> = Arc<dyn Fn(&D) -> EventTime + Send + Sync>;
+
+/// Wraps a function whose result stands for an event time: milliseconds since 1970, a [`SystemTime`](std::time::SystemTime), a
+/// [`jiff::Timestamp`].
+pub fn time_of<D, E: Into<EventTime>>(event_time: impl Fn(&D) -> E + Send + Sync + 'static) -> TimeOf<D> {
+    Arc::new(move |record| event_time(record).into())
+}
+
+/// The worker that opens a source, and the settings of its job.
+#[derive(Clone, Debug)]
+pub struct WorkerContext {
+    /// Index of this worker, from 0.
+    pub worker: usize,
+    /// Number of workers of the job, over all processes.
+    pub workers: usize,
+    /// Number of workers per process: worker `w` belongs to process `w / threads`.
+    pub threads: usize,
+    /// Name of the job.
+    pub job: String,
+    /// Options that all sources of the job share.
+    pub options: Options,
+}
+
+impl WorkerContext {
+    /// `true` if this worker reads the partition.
+    pub fn owns(&self, partition: u32) -> bool {
+        partition as usize % self.workers == self.worker
+    }
+
+    /// `true` if this worker belongs to the first process, which alone reads inputs that other machines may not have,
+    /// such as files.
+    pub fn is_in_first_process(&self) -> bool {
+        self.worker < self.threads
+    }
+}
+
+/// Options of all sources of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `true` to stop at the end that the source had when the job first started.
+    pub until_end: bool,
+    /// Default disorder: how far an event time may be behind the greatest one of its partition.
+    pub out_of_order: Duration,
+    /// Default idle timeout: a partition that is at its end for this long without records no longer holds the watermark
+    /// back.
+    pub idle_timeout: Duration,
+    /// Watermark alignment: a partition pauses when its watermark is further than this ahead of the stream's.
+    pub max_drift: Duration,
+    /// Records whose event time is further than this ahead of their own Kafka timestamp are rejected.
+    pub max_ahead: Duration,
+    /// `true` to apply `max_ahead` to files too. Their records have no timestamp of their own, so an event time is
+    /// compared with the greatest one before it in the file.
+    pub max_ahead_in_files: bool,
+    /// Length in bytes of the longest record of a file, line end included; longer ones are rejected.
+    pub max_record: u64,
+    /// `true` to fail the job at the first rejected record.
+    pub fail_on_reject: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            until_end: false,
+            out_of_order: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(30),
+            max_drift: Duration::from_secs(3600),
+            max_ahead: Duration::from_secs(24 * 3600),
+            max_ahead_in_files: false,
+            max_record: MAX_RECORD as u64,
+            fail_on_reject: false,
+        }
+    }
+}
