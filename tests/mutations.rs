@@ -68,7 +68,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "the identity is not locked",
-        file: "src/durable/state.rs",
+        file: "src/durable/state/directory.rs",
         text: "if second.is_none() && !take_over {",
         instead: "if false {",
         tests: "src/durable/tests/state.rs",
@@ -76,7 +76,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a journal that was perhaps never synced is accepted where it is",
-        file: "src/durable/state.rs",
+        file: "src/durable/state/scan.rs",
         text: "written.retain(|id, _| id.incarnation >= last);",
         instead: "written.retain(|id, _| id.incarnation > last);",
         tests: "tests/lying_disk.rs",
@@ -84,7 +84,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "records of lives are not bounded",
-        file: "src/durable/state.rs",
+        file: "src/durable/state/incarnations.rs",
         text: "names.retain(|name| incarnation_of_claim(name).is_none() && is_obsolete_record(name, next));",
         instead: "names.clear();",
         tests: "src/durable/tests/state.rs",

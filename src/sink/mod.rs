@@ -3,181 +3,19 @@
 //! * A [`Sink`] is a value made before a job runs; in each incarnation a [`SinkWriter`] of a shard of it is opened.
 //! * An epoch is **published** when others can read its rows. A writer publishes an epoch whole, or not at all.
 //!
-//! The calls of a writer: opening it locks or fences the target and changes nothing that readers see;
-//! [`SinkWriter::published`] returns what the target has published; [`SinkWriter::begin`] starts the incarnation; then
-//! epochs are written in order and published, one or several at a time; [`SinkWriter::finish`] ends the job.
-//!
-//! Invariants: epochs are written in order, each once; the rows of an epoch are consolidated and sorted; what was
-//! published is known from the sink itself, never from the job's own state, and the number of an epoch is published in
-//! the same atomic act as its rows. A sink does not know timely.
+//! `interface.rs` has what a job asks of every sink, and the invariants that all keep; the other files are the sinks
+//! and what they share.
 
 pub mod csv;
 pub(crate) mod encode;
 pub(crate) mod fields;
 mod file;
+mod interface;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod ndjson;
 pub mod stdout;
 
-use std::path::Path;
-use std::sync::Arc;
-
-use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::journal::JournalEnds;
-use crate::durable::recovery::ReportedSink;
-use crate::durable::{Incarnation, PublishedEpoch, StateId};
-use crate::error::Result;
-use crate::record::Record;
-use crate::source::TopicAddress;
-use crate::time::Epoch;
-
-/// A sink of results: a value made before a job runs and shared by its workers.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a sink of `{D}` rows",
-    label = "not a `Sink<{D}>`",
-    note = "sinks are values such as `csv::Sink`, `ndjson::Sink`, `kafka::Sink`, `stream::Observer` and `testing::Captured`"
-)]
-pub trait Sink<D: Record>: Send + Sync + 'static {
-    /// Returns a description for people, such as "file totals.csv".
-    fn describe(&self) -> String;
-
-    /// Checks, before anything is written, that the sink can hold such rows.
-    ///
-    /// # Errors
-    /// Fails if the format cannot hold the row type, or if the target can never be written to.
-    fn check(&self, _rows: SinkRows) -> Result<()> {
-        Ok(())
-    }
-
-    /// Returns the topics that are written to; empty if there are none. A job that also reads one of them is refused.
-    fn topics(&self) -> Vec<TopicAddress> {
-        Vec::new()
-    }
-
-    /// Opens the sink for writing: locks or fences the target, and changes nothing that readers see.
-    ///
-    /// # Errors
-    /// Fails if the target cannot be written to, or if another process writes to it.
-    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>>;
-}
-
-/// A sink that is chosen while the program runs.
-impl<D: Record, S: Sink<D> + ?Sized> Sink<D> for Box<S> {
-    fn describe(&self) -> String {
-        (**self).describe()
-    }
-
-    fn check(&self, rows: SinkRows) -> Result<()> {
-        (**self).check(rows)
-    }
-
-    fn topics(&self) -> Vec<TopicAddress> {
-        (**self).topics()
-    }
-
-    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
-        (**self).open(at)
-    }
-}
-
-/// Kind of the rows that a sink gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SinkRows {
-    /// Events of a stream: rows are never retracted.
-    Events,
-    /// Changes of a collection: each row comes with a difference, which is written in a last column `diff`.
-    Changes,
-}
-
-/// The shard of a sink to open, and its job.
-#[derive(Clone, Debug)]
-pub struct SinkContext {
-    /// Name of the job.
-    pub job: String,
-    /// Name under which the flow writes the sink.
-    pub name: String,
-    /// Kind of the rows that the sink gets.
-    pub rows: SinkRows,
-    /// Id of the job's state; `None` without a state. With a state, the sink keeps what was published, and reads it
-    /// back when it is opened again.
-    pub state: Option<StateId>,
-    /// `true` to sync rows when they are published even without a state.
-    pub sync_on_publish: bool,
-    /// `true` to go on although another process holds the lock: it may be suspended.
-    pub take_over: bool,
-    /// Disk on which files are written.
-    pub disk: Arc<dyn Disk>,
-}
-
-impl SinkContext {
-    /// Creates the shard of a job without a state, with its files on the operating system's disk.
-    pub fn new(job: &str, name: &str, rows: SinkRows) -> Self {
-        let (job, name, disk) = (job.to_owned(), name.to_owned(), OsDisk::shared());
-        SinkContext { job, name, rows, state: None, sync_on_publish: false, take_over: false, disk }
-    }
-}
-
-/// Reads from its commit file what a results file of a job with a state has published. Returns the id of the state that
-/// wrote it, and what a recovery of that state would find; `None` if there is no commit file. Nothing is locked or
-/// written.
-///
-/// # Errors
-/// Fails if the commit file is damaged, or cannot be read.
-#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the command-line tool uses it"))]
-pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
-    file::published_in(disk, file)
-}
-
-/// Writes and publishes the epochs of one shard of a sink.
-///
-/// A target without a record of what was published, such as standard output, may show rows to readers in
-/// [`SinkWriter::write`] already.
-pub trait SinkWriter<D: Record>: Send {
-    /// Returns the last epoch that was published, as recorded in the target itself, with the ends of the journals that
-    /// were written with it; `None` if the target has no record. Called once, before [`SinkWriter::begin`].
-    ///
-    /// # Errors
-    /// Fails if the target cannot be read, belongs to another state, or was changed since it was last published.
-    fn published(&mut self) -> Result<Option<PublishedEpoch>>;
-
-    /// Starts an incarnation: drops whatever was written but not published. Without a state, or if nothing was ever
-    /// published, the sink starts afresh; a file is then emptied. Called once, before anything is written.
-    ///
-    /// # Errors
-    /// Fails if the target cannot be written to.
-    fn begin(&mut self, life: &Incarnation) -> Result<()>;
-
-    /// Writes an epoch, to be published by the next call of [`SinkWriter::publish`]. `rows` are sorted and
-    /// consolidated; a difference is never zero, and at least 1 for events.
-    ///
-    /// # Errors
-    /// Fails if the target fails; the epoch is then never published.
-    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()>;
-
-    /// Publishes all epochs that were written since the last call, atomically and durably. `ends` are the ends of the
-    /// journals at the last of those epochs. A target that remembers what was published keeps them in the same atomic
-    /// act, and [`SinkWriter::published`] returns them; [`SinkWriter::begin`] clears them.
-    ///
-    /// # Errors
-    /// Fails if the target fails, or if a later incarnation of the state has started; the epochs are then not
-    /// published.
-    fn publish(&mut self, ends: &JournalEnds) -> Result<()>;
-
-    /// Completes everything that was published; called once, at the end of a job.
-    ///
-    /// # Errors
-    /// Fails if the target fails.
-    fn finish(&mut self) -> Result<()>;
-
-    /// `true` if what was published outlives the job and [`SinkWriter::published`] returns it; a state then relies on
-    /// it.
-    fn remembers(&self) -> bool {
-        self.is_blocking()
-    }
-
-    /// `true` if publishing waits for a disk or a network; it is then done on a thread of its own.
-    fn is_blocking(&self) -> bool {
-        false
-    }
-}
+#[cfg(feature = "cli")]
+pub(crate) use file::published_in;
+pub use interface::{Sink, SinkContext, SinkRows, SinkWriter};

@@ -11,6 +11,7 @@
 //! the newest commit only then. So whatever an earlier incarnation still does when it wakes has either been seen or has
 //! no effect: its swap was before the removal, or finds nothing to swap in, or is never tried.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::disk::{Disk, is_temporary, parent};
 use crate::durable::journal::JournalEnds;
+use crate::durable::recovery::ReportedSink;
 use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
@@ -30,6 +32,8 @@ const FORMAT_WITHOUT_ENDS: u32 = 1;
 /// Text between the checksummed part of a line and the checksum.
 const CHECKSUM_KEY: &str = ",\"check\":\"";
 const LINE_END: &str = "\"}\n";
+/// Largest number of chained symbolic links that are followed, as in the system.
+const MAX_LINKS: usize = 40;
 
 /// Progress of publishing a results file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,6 +266,34 @@ fn refused(path: &Path, why: String) -> Error {
 /// Parses a number without a sign or leading zeros: no two file names have the same one.
 fn number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number: &u64| number.to_string() == text)
+}
+
+/// Reads from its commit file what a results file of a job with a state has published. Returns the id of the state that
+/// wrote it, and what a recovery of that state would find; `None` if there is no commit file. Nothing is locked or
+/// written.
+///
+/// # Errors
+/// Fails if the commit file is damaged, or cannot be read.
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the command-line tool uses it"))]
+pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
+    let commit = Commits::of(disk, &resolved(file)).newest()?;
+    // Only queries that have changed need to know whether it is a collection.
+    let found = |commit: Commit| {
+        let published = commit.published();
+        (commit.state, ReportedSink { name: commit.sink, published, on_change: false })
+    };
+    Ok(commit.map(found))
+}
+
+/// Resolves the links of a path, whether the file exists or not: commit files are beside the file itself, not beside a
+/// link to it.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    let mut target = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(next) = fs::read_link(&target) else { break };
+        target = parent(&target).join(next);
+    }
+    target
 }
 
 #[cfg(test)]

@@ -1,0 +1,147 @@
+//! A results file of a job with a state: verified against its commit file, and published by it.
+//!
+//! Invariants: lines are synced before a commit publishes them, and published bytes are never overwritten. Former contents
+//! are never dropped: a file that has contents and no commit of this sink is refused. After a commit that failed nothing
+//! is published any more, as the contents of the disk are then unknown.
+//!
+//! An incarnation checks that it is still the current one before it appends, not only before it publishes: if locks are
+//! unreliable, its rows would otherwise stand where a later incarnation appends. At most one append can slip in between
+//! the check and the write; if a later incarnation has published rows there by then, the file's checksum refuses it.
+
+use super::append_file::AppendFile;
+use super::commit::Commit;
+use super::errors::{bug, refused};
+use super::locked_file::{LockedFile, read_through};
+use crate::durable::disk::{DiskFile, parent};
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Incarnation, StateId};
+use crate::error::{Error, ErrorKind, Result};
+use crate::time::Epoch;
+
+/// A file whose published epochs are recorded in a commit file.
+pub(super) struct StatefulFile {
+    pub(super) held: LockedFile,
+    pub(super) state: StateId,
+    pub(super) sink: String,
+    /// Newest commit when [`SinkWriter::published`] was called: `None` before that, `Some(None)` if there was no
+    /// commit.
+    pub(super) found: Option<Option<Commit>>,
+    pub(super) incarnation: Option<Incarnation>,
+    /// `true` if anything was written since the last commit.
+    pub(super) unpublished: bool,
+    /// `true` if a commit failed: the contents of the disk are then unknown.
+    pub(super) broken: bool,
+}
+
+impl StatefulFile {
+    /// Verifies that a file is what its commit records; `header` is the one that the file would begin with now.
+    pub(super) fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<()> {
+        let length = file
+            .length()
+            .map_err(|why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why))?;
+        let Some(commit) = commit else {
+            if length == 0 {
+                return Ok(());
+            }
+            return Err(refused("it is there already, and was not written with this state")
+                .help("move it away, or name another file: with a state, no file is replaced"));
+        };
+        let path = self.held.commits.path(commit.incarnation);
+        let aside = format!("name another file, or move it and {} away", path.display());
+        if commit.state != self.state {
+            let (theirs, ours) = (commit.state, self.state);
+            return Err(refused(format!("it belongs to the state {theirs}, and this is the state {ours}")).help(aside));
+        }
+        if commit.sink != self.sink {
+            return Err(refused(format!("`{}` wrote it, and this is `{}`", commit.sink, self.sink)).help(aside));
+        }
+        let again = "restore it, or move it away and begin anew, with a new state directory";
+        if length < commit.length {
+            let (shown, name) = (commit.length, path.display());
+            let why = format!("it has {length} bytes, and {shown} were shown, as {name} says");
+            return Err(refused(why).help(again));
+        }
+        let unreadable = |why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why);
+        let mut begin = vec![0; header.len().min(usize::try_from(commit.length).unwrap_or(usize::MAX))];
+        file.read_at(0, &mut begin).map_err(unreadable)?;
+        if !begin.is_empty() && begin != header {
+            return Err(refused("its columns are not those of the rows that are to be written").help(aside));
+        }
+        if read_through(file, commit.length, |_| Ok(())).map_err(unreadable)? != commit.checksum {
+            let why = format!("its published part has been changed since, according to {}", path.display());
+            return Err(refused(why).help(again));
+        }
+        Ok(())
+    }
+
+    /// Returns the commit that [`SinkWriter::published`] found; fails if there is another one by now.
+    fn check_unchanged(&self, file: &AppendFile, incarnation: &Incarnation) -> Result<Option<Commit>> {
+        // After this, no earlier incarnation can swap in a commit.
+        self.held.commits.remove_temporaries(incarnation.incarnation)?;
+        let newest = self.held.commits.newest()?;
+        if Some(&newest) != self.found.as_ref() {
+            let error = file.failed("begin the results file", "another process wrote to it meanwhile");
+            return Err(error.help("start again"));
+        }
+        if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= incarnation.incarnation) {
+            let (theirs, ours) = (commit.incarnation, incarnation.incarnation);
+            return Err(refused(format!("life {theirs} of the state wrote it, and this is only life {ours}"))
+                .at(&file.place)
+                .help("use the newest copy of the state directory"));
+        }
+        Ok(newest)
+    }
+
+    /// Starts an incarnation at the position that was last published.
+    pub(super) fn begin(&mut self, file: &mut AppendFile, incarnation: &Incarnation, header: &[u8]) -> Result<()> {
+        let found = self.check_unchanged(file, incarnation)?;
+        self.incarnation = Some(incarnation.clone());
+        let (length, checksum) = found.as_ref().map_or((0, 0), |commit| (commit.length, commit.checksum));
+        if self.held.is_of_another {
+            file.target = self.held.copy(&*file.target, length, checksum, incarnation)?;
+        }
+        file.begin(length, checksum)?;
+        if found.is_none() {
+            // The file's name is durable before there is a commit, and there is a commit before the file has contents:
+            // so a file with contents has a commit, or is not ours.
+            let synced = self.held.disk.sync_directory(parent(&self.held.path));
+            synced.map_err(|why| file.failed_by("begin the results file", why))?;
+            self.commit(file, None, &JournalEnds::default())?;
+        }
+        if length == 0 {
+            file.append(header)?;
+        }
+        self.commit(file, found.and_then(|commit| commit.epoch), &JournalEnds::default())?;
+        self.held.commits.remove_before(incarnation.incarnation)
+    }
+
+    /// Fails if a later incarnation has started, which then owns the file.
+    pub(super) fn still_current(&self) -> Result<()> {
+        self.incarnation.as_ref().map_or(Ok(()), |incarnation| (incarnation.still_current)())
+    }
+
+    /// Syncs what was written, and publishes it with a commit.
+    pub(super) fn commit(&mut self, file: &mut AppendFile, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
+        let Some(incarnation) = &self.incarnation else {
+            return Err(bug("a results file was to be published before it was begun"));
+        };
+        if self.broken {
+            return Err(file.failed("show the results", "showing earlier ones failed"));
+        }
+        self.broken = true;
+        file.sync()?;
+        let commit = Commit {
+            state: self.state,
+            sink: self.sink.clone(),
+            incarnation: incarnation.incarnation,
+            epoch,
+            length: file.length,
+            checksum: file.checksum.clone().finalize(),
+            process: std::process::id(),
+            ends: ends.clone(),
+        };
+        self.held.commits.publish(&commit, incarnation)?;
+        (self.broken, self.unpublished) = (false, false);
+        Ok(())
+    }
+}

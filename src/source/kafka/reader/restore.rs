@@ -1,0 +1,100 @@
+//! Restoring of partitions at the offsets of a snapshot.
+//!
+//! A topic is **verified** by the last record that was taken of each partition: its timestamp and value (see
+//! `identity`). One that was deleted and created again under the same name has another record there, or none.
+//!
+//! Invariant: reading goes on only where no record that the state still needs is gone.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::error::KafkaError;
+
+use super::super::consumer::{OFFSETS_TIMEOUT, check_error};
+use super::super::fetched_partition::FetchedPartition;
+use super::super::identity::{check_end, has_fingerprint, wrong_record};
+use super::KafkaReader;
+use crate::durable::journal::ContentCheck;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::Record;
+use crate::source::{PartitionTracker, RestoredPartition};
+use crate::time::Epoch;
+
+impl<T: Record> KafkaReader<T> {
+    /// Restores the partitions of a snapshot that this worker reads, and verifies each.
+    pub(super) fn restore(
+        &mut self,
+        epoch: Epoch,
+        places: &[RestoredPartition],
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<()> {
+        let (mut assigned, mut checks) = (Vec::new(), Vec::new());
+        for place in places {
+            intake.begin(epoch);
+            self.has_state = true;
+            let bound = &place.progress;
+            let Some(at) = self.partition_index(bound.partition)? else { continue };
+            check_end(&self.target, bound, self.partitions[at].end)?;
+            let handle = intake.resume(epoch, place);
+            if self.by_value {
+                intake.keep_values(handle);
+            }
+            self.partitions[at].handle = Some(handle);
+            // Retention may have removed the record that identifies the topic and, of an ended partition, all that
+            // follows.
+            let low = self.partitions[at].low;
+            let check = bound.check.filter(|check| !self.by_value && (low..bound.next_offset).contains(&check.at));
+            checks.extend(check.map(|check| (at, check)));
+            if !intake.ended(handle) {
+                self.check_start(&self.partitions[at], bound.next_offset)?;
+            }
+            if check.is_some() || !intake.ended(handle) {
+                assigned.push((bound.partition, check.map_or(bound.next_offset, |check| check.at)));
+            }
+        }
+        self.assign(&assigned)?;
+        for (at, check) in checks {
+            self.verify_last_record(at, check)?;
+            if self.partitions[at].handle.is_some_and(|handle| intake.ended(handle)) {
+                self.stop_fetching(at);
+            }
+        }
+        if self.has_state && self.until_end {
+            intake.all_found();
+        }
+        Ok(())
+    }
+
+    /// Fails if retention has removed the records from an offset on.
+    pub(super) fn check_start(&self, feed: &FetchedPartition, from: u64) -> Result<()> {
+        if from >= feed.low {
+            return Ok(());
+        }
+        let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
+        let error = Error::of(ErrorKind::SourceChanged, "records that the state still needs are gone").at(place);
+        let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
+        Err(error.help("start with a new --state, or keep records longer"))
+    }
+
+    /// Verifies a partition by reading once more the last record that the state has taken.
+    fn verify_last_record(&mut self, at: usize, expected: ContentCheck) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.serve(Instant::now())?;
+            let feed = &self.partitions[at];
+            match feed.queue.poll(Duration::from_millis(20)) {
+                None if begun.elapsed() > OFFSETS_TIMEOUT => {
+                    let error = Error::of(ErrorKind::SourceUnreachable, "an existing record does not arrive");
+                    let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
+                    return Err(error.at(place).help("check the brokers"));
+                }
+                None => {}
+                Some(Ok(message)) => {
+                    let is_as_it_was = has_fingerprint(&message, expected);
+                    return if is_as_it_was { Ok(()) } else { Err(wrong_record(&self.target, feed.id, expected)) };
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => return Err(wrong_record(&self.target, feed.id, expected)),
+                Some(Err(error)) => check_error(&self.target, feed.id, &error)?,
+            }
+        }
+    }
+}
