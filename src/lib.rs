@@ -79,6 +79,10 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg_attr(
+    not(any(test, feature = "cli")),
+    expect(dead_code, reason = "the command-line tools alone inspect, export and prune states")
+)]
 pub mod durable;
 pub mod error;
 pub mod job;

@@ -85,7 +85,7 @@ struct StateIdentity {
 
 /// The directory of a state.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     id: StateId,
@@ -95,7 +95,7 @@ pub struct StateDir {
 
 /// The outcome of [`StateDir::collect_garbage`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GarbageCollected {
+pub(crate) struct GarbageCollected {
     /// The epoch of the oldest manifest that was kept, up to which journals may be truncated; `None` if there is no
     /// manifest.
     pub oldest: Option<Epoch>,
@@ -109,7 +109,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if another process has it locked, if its identity is missing or unreadable, or if a disk operation fails.
-    pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
         if is_savepoint(&*disk, &path).map_err(cannot)? {
@@ -142,7 +142,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if there is none, if its identity is unreadable, or if a disk operation fails.
-    pub fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
+    pub(crate) fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
         let path = path.into();
         match read_identity(&*disk, &path)? {
             Some(StateIdentity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
@@ -157,7 +157,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the directory cannot be listed.
-    pub fn is_savepoint(&self) -> Result<bool> {
+    pub(crate) fn is_savepoint(&self) -> Result<bool> {
         is_savepoint(&*self.disk, &self.path).map_err(self.cannot("read"))
     }
 
@@ -166,7 +166,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a directory cannot be listed.
-    pub fn is_new(&self) -> Result<bool> {
+    pub(crate) fn is_new(&self) -> Result<bool> {
         let cannot = self.cannot("read");
         let claims = self
             .disk
@@ -178,23 +178,23 @@ impl StateDir {
     }
 
     /// The state's identity.
-    pub fn id(&self) -> StateId {
+    pub(crate) fn id(&self) -> StateId {
         self.id
     }
 
     /// The disk that it is on.
-    pub fn disk(&self) -> &Arc<dyn Disk> {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
 
     /// The path of its directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the process that signed the lock last, and `true` if that process is stopped. `None` if no signature is
     /// readable, or if the process was on this machine and has ended. The lock itself is not tested.
-    pub fn holder(&self) -> Option<(ProcessInfo, bool)> {
+    pub(crate) fn holder(&self) -> Option<(ProcessInfo, bool)> {
         let text = self.disk.read(&self.path.join("LOCK")).ok()?;
         let holder = read_signature(&String::from_utf8_lossy(&text))?;
         if holder.host != ProcessInfo::this_process().host {
@@ -206,7 +206,7 @@ impl StateDir {
 
     /// Records the HTTP address of the job that uses the state; `None` removes the record. It is for users: a failure
     /// is ignored, and the record may be out of date.
-    pub fn record_address(&self, address: Option<&str>) {
+    pub(crate) fn record_address(&self, address: Option<&str>) {
         let path = self.path.join(WATCHED_AT);
         let _ = match address {
             Some(address) => self.disk.replace(&path, format!("{address}\n").as_bytes()),
@@ -215,23 +215,23 @@ impl StateDir {
     }
 
     /// Reads the address that the job recorded; `None` if there is none.
-    pub fn recorded_address(&self) -> Option<String> {
+    pub(crate) fn recorded_address(&self) -> Option<String> {
         let told = self.disk.read(&self.path.join(WATCHED_AT)).ok()?;
         String::from_utf8(told).ok().map(|told| told.trim().to_owned())
     }
 
     /// The directory of the journal.
-    pub fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.path.join("journal")
     }
 
     /// The directory of manifests.
-    pub fn manifests(&self) -> PathBuf {
+    pub(crate) fn manifests(&self) -> PathBuf {
         self.path.join("manifests")
     }
 
     /// The directory of segments.
-    pub fn segments(&self) -> PathBuf {
+    pub(crate) fn segments(&self) -> PathBuf {
         self.path.join("segments")
     }
 
@@ -251,7 +251,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails, or if listing the directory does not show the records in it.
-    pub fn begin_incarnation(&self) -> Result<u64> {
+    pub(crate) fn begin_incarnation(&self) -> Result<u64> {
         let cannot = self.cannot("begin a life of");
         let record = INCARNATION_RECORD.seal(&ProcessInfo::this_process())?;
         for _ in 0..NUMBERS_TRIED {
@@ -277,7 +277,7 @@ impl StateDir {
     }
 
     /// Returns a check that fails once a later incarnation than this one has begun.
-    pub fn still_current(&self, incarnation: u64) -> FencingCheck {
+    pub(crate) fn still_current(&self, incarnation: u64) -> FencingCheck {
         let (disk, lives, place) = (self.disk.clone(), self.records_path(), self.path.display().to_string());
         Arc::new(move || {
             let latest = latest(&*disk, &lives).map_err(|why| disk_error("cannot ask the state", &place, why))?;
@@ -295,7 +295,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.
-    pub fn scan_and_sync(&self) -> Result<StateScan> {
+    pub(crate) fn scan_and_sync(&self) -> Result<StateScan> {
         self.look_at(true, true)
     }
 
@@ -304,7 +304,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.
-    pub fn scan(&self, journals: bool) -> Result<StateScan> {
+    pub(crate) fn scan(&self, journals: bool) -> Result<StateScan> {
         self.look_at(journals, false)
     }
 
@@ -393,7 +393,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the incarnation has a claim already, or if a disk operation fails.
-    pub fn claim(&self, decision: &RecoveryDecision, query: &QueryFingerprint) -> Result<Option<Claim>> {
+    pub(crate) fn claim(&self, decision: &RecoveryDecision, query: &QueryFingerprint) -> Result<Option<Claim>> {
         let cannot = self.cannot("claim");
         let claim = Claim {
             state: self.id,
@@ -419,7 +419,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails.
-    pub fn damaged_records(&self) -> Result<Vec<Error>> {
+    pub(crate) fn damaged_records(&self) -> Result<Vec<Error>> {
         let names = self.disk.list(&self.records_path()).map_err(self.cannot("read"))?;
         let mut wrong = Vec::new();
         for name in
@@ -441,7 +441,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the claim is missing or damaged, or if a disk operation fails.
-    pub fn claim_of(&self, incarnation: u64) -> Result<Claim> {
+    pub(crate) fn claim_of(&self, incarnation: u64) -> Result<Claim> {
         let path = self.records_path().join(format!("{incarnation}.claim"));
         let bytes = self.disk.read(&path).map_err(|why| disk_error("cannot read the claim", path.display(), why))?;
         read_claim(self.id, incarnation, &bytes)
@@ -449,7 +449,7 @@ impl StateDir {
 
     /// The journal configuration of a process. Process 0 removes the files of earlier incarnations when they are
     /// superfluous.
-    pub fn journal_config(&self, claim: &Claim, process: u32, workers: usize) -> JournalConfig {
+    pub(crate) fn journal_config(&self, claim: &Claim, process: u32, workers: usize) -> JournalConfig {
         JournalConfig {
             disk: self.disk.clone(),
             directory: self.journal(),
@@ -471,7 +471,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a manifest to be kept is unreadable, if a later incarnation has begun, or if a disk operation fails.
-    pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<GarbageCollected> {
+    pub(crate) fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<GarbageCollected> {
         self.collect_files(claim, keep, obsolete, &self.still_current(claim.incarnation))
     }
 
@@ -479,7 +479,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a later incarnation has begun, or if a disk operation fails.
-    pub fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
+    pub(crate) fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
         (self.still_current(claim.incarnation))()?;
         let removed = self.remove(segments.map(|name| format!("segments/{name}")));
         removed.map(drop).map_err(self.cannot("remove old files of"))
@@ -490,7 +490,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the last claim is damaged, if a manifest to be kept is unreadable, or if a disk operation fails.
-    pub fn prune(&self, keep: usize) -> Result<GarbageCollected> {
+    pub(crate) fn prune(&self, keep: usize) -> Result<GarbageCollected> {
         let scan = self.scan(false)?;
         match scan.claims.last_key_value() {
             None => Ok(GarbageCollected::default()),
@@ -550,7 +550,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if it is missing, damaged or of another state, or if a disk operation fails.
-    pub fn manifest(&self, id: ManifestId) -> Result<Manifest> {
+    pub(crate) fn manifest(&self, id: ManifestId) -> Result<Manifest> {
         let path = self.manifests().join(id.to_string());
         let bytes = self.disk.read(&path);
         let bytes = bytes.map_err(|why| disk_error("cannot read the manifest", path.display(), why))?;
@@ -654,7 +654,7 @@ fn random() -> u64 {
 
 impl ProcessInfo {
     /// The calling process, with the present time.
-    pub fn this_process() -> ProcessInfo {
+    pub(crate) fn this_process() -> ProcessInfo {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
         let host = host.unwrap_or_default().trim().replace(char::is_whitespace, "-");
         let host = if host.is_empty() { "unknown".into() } else { host };

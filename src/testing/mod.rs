@@ -36,6 +36,8 @@
 //! ```
 
 pub mod disk;
+#[doc(hidden)]
+pub mod durable;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
