@@ -73,9 +73,8 @@ impl OpenedState {
     /// # Errors
     /// Fails if a manifest cannot be read.
     pub fn rows_of_step(&self, step: usize) -> Result<Vec<u64>> {
-        let count = |manifest: Result<Manifest>| {
-            Ok(manifest?.steps[step].segments.iter().map(|segment| segment.rows).sum())
-        };
+        let count =
+            |manifest: Result<Manifest>| Ok(manifest?.steps[step].segments.iter().map(|segment| segment.rows).sum());
         self.0.scan(false)?.manifests.into_values().map(count).collect()
     }
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::durable::codec::{AlignedBytes, BlockRows, Codec, CodecId, DynamicValue, RowEncoding, Schema};
 use crate::durable::disk::{Disk, DiskFile};
-use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
 use crate::durable::segment::SegmentInfo;
 #[cfg(test)]
 use crate::durable::segment::SegmentLabel;
+use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A reader of one segment, whose header and footer are verified.
@@ -148,7 +148,12 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if the rows do not match the codec.
-    pub(crate) fn read_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>, out: &mut Vec<T>) -> Result<()> {
+    pub(crate) fn read_block<T: 'static>(
+        &mut self,
+        block: usize,
+        codec: &dyn Codec<T>,
+        out: &mut Vec<T>,
+    ) -> Result<()> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
         let before = out.len();

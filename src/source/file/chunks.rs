@@ -34,11 +34,11 @@ use crate::record::Record;
 use crate::time::{Epoch, EventTime};
 
 use super::format::RecordFormat;
-pub use super::format::ScanState;
+pub(crate) use super::format::ScanState;
 
 /// Limits of the bytes that are held in memory.
 #[derive(Clone, Copy, Debug)]
-pub struct FileLimits {
+pub(crate) struct FileLimits {
     /// Number of bytes to read at a time: small enough for a chunk and its records to stay in a core's cache, large
     /// enough for the lock and the system call to cost little.
     pub block: usize,
@@ -53,7 +53,7 @@ pub struct FileLimits {
 impl FileLimits {
     /// Sets the length of the longest record; 0 is taken as 1. A block is never longer.
     #[must_use]
-    pub fn with_longest(mut self, longest: u64) -> Self {
+    pub(crate) fn with_longest(mut self, longest: u64) -> Self {
         self.longest = usize::try_from(longest).unwrap_or(usize::MAX).max(1);
         self.block = self.block.min(self.longest);
         self
@@ -72,7 +72,7 @@ impl Default for FileLimits {
 }
 
 /// Default length of the longest record of a file, in bytes.
-pub const MAX_RECORD: usize = 16 << 20;
+pub(crate) const MAX_RECORD: usize = 16 << 20;
 
 /// Number of bytes that are kept of a record that is too long.
 const KEPT_OF_LONG_RECORD: usize = 1 << 10;
@@ -92,7 +92,7 @@ const MISSING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Watermark and line number just before a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkStart {
+pub(crate) struct ChunkStart {
     /// Watermark of the partition.
     pub watermark: EventTime,
     /// Number of lines that end between the position where reading began and the chunk.
@@ -101,7 +101,7 @@ pub struct ChunkStart {
 
 /// Result of parsing a chunk.
 #[derive(Clone, Copy, Debug)]
-pub struct ChunkSummary {
+pub(crate) struct ChunkSummary {
     /// Watermark after its records, computed from its records alone.
     pub watermark: EventTime,
     /// Number of lines that end in it.
@@ -110,7 +110,7 @@ pub struct ChunkSummary {
 
 /// A piece of the file that consists of whole records.
 #[derive(Debug)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Number of the chunk, counted from 0.
     pub index: u64,
     /// Epoch of its records.
@@ -145,7 +145,7 @@ struct EndSearch {
 
 /// Progress of reading a file, for monitoring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileProgress {
+pub(crate) struct FileProgress {
     /// Position after the chunks that were dealt.
     pub next: u64,
     /// Length of the file when it was last polled, or the fixed end.
@@ -162,7 +162,7 @@ pub struct FileProgress {
 
 /// Answer to a worker that asks for a chunk.
 #[derive(Debug)]
-pub enum NextChunk {
+pub(crate) enum NextChunk {
     /// The next chunk.
     Chunk(Chunk),
     /// No chunk: the worker's epoch is behind that of the others.
@@ -173,7 +173,7 @@ pub enum NextChunk {
 
 /// State of the partition at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileEpochEnd {
+pub(crate) struct FileEpochEnd {
     /// Position after the epoch's records.
     pub next: u64,
     /// Watermark after them.
@@ -194,7 +194,7 @@ pub struct FileEpochEnd {
 
 /// State of a run's file that the workers share.
 #[derive(Debug)]
-pub struct SharedFile<F: RecordFormat> {
+pub(crate) struct SharedFile<F: RecordFormat> {
     state: Mutex<ChunkAssigner>,
     layout: OnceLock<F::Layout>,
     /// Number of lines that end before the position where reading began; counted when first asked for.
@@ -293,7 +293,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or cannot give records of type `T`.
-    pub fn open<T: Record>(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
+    pub(crate) fn open<T: Record>(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
         let shared = SharedFile {
             state: Mutex::new(ChunkAssigner::open(path, until_end, sizes)?),
             layout: OnceLock::new(),
@@ -306,7 +306,7 @@ impl<F: RecordFormat> SharedFile<F> {
 
     /// Sets the idle timeout of a followed file. Without it, the file never becomes idle.
     #[must_use]
-    pub fn idle_after(self, after: Duration) -> Self {
+    pub(crate) fn idle_after(self, after: Duration) -> Self {
         self.lock().idle_detector.after = after;
         self
     }
@@ -317,7 +317,7 @@ impl<F: RecordFormat> SharedFile<F> {
 
     /// Notes that a reader was dropped, which abandons the run unless all chunks have been dealt: a worker may be
     /// done before another has begun.
-    pub fn reader_dropped(&self) {
+    pub(crate) fn reader_dropped(&self) {
         let state = self.lock();
         if state.until.is_none_or(|until| state.position < until) {
             self.abandoned.store(true, Ordering::Relaxed);
@@ -325,12 +325,12 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// `true` if a reader was dropped before all chunks were dealt.
-    pub fn abandoned(&self) -> bool {
+    pub(crate) fn abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
     /// Returns the file's layout; never `None` once a chunk has been dealt.
-    pub fn layout(&self) -> Option<&F::Layout> {
+    pub(crate) fn layout(&self) -> Option<&F::Layout> {
         self.layout.get()
     }
 
@@ -366,7 +366,7 @@ impl<F: RecordFormat> SharedFile<F> {
     /// # Errors
     /// Fails if the file cannot be read, has become shorter, was moved or removed while it was followed, has an
     /// unusable or too long header, or is not the one that the journal was written from.
-    pub fn deal<T: Record>(&self, epoch: Epoch) -> Result<NextChunk> {
+    pub(crate) fn deal<T: Record>(&self, epoch: Epoch) -> Result<NextChunk> {
         let state = &mut *self.lock();
         state.go_live()?;
         if state.until.is_none() {
@@ -414,7 +414,7 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// Returns the progress of reading the file, for monitoring.
-    pub fn progress(&self) -> FileProgress {
+    pub(crate) fn progress(&self) -> FileProgress {
         let state = self.lock();
         let (end, ended) = (state.until.unwrap_or(state.length), state.last_share.is_some_and(|said| said.ended));
         let partial = (state.partial_at == Some(end)).then_some(state.position);
@@ -426,17 +426,17 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read.
-    pub fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
+    pub(crate) fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
         self.lock().count_lines(from, length)
     }
 
     /// `true` if reading began at the file's beginning.
-    pub fn begins_at_beginning(&self) -> bool {
+    pub(crate) fn begins_at_beginning(&self) -> bool {
         self.lock().started_at == 0
     }
 
     /// `true` if the end is fixed and all chunks before it have been dealt.
-    pub fn exhausted(&self) -> bool {
+    pub(crate) fn exhausted(&self) -> bool {
         let state = self.lock();
         state.until.is_some_and(|until| state.position >= until)
     }
@@ -446,7 +446,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or is not the one that the snapshot was taken of.
-    pub fn resume(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
+    pub(crate) fn resume(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
         let state = &mut *self.lock();
         if state.replayed_through.is_none() {
             state.resume(bound)?;
@@ -460,7 +460,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails as [`SharedFile::deal`] does, and if the file is not the one that the journal was written from.
-    pub fn deal_replay<T: Record>(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<NextChunk> {
+    pub(crate) fn deal_replay<T: Record>(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<NextChunk> {
         let state = &mut *self.lock();
         state.check_failure()?;
         if state.replayed_through < Some(epoch) {
@@ -470,7 +470,7 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// Replays an epoch of the journal that took nothing from the file.
-    pub fn skip_replay(&self, epoch: Epoch) {
+    pub(crate) fn skip_replay(&self, epoch: Epoch) {
         let state = &mut *self.lock();
         state.replayed_through = state.replayed_through.max(Some(epoch));
     }
@@ -479,7 +479,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the result shows that the file is not the one that the journal was written from.
-    pub fn summarize(&self, index: u64, summary: ChunkSummary) -> Result<()> {
+    pub(crate) fn summarize(&self, index: u64, summary: ChunkSummary) -> Result<()> {
         let mut state = self.lock();
         let first = state.dealt - state.pending.len() as u64;
         state.pending[(index - first) as usize].summary = Some(summary);
@@ -505,7 +505,7 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// Takes back the buffer of a chunk.
-    pub fn reuse(&self, bytes: Vec<u8>) {
+    pub(crate) fn reuse(&self, bytes: Vec<u8>) {
         self.lock().keep(bytes);
     }
 
@@ -514,7 +514,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file is not the one that the journal was written from, or cannot be read for its fingerprint.
-    pub fn close_epoch(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
+    pub(crate) fn close_epoch(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
         let state = &mut *self.lock();
         state.least_epoch = state.least_epoch.max(Epoch(epoch.0 + 1));
         if state.replayed_through < Some(epoch) {
@@ -531,7 +531,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read.
-    pub fn lines_before(&self) -> Result<u64> {
+    pub(crate) fn lines_before(&self) -> Result<u64> {
         if let Some(lines) = self.lines_before.get() {
             return Ok(*lines);
         }
@@ -546,7 +546,7 @@ impl<F: RecordFormat> SharedFile<F> {
 ///
 /// # Errors
 /// Fails if the file does not exist, or is not the one that the state was written from.
-pub fn grown_since(path: &Path, sizes: FileLimits, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+pub(crate) fn grown_since(path: &Path, sizes: FileLimits, bounds: &[PartitionProgress]) -> Result<Option<String>> {
     let mut file = ChunkAssigner::open(path, false, sizes)?;
     let Some(bound) = bounds.first() else { return Ok((file.length > 0).then(|| String::from("it was never read"))) };
     file.verify_identity(bound)?;
@@ -555,7 +555,7 @@ pub fn grown_since(path: &Path, sizes: FileLimits, bounds: &[PartitionProgress])
 }
 
 /// Formats a number of bytes for people.
-pub fn format_bytes(bytes: usize) -> String {
+pub(crate) fn format_bytes(bytes: usize) -> String {
     bytesize::ByteSize::b(bytes as u64).display().iec().to_string()
 }
 
