@@ -213,7 +213,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 const PRINTED: usize = 1_000;
 
 /// Shortens a text of more than `most` characters to its first and last ones, and the number of characters left out.
-pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);
     }

@@ -1,6 +1,6 @@
 //! Tidegate: incremental queries over Kafka topics, in your own program.
 //!
-//! Kafka records become timestamped inputs of a [timely](::timely) dataflow; [differential](::differential_dataflow)
+//! Kafka records become timestamped inputs of a [timely] dataflow; [differential](::differential_dataflow)
 //! arrangements keep windowed aggregates up to date on any number of worker threads; progress frontiers decide when a
 //! window's result is final and when an epoch is published. A query is a closure; a job runs it.
 //!
@@ -79,6 +79,10 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg_attr(
+    not(any(test, feature = "cli")),
+    expect(dead_code, reason = "the command-line tools alone inspect, export and prune states")
+)]
 pub mod durable;
 pub mod error;
 pub mod job;
@@ -90,7 +94,7 @@ pub mod status;
 pub mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
-pub mod thread;
+mod thread;
 pub mod time;
 pub mod view;
 

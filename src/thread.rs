@@ -32,7 +32,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ThreadRole {
+#[cfg_attr(
+    not(any(feature = "testing", all(feature = "cli", feature = "http"))),
+    expect(dead_code, reason = "some threads belong to features")
+)]
+pub(crate) enum ThreadRole {
     /// Writes the results of one sink.
     Sink,
     /// Writes and syncs the journal.
@@ -73,7 +77,8 @@ pub enum ThreadRole {
 
 impl ThreadRole {
     /// All roles.
-    pub const ALL: [ThreadRole; 18] = [
+    #[cfg(feature = "testing")]
+    pub(crate) const ALL: [ThreadRole; 18] = [
         ThreadRole::Sink,
         ThreadRole::Journal,
         ThreadRole::Segments,
@@ -95,7 +100,7 @@ impl ThreadRole {
     ];
 
     /// The role's name, as used in the environment variable for tests.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             ThreadRole::Sink => "sink",
             ThreadRole::Journal => "journal",
@@ -346,7 +351,7 @@ pub(crate) fn start_reporting(
 }
 
 /// Environment variable that makes a thread panic, for tests: `ROLE:N`.
-pub const PANIC_VARIABLE: &str = "TIDEGATE_PANIC";
+pub(crate) const PANIC_VARIABLE: &str = "TIDEGATE_PANIC";
 
 /// Marks another iteration of this thread's loop; panics if a test requests that.
 pub(crate) fn mark_iteration() {

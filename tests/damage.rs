@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::durable::journal::{FileId, Frame, JournalFile, PartitionProgress};
-use tidegate::durable::manifest::ManifestId;
-use tidegate::durable::state::StateDir;
+use tidegate::durable::journal::{Frame, PartitionProgress};
 use tidegate::job::Ending;
 use tidegate::testing::CrashingDisk;
+use tidegate::testing::durable::{OpenedState, StoredJournal, snapshot_epoch};
 use tidegate::time::Epoch;
 
 use common::cases::{Data, within};
@@ -85,23 +84,19 @@ impl Subject {
 
     /// Returns the journals of the last incarnation.
     fn journals(&self) -> Vec<Journal> {
-        let state = StateDir::join(self.disk(&self.files).shared(), STATE).unwrap().id();
+        let state = OpenedState::join(self.disk(&self.files).shared(), STATE).unwrap();
         let named = self.files.iter().filter_map(|(path, bytes)| {
-            let id = FileId::parse(path.file_name()?.to_str()?)?;
-            Some((path, JournalFile::read(state, id, bytes).unwrap()))
+            let name = path.file_name()?.to_str()?;
+            Some((path, state.read_journal(name, bytes).unwrap()?))
         });
         let all: Vec<_> = named.collect();
-        let last = all.iter().map(|(_, file)| file.id.incarnation).max();
-        let own = all.into_iter().filter(|(_, file)| Some(file.id.incarnation) == last);
-        let journal = |(path, file): (&PathBuf, JournalFile)| Journal {
+        let last = all.iter().map(|(_, file)| file.incarnation).max();
+        let own = all.into_iter().filter(|(_, file)| Some(file.incarnation) == last);
+        let journal = |(path, file): (&PathBuf, StoredJournal)| Journal {
             path: path.clone(),
-            process: file.id.process,
-            ends: [file.header_length]
-                .into_iter()
-                .chain(file.entries.iter().map(|entry| entry.end))
-                .map(|end| end as usize)
-                .collect(),
-            frames: file.entries.into_iter().map(|entry| entry.frame).collect(),
+            process: file.process,
+            ends: file.ends,
+            frames: file.frames,
         };
         own.map(journal).collect()
     }
@@ -126,8 +121,8 @@ impl Subject {
             let mut commits = self.files.iter().filter(|(path, _)| is_commit(path));
             commits.any(|(_, line)| String::from_utf8_lossy(line).contains(&format!("\"epoch\":{},", last.0)))
         };
-        let snapshots = self.files.keys().filter_map(|path| ManifestId::parse(path.file_name()?.to_str()?));
-        let is_replayed = snapshots.map(|id| id.epoch).max() < Some(last);
+        let snapshots = self.files.keys().filter_map(|path| snapshot_epoch(path.file_name()?.to_str()?));
+        let is_replayed = snapshots.max() < Some(last);
         is_replayed && takers > 1 && published(CLOSED) && published(EVER)
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::Flow;
 use tidegate::durable::disk::Disk;
-use tidegate::durable::state::StateDir;
 use tidegate::source::memory::MemorySource;
+use tidegate::testing::durable::OpenedState;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 
 use common::cases::{Data, Deal, for_seeds};
@@ -124,10 +124,8 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
         run.unwrap();
         // Merges are not awaited, and no state is left at the end: so the greatest number of rows in any manifest is
         // taken.
-        let state = StateDir::join(disk.after_kill().shared(), "state").unwrap();
-        let manifests = state.scan(false).unwrap().manifests.into_values().map(Result::unwrap);
-        let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
-        rows.max().unwrap()
+        let state = OpenedState::join(disk.after_kill().shared(), "state").unwrap();
+        state.rows_of_step(0).unwrap().into_iter().max().unwrap()
     };
     // The delay of merges depends on timing; if they removed nothing, there would be at least a row for each key.
     let (few, many) = (rows_of_state(400), rows_of_state(4_000));

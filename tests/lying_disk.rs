@@ -15,9 +15,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::durable::state::StateDir;
 use tidegate::job::Ending;
 use tidegate::testing::disk::{DiskOperation, OperationKind, SyncLoss};
+use tidegate::testing::durable::OpenedState;
 use tidegate::testing::{CrashingDisk, TestRun};
 use tidegate::{Window, csv};
 
@@ -183,11 +183,11 @@ fn a_stale_directory_hides_nothing_in_silence() {
 #[test]
 fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() {
     let disk = CrashingDisk::new();
-    let state = StateDir::open(disk.shared(), "state", false).unwrap();
+    let state = OpenedState::open(disk.shared(), "state").unwrap();
     disk.stale_from(disk.operations());
     state.begin_incarnation().unwrap();
     let killed = disk.after_kill();
-    let error = StateDir::open(killed.shared(), "state", false).unwrap().begin_incarnation().unwrap_err().to_string();
+    let error = OpenedState::open(killed.shared(), "state").unwrap().begin_incarnation().unwrap_err().to_string();
     let expected = "cannot begin a life of the state (state/lives): the directory does not show files that are in it; \
                     keep the state on a disk of this machine";
     assert_eq!(error, expected);

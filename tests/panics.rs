@@ -28,7 +28,7 @@ use tidegate::job::Cluster;
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
-use tidegate::thread::{PANIC_VARIABLE, ThreadRole};
+use tidegate::testing::thread_roles;
 use tidegate::{Flow, Job, Window, csv, kafka, ndjson};
 use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
 
@@ -105,33 +105,36 @@ impl Drop for PanicCase {
     }
 }
 
+/// Environment variable that makes a thread panic: `ROLE:N`.
+const PANIC_VARIABLE: &str = "TIDEGATE_PANIC";
+
 /// Starts programs; the first one is to panic.
 type Programs = fn(&PanicCase, &str) -> Vec<Running>;
 
 /// Returns the panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its
 /// start), and the programs.
-fn case(role: ThreadRole) -> (&'static str, &'static [u64], Programs) {
+fn case(role: &str) -> (&'static str, &'static [u64], Programs) {
     match role {
-        ThreadRole::Sink => ("sink totals", &[1, 4], PanicCase::alone),
-        ThreadRole::Journal => ("journal", &[1, 4], PanicCase::alone),
-        ThreadRole::Segments => ("segments", &[1, 3], PanicCase::alone),
-        ThreadRole::Manifests => ("manifests", &[1, 3], PanicCase::alone),
-        ThreadRole::Merges => ("merges", &[1, 2], PanicCase::alone),
-        ThreadRole::Watch => ("watch", &[1, 3], PanicCase::alone),
-        ThreadRole::Http => ("http", &[1, 2], |place, panic| {
+        "sink" => ("sink totals", &[1, 4], PanicCase::alone),
+        "journal" => ("journal", &[1, 4], PanicCase::alone),
+        "segments" => ("segments", &[1, 3], PanicCase::alone),
+        "manifests" => ("manifests", &[1, 3], PanicCase::alone),
+        "merges" => ("merges", &[1, 2], PanicCase::alone),
+        "watch" => ("watch", &[1, 3], PanicCase::alone),
+        "http" => ("http", &[1, 2], |place, panic| {
             let line = "--csv {}/in.csv --out {}/out.csv --http 127.0.0.1:0 --epoch 10ms -w 2";
             vec![place.start(ACCOUNT_TOTALS, line, Some(panic))]
         }),
-        ThreadRole::Signals => ("signals", &[1, 30], PanicCase::alone),
-        ThreadRole::Progress => ("progress", &[1, 5], PanicCase::alone),
-        ThreadRole::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
-        ThreadRole::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
-        ThreadRole::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
+        "signals" => ("signals", &[1, 30], PanicCase::alone),
+        "progress" => ("progress", &[1, 5], PanicCase::alone),
+        "process" => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        "to-process" => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        "dial" => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
         // Before it has joined process 0, that cannot know what happened to it, and waits.
-        ThreadRole::Processes => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
+        "processes" => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
         // The thread starts when the workers have ended.
-        ThreadRole::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
-        ThreadRole::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
+        "connections" => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
+        "kafka-watch" => ("kafka-watch", &[1, 2], |place, panic| {
             let broker = EmbeddedBroker::start().unwrap();
             broker.create_topic("transaction", 2).unwrap();
             let line = format!("--brokers {} --out {{}}/out.csv", broker.servers());
@@ -140,14 +143,14 @@ fn case(role: ThreadRole) -> (&'static str, &'static [u64], Programs) {
             std::mem::forget(broker);
             vec![running]
         }),
-        ThreadRole::EmbeddedBroker => ("embedded-broker", &[1, 2], |place, panic| {
+        "embedded-broker" => ("embedded-broker", &[1, 2], |place, panic| {
             vec![place.start(TIDEGATE, "demo --seconds 20 --dir {}/demo", Some(panic))]
         }),
-        ThreadRole::Relay => ("relay 0", &[1, 2], |place, panic| {
+        "relay" => ("relay 0", &[1, 2], |place, panic| {
             let query = "account_totals --csv {}/in.csv --out {}/out.csv --progress-every 100ms --epoch 10ms";
             vec![place.start(TIDEGATE, &format!("up -n 1 -- {query}"), Some(panic))]
         }),
-        ThreadRole::Parent => ("parent", &[1], |place, panic| {
+        "parent" => ("parent", &[1], |place, panic| {
             let words = ["--csv", "in.csv", "--out", "out.csv"];
             vec![start_with(ACCOUNT_TOTALS, words, |command| {
                 command
@@ -157,6 +160,7 @@ fn case(role: ThreadRole) -> (&'static str, &'static [u64], Programs) {
                 command.stdin(Stdio::piped());
             })]
         }),
+        _ => panic!("no test makes a thread of the role {role} panic"),
     }
 }
 
@@ -175,12 +179,12 @@ fn error(ended: &ProgramOutput) -> String {
     line.to_owned()
 }
 
-fn ends_by_a_panic(roles: &[ThreadRole]) {
+fn ends_by_a_panic(roles: &[&str]) {
     for role in roles {
-        let (name, turns, programs) = case(*role);
+        let (name, turns, programs) = case(role);
         for turn in turns {
             let place = PanicCase::new();
-            let panic = format!("{}:{turn}", role.name());
+            let panic = format!("{}:{turn}", role);
             let mut said = Vec::new();
             for running in programs(&place, &panic) {
                 said.push(error(&running.end_within(LIMIT)));
@@ -220,25 +224,16 @@ fn threads_at_a_broker_that_panic_end_the_job() {
     ends_by_a_panic(&BROKER);
 }
 
-const STATE: [ThreadRole; 5] =
-    [ThreadRole::Sink, ThreadRole::Journal, ThreadRole::Segments, ThreadRole::Manifests, ThreadRole::Merges];
-const PROGRAM: [ThreadRole; 6] = [
-    ThreadRole::Watch,
-    ThreadRole::Http,
-    ThreadRole::Signals,
-    ThreadRole::Progress,
-    ThreadRole::Relay,
-    ThreadRole::Parent,
-];
-const BETWEEN: [ThreadRole; 5] =
-    [ThreadRole::Process, ThreadRole::ToProcess, ThreadRole::Dial, ThreadRole::Processes, ThreadRole::Connections];
-const BROKER: [ThreadRole; 2] = [ThreadRole::KafkaWatch, ThreadRole::EmbeddedBroker];
+const STATE: [&str; 5] = ["sink", "journal", "segments", "manifests", "merges"];
+const PROGRAM: [&str; 6] = ["watch", "http", "signals", "progress", "relay", "parent"];
+const BETWEEN: [&str; 5] = ["process", "to-process", "dial", "processes", "connections"];
+const BROKER: [&str; 2] = ["kafka-watch", "embedded-broker"];
 
 #[test]
 fn every_role_is_made_to_panic() {
     let tried = [&STATE[..], &PROGRAM, &BETWEEN, &BROKER].concat();
-    for role in ThreadRole::ALL {
-        assert_eq!(tried.iter().filter(|tried| **tried == role).count(), 1, "{role:?} is in none of the tests above");
+    for role in thread_roles() {
+        assert_eq!(tried.iter().filter(|tried| **tried == role).count(), 1, "{role} is in none of the tests above");
     }
 }
 

@@ -320,7 +320,7 @@ impl QueryArgs {
     /// code. Rejected records go to the sink of `--rejects`.
     ///
     /// # Errors
-    /// Fails as [`Job::run`] does.
+    /// Fails as [`Job::run`](crate::Job::run) does.
     pub fn run<R: QueryResult>(
         &self,
         name: &str,

@@ -15,7 +15,7 @@ use crate::thread::{self, ThreadHandle, ThreadRole};
 type Task = Box<dyn FnOnce() + Send>;
 
 /// A thread with a queue of tasks.
-pub struct Background {
+pub(crate) struct Background {
     queue: Mutex<Option<Sender<Task>>>,
     abandoned: Arc<AtomicBool>,
     thread: Mutex<Option<ThreadHandle>>,
@@ -32,7 +32,7 @@ impl Background {
     ///
     /// # Errors
     /// Fails if the operating system cannot start a thread.
-    pub fn start(role: ThreadRole) -> Result<Self> {
+    pub(crate) fn start(role: ThreadRole) -> Result<Self> {
         let (queue, acts): (Sender<Task>, Receiver<Task>) = channel();
         let abandoned = Arc::new(AtomicBool::new(false));
         let given_up = Arc::clone(&abandoned);
@@ -49,7 +49,7 @@ impl Background {
     }
 
     /// Queues a task, and returns at once.
-    pub fn submit(&self, act: impl FnOnce() + Send + 'static) {
+    pub(crate) fn submit(&self, act: impl FnOnce() + Send + 'static) {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // The thread ends only when the queue does, or by a panic, which has failed the job.
             let _ = queue.send(Box::new(act));
@@ -57,12 +57,12 @@ impl Background {
     }
 
     /// Skips the tasks that have not started: the job has failed.
-    pub fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
     }
 
     /// Waits until all queued tasks are done; later tasks are ignored.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {

@@ -28,13 +28,13 @@ use crate::error::Result;
 use crate::time::EventTime;
 
 /// Minimum number of segments of a level that are merged.
-pub const MIN_MERGE: usize = 4;
+pub(crate) const MIN_MERGE: usize = 4;
 /// Maximum number of segments in one merge: bounds memory, and the duration of a merge.
-pub const MAX_MERGE: usize = 16;
+pub(crate) const MAX_MERGE: usize = 16;
 
 /// The compaction work of a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CompactionPlan {
+pub(crate) struct CompactionPlan {
     /// Segments that have only expired rows: the next manifest need not name them.
     pub expired: Vec<SegmentInfo>,
     /// Segments to be merged, each group into one.
@@ -43,7 +43,7 @@ pub struct CompactionPlan {
 
 /// Segments of one step that are to be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MergeGroup {
+pub(crate) struct MergeGroup {
     /// The inputs of the merge.
     pub inputs: Vec<SegmentInfo>,
     /// `true` if no other segment of the step has older rows: the merge may then drop tombstones.
@@ -52,7 +52,7 @@ pub struct MergeGroup {
 
 /// Plans the compaction of segments, of one step or of several. Rows of windows that end at `dead` or before are
 /// expired.
-pub fn plan_compaction(segments: &[SegmentInfo], dead: EventTime) -> CompactionPlan {
+pub(crate) fn plan_compaction(segments: &[SegmentInfo], dead: EventTime) -> CompactionPlan {
     let mut plan = CompactionPlan::default();
     let mut levels = BTreeMap::<(&str, u8), Vec<&SegmentInfo>>::new();
     for segment in segments {
@@ -77,7 +77,7 @@ pub fn plan_compaction(segments: &[SegmentInfo], dead: EventTime) -> CompactionP
 }
 
 /// The parameters of a merge of a step's segments.
-pub struct MergeOptions<'a, T> {
+pub(crate) struct MergeOptions<'a, T> {
     /// The codec of the rows.
     pub codec: Arc<dyn Codec<T>>,
     /// The order of their keys; rows of equal keys are added up.
@@ -97,7 +97,7 @@ pub struct MergeOptions<'a, T> {
 
 /// The outcome of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MergeOutcome {
+pub(crate) enum MergeOutcome {
     /// The merged segment.
     Segment(SegmentInfo),
     /// No row is left, and no file was written.
@@ -108,7 +108,7 @@ pub enum MergeOutcome {
 
 impl MergeOutcome {
     /// Returns the segment, if there is one.
-    pub fn segment(self) -> Option<SegmentInfo> {
+    pub(crate) fn segment(self) -> Option<SegmentInfo> {
         match self {
             MergeOutcome::Segment(segment) => Some(segment),
             MergeOutcome::Empty | MergeOutcome::Cancelled => None,
@@ -129,7 +129,7 @@ impl<T> fmt::Debug for MergeOptions<'_, T> {
 ///
 /// # Errors
 /// Fails if an input is damaged or its rows do not match `merging`, or if the output cannot be written.
-pub fn merge<T: Clone + 'static>(
+pub(crate) fn merge<T: Clone + 'static>(
     disk: &Arc<dyn Disk>,
     directory: &Path,
     inputs: &[SegmentInfo],

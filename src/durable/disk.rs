@@ -164,12 +164,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 const TEMPORARY: &str = ".temporary";
 
 /// `true` if a file of this name was left by an unfinished [`Disk::replace`] or [`Disk::create_new`].
-pub fn is_temporary(name: &str) -> bool {
+pub(crate) fn is_temporary(name: &str) -> bool {
     name.ends_with(TEMPORARY)
 }
 
 /// The directory of a path; `.` for a bare file name.
-pub fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -20,7 +20,7 @@ const TRIES: usize = 10;
 
 /// The snapshots of a state, as found by an inspection.
 #[derive(Clone, Debug)]
-pub struct StateSnapshots {
+pub(crate) struct StateSnapshots {
     /// The valid, readable snapshots, in order of epochs.
     pub manifests: Vec<Manifest>,
     /// The errors of those that are unreadable.
@@ -35,7 +35,7 @@ pub struct StateSnapshots {
 ///
 /// # Errors
 /// Fails if a disk operation fails, or if the last claim is damaged.
-pub fn inspect_snapshots(dir: &StateDir) -> Result<StateSnapshots> {
+pub(crate) fn inspect_snapshots(dir: &StateDir) -> Result<StateSnapshots> {
     let survey = dir.scan(false)?;
     let claim = last_claim(&survey)?;
     let (mut manifests, mut unreadable) = (Vec::new(), Vec::new());
@@ -82,7 +82,7 @@ fn names(dir: &StateDir, directory: &str) -> Result<Vec<String>> {
 
 /// The outcome of checking a state's files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IntegrityReport {
+pub(crate) struct IntegrityReport {
     /// Number of valid snapshots.
     pub snapshots: usize,
     /// Number of claims.
@@ -103,7 +103,7 @@ pub struct IntegrityReport {
 
 /// The point from which a job would resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResumePoint {
+pub(crate) struct ResumePoint {
     /// The epoch of the snapshot; `None` to start from the beginning.
     pub from: Option<Epoch>,
     /// Number of epochs that it would replay after the snapshot.
@@ -116,7 +116,7 @@ pub struct ResumePoint {
 ///
 /// # Errors
 /// Fails if a disk operation fails. Damaged files are reported in the result.
-pub fn verify_files(
+pub(crate) fn verify_files(
     dir: &StateDir,
     outputs: &[ReportedSink],
     each: &mut dyn FnMut(u64, u64),
@@ -192,7 +192,7 @@ fn is_still_named(dir: &StateDir, name: &str) -> Result<bool> {
 
 /// The last progress that a state records of its job.
 #[derive(Clone, Debug)]
-pub struct RecordedProgress {
+pub(crate) struct RecordedProgress {
     /// The snapshot from which the job would resume; `None` if there is none.
     pub manifest: Option<Manifest>,
     /// The journal's frames after the snapshot, in order of epochs.
@@ -203,7 +203,7 @@ pub struct RecordedProgress {
 ///
 /// # Errors
 /// Fails if a disk operation fails, or if a file that is needed is damaged.
-pub fn recorded_progress(dir: &StateDir) -> Result<RecordedProgress> {
+pub(crate) fn recorded_progress(dir: &StateDir) -> Result<RecordedProgress> {
     for _ in 1..TRIES {
         let before = listing(dir)?;
         let known = last_known_once(dir);

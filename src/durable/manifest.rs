@@ -27,7 +27,7 @@ const KIND: Envelope = Envelope { magic: *b"TGMANIF", version: 2, name: "manifes
 
 /// One consistent cut of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// The state.
     pub state: StateId,
     /// The job's name.
@@ -53,7 +53,7 @@ pub struct Manifest {
 
 /// A query's fingerprint: runs with equal ones give equal output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueryFingerprint {
+pub(crate) struct QueryFingerprint {
     /// The program's build id.
     pub build: String,
     /// Every flag that affects output, with its value.
@@ -67,7 +67,7 @@ pub(super) const SOURCE_KIND: &str = "source";
 
 /// A step's part of its query's fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct StepFingerprint {
+pub(crate) struct StepFingerprint {
     /// The kind of step, such as "aggregate".
     pub kind: String,
     /// Its name in the query.
@@ -112,11 +112,11 @@ impl StepFingerprint {
 }
 
 /// Name prefix of those [`SourceState`]s that are no sources, but watermarks of combined streams.
-pub const COMBINED: &str = "concat of ";
+pub(crate) const COMBINED: &str = "concat of ";
 
 /// The progress of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceState {
+pub(crate) struct SourceState {
     /// The name under which the flow reads it.
     pub name: String,
     /// The progress of each partition at the epoch.
@@ -131,14 +131,14 @@ pub struct SourceState {
 
 impl SourceState {
     /// `true` for the watermark of combined streams, which has no partitions of its own.
-    pub fn is_combined(&self) -> bool {
+    pub(crate) fn is_combined(&self) -> bool {
         self.progress.is_empty() && self.name.starts_with(COMBINED)
     }
 }
 
 /// The state of a durable step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StepState {
+pub(crate) struct StepState {
     /// Its name in the query.
     pub name: String,
     /// Windows that end here or before have expired.
@@ -149,7 +149,7 @@ pub struct StepState {
 
 /// The progress of a sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SinkState {
+pub(crate) struct SinkState {
     /// Its name in the query.
     pub name: String,
     /// The last epoch that it had published; `None` if it had published none.
@@ -161,7 +161,7 @@ pub struct SinkState {
 
 /// The identity of a manifest, from which its file name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ManifestId {
+pub(crate) struct ManifestId {
     /// The epoch of the cut.
     pub epoch: Epoch,
     /// The incarnation that wrote it.
@@ -170,7 +170,7 @@ pub struct ManifestId {
 
 impl ManifestId {
     /// Parses a file name; `None` if it is not the name of a manifest.
-    pub fn parse(name: &str) -> Option<ManifestId> {
+    pub(crate) fn parse(name: &str) -> Option<ManifestId> {
         let (epoch, incarnation) = name.strip_suffix(".manifest")?.split_once('-')?;
         let id = ManifestId { epoch: Epoch(epoch.parse().ok()?), incarnation: incarnation.parse().ok()? };
         (id.to_string() == name).then_some(id)
@@ -185,12 +185,12 @@ impl fmt::Display for ManifestId {
 
 impl Manifest {
     /// The manifest's identity.
-    pub fn id(&self) -> ManifestId {
+    pub(crate) fn id(&self) -> ManifestId {
         ManifestId { epoch: self.epoch, incarnation: self.incarnation }
     }
 
     /// The names of the segments that it names.
-    pub fn segments(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().flat_map(|step| &step.segments).map(|segment| segment.file.as_str())
     }
 
@@ -199,7 +199,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Fails if the manifest is inconsistent, if a later incarnation has begun, or if a disk operation fails.
-    pub fn write(&self, disk: &dyn Disk, directory: &Path, still_current: &FencingCheck) -> Result<ManifestId> {
+    pub(crate) fn write(&self, disk: &dyn Disk, directory: &Path, still_current: &FencingCheck) -> Result<ManifestId> {
         self.check()?;
         let path = directory.join(self.id().to_string());
         let cannot = |why: io::Error| disk_error("cannot write the manifest", path.display(), why);
@@ -210,7 +210,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Fails if the bytes are damaged, in another format, or those of another manifest or state.
-    pub fn read(state: StateId, id: ManifestId, bytes: &[u8]) -> Result<Manifest> {
+    pub(crate) fn read(state: StateId, id: ManifestId, bytes: &[u8]) -> Result<Manifest> {
         let opened = KIND.open_any(bytes).map_err(|broken| KIND.error_for(broken, id))?;
         let (mut manifest, version): (Manifest, u8) = opened;
         manifest.query.upgrade(version);
@@ -260,7 +260,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Fails if one is missing or has another length, or if a disk operation fails.
-    pub fn verify(&self, disk: &dyn Disk, segments: &Path) -> Result<()> {
+    pub(crate) fn verify(&self, disk: &dyn Disk, segments: &Path) -> Result<()> {
         for segment in self.steps.iter().flat_map(|step| &step.segments) {
             let path = segments.join(&segment.file);
             let missing =
@@ -284,7 +284,7 @@ impl Manifest {
 ///
 /// # Errors
 /// Fails if the directory cannot be listed.
-pub fn list(disk: &dyn Disk, directory: &Path) -> Result<Vec<ManifestId>> {
+pub(crate) fn list(disk: &dyn Disk, directory: &Path) -> Result<Vec<ManifestId>> {
     let names = disk.list(directory).map_err(|why| disk_error("cannot list manifests", directory.display(), why))?;
     let mut ids: Vec<_> = names.iter().filter_map(|name| ManifestId::parse(name)).collect();
     ids.sort();

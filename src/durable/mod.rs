@@ -28,23 +28,26 @@
 //!
 //! This layer does not know timely, sources or sinks.
 
-pub mod background;
+pub(crate) mod background;
 mod clock;
+#[cfg(feature = "abomonation")]
 pub mod codec;
-pub mod compaction;
+#[cfg(not(feature = "abomonation"))]
+pub(crate) mod codec;
+pub(crate) mod compaction;
 pub mod disk;
 mod envelope;
-pub mod inspect;
+pub(crate) mod inspect;
 pub mod journal;
-pub mod manifest;
+pub(crate) mod manifest;
 #[cfg(test)]
 pub(crate) mod memory_disk;
-pub mod recovery;
-pub mod savepoint;
+pub(crate) mod recovery;
+pub(crate) mod savepoint;
 mod savepoint_marker;
-pub mod segment;
+pub(crate) mod segment;
 pub(crate) mod sources;
-pub mod state;
+pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 

@@ -31,7 +31,7 @@ const RESTORE_HINT: &str = "restore the state from a copy, or begin a new state 
 
 /// A journal file, or the part of one, that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AcceptedFile {
+pub(crate) struct AcceptedFile {
     /// The file's identity.
     pub file: FileId,
     /// Length in bytes of the part that counts.
@@ -42,7 +42,7 @@ pub struct AcceptedFile {
 
 /// The durable record of what an incarnation resumes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// The state.
     pub state: StateId,
     /// The incarnation that made the claim.
@@ -63,14 +63,14 @@ pub struct Claim {
 
 impl Claim {
     /// `true` if a manifest counts: the claim names it, or the claim's incarnation wrote it.
-    pub fn counts(&self, id: ManifestId) -> bool {
+    pub(crate) fn counts(&self, id: ManifestId) -> bool {
         id.incarnation == self.incarnation || self.manifests.contains(&id)
     }
 }
 
 /// A description of a process, for users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessInfo {
+pub(crate) struct ProcessInfo {
     /// The process id.
     pub pid: u32,
     /// The host name.
@@ -81,7 +81,7 @@ pub struct ProcessInfo {
 
 /// The contents of a state's directory. An unreadable file is represented by its error.
 #[derive(Clone, Debug, Default)]
-pub struct StateScan {
+pub(crate) struct StateScan {
     /// Claims, by incarnation.
     pub claims: BTreeMap<u64, Result<Claim>>,
     /// Manifests.
@@ -96,7 +96,7 @@ pub struct StateScan {
 
 /// A sink of the query, with the progress that it reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReportedSink {
+pub(crate) struct ReportedSink {
     /// Its name in the query.
     pub name: String,
     /// The last epoch that it has published; `None` if it is new.
@@ -114,7 +114,7 @@ impl ReportedSink {
 
 /// Everything that a decision depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct RecoveryInput<'a> {
+pub(crate) struct RecoveryInput<'a> {
     /// The incarnation that is about to start. Its number is taken already, so that no older incarnation publishes any
     /// more.
     pub incarnation: u64,
@@ -133,7 +133,7 @@ pub struct RecoveryInput<'a> {
 /// A torn tail: bytes that do not count, and on which nothing was built. They stay in the file; the claim leaves them
 /// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TornTail {
+pub(crate) struct TornTail {
     /// The file.
     pub file: FileId,
     /// Number of bytes that count.
@@ -144,7 +144,7 @@ pub struct TornTail {
 
 /// The outcome of recovery: what an incarnation resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecoveryDecision {
+pub(crate) struct RecoveryDecision {
     /// The incarnation that resumes.
     pub incarnation: u64,
     /// The manifest that it resumes from; `None` if there is none.
@@ -170,7 +170,7 @@ pub struct RecoveryDecision {
 /// # Errors
 /// Fails if resuming would lose or repeat published output, if files are damaged or missing, or if the query or its
 /// sources have changed in a way that the user has not allowed. The error names the cause and the remedy.
-pub fn decide(found: &RecoveryInput<'_>) -> Result<RecoveryDecision> {
+pub(crate) fn decide(found: &RecoveryInput<'_>) -> Result<RecoveryDecision> {
     let survey = found.survey;
     let claim = latest_claim(survey)?;
     check_all_claimed(survey, claim)?;
@@ -227,7 +227,7 @@ pub fn decide(found: &RecoveryInput<'_>) -> Result<RecoveryDecision> {
 ///
 /// # Errors
 /// Fails if files that the claim names are damaged or missing.
-pub fn claimed(survey: &StateScan, claim: &Claim) -> Result<(Option<Manifest>, Vec<Frame>)> {
+pub(crate) fn claimed(survey: &StateScan, claim: &Claim) -> Result<(Option<Manifest>, Vec<Frame>)> {
     let base = match claim.base.map(|id| (id, survey.manifests.get(&id))) {
         None => None,
         Some((_, Some(manifest))) => Some(manifest.as_ref().map_err(|why| why.clone().help(RESTORE_HINT))?),

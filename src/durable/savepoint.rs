@@ -32,7 +32,7 @@ const PIECE: usize = 1 << 20;
 
 /// A savepoint with its snapshot's manifest.
 #[derive(Clone, Debug)]
-pub struct Savepoint {
+pub(crate) struct Savepoint {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     manifest: Manifest,
@@ -44,7 +44,7 @@ pub struct Savepoint {
 /// # Errors
 /// Fails if the directory is not empty, if files of the snapshot are damaged or were removed by the job, or if a disk
 /// operation fails. What had been copied is then removed.
-pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u64)) -> Result<Manifest> {
+pub(crate) fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u64)) -> Result<Manifest> {
     let (disk, manifest) = (&**dir.disk(), dir.manifest(id)?);
     let cannot = |why| disk_error("cannot write the savepoint", to.display(), why);
     let (manifests, segments) = (to.join("manifests"), to.join("segments"));
@@ -126,7 +126,7 @@ impl Savepoint {
     /// # Errors
     /// Fails if there is none, if it is damaged or files of it are missing, if its job had ended, or if a disk
     /// operation fails.
-    pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Savepoint> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Savepoint> {
         let path = path.into();
         let Some(mark) = SavepointMarker::read(&*disk, &path)? else {
             let error = Error::new("there is no savepoint here").at(path.display());
@@ -146,7 +146,8 @@ impl Savepoint {
     }
 
     /// The snapshot's manifest, as in the state that it was made of.
-    pub fn manifest(&self) -> &Manifest {
+    #[cfg(test)]
+    pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
@@ -162,7 +163,7 @@ impl Savepoint {
 
     /// Returns the contents that a new state will have after incarnation `incarnation` has restored the savepoint, so
     /// that recovery can be decided before anything is written.
-    pub fn scan_after_restore(&self, dir: &StateDir, incarnation: u64) -> StateScan {
+    pub(crate) fn scan_after_restore(&self, dir: &StateDir, incarnation: u64) -> StateScan {
         let manifest = self.manifest_for(dir.id(), incarnation);
         let claim = Claim {
             state: dir.id(),
@@ -186,7 +187,7 @@ impl Savepoint {
     ///
     /// # Errors
     /// Fails if files of the savepoint are damaged, if a later incarnation has begun, or if a disk operation fails.
-    pub fn restore(&self, dir: &StateDir, incarnation: u64) -> Result<()> {
+    pub(crate) fn restore(&self, dir: &StateDir, incarnation: u64) -> Result<()> {
         let manifest = self.manifest_for(dir.id(), incarnation);
         let still_current = dir.still_current(incarnation);
         still_current()?;

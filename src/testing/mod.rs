@@ -36,6 +36,8 @@
 //! ```
 
 pub mod disk;
+#[doc(hidden)]
+pub mod durable;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -51,11 +53,18 @@ use crate::record::Record;
 use crate::sink::{Sink, SinkContext, SinkWriter};
 use crate::source::Options;
 use crate::stream::{Flow, QueryResult};
+use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 use crate::view::Views;
 
 pub use crate::stream::Fault;
 pub use disk::CrashingDisk;
+
+/// Returns the names of the purposes that Tidegate's threads have, as its own tests name them.
+#[doc(hidden)]
+pub fn thread_roles() -> Vec<&'static str> {
+    ThreadRole::ALL.map(ThreadRole::name).to_vec()
+}
 
 /// Rows of a sink, by epoch.
 type RowsByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;

@@ -8,7 +8,7 @@
 //! * The **activation watermark** (in the code: floor) of a partition that is found, or wakes from idle, in an epoch:
 //!   the stream's watermark at the epoch before. Records below it are late even where the partition's own watermark is
 //!   lower: windows up to there may have closed.
-//! * [`CombinedClock`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it
+//! * [`CombinedClock`]: the watermark of two streams as one. A stream that is idle does not hold it
 //!   back, as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the
 //!   combined watermark at the epoch before.
 //!
@@ -27,7 +27,7 @@ use super::{EventTime, Span};
 
 /// Tracks the watermark of one partition.
 #[derive(Clone, Debug)]
-pub struct PartitionClock {
+pub(crate) struct PartitionClock {
     watermark: EventTime,
     disorder: Span,
 }
@@ -35,14 +35,14 @@ pub struct PartitionClock {
 impl PartitionClock {
     /// A clock that starts at `watermark` ([`EventTime::MIN`] for a partition that was never read), and allows records
     /// to be `disorder` behind the greatest event time.
-    pub fn new(watermark: EventTime, disorder: Span) -> Self {
+    pub(crate) fn new(watermark: EventTime, disorder: Span) -> Self {
         PartitionClock { watermark, disorder }
     }
 
     /// Advances the watermark by a record's event time; returns the watermark just before, which decides if the record
     /// is late.
     #[inline]
-    pub fn observe(&mut self, time: EventTime) -> EventTime {
+    pub(crate) fn observe(&mut self, time: EventTime) -> EventTime {
         let before = self.watermark;
         self.watermark = before.max(time.minus(self.disorder));
         before
@@ -50,12 +50,12 @@ impl PartitionClock {
 
     /// The watermark after all records so far.
     #[inline]
-    pub fn watermark(&self) -> EventTime {
+    pub(crate) fn watermark(&self) -> EventTime {
         self.watermark
     }
 
     /// Raises the watermark to at least `watermark`, which other readers of the same partition have reached.
-    pub fn raise(&mut self, watermark: EventTime) {
+    pub(crate) fn raise(&mut self, watermark: EventTime) {
         self.watermark = self.watermark.max(watermark);
     }
 }
@@ -93,7 +93,7 @@ impl WorkerWatermark {
 
 /// Determines if a stream holds back a stream that it is combined with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Activity {
+pub(crate) enum Activity {
     /// Holds it back: a partition is active, or none has been found yet.
     #[default]
     Active,
@@ -105,7 +105,7 @@ pub enum Activity {
 
 /// An update of a stream's watermark at an epoch, the same on every worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct WatermarkUpdate {
+pub(crate) struct WatermarkUpdate {
     /// The activity of the stream at this epoch.
     pub activity: Activity,
     /// The stream's watermark at this epoch.
@@ -117,7 +117,7 @@ pub struct WatermarkUpdate {
 
 /// Combines the workers' contributions into the stream's watermark, epoch by epoch.
 #[derive(Clone, Debug)]
-pub struct StreamClock {
+pub(crate) struct StreamClock {
     workers: Vec<WorkerWatermark>,
     watermark: EventTime,
     activity: Activity,
@@ -126,7 +126,7 @@ pub struct StreamClock {
 
 impl StreamClock {
     /// A clock of `workers` workers, none of which has contributed yet, at `watermark`.
-    pub fn new(workers: usize, watermark: EventTime, activity: Activity) -> Self {
+    pub(crate) fn new(workers: usize, watermark: EventTime, activity: Activity) -> Self {
         StreamClock {
             workers: vec![WorkerWatermark::default(); workers],
             watermark,
@@ -136,7 +136,7 @@ impl StreamClock {
     }
 
     /// Sets a worker's contribution to the current epoch.
-    pub fn update(&mut self, worker: usize, mut mark: WorkerWatermark) {
+    pub(crate) fn update(&mut self, worker: usize, mut mark: WorkerWatermark) {
         for partition in mark.activated.drain(..) {
             self.activation_watermarks.push((partition, self.watermark));
         }
@@ -144,7 +144,7 @@ impl StreamClock {
     }
 
     /// Completes the epoch; returns the stream's update, or `None` if nothing has changed.
-    pub fn complete(&mut self) -> Option<WatermarkUpdate> {
+    pub(crate) fn complete(&mut self) -> Option<WatermarkUpdate> {
         let before = (self.watermark, self.activity);
         let least = self.workers.iter().filter_map(|worker| worker.least).min();
         let greatest = self.workers.iter().filter_map(|worker| worker.greatest).max();
@@ -166,19 +166,19 @@ impl StreamClock {
     }
 
     /// The stream's watermark at the last completed epoch.
-    pub fn watermark(&self) -> EventTime {
+    pub(crate) fn watermark(&self) -> EventTime {
         self.watermark
     }
 
     /// The stream's activity at the last completed epoch.
-    pub fn activity(&self) -> Activity {
+    pub(crate) fn activity(&self) -> Activity {
         self.activity
     }
 }
 
 /// Combines the watermarks of two streams into one, epoch by epoch.
 #[derive(Clone, Debug)]
-pub struct CombinedClock {
+pub(crate) struct CombinedClock {
     sides: [(EventTime, Activity); 2],
     watermark: EventTime,
     /// Last watermark and activity reported.
@@ -187,13 +187,13 @@ pub struct CombinedClock {
 
 impl CombinedClock {
     /// Starts at `watermark`, before either stream has an update.
-    pub fn new(watermark: EventTime) -> Self {
+    pub(crate) fn new(watermark: EventTime) -> Self {
         CombinedClock { sides: [(EventTime::MIN, Activity::Active); 2], watermark, told: None }
     }
 
     /// Applies both streams' updates of a complete epoch; returns the combined update, or `None` if nothing has
     /// changed.
-    pub fn complete(&mut self, marks: [Vec<WatermarkUpdate>; 2]) -> Option<WatermarkUpdate> {
+    pub(crate) fn complete(&mut self, marks: [Vec<WatermarkUpdate>; 2]) -> Option<WatermarkUpdate> {
         let mut activation_watermarks = Vec::new();
         for (side, marks) in self.sides.iter_mut().zip(marks) {
             for mark in marks {
@@ -218,7 +218,7 @@ impl CombinedClock {
     }
 
     /// The combined watermark at the last epoch that was applied.
-    pub fn watermark(&self) -> EventTime {
+    pub(crate) fn watermark(&self) -> EventTime {
         self.watermark
     }
 

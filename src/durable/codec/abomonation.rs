@@ -7,7 +7,7 @@
 //! The crate is unmaintained, and has a soundness advisory (RUSTSEC-2021-0120): in general it reads padding, trusts
 //! bytes and ignores alignment. Mitigations in this module:
 //! * **Bytes** were written by this very program: the reader has verified the block's checksum and length, and the
-//!   [fingerprint](Codec::fingerprint) covers the executable that wrote it (its digest, so also the compiler and the
+//!   fingerprint covers the executable that wrote it (its digest, so also the compiler and the
 //!   layout), the machine's architecture, and the type's name, size and alignment.
 //! * **Alignment** of the array is checked here. Data that rows own must not need any: that is the contract of
 //!   [`InPlace`].

@@ -22,18 +22,18 @@ use crate::error::{Error, ErrorKind, Result};
 
 #[cfg(feature = "abomonation")]
 pub use abomonation::Abomonation;
-pub use postcard::Postcard;
-pub use schema::{DynamicValue, Schema};
+pub(crate) use postcard::Postcard;
+pub(crate) use schema::{DynamicValue, Schema};
 
 /// A codec's number in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CodecId(pub u8);
+pub(crate) struct CodecId(pub u8);
 
 impl CodecId {
     /// [`Postcard`].
-    pub const POSTCARD: CodecId = CodecId(1);
+    pub(crate) const POSTCARD: CodecId = CodecId(1);
     /// `Abomonation`, available if the program was built with the cargo feature `abomonation`.
-    pub const ABOMONATION: CodecId = CodecId(2);
+    pub(crate) const ABOMONATION: CodecId = CodecId(2);
 }
 
 impl fmt::Display for CodecId {
@@ -48,7 +48,7 @@ impl fmt::Display for CodecId {
 
 /// A file's description of how its rows are encoded; rows are read only where it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RowEncoding {
+pub(crate) struct RowEncoding {
     /// The codec.
     pub codec: CodecId,
     /// The fingerprint, see [`Codec::fingerprint`].
@@ -64,7 +64,7 @@ impl RowEncoding {
     ///
     /// # Errors
     /// Fails if they cannot: names the difference (codec, type or shape of the type) and the remedy, but no file.
-    pub fn accepts(&self, written: &RowEncoding) -> Result<()> {
+    pub(crate) fn accepts(&self, written: &RowEncoding) -> Result<()> {
         if (self.codec, self.fingerprint) == (written.codec, written.fingerprint) {
             return Ok(());
         }
@@ -95,7 +95,7 @@ impl RowEncoding {
 /// Encodes and decodes the rows of blocks.
 ///
 /// Errors are plain texts without a place; the caller, which has the file, adds it.
-pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
+pub(crate) trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     /// The codec's number in files.
     fn id(&self) -> CodecId;
 
@@ -150,7 +150,7 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
 
 /// A block under construction. A codec that separates fixed-size rows from the data they own writes both parts.
 #[derive(Debug, Default)]
-pub struct BlockBuffer {
+pub(crate) struct BlockBuffer {
     /// The first part of the block.
     pub head: Vec<u8>,
     /// The second part, placed after the first.
@@ -159,12 +159,12 @@ pub struct BlockBuffer {
 
 impl BlockBuffer {
     /// The bytes so far, of both parts.
-    pub fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         self.head.len() + self.tail.len()
     }
 
     /// Returns the block, and starts an empty one.
-    pub fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         let room = self.head.capacity();
         let mut block = std::mem::replace(&mut self.head, Vec::with_capacity(room));
         block.append(&mut self.tail);
@@ -180,7 +180,7 @@ impl BlockBuffer {
 
 /// Bytes whose start is aligned to [`AlignedBytes::ALIGNMENT`], so that rows can be read in place.
 #[derive(Debug, Default)]
-pub struct AlignedBytes {
+pub(crate) struct AlignedBytes {
     bytes: Vec<u8>,
     start: usize,
     length: usize,
@@ -188,17 +188,17 @@ pub struct AlignedBytes {
 
 impl AlignedBytes {
     /// The alignment in bytes: the greatest of any primitive type of Rust.
-    pub const ALIGNMENT: usize = 16;
+    pub(crate) const ALIGNMENT: usize = 16;
 
     /// A buffer of `length` zeros.
-    pub fn zeroed(length: usize) -> Self {
+    pub(crate) fn zeroed(length: usize) -> Self {
         let mut aligned = AlignedBytes::default();
         aligned.resize(length);
         aligned
     }
 
     /// Sets the length; the contents are unspecified afterwards.
-    pub fn resize(&mut self, length: usize) {
+    pub(crate) fn resize(&mut self, length: usize) {
         if self.bytes.len() < length + Self::ALIGNMENT {
             self.bytes.resize(length + Self::ALIGNMENT, 0);
         }
@@ -208,7 +208,7 @@ impl AlignedBytes {
     }
 
     /// Returns the bytes.
-    pub fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..self.start + self.length]
     }
 
@@ -219,13 +219,13 @@ impl AlignedBytes {
     }
 
     /// Returns the bytes, to be overwritten.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.length]
     }
 }
 
 /// The readable rows of one block.
-pub struct BlockRows<T>(RowStorage<T>);
+pub(crate) struct BlockRows<T>(RowStorage<T>);
 
 enum RowStorage<T> {
     Decoded(Vec<T>),
@@ -235,12 +235,12 @@ enum RowStorage<T> {
 
 impl<T> BlockRows<T> {
     /// Rows decoded into memory of their own.
-    pub fn decoded(rows: Vec<T>) -> Self {
+    pub(crate) fn decoded(rows: Vec<T>) -> Self {
         BlockRows(RowStorage::Decoded(rows))
     }
 
     /// Returns the rows, in the order in which they were written.
-    pub fn as_slice(&self) -> &[T] {
+    pub(crate) fn as_slice(&self) -> &[T] {
         match &self.0 {
             RowStorage::Decoded(rows) => rows,
             #[cfg(feature = "abomonation")]
@@ -276,7 +276,7 @@ impl serde::de::Error for ProbeStopped {
 /// Hashes a list of words: the result is written to files, so it must be equal on every machine and in every version.
 ///
 /// Algorithm: FNV-1a with 64 bits, by Fowler, Noll and Vo; each word is closed by a byte that occurs in no UTF-8 text.
-pub fn fingerprint<'a>(words: impl IntoIterator<Item = &'a str>) -> u64 {
+pub(crate) fn fingerprint<'a>(words: impl IntoIterator<Item = &'a str>) -> u64 {
     let bytes = words.into_iter().flat_map(|word| word.bytes().chain([0xff]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

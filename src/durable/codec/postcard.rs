@@ -13,7 +13,7 @@ use crate::error::Error;
 
 /// The default codec, for all row types that serde can serialise.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Postcard;
+pub(crate) struct Postcard;
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     fn id(&self) -> CodecId {

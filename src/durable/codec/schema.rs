@@ -36,7 +36,7 @@ const HALVES: (&str, &[&str]) = ("WideSum", &["high", "low"]);
 
 /// The structure of a type's values, in the order in which they are serialised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Schema {
+pub(crate) enum Schema {
     /// An unknown structure.
     #[default]
     Unknown,
@@ -80,7 +80,7 @@ pub enum Schema {
 
 impl Schema {
     /// The schema of a type, found by probing it.
-    pub fn of<T: DeserializeOwned>() -> Schema {
+    pub(crate) fn of<T: DeserializeOwned>() -> Schema {
         let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
         for _ in 0..MAX_PASSES {
             let before = schema.clone();
@@ -111,7 +111,7 @@ impl Schema {
     ///
     /// # Errors
     /// Fails if the bytes are no such value, or if the schema is unknown or cut at that place.
-    pub fn read(&self, bytes: &mut &[u8]) -> Result<DynamicValue, String> {
+    pub(crate) fn read(&self, bytes: &mut &[u8]) -> Result<DynamicValue, String> {
         Ok(match self {
             Schema::Unknown => return Err("nobody knows what a part of its type is".into()),
             Schema::Cut => return Err("its type holds itself, and a value goes deeper than can be shown".into()),
@@ -176,7 +176,7 @@ fn many<V>(bytes: &mut &[u8], mut one: impl FnMut(&mut &[u8]) -> Result<V, Strin
 
 /// A value decoded by a schema. Values are ordered like the types that they come from, if those derive their order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DynamicValue {
+pub(crate) enum DynamicValue {
     /// `()` or `None`.
     Nothing,
     /// `bool`.

@@ -39,7 +39,7 @@ pub(super) const BEFORE_BODY: usize = 20;
 
 /// The identity of a journal file, from which its name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct FileId {
+pub(crate) struct FileId {
     /// The incarnation that wrote it.
     pub incarnation: u64,
     /// The process of that incarnation.
@@ -50,7 +50,7 @@ pub struct FileId {
 
 impl FileId {
     /// Parses a file name; `None` if it is not the name of a journal file.
-    pub fn parse(name: &str) -> Option<FileId> {
+    pub(crate) fn parse(name: &str) -> Option<FileId> {
         let mut parts = name.strip_suffix(".journal")?.split('-');
         let id = FileId {
             incarnation: parts.next()?.parse().ok()?,
@@ -70,7 +70,7 @@ impl fmt::Display for FileId {
 
 /// The header of a journal file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JournalHeader {
+pub(crate) struct JournalHeader {
     /// The state that the file belongs to.
     pub state: StateId,
     /// The file's identity.
@@ -83,7 +83,7 @@ pub struct JournalHeader {
 
 /// A file's record of the previous file of the same process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PreviousFile {
+pub(crate) struct PreviousFile {
     /// The length of the previous file in bytes, all of it synced.
     pub length: u64,
     /// The greatest epoch in that file and all files before it; `None` if they have no frame.
@@ -92,7 +92,7 @@ pub struct PreviousFile {
 
 /// A frame as read from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JournalEntry {
+pub(crate) struct JournalEntry {
     /// The worker that wrote it.
     pub worker: u32,
     /// The decoded frame.

@@ -19,11 +19,13 @@ mod writer;
 pub use ends::{JournalEnds, WorkerEnd};
 #[cfg(test)]
 pub(in crate::durable) use format::ENVELOPE;
-pub use format::{FileId, JournalEntry, JournalHeader, PreviousFile};
-pub use reader::JournalFile;
+pub(crate) use format::{FileId, JournalEntry};
+#[cfg(test)]
+pub(in crate::durable) use format::{JournalHeader, PreviousFile};
+pub(crate) use reader::JournalFile;
 #[cfg(test)]
 pub(in crate::durable) use writer::JournalWriter;
-pub use writer::{FileJournal, JournalConfig};
+pub(crate) use writer::{FileJournal, JournalConfig};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
@@ -98,7 +100,7 @@ pub struct Frame {
 }
 
 /// A log of frames, shared by the workers of a process.
-pub trait Journal: Send + Sync {
+pub(crate) trait Journal: Send + Sync {
     /// Queues a frame of `worker`, without waiting for the disk. Every worker must append a frame, even an empty one,
     /// for the first epoch of an incarnation: until all have, recovery ignores the incarnation's own input.
     ///
@@ -139,7 +141,7 @@ pub trait Journal: Send + Sync {
 
 /// A journal in memory: frames count as synced at once, and are lost with the process.
 #[derive(Debug, Default)]
-pub struct MemoryJournal {
+pub(crate) struct MemoryJournal {
     inner: Mutex<MemoryFrames>,
     forgetful: bool,
 }
@@ -152,12 +154,13 @@ struct MemoryFrames {
 
 impl MemoryJournal {
     /// A journal that only acknowledges frames: for a job without state, where nothing would read them.
-    pub fn discarding() -> Self {
+    pub(crate) fn discarding() -> Self {
         MemoryJournal { forgetful: true, ..MemoryJournal::default() }
     }
 
     /// Returns the frames so far, of all workers, in order of epochs; those of one epoch merged, with bounds sorted.
-    pub fn frames(&self) -> Vec<Frame> {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn frames(&self) -> Vec<Frame> {
         let mut by_epoch = std::collections::BTreeMap::<Epoch, Vec<PartitionProgress>>::new();
         for frame in &self.inner.lock().unwrap_or_else(PoisonError::into_inner).frames {
             by_epoch.entry(frame.epoch).or_default().extend(frame.progress.iter().cloned());

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The contents of a journal file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JournalFile {
+pub(crate) struct JournalFile {
     /// The file's identity.
     pub id: FileId,
     /// Its header; `None` if that is not intact, and then no frame is.
@@ -34,7 +34,7 @@ impl JournalFile {
     ///
     /// # Errors
     /// Fails if the file was written in another format, or if its header names another state or another file.
-    pub fn read(state: StateId, id: FileId, bytes: &[u8]) -> Result<JournalFile> {
+    pub(crate) fn read(state: StateId, id: FileId, bytes: &[u8]) -> Result<JournalFile> {
         let mut file = JournalFile {
             id,
             header: None,

@@ -31,7 +31,7 @@ use crate::time::Epoch;
 
 /// The place and the owner of a journal.
 #[derive(Clone)]
-pub struct JournalConfig {
+pub(crate) struct JournalConfig {
     /// The disk.
     pub disk: Arc<dyn Disk>,
     /// The directory of the journal, which must exist.
@@ -54,7 +54,7 @@ pub struct JournalConfig {
 
 impl JournalConfig {
     /// The default length after which a new file is begun: 1 MiB.
-    pub const DEFAULT_FILE_LIMIT: u64 = 1 << 20;
+    pub(crate) const DEFAULT_FILE_LIMIT: u64 = 1 << 20;
 }
 
 impl fmt::Debug for JournalConfig {
@@ -69,7 +69,7 @@ impl fmt::Debug for JournalConfig {
 
 /// A journal that is written to files.
 #[derive(Debug)]
-pub struct FileJournal {
+pub(crate) struct FileJournal {
     shared: Arc<JournalShared>,
     thread: Mutex<Option<ThreadHandle>>,
 }
@@ -117,7 +117,7 @@ impl FileJournal {
     ///
     /// # Errors
     /// Fails if a disk operation fails, or if the process has a journal of this incarnation already.
-    pub fn begin(place: JournalConfig) -> Result<FileJournal> {
+    pub(crate) fn begin(place: JournalConfig) -> Result<FileJournal> {
         let (journal, writer) = FileJournal::prepare(place)?;
         // Without this, workers would wait for ever for a thread that has panicked.
         let shared = Arc::clone(&journal.shared);

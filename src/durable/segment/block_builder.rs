@@ -14,27 +14,15 @@ pub(super) const MAX_BLOCK_LENGTH: usize = 1 << 30;
 
 /// A block of rows, not yet compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawBlock {
+pub(crate) struct RawBlock {
     pub(super) bytes: Vec<u8>,
     pub(super) rows: u32,
     pub(super) least: EventTime,
     pub(super) greatest: EventTime,
 }
 
-impl RawBlock {
-    /// The number of rows.
-    pub fn rows(&self) -> u32 {
-        self.rows
-    }
-
-    /// The memory that it takes, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
 /// Builds the raw blocks of one segment.
-pub struct BlockBuilder<T> {
+pub(crate) struct BlockBuilder<T> {
     codec: Arc<dyn Codec<T>>,
     draft: BlockBuffer,
     rows: u32,
@@ -44,7 +32,7 @@ pub struct BlockBuilder<T> {
 
 impl<T: 'static> BlockBuilder<T> {
     /// A builder for rows that are encoded by `codec`.
-    pub fn new(codec: Arc<dyn Codec<T>>) -> Self {
+    pub(crate) fn new(codec: Arc<dyn Codec<T>>) -> Self {
         BlockBuilder { codec, draft: BlockBuffer::default(), rows: 0, least: EventTime::MAX, greatest: EventTime::MIN }
     }
 
@@ -54,7 +42,7 @@ impl<T: 'static> BlockBuilder<T> {
     /// # Errors
     /// Fails if the row cannot be serialised, if it could not be read back, or if the block would reach a gigabyte.
     #[inline]
-    pub fn push(&mut self, row: &T, window: EventTime) -> Result<Option<RawBlock>> {
+    pub(crate) fn push(&mut self, row: &T, window: EventTime) -> Result<Option<RawBlock>> {
         let before = (self.draft.head.len(), self.draft.tail.len());
         if let Err(why) = self.codec.encode(row, &mut self.draft) {
             self.draft.truncate(before);
@@ -90,7 +78,7 @@ impl<T: 'static> BlockBuilder<T> {
     }
 
     /// Returns the rows since the last full block, and resets the builder; `None` if there are no rows.
-    pub fn finish(&mut self) -> Option<RawBlock> {
+    pub(crate) fn finish(&mut self) -> Option<RawBlock> {
         self.take()
     }
 

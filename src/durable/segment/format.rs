@@ -81,7 +81,7 @@ impl SegmentHeader {
 
 /// One block of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockInfo {
+pub(crate) struct BlockInfo {
     /// Length in the file, in bytes.
     #[serde(rename = "stored")]
     pub stored_length: u32,

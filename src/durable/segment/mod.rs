@@ -31,14 +31,15 @@ use serde::{Deserialize, Serialize};
 use crate::durable::codec::fingerprint;
 use crate::time::{Epoch, EventTime};
 
-pub use block_builder::{BlockBuilder, RawBlock};
-pub use format::BlockInfo;
-pub use reader::{SegmentReader, verify};
-pub use writer::SegmentWriter;
+pub(crate) use block_builder::{BlockBuilder, RawBlock};
+#[cfg(test)]
+use format::BlockInfo;
+pub(crate) use reader::{SegmentReader, verify};
+pub(crate) use writer::SegmentWriter;
 
 /// The origin of a segment's rows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SegmentLabel {
+pub(crate) struct SegmentLabel {
     /// The step that the rows belong to.
     pub step: String,
     /// The incarnation that wrote the segment.
@@ -58,7 +59,7 @@ impl SegmentLabel {
     ///
     /// # Panics
     /// Panics if `segments` is empty.
-    pub fn of_merge(segments: &[SegmentInfo], incarnation: u64, worker: u32, number: u64) -> SegmentLabel {
+    pub(crate) fn of_merge(segments: &[SegmentInfo], incarnation: u64, worker: u32, number: u64) -> SegmentLabel {
         let (first, rest) = segments.split_first().unwrap_or_else(|| panic!("a sum of no segments has no label"));
         let from = rest.iter().fold(first.from, |from, segment| from.min(segment.from));
         let to = rest.iter().fold(first.to, |to, segment| to.max(segment.to));
@@ -66,7 +67,7 @@ impl SegmentLabel {
     }
 
     /// The name of the file: unique in a state directory, and valid whatever the name of the step.
-    pub fn file_name(&self) -> String {
+    pub(crate) fn file_name(&self) -> String {
         let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
         let step: String = if self.step.is_empty() { "_" } else { &self.step }.chars().take(32).map(safe).collect();
         let SegmentLabel { incarnation, worker, number, from, to, .. } = self;
@@ -78,14 +79,9 @@ impl SegmentLabel {
 /// Suffix of segment files.
 const EXTENSION: &str = ".segment";
 
-/// `true` if a file of this name is a segment, complete or not.
-pub fn is_segment(name: &str) -> bool {
-    name.ends_with(EXTENSION)
-}
-
 /// A manifest's reference to a segment, with enough details to decide if it must be read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SegmentInfo {
+pub(crate) struct SegmentInfo {
     /// The file's name in the state's directory of segments.
     pub file: String,
     /// The step that the rows belong to.
@@ -110,13 +106,13 @@ pub struct SegmentInfo {
 
 impl SegmentInfo {
     /// `true` if no row belongs to a window that ends after `dead`.
-    pub fn is_expired(&self, dead: EventTime) -> bool {
+    pub(crate) fn is_expired(&self, dead: EventTime) -> bool {
         self.greatest <= dead
     }
 }
 
 /// Ratio of the file lengths of a level to those of the level below.
-pub const FACTOR: u64 = 4;
+pub(crate) const FACTOR: u64 = 4;
 /// Maximum file length of level 0, in bytes.
 const SMALLEST: u64 = 4096;
 

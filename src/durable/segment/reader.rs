@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 
 use crate::durable::codec::{AlignedBytes, BlockRows, Codec, CodecId, DynamicValue, RowEncoding, Schema};
 use crate::durable::disk::{Disk, DiskFile};
+use crate::durable::segment::SegmentInfo;
+#[cfg(test)]
+use crate::durable::segment::SegmentLabel;
 use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
-use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A reader of one segment, whose header and footer are verified.
 #[derive(Debug)]
-pub struct SegmentReader {
+pub(crate) struct SegmentReader {
     path: PathBuf,
     file: Box<dyn DiskFile>,
+    #[cfg(test)]
     label: SegmentLabel,
     encoding: RowEncoding,
     info: SegmentInfo,
@@ -32,7 +35,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the file cannot be read, is damaged, or has another format version.
-    pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
+    pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
         let file = disk.open(path).map_err(|why| unreadable(path, &why))?;
         let length = file.length().map_err(|why| unreadable(path, &why))?;
         let mut start = vec![0; usize::try_from(length).unwrap_or(START).min(START)];
@@ -67,6 +70,7 @@ impl SegmentReader {
             path: path.to_owned(),
             file,
             encoding,
+            #[cfg(test)]
             label,
             info,
             blocks: footer.blocks,
@@ -81,7 +85,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails like [`SegmentReader::open`], and if the file is not the named segment.
-    pub fn open_named(disk: &dyn Disk, directory: &Path, named: &SegmentInfo) -> Result<Self> {
+    pub(crate) fn open_named(disk: &dyn Disk, directory: &Path, named: &SegmentInfo) -> Result<Self> {
         let path = directory.join(&named.file);
         let reader = SegmentReader::open(disk, &path)?;
         if reader.info != *named {
@@ -91,22 +95,24 @@ impl SegmentReader {
     }
 
     /// The origin of the rows.
-    pub fn label(&self) -> &SegmentLabel {
+    #[cfg(test)]
+    pub(crate) fn label(&self) -> &SegmentLabel {
         &self.label
     }
 
     /// The segment's description, as a manifest stores it.
-    pub fn info(&self) -> &SegmentInfo {
+    #[cfg(test)]
+    pub(crate) fn info(&self) -> &SegmentInfo {
         &self.info
     }
 
     /// The coding of the rows.
-    pub fn encoding(&self) -> &RowEncoding {
+    pub(crate) fn encoding(&self) -> &RowEncoding {
         &self.encoding
     }
 
     /// The blocks, in the order of their rows.
-    pub fn blocks(&self) -> &[BlockInfo] {
+    pub(crate) fn blocks(&self) -> &[BlockInfo] {
         &self.blocks
     }
 
@@ -114,7 +120,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if they were written by another codec or as another type.
-    pub fn check_codec<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
+    pub(crate) fn check_codec<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
         codec.can_read(&self.encoding).map_err(|refused| refused.at(self.path.display()))
     }
 
@@ -127,25 +133,11 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// Calls `each` for every row of a block, in order; rows are read in place if the codec can.
-    ///
-    /// # Errors
-    /// Fails if the block is damaged, or if the rows do not match the codec.
-    pub fn scan_block<T: 'static>(
-        &mut self,
-        block: usize,
-        codec: &dyn Codec<T>,
-        each: &mut dyn FnMut(&T),
-    ) -> Result<()> {
-        self.open_block(block, codec)?.as_slice().iter().for_each(each);
-        Ok(())
-    }
-
     /// Returns the rows of a block, in order; they are read in place if the codec can.
     ///
     /// # Errors
     /// Fails if the block is damaged, or if the rows do not match the codec.
-    pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<BlockRows<T>> {
+    pub(crate) fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<BlockRows<T>> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
         let opened = codec.open(std::mem::take(&mut self.raw), rows);
@@ -156,7 +148,12 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if the rows do not match the codec.
-    pub fn read_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>, out: &mut Vec<T>) -> Result<()> {
+    pub(crate) fn read_block<T: 'static>(
+        &mut self,
+        block: usize,
+        codec: &dyn Codec<T>,
+        out: &mut Vec<T>,
+    ) -> Result<()> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
         let before = out.len();
@@ -176,7 +173,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if its rows cannot be decoded without their type.
-    pub fn values(&mut self, block: usize) -> Result<Vec<DynamicValue>> {
+    pub(crate) fn values(&mut self, block: usize) -> Result<Vec<DynamicValue>> {
         let cannot = Error::new("cannot show the rows of a segment").at(self.path.display());
         if self.encoding.codec != CodecId::POSTCARD {
             let why = format!("they were written by {}, as they lay in memory", self.encoding.codec);
@@ -231,7 +228,7 @@ impl SegmentReader {
 ///
 /// # Errors
 /// Fails like [`SegmentReader::open`], and if a block is damaged.
-pub fn verify(disk: &dyn Disk, path: &Path) -> Result<SegmentInfo> {
+pub(crate) fn verify(disk: &dyn Disk, path: &Path) -> Result<SegmentInfo> {
     let mut reader = SegmentReader::open(disk, path)?;
     for block in 0..reader.blocks.len() {
         reader.load(block)?;

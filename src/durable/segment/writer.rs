@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 /// Writes one segment. Dropped before [`SegmentWriter::finish`], it leaves an incomplete file that nothing refers to.
 #[derive(Debug)]
-pub struct SegmentWriter {
+pub(crate) struct SegmentWriter {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     path: PathBuf,
@@ -32,7 +32,7 @@ impl SegmentWriter {
     ///
     /// # Errors
     /// Fails if the file cannot be created, or if a file of that name exists.
-    pub fn create(
+    pub(crate) fn create(
         disk: &Arc<dyn Disk>,
         directory: &Path,
         label: &SegmentLabel,
@@ -72,7 +72,7 @@ impl SegmentWriter {
     ///
     /// # Errors
     /// Fails if it cannot be written; the segment is then unusable.
-    pub fn append(&mut self, block: &RawBlock) -> Result<()> {
+    pub(crate) fn append(&mut self, block: &RawBlock) -> Result<()> {
         self.compressed.resize(get_maximum_output_size(block.bytes.len()), 0);
         let compressed = compress_into(&block.bytes, &mut self.compressed).map_err(|why| failed(&self.path, why))?;
         // Equal lengths mark a block that is not compressed.
@@ -96,7 +96,7 @@ impl SegmentWriter {
     ///
     /// # Errors
     /// Fails if it cannot be written or synced; its file is then removed as far as possible.
-    pub fn finish(mut self) -> Result<SegmentInfo> {
+    pub(crate) fn finish(mut self) -> Result<SegmentInfo> {
         let finished = self.complete();
         if finished.is_err() {
             self.abandon();
@@ -114,7 +114,7 @@ impl SegmentWriter {
     }
 
     /// Removes the unfinished file, as far as possible.
-    pub fn abandon(self) {
+    pub(crate) fn abandon(self) {
         // A file that stays is named by no manifest.
         let _what_stays_is_harmless = self.disk.remove(&self.path);
     }

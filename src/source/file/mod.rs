@@ -22,11 +22,12 @@
 //! whole file. Watermark alignment (`--max-drift`) does not pause a file, as it is the only partition of its stream.
 //! Nothing here knows timely, nor the journal's files.
 
-pub mod chunks;
+pub(crate) mod chunks;
 mod foreign_kinds;
 pub(crate) mod format;
-pub mod reader;
-pub mod record_reader;
+mod reader;
+#[cfg(feature = "cli")]
+pub(crate) mod record_reader;
 
 use std::fmt;
 use std::marker::PhantomData;

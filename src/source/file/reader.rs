@@ -33,7 +33,7 @@ const PARTITION: u32 = 0;
 const MAX_HELD_CHUNKS: usize = 4;
 
 /// Reads one worker's chunks of a file.
-pub struct FileReader<F: RecordFormat, T> {
+pub(super) struct FileReader<F: RecordFormat, T> {
     shared: Arc<SharedFile<F>>,
     scratch: F::Scratch,
     owner: bool,
@@ -64,7 +64,7 @@ struct ChunkReject {
 
 impl<F: RecordFormat, T> FileReader<F, T> {
     /// Creates the reader of one worker; `owner` is `true` for the worker that commits the partition's progress.
-    pub fn new(shared: Arc<SharedFile<F>>, owner: bool) -> Self {
+    pub(super) fn new(shared: Arc<SharedFile<F>>, owner: bool) -> Self {
         FileReader { shared, scratch: F::Scratch::default(), owner, held: VecDeque::new(), spare: Vec::new() }
     }
 }

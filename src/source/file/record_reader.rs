@@ -16,11 +16,11 @@ use super::format::{RecordFormat, ScanState};
 const BLOCK: usize = 256 << 10;
 
 /// A record of type `T`, or the reason for rejecting it.
-pub type Parsed<T> = std::result::Result<T, String>;
+pub(crate) type Parsed<T> = std::result::Result<T, String>;
 
 /// Iterates over the records of a format in a reader.
 #[derive(Debug)]
-pub struct RecordReader<F: RecordFormat, R, T> {
+pub(crate) struct RecordReader<F: RecordFormat, R, T> {
     reader: R,
     layout: Option<F::Layout>,
     scratch: F::Scratch,
@@ -40,7 +40,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
     ///
     /// # Errors
     /// Fails if `reader` fails, or if its bytes are of another format.
-    pub fn new(reader: R) -> Result<Self> {
+    pub(crate) fn new(reader: R) -> Result<Self> {
         let (scratch, records) = (F::Scratch::default(), VecDeque::new());
         let mut pieces = RecordReader {
             reader,
@@ -73,7 +73,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
     ///
     /// # Errors
     /// Fails if the input cannot be read.
-    pub fn next_record(&mut self) -> Result<Option<(u64, Parsed<T>)>> {
+    pub(crate) fn next_record(&mut self) -> Result<Option<(u64, Parsed<T>)>> {
         loop {
             if let Some(record) = self.records.pop_front() {
                 return Ok(Some(record));
@@ -86,7 +86,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
     }
 
     /// Returns the number of bytes that were parsed.
-    pub fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.parsed.0
     }
 
