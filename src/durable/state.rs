@@ -29,7 +29,6 @@ mod incarnations;
 mod lock;
 mod scan;
 
-pub use directory::StateDir;
-pub use garbage::GarbageCollected;
+pub(crate) use directory::StateDir;
 #[cfg(test)]
 pub(super) use garbage::incarnation_of_segment;

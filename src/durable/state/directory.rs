@@ -20,7 +20,7 @@ const WATCHED_AT: &str = "WATCHED_AT";
 
 /// The directory of a state.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     pub(super) id: StateId,
@@ -34,7 +34,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if another process has it locked, if its identity is missing or unreadable, or if a disk operation fails.
-    pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
         if is_savepoint(&*disk, &path).map_err(cannot)? {
@@ -67,7 +67,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if there is none, if its identity is unreadable, or if a disk operation fails.
-    pub fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
+    pub(crate) fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
         let path = path.into();
         match read_identity(&*disk, &path)? {
             Some(StateIdentity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
@@ -82,7 +82,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the directory cannot be listed.
-    pub fn is_savepoint(&self) -> Result<bool> {
+    pub(crate) fn is_savepoint(&self) -> Result<bool> {
         is_savepoint(&*self.disk, &self.path).map_err(self.cannot("read"))
     }
 
@@ -91,7 +91,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a directory cannot be listed.
-    pub fn is_new(&self) -> Result<bool> {
+    pub(crate) fn is_new(&self) -> Result<bool> {
         let cannot = self.cannot("read");
         let claims = self
             .disk
@@ -103,23 +103,23 @@ impl StateDir {
     }
 
     /// The state's identity.
-    pub fn id(&self) -> StateId {
+    pub(crate) fn id(&self) -> StateId {
         self.id
     }
 
     /// The disk that it is on.
-    pub fn disk(&self) -> &Arc<dyn Disk> {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
 
     /// The path of its directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the process that signed the lock last, and `true` if that process is stopped. `None` if no signature is
     /// readable, or if the process was on this machine and has ended. The lock itself is not tested.
-    pub fn holder(&self) -> Option<(ProcessInfo, bool)> {
+    pub(crate) fn holder(&self) -> Option<(ProcessInfo, bool)> {
         let text = self.disk.read(&self.path.join("LOCK")).ok()?;
         let holder = read_signature(&String::from_utf8_lossy(&text))?;
         if holder.host != ProcessInfo::this_process().host {
@@ -131,7 +131,7 @@ impl StateDir {
 
     /// Records the HTTP address of the job that uses the state; `None` removes the record. It is for users: a failure
     /// is ignored, and the record may be out of date.
-    pub fn record_address(&self, address: Option<&str>) {
+    pub(crate) fn record_address(&self, address: Option<&str>) {
         let path = self.path.join(WATCHED_AT);
         let _ = match address {
             Some(address) => self.disk.replace(&path, format!("{address}\n").as_bytes()),
@@ -140,23 +140,23 @@ impl StateDir {
     }
 
     /// Reads the address that the job recorded; `None` if there is none.
-    pub fn recorded_address(&self) -> Option<String> {
+    pub(crate) fn recorded_address(&self) -> Option<String> {
         let told = self.disk.read(&self.path.join(WATCHED_AT)).ok()?;
         String::from_utf8(told).ok().map(|told| told.trim().to_owned())
     }
 
     /// The directory of the journal.
-    pub fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.path.join("journal")
     }
 
     /// The directory of manifests.
-    pub fn manifests(&self) -> PathBuf {
+    pub(crate) fn manifests(&self) -> PathBuf {
         self.path.join("manifests")
     }
 
     /// The directory of segments.
-    pub fn segments(&self) -> PathBuf {
+    pub(crate) fn segments(&self) -> PathBuf {
         self.path.join("segments")
     }
 

@@ -16,7 +16,7 @@ use crate::time::Epoch;
 
 /// The outcome of [`StateDir::collect_garbage`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GarbageCollected {
+pub(crate) struct GarbageCollected {
     /// The epoch of the oldest manifest that was kept, up to which journals may be truncated; `None` if there is no
     /// manifest.
     pub oldest: Option<Epoch>,
@@ -33,7 +33,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a manifest to be kept is unreadable, if a later incarnation has begun, or if a disk operation fails.
-    pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<GarbageCollected> {
+    pub(crate) fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<GarbageCollected> {
         self.collect_files(claim, keep, obsolete, &self.still_current(claim.incarnation))
     }
 
@@ -41,7 +41,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a later incarnation has begun, or if a disk operation fails.
-    pub fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
+    pub(crate) fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
         (self.still_current(claim.incarnation))()?;
         let removed = self.remove(segments.map(|name| format!("segments/{name}")));
         removed.map(drop).map_err(self.cannot("remove old files of"))
@@ -52,7 +52,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the last claim is damaged, if a manifest to be kept is unreadable, or if a disk operation fails.
-    pub fn prune(&self, keep: usize) -> Result<GarbageCollected> {
+    pub(crate) fn prune(&self, keep: usize) -> Result<GarbageCollected> {
         let scan = self.scan(false)?;
         match scan.claims.last_key_value() {
             None => Ok(GarbageCollected::default()),

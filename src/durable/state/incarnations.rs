@@ -33,7 +33,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails, or if listing the directory does not show the records in it.
-    pub fn begin_incarnation(&self) -> Result<u64> {
+    pub(crate) fn begin_incarnation(&self) -> Result<u64> {
         let cannot = self.cannot("begin a life of");
         let record = INCARNATION_RECORD.seal(&ProcessInfo::this_process())?;
         for _ in 0..NUMBERS_TRIED {
@@ -59,7 +59,7 @@ impl StateDir {
     }
 
     /// Returns a check that fails once a later incarnation than this one has begun.
-    pub fn still_current(&self, incarnation: u64) -> FencingCheck {
+    pub(crate) fn still_current(&self, incarnation: u64) -> FencingCheck {
         let (disk, lives, place) = (self.disk.clone(), self.records_path(), self.path.display().to_string());
         Arc::new(move || {
             let latest = latest(&*disk, &lives).map_err(|why| disk_error("cannot ask the state", &place, why))?;
@@ -77,7 +77,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the incarnation has a claim already, or if a disk operation fails.
-    pub fn claim(&self, decision: &RecoveryDecision, query: &QueryFingerprint) -> Result<Option<Claim>> {
+    pub(crate) fn claim(&self, decision: &RecoveryDecision, query: &QueryFingerprint) -> Result<Option<Claim>> {
         let cannot = self.cannot("claim");
         let claim = Claim {
             state: self.id,
@@ -103,7 +103,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails.
-    pub fn damaged_records(&self) -> Result<Vec<Error>> {
+    pub(crate) fn damaged_records(&self) -> Result<Vec<Error>> {
         let names = self.disk.list(&self.records_path()).map_err(self.cannot("read"))?;
         let mut wrong = Vec::new();
         for name in
@@ -125,7 +125,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if the claim is missing or damaged, or if a disk operation fails.
-    pub fn claim_of(&self, incarnation: u64) -> Result<Claim> {
+    pub(crate) fn claim_of(&self, incarnation: u64) -> Result<Claim> {
         let path = self.records_path().join(format!("{incarnation}.claim"));
         let bytes = self.disk.read(&path).map_err(|why| disk_error("cannot read the claim", path.display(), why))?;
         read_claim(self.id, incarnation, &bytes)
@@ -133,7 +133,7 @@ impl StateDir {
 
     /// The journal configuration of a process. Process 0 removes the files of earlier incarnations when they are
     /// superfluous.
-    pub fn journal_config(&self, claim: &Claim, process: u32, workers: usize) -> JournalConfig {
+    pub(crate) fn journal_config(&self, claim: &Claim, process: u32, workers: usize) -> JournalConfig {
         JournalConfig {
             disk: self.disk.clone(),
             directory: self.journal(),

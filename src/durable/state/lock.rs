@@ -19,7 +19,7 @@ use crate::time::EventTime;
 
 impl ProcessInfo {
     /// The calling process, with the present time.
-    pub fn this_process() -> ProcessInfo {
+    pub(crate) fn this_process() -> ProcessInfo {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
         let host = host.unwrap_or_default().trim().replace(char::is_whitespace, "-");
         let host = if host.is_empty() { "unknown".into() } else { host };

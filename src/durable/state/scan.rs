@@ -23,7 +23,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.
-    pub fn scan_and_sync(&self) -> Result<StateScan> {
+    pub(crate) fn scan_and_sync(&self) -> Result<StateScan> {
         self.look_at(true, true)
     }
 
@@ -32,7 +32,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.
-    pub fn scan(&self, journals: bool) -> Result<StateScan> {
+    pub(crate) fn scan(&self, journals: bool) -> Result<StateScan> {
         self.look_at(journals, false)
     }
 
@@ -120,7 +120,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Fails if it is missing, damaged or of another state, or if a disk operation fails.
-    pub fn manifest(&self, id: ManifestId) -> Result<Manifest> {
+    pub(crate) fn manifest(&self, id: ManifestId) -> Result<Manifest> {
         let path = self.manifests().join(id.to_string());
         let bytes = self.disk.read(&path);
         let bytes = bytes.map_err(|why| disk_error("cannot read the manifest", path.display(), why))?;

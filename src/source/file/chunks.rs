@@ -19,8 +19,7 @@ mod input_file;
 mod limits;
 mod shared_file;
 
-pub use super::format::ScanState;
-pub use chunk::{Chunk, ChunkStart, ChunkSummary, NextChunk};
-pub use file_progress::{FileEpochEnd, FileProgress};
-pub use limits::{FileLimits, MAX_RECORD, format_bytes};
-pub use shared_file::{SharedFile, grown_since};
+pub(crate) use chunk::{Chunk, ChunkSummary, NextChunk};
+pub(crate) use file_progress::{FileEpochEnd, FileProgress};
+pub(crate) use limits::{FileLimits, MAX_RECORD, format_bytes};
+pub(crate) use shared_file::{SharedFile, grown_since};

@@ -6,7 +6,7 @@ use crate::time::{Epoch, EventTime};
 
 /// Watermark and line number just before a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkStart {
+pub(crate) struct ChunkStart {
     /// Watermark of the partition.
     pub watermark: EventTime,
     /// Number of lines that end between the position where reading began and the chunk.
@@ -15,7 +15,7 @@ pub struct ChunkStart {
 
 /// Result of parsing a chunk.
 #[derive(Clone, Copy, Debug)]
-pub struct ChunkSummary {
+pub(crate) struct ChunkSummary {
     /// Watermark after its records, computed from its records alone.
     pub watermark: EventTime,
     /// Number of lines that end in it.
@@ -24,7 +24,7 @@ pub struct ChunkSummary {
 
 /// A piece of the file that consists of whole records.
 #[derive(Debug)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Number of the chunk, counted from 0.
     pub index: u64,
     /// Epoch of its records.
@@ -43,7 +43,7 @@ pub struct Chunk {
 
 /// Answer to a worker that asks for a chunk.
 #[derive(Debug)]
-pub enum NextChunk {
+pub(crate) enum NextChunk {
     /// The next chunk.
     Chunk(Chunk),
     /// No chunk: the worker's epoch is behind that of the others.

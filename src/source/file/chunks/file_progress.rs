@@ -5,7 +5,7 @@ use crate::time::EventTime;
 
 /// Progress of reading a file, for monitoring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileProgress {
+pub(crate) struct FileProgress {
     /// Position after the chunks that were dealt.
     pub next: u64,
     /// Length of the file when it was last polled, or the fixed end.
@@ -22,7 +22,7 @@ pub struct FileProgress {
 
 /// State of the partition at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileEpochEnd {
+pub(crate) struct FileEpochEnd {
     /// Position after the epoch's records.
     pub next: u64,
     /// Watermark after them.

@@ -1,11 +1,11 @@
 //! Limits of the bytes of a file that are held in memory.
 
 /// Default length of the longest record of a file, in bytes.
-pub const MAX_RECORD: usize = 16 << 20;
+pub(crate) const MAX_RECORD: usize = 16 << 20;
 
 /// Limits of the bytes that are held in memory.
 #[derive(Clone, Copy, Debug)]
-pub struct FileLimits {
+pub(crate) struct FileLimits {
     /// Number of bytes to read at a time: small enough for a chunk and its records to stay in a core's cache, large
     /// enough for the lock and the system call to cost little.
     pub block: usize,
@@ -20,7 +20,7 @@ pub struct FileLimits {
 impl FileLimits {
     /// Sets the length of the longest record; 0 is taken as 1. A block is never longer.
     #[must_use]
-    pub fn with_longest(mut self, longest: u64) -> Self {
+    pub(crate) fn with_longest(mut self, longest: u64) -> Self {
         self.longest = usize::try_from(longest).unwrap_or(usize::MAX).max(1);
         self.block = self.block.min(self.longest);
         self
@@ -39,6 +39,6 @@ impl Default for FileLimits {
 }
 
 /// Formats a number of bytes for people.
-pub fn format_bytes(bytes: usize) -> String {
+pub(crate) fn format_bytes(bytes: usize) -> String {
     bytesize::ByteSize::b(bytes as u64).display().iec().to_string()
 }

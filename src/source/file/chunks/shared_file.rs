@@ -20,7 +20,7 @@ use crate::time::Epoch;
 
 /// State of a run's file that the workers share.
 #[derive(Debug)]
-pub struct SharedFile<F: RecordFormat> {
+pub(crate) struct SharedFile<F: RecordFormat> {
     state: Mutex<ChunkAssigner>,
     layout: OnceLock<F::Layout>,
     /// Number of lines that end before the position where reading began; counted when first asked for.
@@ -33,7 +33,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or cannot give records of type `T`.
-    pub fn open<T: Record>(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
+    pub(crate) fn open<T: Record>(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
         let shared = SharedFile {
             state: Mutex::new(ChunkAssigner::open(path, until_end, sizes)?),
             layout: OnceLock::new(),
@@ -46,7 +46,7 @@ impl<F: RecordFormat> SharedFile<F> {
 
     /// Sets the idle timeout of a followed file. Without it, the file never becomes idle.
     #[must_use]
-    pub fn idle_after(self, after: Duration) -> Self {
+    pub(crate) fn idle_after(self, after: Duration) -> Self {
         self.lock().idle_detector.after = after;
         self
     }
@@ -57,7 +57,7 @@ impl<F: RecordFormat> SharedFile<F> {
 
     /// Notes that a reader was dropped, which abandons the run unless all chunks have been dealt: a worker may be
     /// done before another has begun.
-    pub fn reader_dropped(&self) {
+    pub(crate) fn reader_dropped(&self) {
         let state = self.lock();
         if state.until.is_none_or(|until| state.position < until) {
             self.abandoned.store(true, Ordering::Relaxed);
@@ -65,12 +65,12 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// `true` if a reader was dropped before all chunks were dealt.
-    pub fn abandoned(&self) -> bool {
+    pub(crate) fn abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
     /// Returns the file's layout; never `None` once a chunk has been dealt.
-    pub fn layout(&self) -> Option<&F::Layout> {
+    pub(crate) fn layout(&self) -> Option<&F::Layout> {
         self.layout.get()
     }
 
@@ -106,7 +106,7 @@ impl<F: RecordFormat> SharedFile<F> {
     /// # Errors
     /// Fails if the file cannot be read, has become shorter, was moved or removed while it was followed, has an
     /// unusable or too long header, or is not the one that the journal was written from.
-    pub fn deal<T: Record>(&self, epoch: Epoch) -> Result<NextChunk> {
+    pub(crate) fn deal<T: Record>(&self, epoch: Epoch) -> Result<NextChunk> {
         let state = &mut *self.lock();
         state.go_live()?;
         if state.until.is_none() {
@@ -156,7 +156,7 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// Returns the progress of reading the file, for monitoring.
-    pub fn progress(&self) -> FileProgress {
+    pub(crate) fn progress(&self) -> FileProgress {
         let state = self.lock();
         let (end, ended) = (state.until.unwrap_or(state.file.length), state.last_share.is_some_and(|said| said.ended));
         let partial = (state.partial_at == Some(end)).then_some(state.position);
@@ -168,17 +168,17 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read.
-    pub fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
+    pub(crate) fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
         self.lock().file.count_lines(from, length)
     }
 
     /// `true` if reading began at the file's beginning.
-    pub fn begins_at_beginning(&self) -> bool {
+    pub(crate) fn begins_at_beginning(&self) -> bool {
         self.lock().started_at == 0
     }
 
     /// `true` if the end is fixed and all chunks before it have been dealt.
-    pub fn exhausted(&self) -> bool {
+    pub(crate) fn exhausted(&self) -> bool {
         let state = self.lock();
         state.until.is_some_and(|until| state.position >= until)
     }
@@ -188,7 +188,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or is not the one that the snapshot was taken of.
-    pub fn resume(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
+    pub(crate) fn resume(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
         let state = &mut *self.lock();
         if state.replayed_through.is_none() {
             state.resume(bound)?;
@@ -202,7 +202,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails as [`SharedFile::deal`] does, and if the file is not the one that the journal was written from.
-    pub fn deal_replay<T: Record>(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<NextChunk> {
+    pub(crate) fn deal_replay<T: Record>(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<NextChunk> {
         let state = &mut *self.lock();
         state.check_failure()?;
         if state.replayed_through < Some(epoch) {
@@ -212,7 +212,7 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// Replays an epoch of the journal that took nothing from the file.
-    pub fn skip_replay(&self, epoch: Epoch) {
+    pub(crate) fn skip_replay(&self, epoch: Epoch) {
         let state = &mut *self.lock();
         state.replayed_through = state.replayed_through.max(Some(epoch));
     }
@@ -221,7 +221,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the result shows that the file is not the one that the journal was written from.
-    pub fn summarize(&self, index: u64, summary: ChunkSummary) -> Result<()> {
+    pub(crate) fn summarize(&self, index: u64, summary: ChunkSummary) -> Result<()> {
         let mut state = self.lock();
         let first = state.dealt - state.pending.len() as u64;
         state.pending[(index - first) as usize].summary = Some(summary);
@@ -247,7 +247,7 @@ impl<F: RecordFormat> SharedFile<F> {
     }
 
     /// Takes back the buffer of a chunk.
-    pub fn reuse(&self, bytes: Vec<u8>) {
+    pub(crate) fn reuse(&self, bytes: Vec<u8>) {
         self.lock().file.keep(bytes);
     }
 
@@ -256,7 +256,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file is not the one that the journal was written from, or cannot be read for its fingerprint.
-    pub fn close_epoch(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
+    pub(crate) fn close_epoch(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
         let state = &mut *self.lock();
         state.least_epoch = state.least_epoch.max(Epoch(epoch.0 + 1));
         if state.replayed_through < Some(epoch) {
@@ -273,7 +273,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read.
-    pub fn lines_before(&self) -> Result<u64> {
+    pub(crate) fn lines_before(&self) -> Result<u64> {
         if let Some(lines) = self.lines_before.get() {
             return Ok(*lines);
         }
@@ -288,7 +288,7 @@ impl<F: RecordFormat> SharedFile<F> {
 ///
 /// # Errors
 /// Fails if the file does not exist, or is not the one that the state was written from.
-pub fn grown_since(path: &Path, sizes: FileLimits, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+pub(crate) fn grown_since(path: &Path, sizes: FileLimits, bounds: &[PartitionProgress]) -> Result<Option<String>> {
     let mut file = InputFile::open(path, sizes)?;
     let Some(bound) = bounds.first() else { return Ok((file.length > 0).then(|| String::from("it was never read"))) };
     file.verify_identity(bound, 0)?;
