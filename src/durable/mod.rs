@@ -37,14 +37,14 @@ mod envelope;
 pub mod inspect;
 pub mod journal;
 pub mod manifest;
-#[cfg(test)]
-pub(crate) mod memory_disk;
 pub mod recovery;
 pub mod savepoint;
 mod savepoint_marker;
 pub mod segment;
 pub(crate) mod sources;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod test_disk;
 #[cfg(test)]
 mod tests;
 
