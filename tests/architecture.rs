@@ -4,8 +4,12 @@
 //! that it finds them.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+#[path = "common/source_files.rs"]
+mod source_files;
+
 use std::fmt::Write;
-use std::path::Path;
+
+use source_files::source_files;
 
 /// The modules of the crate, lowest layer first. A module may use those of its own layer and of lower ones.
 const LAYERS: [&[&str]; 8] = [
@@ -315,22 +319,10 @@ fn long_functions(file: &File) -> Vec<String> {
 
 /// Returns all Rust files of the project.
 fn files() -> Vec<File> {
-    fn collect(root: &Path, below: &Path, files: &mut Vec<File>) {
-        let Ok(entries) = std::fs::read_dir(below) else { return };
-        let mut paths = entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-        paths.sort();
-        for path in paths {
-            if path.is_dir() {
-                collect(root, &path, files);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
-                files.push(File::new(&name, &std::fs::read_to_string(&path).unwrap()));
-            }
-        }
-    }
-    let (root, mut files) = (Path::new(env!("CARGO_MANIFEST_DIR")), Vec::new());
+    let mut files = Vec::new();
     for below in ["src", "tests", "queries", "benches"] {
-        collect(root, &root.join(below), &mut files);
+        let file = |(name, text): (String, String)| File::new(&format!("{below}/{name}"), &text);
+        files.extend(source_files(below).into_iter().map(file));
     }
     assert!(files.len() > 30, "only {} files were found", files.len());
     files

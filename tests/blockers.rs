@@ -7,7 +7,7 @@
 mod broker;
 
 use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use broker::Broker;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
+use tidegate::durable::disk::{Disk, OsDisk};
 use tidegate::job::{RunReport, StopHandle, Watcher};
 use tidegate::sink::Sink;
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::{Options, Source};
 use tidegate::status::{BlockerKind, Why, why};
+use tidegate::testing::disk::{HookedDisk, OperationKind};
 use tidegate::{Closed, EventTime, Job, State, Window, csv, kafka, ndjson};
 
 /// Time in which a blocker has to be reported.
@@ -64,85 +65,16 @@ impl Gate {
     }
 }
 
-/// A disk on which files of one kind are synced only while a gate is open.
-#[derive(Clone, Debug)]
-struct Gated {
-    gate: Arc<Gate>,
-    holds: fn(&Path) -> bool,
-}
-
-impl Gated {
-    fn file(&self, path: &Path, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        let gate = (self.holds)(path).then(|| Arc::clone(&self.gate));
-        Box::new(GatedFile { file, gate })
-    }
-}
-
-impl Disk for Gated {
-    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
-        OsDisk.list(directory)
-    }
-
-    fn create_directory(&self, directory: &Path) -> io::Result<()> {
-        OsDisk.create_directory(directory)
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.file(path, OsDisk.create(path)?))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.file(path, OsDisk.open(path)?))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsDisk.rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsDisk.link(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        OsDisk.remove(path)
-    }
-
-    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-        OsDisk.sync_directory(directory)
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
-        OsDisk.lock(path)
-    }
-}
-
-#[derive(Debug)]
-struct GatedFile {
-    file: Box<dyn DiskFile>,
-    gate: Option<Arc<Gate>>,
-}
-
-impl DiskFile for GatedFile {
-    fn length(&self) -> io::Result<u64> {
-        self.file.length()
-    }
-
-    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(position, bytes)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.append(bytes)
-    }
-
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
-        self.file.truncate(length)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.gate.iter().for_each(|gate| gate.pass());
-        self.file.sync()
-    }
+/// Returns a disk on which the files that `holds` names are synced only while a gate is open.
+fn gated_disk(gate: &Arc<Gate>, holds: fn(&Path) -> bool) -> Arc<dyn Disk> {
+    let gate = Arc::clone(gate);
+    let disk = HookedDisk::new(OsDisk::shared(), move |operation, act| {
+        if operation.kind == OperationKind::Sync && holds(&operation.path) {
+            gate.pass();
+        }
+        act()
+    });
+    disk.shared()
 }
 
 /// A job that counts ticks in windows of 100 ms, with an allowed lateness of a second.
@@ -247,7 +179,7 @@ fn plain(folder: &TempDir) -> csv::Sink {
 /// Starts a job with state on a disk on which files of this kind are not synced while the gate is closed.
 fn gated(holds: fn(&Path) -> bool) -> (Running, Arc<Gate>) {
     let (folder, gate) = (folder(), Arc::<Gate>::default());
-    let disk = Arc::new(Gated { gate: Arc::clone(&gate), holds });
+    let disk = gated_disk(&gate, holds);
     let out = plain(&folder);
     let running = Running::over_file(out, folder, |job, folder| {
         job.state(State::at(folder.join("state")).snapshot_every(Duration::from_millis(50)).disk(disk))

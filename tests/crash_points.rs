@@ -96,6 +96,7 @@ impl Crashed {
 /// Returns the kind of an operation and the kind of its file.
 fn done(act: &DiskOperation) -> (&'static str, &'static str) {
     let what = match &act.kind {
+        OperationKind::List => "list",
         OperationKind::CreateDirectory => "create directory",
         OperationKind::Create => "create",
         OperationKind::Append(_) => "append",

@@ -190,7 +190,11 @@ fn a_signal_ends_the_tools_cleanly() {
     let mut producer = spawn(&produce);
     std::thread::sleep(Duration::from_secs(2));
     let mut consumer = spawn(&copy);
-    std::thread::sleep(Duration::from_secs(2));
+    let begun = Instant::now();
+    while std::fs::metadata(folder.path().join("copy.csv")).map_or(0, |file| file.len()) < 1_000 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is copied");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     for (child, signal, code) in [(&mut consumer, Signal::SIGTERM, 143), (&mut producer, Signal::SIGINT, 130)] {
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(code));

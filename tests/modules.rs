@@ -5,9 +5,12 @@
 //! between. `MODULES=print cargo test --test modules -- --nocapture` prints every arrow between files of a module.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+#[path = "common/source_files.rs"]
+mod source_files;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use source_files::source_files;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
@@ -43,9 +46,7 @@ struct Sources {
 
 impl Sources {
     fn read() -> Sources {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut files = BTreeMap::new();
-        collect(&root, &root, &mut files);
+        let files = modules("src");
         assert!(files.len() > 100, "only {} files were found", files.len());
         Sources::of(files)
     }
@@ -122,25 +123,21 @@ fn joined(module: &Module, name: &str) -> Module {
     module.iter().cloned().chain([name.to_owned()]).collect()
 }
 
-fn collect(root: &Path, below: &Path, files: &mut BTreeMap<Module, syn::File>) {
-    for entry in std::fs::read_dir(below).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "tests") {
-                collect(root, &path, files);
-            }
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let inside = path.strip_prefix(root).unwrap().with_extension("");
-            let mut module: Module = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
-            match module.last().map(String::as_str) {
-                Some("lib" | "mod") => drop(module.pop()),
-                Some("main" | "tests") => continue,
-                _ => {}
-            }
-            let text = std::fs::read_to_string(&path).unwrap();
-            files.insert(module, syn::parse_file(&text).unwrap());
+/// Returns the files below a directory of the project by their module, tests left out.
+fn modules(directory: &str) -> BTreeMap<Module, syn::File> {
+    let mut files = BTreeMap::new();
+    for (name, text) in source_files(directory) {
+        let mut module: Module = name.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+        let is_of_tests = module.iter().any(|part| part == "tests") || module.last().is_some_and(|last| last == "main");
+        if is_of_tests {
+            continue;
         }
+        if module.last().is_some_and(|last| last == "lib" || last == "mod") {
+            module.pop();
+        }
+        files.insert(module, syn::parse_file(&text).unwrap());
     }
+    files
 }
 
 /// The paths that an import names, each with the name that it has here.
@@ -325,12 +322,9 @@ fn asks(opening: &str) -> bool {
 
 #[test]
 fn documentation_opens_with_what_a_thing_is_or_does() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut all, mut questions) = (0, Vec::new());
     for below in ["src", "queries", "benches", "tests"] {
-        let mut files = BTreeMap::new();
-        collect(&root.join(below), &root.join(below), &mut files);
-        for (module, file) in &files {
+        for (module, file) in &modules(below) {
             let mut openings = Openings::default();
             openings.visit_file(file);
             all += openings.lines.len();

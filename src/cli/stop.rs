@@ -11,7 +11,7 @@
 //! Invariant: exit codes 130 and 143 mean that everything the command had begun was finished.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,17 +38,22 @@ const SIGNAL_POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub(super) struct StopSignal(Arc<SignalState>);
 
 struct SignalState {
-    /// The exit code to stop with; 0 before a signal.
-    code: AtomicU8,
     /// The exit code of the last signal, set by its handler; 0 before a signal. A job that stops because another process
     /// was asked to may end before the thread of this process has heard of its own signal.
     delivered: Arc<AtomicUsize>,
-    /// Time of the first signal.
-    first_signal_at: OnceLock<Instant>,
+    /// The first signal that the thread has heard of.
+    first: OnceLock<StopRequest>,
     /// Number of startup phases of the command in progress.
     startup_phases: AtomicUsize,
     job: Mutex<Option<RunningJob>>,
     failure: Arc<JobFailure>,
+}
+
+/// A signal to stop.
+struct StopRequest {
+    at: Instant,
+    /// The exit code to stop with.
+    code: u8,
 }
 
 /// A job that is asked to stop.
@@ -84,9 +89,8 @@ impl StopSignal {
         let signals = Signals::new(&wanted);
         let mut signals = signals.map_err(cannot)?;
         let shared = Arc::new(SignalState {
-            code: AtomicU8::new(0),
             delivered,
-            first_signal_at: OnceLock::new(),
+            first: OnceLock::new(),
             startup_phases: AtomicUsize::new(0),
             job: Mutex::new(None),
             failure: JobFailure::current().unwrap_or_default(),
@@ -107,9 +111,8 @@ impl StopSignal {
     /// Returns the exit code to stop with after a signal, or after the failure of a thread of this program; else
     /// `None`.
     pub(super) fn exit_code_if_stopped(&self) -> Option<u8> {
-        let heard = self.0.code.load(Ordering::Acquire);
         let delivered = || u8::try_from(self.0.delivered.load(Ordering::Acquire)).unwrap_or(0);
-        match if heard > 0 { heard } else { delivered() } {
+        match self.0.first.get().map_or_else(delivered, |first| first.code) {
             0 => self.0.failure.get().map(Error::exit_code),
             code => Some(code),
         }
@@ -141,9 +144,8 @@ impl SignalState {
 
     fn handle_signal(&self, signal: i32) {
         let now = Instant::now();
-        let first = *self.first_signal_at.get_or_init(|| now);
-        let _ = self.code.compare_exchange(0, code_of(signal), Ordering::AcqRel, Ordering::Acquire);
-        if now.duration_since(first) >= REPEAT_INTERVAL {
+        let first = self.first.get_or_init(|| StopRequest { at: now, code: code_of(signal) });
+        if now.duration_since(first.at) >= REPEAT_INTERVAL {
             let error =
                 Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
             exit_with_error(&error.help("a job with state resumes where its results end"));
@@ -160,8 +162,9 @@ impl SignalState {
     fn enforce_stop(&self) {
         static FAILED: OnceLock<Instant> = OnceLock::new();
         let failure = self.failure.get();
-        let since = match (self.first_signal_at.get(), failure) {
-            (Some(asked), _) => *asked,
+        let first = self.first.get();
+        let since = match (first, failure) {
+            (Some(first), _) => first.at,
             (None, Some(_)) => *FAILED.get_or_init(Instant::now),
             (None, None) => return,
         };
@@ -175,7 +178,7 @@ impl SignalState {
         if grace.is_some_and(|grace| since.elapsed() >= grace) {
             match failure {
                 Some(error) => exit_with_error(error),
-                None => low_level::exit(i32::from(self.code.load(Ordering::Acquire))),
+                None => low_level::exit(first.map_or(0, |first| i32::from(first.code))),
             }
         }
     }

@@ -300,7 +300,7 @@ mod tests {
 
     use super::*;
     use crate::durable::disk::OsDisk;
-    use crate::durable::segment::tests::{FailingDisk, Row, codecs, label, random_rows, read, write};
+    use crate::durable::segment::tests::{Row, codecs, failing_disk, label, random_rows, read, write};
     use crate::durable::segment::{level_of, verify};
     use crate::time::Epoch;
 
@@ -476,14 +476,14 @@ mod tests {
         let inputs: Vec<_> = (0..).zip(&all).map(write).collect();
         let sum = SegmentLabel::of_merge(&inputs, 4, 0, 9);
         let acts = {
-            let (disk, acts) = FailingDisk::shared(usize::MAX);
+            let (disk, asked) = failing_disk(usize::MAX);
             let elsewhere = SegmentLabel { number: 10, ..sum.clone() };
             merge(&disk, directory.path(), &inputs, &elsewhere, &merging(codec, EventTime::MIN)).unwrap();
-            acts.told().len()
+            asked.lock().unwrap().len()
         };
         assert!(acts > 8, "{acts} acts are too few for this test");
         for fail_at in 0..acts {
-            let (disk, _) = FailingDisk::shared(fail_at);
+            let (disk, _) = failing_disk(fail_at);
             let said = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap_err();
             assert!(said.to_string().contains("it broke"), "{said}");
         }

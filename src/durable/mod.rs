@@ -40,14 +40,14 @@ mod envelope;
 pub(crate) mod inspect;
 pub mod journal;
 pub(crate) mod manifest;
-#[cfg(test)]
-pub(crate) mod memory_disk;
 pub(crate) mod recovery;
 pub(crate) mod savepoint;
 mod savepoint_marker;
 pub(crate) mod segment;
 pub(crate) mod sources;
 pub(crate) mod state;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod test_disk;
 #[cfg(test)]
 mod tests;
 

@@ -39,20 +39,20 @@ use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
 use crate::stream::JobFailure;
 use crate::stream::checkpoint::{MergeRegistry, SnapshotAck};
+use crate::stream::epochs::EpochBuffer;
 use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 
 /// Gathers the acknowledgements of each snapshot on worker 0, and hands them over when all are there; worker 0 is in
 /// the process that writes the manifests.
 pub(crate) fn commit(parts: Stream<'_, u64, Vec<SnapshotAck>>, snapshots: Option<Arc<Snapshots>>) {
-    let mut gathered = BTreeMap::<u64, Vec<SnapshotAck>>::new();
+    let mut gathered = EpochBuffer::<Vec<SnapshotAck>>::default();
     parts.sink(Exchange::new(|_part: &SnapshotAck| 0), "Commit", move |(input, frontier)| {
         input.for_each(|capability, parts| {
             let Some(&epoch) = capability.least() else { return };
-            gathered.entry(epoch).or_default().append(parts);
+            gathered.at(epoch).append(parts);
         });
-        while let Some(entry) = gathered.first_entry().filter(|entry| !frontier.less_equal(entry.key())) {
-            let (epoch, parts) = entry.remove_entry();
+        while let Some((epoch, parts)) = gathered.next_complete(std::slice::from_ref(frontier)) {
             if let Some(snapshots) = &snapshots {
                 snapshots.make(Epoch(epoch), parts);
             }

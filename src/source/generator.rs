@@ -7,17 +7,15 @@
 //! Accounts are skewed: a tenth of them have about half of the transactions. Event times grow with the sequence, but
 //! most are a little behind, and a few by up to two seconds ([`DISORDER`]).
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
-use crate::source::memory::{check_there, new_data};
-use crate::source::{
-    PartitionHandle, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
-    time_of,
-};
+use crate::source::indexed::{self, IndexedReader, IndexedRecords};
+use crate::source::{PartitionHandle, PartitionTracker, RawRecord, Reader, Source, TimeOf, WorkerContext, time_of};
 use crate::time::Epoch;
 
 /// Greatest disorder: the event time of a transaction is less than this behind the greatest one before it.
@@ -194,14 +192,6 @@ impl GeneratorSource {
         self.partitions = partitions.max(1);
         self
     }
-
-    /// Returns the number of transactions of a partition; 0 if it does not exist.
-    fn length(&self, partition: u32) -> u64 {
-        if partition >= self.partitions {
-            return 0;
-        }
-        (self.count + u64::from(self.partitions - 1 - partition)) / u64::from(self.partitions)
-    }
 }
 
 impl Source for GeneratorSource {
@@ -220,98 +210,39 @@ impl Source for GeneratorSource {
     }
 
     fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<Transaction>>> {
-        let assigned = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
-        Ok(Box::new(GeneratorReader { source: self.clone(), mine: assigned, turn: 0 }))
+        Ok(Box::new(IndexedReader::new(self.clone(), at)))
     }
 
     fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        let lengths: Vec<u64> = (0..self.partitions).map(|id| self.length(id)).collect();
-        Ok(new_data(&lengths, bounds))
+        Ok(indexed::new_data(self, bounds))
     }
 }
 
-struct GeneratorReader {
-    source: GeneratorSource,
-    /// This worker's partitions with their handles in the intake; `None` until they are found.
-    mine: Vec<(u32, Option<PartitionHandle>)>,
-    turn: usize,
-}
+impl IndexedRecords<Transaction> for GeneratorSource {
+    fn partitions(&self) -> u32 {
+        self.partitions
+    }
 
-impl GeneratorReader {
-    fn take(
+    fn length(&self, partition: u32) -> u64 {
+        if partition >= self.partitions {
+            return 0;
+        }
+        (self.count + u64::from(self.partitions - 1 - partition)) / u64::from(self.partitions)
+    }
+
+    fn accept(
         &self,
         epoch: Epoch,
-        id: u32,
-        slot: PartitionHandle,
-        end: u64,
+        (partition, slot): (u32, PartitionHandle),
+        offsets: Range<u64>,
         intake: &mut PartitionTracker<Transaction>,
     ) -> Result<()> {
-        for offset in intake.next(slot)..end {
+        for offset in offsets {
             let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
-            let index = offset * u64::from(self.source.partitions) + u64::from(id);
-            intake.accept(epoch, slot, found, self.source.generator.at(index))?;
+            let index = offset * u64::from(self.partitions) + u64::from(partition);
+            intake.accept(epoch, slot, found, self.generator.at(index))?;
         }
         Ok(())
-    }
-}
-
-impl Reader<Transaction> for GeneratorReader {
-    fn resume(
-        &mut self,
-        epoch: Epoch,
-        places: &[RestoredPartition],
-        intake: &mut PartitionTracker<Transaction>,
-    ) -> Result<()> {
-        for place in places {
-            intake.begin(epoch);
-            check_there(intake.name(), self.source.length(place.progress.partition), &place.progress)?;
-        }
-        for (id, slot) in &mut self.mine {
-            let Some(place) = places.iter().find(|place| place.progress.partition == *id) else { continue };
-            *slot = Some(intake.resume(epoch, place));
-        }
-        Ok(())
-    }
-
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<Transaction>) -> Result<Polled> {
-        intake.all_found();
-        for (id, slot) in &mut self.mine {
-            let end = self.source.length(*id);
-            slot.get_or_insert_with(|| intake.track(epoch, *id, 0, Some(end)));
-        }
-        // Partitions take turns, so that none runs ahead of the others.
-        for _ in 0..self.mine.len() {
-            self.turn = (self.turn + 1) % self.mine.len();
-            let (id, slot) = self.mine[self.turn];
-            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.is_paused(*slot)) else { continue };
-            let end = intake.until(slot).unwrap_or_else(|| self.source.length(id));
-            let end = end.min(intake.next(slot) + budget as u64);
-            self.take(epoch, id, slot, end, intake)?;
-            return Ok(Polled { epoch, busy: true });
-        }
-        Ok(Polled { epoch, busy: false })
-    }
-
-    fn replay(
-        &mut self,
-        epoch: Epoch,
-        bounds: &[PartitionProgress],
-        intake: &mut PartitionTracker<Transaction>,
-    ) -> Result<bool> {
-        intake.all_found();
-        intake.begin(epoch);
-        for bound in bounds {
-            check_there(intake.name(), self.source.length(bound.partition), bound)?;
-            let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
-            let slot = match self.mine[at].1 {
-                Some(slot) => slot,
-                None => intake.track(epoch, bound.partition, bound.start_offset.unwrap_or(0), bound.end_offset),
-            };
-            self.mine[at].1 = Some(slot);
-            self.take(epoch, bound.partition, slot, bound.next_offset, intake)?;
-            intake.replay_flags(slot, bound);
-        }
-        Ok(true)
     }
 }
 

@@ -3,15 +3,15 @@
 //! A [`MemorySource`] has partitions of records; the offset of a record is its index. A partition ends after its last
 //! record.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::durable::journal::PartitionProgress;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::record::Record;
-use crate::source::{
-    PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext, time_of,
-};
+use crate::source::indexed::{self, IndexedReader, IndexedRecords};
+use crate::source::{PartitionHandle, PartitionTracker, Reader, Source, TimeOf, WorkerContext, time_of};
 use crate::time::{Epoch, EventTime};
 
 /// Partitions of records in memory.
@@ -56,113 +56,33 @@ impl<D: Record> Source for MemorySource<D> {
     }
 
     fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<D>>> {
-        let assigned =
-            (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
-        Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), assigned, turn: 0 }))
+        Ok(Box::new(IndexedReader::new(Arc::clone(&self.partitions), at)))
     }
 
     fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        let lengths: Vec<u64> = self.partitions.iter().map(|records| records.len() as u64).collect();
-        Ok(new_data(&lengths, bounds))
+        Ok(indexed::new_data(&self.partitions, bounds))
     }
 }
 
-/// Describes what partitions of these lengths have beyond an ended state; `None` if they have nothing more.
-pub(super) fn new_data(lengths: &[u64], bounds: &[PartitionProgress]) -> Option<String> {
-    (0..).zip(lengths).find_map(|(id, length)| {
-        let bound = bounds.iter().find(|bound| bound.partition == id);
-        let end = bound.map_or(0, |bound| bound.end_offset.unwrap_or(bound.next_offset));
-        (*length > end).then(|| format!("partition {id} has records from offset {end} on"))
-    })
-}
-
-/// Refuses a state that has read, or is to read, past the `length` of a partition.
-pub(super) fn check_there(source: &str, length: u64, bound: &PartitionProgress) -> Result<()> {
-    let end = bound.next_offset.max(bound.end_offset.unwrap_or(0));
-    if length >= end {
-        return Ok(());
+impl<D: Record> IndexedRecords<D> for Arc<Vec<Vec<D>>> {
+    fn partitions(&self) -> u32 {
+        self.len() as u32
     }
-    let place = format!("source `{source}`, partition {}, offset {end}", bound.partition);
-    let error = Error::of(ErrorKind::SourceChanged, "the state names records that are not there").at(place);
-    Err(error.because(format!("there are {length}")).help("restore them, or start without the old state"))
-}
 
-struct MemoryReader<D> {
-    partitions: Arc<Vec<Vec<D>>>,
-    /// This worker's partitions with their handles in the intake; `None` until they are found.
-    assigned: Vec<(u32, Option<PartitionHandle>)>,
-    turn: usize,
-}
-
-impl<D: Record> MemoryReader<D> {
-    /// Returns the number of records of a partition; 0 if it does not exist.
     fn length(&self, partition: u32) -> u64 {
-        self.partitions.get(partition as usize).map_or(0, |records| records.len() as u64)
+        self.get(partition as usize).map_or(0, |records| records.len() as u64)
     }
 
-    fn take(
+    fn accept(
         &self,
         epoch: Epoch,
-        id: u32,
-        slot: PartitionHandle,
-        end: u64,
+        (partition, slot): (u32, PartitionHandle),
+        offsets: Range<u64>,
         intake: &mut PartitionTracker<D>,
     ) -> Result<()> {
-        let from = intake.next(slot);
-        let records = &self.partitions[id as usize][from as usize..end as usize];
+        let records = &self[partition as usize][offsets.start as usize..offsets.end as usize];
         intake.events.reserve(records.len());
-        intake.accept_all(epoch, slot, from, records)
-    }
-}
-
-impl<D: Record> Reader<D> for MemoryReader<D> {
-    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<D>) -> Result<()> {
-        for place in places {
-            intake.begin(epoch);
-            check_there(intake.name(), self.length(place.progress.partition), &place.progress)?;
-        }
-        for (id, slot) in &mut self.assigned {
-            let Some(place) = places.iter().find(|place| place.progress.partition == *id) else { continue };
-            *slot = Some(intake.resume(epoch, place));
-        }
-        Ok(())
-    }
-
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled> {
-        intake.all_found();
-        for (id, slot) in &mut self.assigned {
-            let end = self.partitions[*id as usize].len() as u64;
-            slot.get_or_insert_with(|| intake.track(epoch, *id, 0, Some(end)));
-        }
-        // Partitions take turns, so that none runs ahead of the others.
-        for _ in 0..self.assigned.len() {
-            self.turn = (self.turn + 1) % self.assigned.len();
-            let (id, slot) = self.assigned[self.turn];
-            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.is_paused(*slot)) else { continue };
-            let end = intake.until(slot).unwrap_or_else(|| self.length(id));
-            let end = end.min(intake.next(slot) + budget as u64);
-            self.take(epoch, id, slot, end, intake)?;
-            return Ok(Polled { epoch, busy: true });
-        }
-        Ok(Polled { epoch, busy: false })
-    }
-
-    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<D>) -> Result<bool> {
-        intake.all_found();
-        intake.begin(epoch);
-        for bound in bounds {
-            let id = bound.partition;
-            check_there(intake.name(), self.length(id), bound)?;
-            let Some(at) = self.assigned.iter().position(|(assigned, _)| *assigned == id) else { continue };
-            let slot = match self.assigned[at].1 {
-                Some(slot) => slot,
-                None => intake.track(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset),
-            };
-            self.assigned[at].1 = Some(slot);
-            self.take(epoch, id, slot, bound.next_offset, intake)?;
-            intake.replay_flags(slot, bound);
-        }
-        Ok(true)
+        intake.accept_all(epoch, slot, offsets.start, records)
     }
 }
 
@@ -170,7 +90,7 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
 mod tests {
     use super::*;
     use crate::metrics::SourceMetrics;
-    use crate::source::{Options, WatermarkView};
+    use crate::source::{Options, RestoredPartition, WatermarkView};
     use crate::time::EventTime;
     use std::rc::Rc;
 

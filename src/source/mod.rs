@@ -12,6 +12,7 @@
 pub mod csv;
 pub mod file;
 pub mod generator;
+mod indexed;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;

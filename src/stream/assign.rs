@@ -11,7 +11,7 @@
 //! Invariant: a record that is on time never touches a window that has closed at the stream's watermark of the epoch
 //! before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use timely::container::CapacityContainerBuilder;
@@ -23,6 +23,7 @@ use timely::dataflow::operators::{Capability, CapabilityTrait};
 
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
+use crate::stream::epochs::EpochBuffer;
 use crate::stream::keyed_stream::KeyExtractor;
 use crate::stream::panes::{LocatedPane, Pane, WindowAssigner};
 use crate::stream::{ConsumerFlag, ContainerPool, Stream, route};
@@ -125,13 +126,13 @@ type ByPartition<V> = HashMap<PartitionId, V, foldhash::fast::FixedState>;
 struct ActivationWatermarks {
     now: ByPartition<EventTime>,
     /// Activation watermarks that take effect at a later epoch.
-    coming: BTreeMap<u64, Vec<(PartitionId, EventTime)>>,
+    coming: EpochBuffer<Vec<(PartitionId, EventTime)>>,
 }
 
 impl ActivationWatermarks {
     fn through(&mut self, epoch: u64) -> &ByPartition<EventTime> {
-        while let Some(entry) = self.coming.first_entry().filter(|entry| *entry.key() <= epoch) {
-            self.now.extend(entry.remove());
+        while let Some((_, activation_watermarks)) = self.coming.next_if(|coming| coming <= epoch) {
+            self.now.extend(activation_watermarks);
         }
         &self.now
     }
@@ -186,14 +187,14 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut activation_watermarks = ActivationWatermarks::default();
-        let mut held = BTreeMap::<u64, UnresolvedRecords<D>>::new();
+        let mut held = EpochBuffer::<UnresolvedRecords<D>>::default();
         let mut sorter = Sorter::new(step, pool);
         move |frontiers| {
             let _doing = board.enter(worker, number);
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 let news = marks.drain(..).flat_map(|mark| mark.activation_watermarks);
-                activation_watermarks.coming.entry(epoch).or_default().extend(news);
+                activation_watermarks.coming.at(epoch).extend(news);
             });
             let (mut records, mut late) = (records.activate(), late.activate());
             events.for_each(|capability, events| {
@@ -210,7 +211,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
                 sorter.sort(events, floors);
                 emptied.give(std::mem::take(events));
                 if !sorter.waiting.is_empty() {
-                    let waiting = held.entry(epoch).or_insert_with(|| UnresolvedRecords {
+                    let waiting = held.at_or_begin(epoch, || UnresolvedRecords {
                         events: Vec::new(),
                         records: capability.delayed(&epoch, 0),
                         late: capability.delayed(&epoch, 1),
@@ -219,9 +220,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
                 }
                 sorter.give(&mut records.session(&capability), &mut late.session(&capability));
             });
-            let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
-            while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
-                let (epoch, mut waited) = entry.remove_entry();
+            while let Some((epoch, mut waited)) = held.next_complete(frontiers) {
                 sorter.sort(&mut waited.events, Floors::Known(activation_watermarks.through(epoch)));
                 sorter.give(&mut records.session(&waited.records), &mut late.session(&waited.late));
             }

@@ -8,7 +8,7 @@
 //! Invariant: an end is sent before the capability of its epoch is released, and the capability is released when the
 //! frame is synced. So the ends of complete epochs that a sink has applied are durable, and none is missing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use timely::container::CapacityContainerBuilder;
@@ -17,6 +17,7 @@ use timely::dataflow::operators::core::{UnorderedHandle, UnorderedInput};
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
 use crate::durable::journal::{JournalEnds, WorkerEnd};
+use crate::stream::epochs::EpochBuffer;
 use crate::time::Epoch;
 
 /// A journal end, preceded by the worker that it is sent to.
@@ -79,21 +80,21 @@ impl EndsInput {
 /// The journal ends that a sink knows.
 #[derive(Debug, Default)]
 pub(crate) struct EndsOutput {
-    waiting: BTreeMap<u64, Vec<WorkerEnd>>,
+    waiting: EpochBuffer<Vec<WorkerEnd>>,
     known: Arc<JournalEnds>,
 }
 
 impl EndsOutput {
     /// Stores messages until their epochs are complete.
     pub(crate) fn take(&mut self, messages: impl Iterator<Item = EndMessage>) {
-        messages.for_each(|(_, end)| self.waiting.entry(end.epoch.0).or_default().push(end));
+        messages.for_each(|(_, end)| self.waiting.at(end.epoch.0).push(end));
     }
 
     /// Returns the ends at a complete epoch; epochs are requested in ascending order.
     pub(crate) fn at(&mut self, epoch: u64) -> Arc<JournalEnds> {
-        while let Some(entry) = self.waiting.first_entry().filter(|entry| *entry.key() <= epoch) {
+        while let Some((_, ends)) = self.waiting.next_if(|waiting| waiting <= epoch) {
             let known = Arc::make_mut(&mut self.known);
-            entry.remove().into_iter().for_each(|end| known.note(end));
+            ends.into_iter().for_each(|end| known.note(end));
         }
         Arc::clone(&self.known)
     }

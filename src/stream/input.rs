@@ -31,6 +31,7 @@ use crate::source::{
 };
 use crate::status::PartitionStatus;
 use crate::stream::checkpoint::{DurableContext, SnapshotAck};
+use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
 use crate::stream::{
     BuildContext, BuildMode, ContainerPool, Fault, Flow, InjectedFault, SharedWatermarkView, SnapshotEpochs, Stream,
@@ -417,9 +418,8 @@ fn watermark<'f>(
         let mut snapshots = SnapshotWatermarks::new(held, before.map(|(epoch, _)| epoch));
         let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
         drop(capabilities);
-        let mut waiting = BTreeMap::new();
+        let mut waiting = EpochBuffer::<(_, Vec<_>)>::default();
         move |frontiers| {
-            let frontier = &frontiers[0];
             let mut output = output.activate();
             if let Some(capability) = begins.take() {
                 let activation_watermarks = activation_watermarks.iter().map(|(partition, activation_watermark)| {
@@ -432,13 +432,11 @@ fn watermark<'f>(
             }
             input.for_each(|capability, messages| {
                 let Some(&epoch) = capability.least() else { return };
-                let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
-                entry.1.append(messages);
+                waiting.held_at(epoch, &capability).append(messages);
             });
-            let incomplete = |epoch: u64| frontier.less_equal(&epoch);
             loop {
-                let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
+                let next = waiting.first_complete(frontiers);
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, frontiers) {
                     if let (Some(snapshot_acks), Some(capability)) = (&mut snapshot_acks, capability) {
                         let activation_watermarks = activation_watermarks
                             .iter()
@@ -449,9 +447,7 @@ fn watermark<'f>(
                     }
                     continue;
                 }
-                let Some((_, (capability, mut messages))) = next.and_then(|next| waiting.remove_entry(&next)) else {
-                    break;
-                };
+                let Some((_, (capability, mut messages))) = waiting.next_complete(frontiers) else { break };
                 messages.sort_unstable();
                 for (_, worker, mark) in messages {
                     clock.update(worker, mark);
@@ -465,10 +461,10 @@ fn watermark<'f>(
                     output.session(&capability).give(mark);
                 }
             }
-            let complete = frontier.frontier().first().map_or(u64::MAX, |first| first.saturating_sub(1));
+            let complete = frontiers[0].frontier().first().map_or(u64::MAX, |first| first.saturating_sub(1));
             view.publish(Epoch(complete), clock.watermark());
             metrics.watermark.set(clock.watermark());
-            if frontier.is_empty() && seals.after(snapshots.reported_through()).is_empty() {
+            if epochs::has_ended(frontiers) && seals.after(snapshots.reported_through()).is_empty() {
                 snapshots.close();
             }
         }

@@ -22,10 +22,13 @@ use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::StepMetrics;
-use crate::record::Record;
-use crate::stream::assign::{EventStamp, RoutedRecord};
+use crate::record::{Event, Record};
+use crate::stream::assign::{EventStamp, RoutedRecord, TimeRouter};
 use crate::stream::checkpoint::{self, RowChunks, RowOps, chunks_of};
-use crate::stream::window_operator::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
+use crate::stream::keyed_stream::Keyed;
+use crate::stream::window_operator::{
+    self, OperatorStart, OperatorState, RoutedRecordOf, StepOutputs, StepResultsOf, Subscriptions,
+};
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
@@ -118,6 +121,31 @@ struct KeyedEntry<R> {
 }
 
 type KeyedMap<K, R> = HashMap<K, R, FixedState>;
+
+/// Builds both operators of a step by key: see [`window_operator::step`]. `detail` describes the step's work for the
+/// plan, without the allowed lateness; `part` extracts the part of a record that the step needs.
+pub(crate) fn step<'f, D: Record, B: KeyedOperator>(
+    keyed: Keyed<'f, B::Key, D>,
+    (name, detail): (&str, &str),
+    lateness: Span,
+    operator: B,
+    part: impl Fn(&Event<D>) -> B::Part + 'static,
+) -> StepOutputs<'f, B::Closed, B::Key, B::Value, D> {
+    let (subscriptions, metrics) = (Subscriptions::default(), keyed.stream.flow.build.metrics.step(name));
+    let of_step = subscriptions.clone();
+    let begin = move |start: OperatorStart<'_>| {
+        KeyedRows::begin(operator, (start.closed, start.durable), (of_step, lateness), metrics)
+    };
+    window_operator::step(
+        keyed,
+        (name, format!("{detail}{}", window_operator::describe_lateness(lateness))),
+        (subscriptions, lateness),
+        checkpoint::postcard(),
+        TimeRouter(lateness),
+        part,
+        begin,
+    )
+}
 
 /// The rows of one worker.
 pub(crate) struct KeyedRows<B: KeyedOperator> {

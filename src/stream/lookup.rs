@@ -15,8 +15,8 @@
 //! before; their results are dropped by the checkpointed operators and sinks downstream, which drop input through c.
 //! Events of earlier epochs are not replayed.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 
 use foldhash::fast::FixedState;
 use timely::container::CapacityContainerBuilder;
@@ -29,6 +29,7 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::progress::Antichain;
 
 use crate::record::{Event, Record};
+use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::keyed_stream::{KeyExtractor, Keyed};
 use crate::stream::route::route;
 use crate::stream::{Collection, ContainerPool, Fault, Stream};
@@ -185,24 +186,26 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     let mut answers = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(answers);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut turns = BTreeMap::<u64, PendingLookups<K, D, V>>::new();
+        let mut turns = EpochBuffer::<PendingLookups<K, D, V>>::default();
         let mut visible = VisibleRows(HashMap::default());
         move |frontiers| {
             keyed_events.for_each(|capability, keyed_events| {
                 let Some(&epoch) = capability.least() else { return };
-                let turn = turns.entry(epoch).or_default();
+                let turn = turns.at(epoch);
                 turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
                 turn.asking.append(keyed_events);
             });
             table.for_each(|_capability, changes| {
                 for (row, epoch, diff) in changes.drain(..) {
-                    turns.entry(epoch).or_default().changes.push((row, diff));
+                    turns.at(epoch).changes.push((row, diff));
                 }
             });
-            let is_next = |epoch: u64| (hasty || !frontiers[1].less_equal(&epoch)) && !frontiers[0].less_than(&epoch);
+            let (of_events, of_table) = frontiers.split_at(1);
+            let is_next = |epoch: u64| {
+                (hasty || epochs::is_complete(of_table, epoch)) && epochs::is_complete_before(of_events, epoch)
+            };
             let mut answers = answers.activate();
-            while let Some(turn) = turns.first_entry().filter(|turn| is_next(*turn.key())) {
-                let PendingLookups { asking, capability, changes } = turn.remove();
+            while let Some((_, PendingLookups { asking, capability, changes })) = turns.next_if(is_next) {
                 visible.change(changes);
                 let Some(capability) = capability else { continue };
                 let mut session = answers.session(&capability);

@@ -25,6 +25,7 @@ mod collection;
 mod count;
 mod counted;
 mod ends;
+pub(crate) mod epochs;
 mod fault;
 mod input;
 mod interval;

@@ -12,7 +12,7 @@
 //! **gate**). A snapshot's epoch is held until everything at or before it is published, so no manifest is ever ahead
 //! of a sink.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -25,7 +25,6 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
-use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::SyncActivator;
 
 use crate::durable::codec::{Codec, Postcard};
@@ -38,6 +37,7 @@ use crate::record::{Event, Record};
 use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::checkpoint::SnapshotAck;
 use crate::stream::ends::EndsOutput;
+use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::{BuildContext, BuildMode, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
@@ -175,7 +175,8 @@ fn publish<'f, R: Record, D: Record>(
         let mut held = capabilities.pop().filter(|_| snapshot_acks.is_some() && publisher.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
-        let (mut waiting, mut known_ends) = (BTreeMap::new(), EndsOutput::default());
+        let mut waiting = EpochBuffer::<(_, Vec<(R, isize)>)>::default();
+        let mut known_ends = EndsOutput::default();
         // Epochs that the writer has not published yet, with the capabilities that hold the probe at them.
         let mut outgoing = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
@@ -185,14 +186,12 @@ fn publish<'f, R: Record, D: Record>(
             input.for_each(|capability, rows| {
                 // A container may hold changes of several epochs, all at or after the capability's.
                 for (row, epoch, diff) in rows.drain(..) {
-                    let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
-                    entry.1.push((row, diff));
+                    waiting.held_at(epoch, &capability).push((row, diff));
                 }
             });
             let Some(output) = &mut publisher else { return };
-            let complete = |epoch: u64| early || frontiers.iter().all(|frontier| !frontier.less_equal(&epoch));
-            while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
-                let (epoch, (capability, mut rows)): (_, (_, Vec<(R, isize)>)) = entry.remove_entry();
+            let complete = |epoch: u64| early || epochs::is_complete(frontiers, epoch);
+            while let Some((epoch, (capability, mut rows))) = waiting.next_if(complete) {
                 if Some(Epoch(epoch)) <= gate {
                     continue;
                 }
@@ -228,7 +227,7 @@ fn publish<'f, R: Record, D: Record>(
                     sealed_through = epoch;
                 }
             }
-            if frontiers.iter().all(MutableAntichain::is_empty) && outgoing.is_empty() {
+            if epochs::has_ended(frontiers) && outgoing.is_empty() {
                 held = None;
                 publisher = None;
             }

@@ -14,19 +14,17 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Event, Record};
 use crate::stream::Stream;
-use crate::stream::assign::{EventStamp, TimeRouter};
-use crate::stream::checkpoint;
-use crate::stream::keyed_rows::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
+use crate::stream::assign::EventStamp;
+use crate::stream::keyed_rows::{self, KeyedOperator, count_passed, first_due, insert_ordered};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
-use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};
+use crate::stream::window_operator::StepOutputs;
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
@@ -259,24 +257,10 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
             build.failure.set(error.at_step(name));
             0
         });
-        let (lateness, subscriptions) = (Span::saturating_from_millis(lateness), Subscriptions::default());
-        let detail = format!("state by key{}", window_operator::describe_lateness(lateness));
+        let lateness = Span::saturating_from_millis(lateness);
         let functions = StateFunctions { on_record, on_timer, types: PhantomData };
-        let (of_step, metrics) = (subscriptions.clone(), build.metrics.step(name));
-        let begin = move |start: OperatorStart<'_>| {
-            KeyedRows::begin(functions, (start.closed, start.durable), (of_step, lateness), Arc::clone(&metrics))
-        };
         let part = |event: &Event<D>| event.data.clone();
-        let outputs = window_operator::step(
-            self,
-            (name, detail),
-            (subscriptions, lateness),
-            checkpoint::postcard(),
-            TimeRouter(lateness),
-            part,
-            begin,
-        );
-        Stateful { made: outputs }
+        Stateful { made: keyed_rows::step(self, (name, "state by key"), lateness, functions, part) }
     }
 
     /// Drops each record that follows another of its key within a time. Emits the first record of a key, and each

@@ -33,7 +33,7 @@
 //! * No record is lost: records are counted before the exchange, and again when they are applied.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -47,13 +47,13 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
-use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
 use crate::stream::assign::SourcePosition;
 use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, chunks_of};
+use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, SnapshotEpochs};
@@ -367,14 +367,14 @@ fn build_table<'f, K: Record, V: Record>(
         drop(capabilities);
         let table = TableState { rows: HashMap::default(), unsealed };
         let mut operator = TableOperator { table, step, begins_at, saver: segment_builder, leaving: VecDeque::new() };
-        let mut turns = BTreeMap::<u64, PendingRows<K, V>>::new();
+        let mut turns = EpochBuffer::<PendingRows<K, V>>::default();
         let mut sealed_through = begins_at.unwrap_or(0);
         let activator = activator();
 
         move |frontiers| {
             rows.for_each(|capability, rows| {
                 let Some(&epoch) = capability.least() else { return };
-                let turn = turns.entry(epoch).or_default();
+                let turn = turns.at(epoch);
                 turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
                 turn.records += rows.len() as u64;
                 turn.take(rows);
@@ -382,22 +382,21 @@ fn build_table<'f, K: Record, V: Record>(
             if let Some(loaded) = &mut loaded {
                 loaded.for_each(|capability, rows| {
                     let Some(&epoch) = capability.least() else { return };
-                    let turn = turns.entry(epoch).or_default();
+                    let turn = turns.at(epoch);
                     turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
                     turn.loaded += rows.len() as u64;
                     turn.take(rows);
                 });
             }
             for epoch in operator.step.seals.after(sealed_through) {
-                turns.entry(epoch).or_default();
+                turns.at(epoch);
             }
-            let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
-            while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
-                let sealed = operator.step.seals.contains(*turn.key());
+            while let Some(epoch) = turns.first_complete(frontiers) {
+                let sealed = operator.step.seals.contains(epoch);
                 if sealed && operator.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
                     break;
                 }
-                let (epoch, turn) = turn.remove_entry();
+                let Some((_, turn)) = turns.next_complete(frontiers) else { break };
                 sealed_through = if sealed { epoch } else { sealed_through };
                 operator.complete(epoch, turn, sealed);
             }
@@ -413,7 +412,7 @@ fn build_table<'f, K: Record, V: Record>(
                 if let Some((capability, part)) = segment_builder.work() {
                     snapshot_acks.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
+                if epochs::has_ended(frontiers) && turns.is_empty() {
                     segment_builder.close();
                 }
             }

@@ -9,7 +9,6 @@
 //! A view is rebuilt when a job resumes: it is not part of snapshots, and has no sink's gate. The changes at the
 //! snapshot's epoch are the whole collection as it was then.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use differential_dataflow::consolidation::consolidate;
@@ -22,6 +21,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::{Capability, Probe};
 
 use crate::record::Record;
+use crate::stream::epochs::EpochBuffer;
 use crate::stream::output::RowChange;
 use crate::stream::{BuildMode, Collection, Fault, Flow};
 use crate::time::Epoch;
@@ -96,7 +96,7 @@ fn build_view<D: Record>(collection: Collection<'_, D>, name: &str, key: impl Fn
 }
 
 /// Changes of epochs that are not complete, each with the capability that holds the probe at its epoch.
-type PendingChanges<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
+type PendingChanges<D> = EpochBuffer<(Capability<u64>, Vec<(D, isize)>)>;
 
 /// Consolidated changes of complete epochs, in order.
 type EpochChanges<D> = Vec<(Epoch, Vec<(D, isize)>)>;
@@ -130,9 +130,8 @@ impl ViewProgress {
 /// Removes the changes up to an epoch: returns the capabilities that hold the probe there, and the changes,
 /// consolidated.
 fn complete<D: Record>(waiting: &mut PendingChanges<D>, through: u64) -> (Vec<Capability<u64>>, EpochChanges<D>) {
-    let later = waiting.split_off(&(through + 1));
     let (mut held, mut epochs) = (Vec::new(), EpochChanges::new());
-    for (epoch, (capability, mut rows)) in std::mem::replace(waiting, later) {
+    while let Some((epoch, (capability, mut rows))) = waiting.next_if(|epoch| epoch <= through) {
         held.push(capability);
         match epochs.last_mut() {
             Some((last, all)) if last.0 == epoch | 1 => all.append(&mut rows),
@@ -165,13 +164,12 @@ fn apply<'f, D: Record>(
             input.for_each(|capability, rows| {
                 // A container may hold changes of several epochs, all at or after the capability's.
                 for (row, epoch, diff) in rows.drain(..) {
-                    let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
-                    entry.1.push((row, diff));
+                    waiting.held_at(epoch, &capability).push((row, diff));
                 }
             });
             let Some(view) = &mut writer else { return };
             let frontier = frontiers[0].frontier().first().copied();
-            let latest = waiting.last_key_value().map_or(0, |(epoch, _)| *epoch);
+            let latest = waiting.last().unwrap_or(0);
             let Some(through) = reached.advance(frontier, latest) else { return };
             // The capabilities hold the probe at the removed epochs until these are in the view.
             let (held, epochs) = complete(&mut waiting, if early { latest.max(through.0) } else { through.0 });

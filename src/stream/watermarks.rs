@@ -32,6 +32,7 @@ use timely::progress::frontier::MutableAntichain;
 use crate::durable::manifest::{COMBINED, SourceState};
 use crate::record::{Event, Record};
 use crate::stream::checkpoint::{DurableContext, SnapshotAck};
+use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::{Fault, Flow};
 use crate::time::watermark::{Activity, CombinedClock, WatermarkUpdate};
 use crate::time::{Epoch, EventTime, Span};
@@ -114,9 +115,9 @@ impl SnapshotWatermarks {
         &mut self,
         seals: &[u64],
         next: Option<u64>,
-        incomplete: impl Fn(u64) -> bool,
+        frontiers: &[MutableAntichain<u64>],
     ) -> Option<Option<Capability<u64>>> {
-        let epoch = seals.first().copied().filter(|epoch| !incomplete(*epoch))?;
+        let epoch = seals.first().copied().filter(|epoch| epochs::is_complete(frontiers, *epoch))?;
         if next.is_some_and(|next| next <= epoch) {
             return None;
         }
@@ -140,22 +141,16 @@ impl SnapshotWatermarks {
 }
 
 /// The updates of both streams at an epoch, with the capability to emit under.
-struct PendingUpdates {
-    capability: Capability<u64>,
-    marks: [Vec<WatermarkUpdate>; 2],
-}
+type PendingUpdates = (Capability<u64>, [Vec<WatermarkUpdate>; 2]);
 
 fn take(
-    waiting: &mut BTreeMap<u64, PendingUpdates>,
+    waiting: &mut EpochBuffer<PendingUpdates>,
     side: usize,
     capability: &InputCapability<u64>,
     marks: &mut Vec<WatermarkUpdate>,
 ) {
     let Some(&epoch) = capability.least() else { return };
-    let said = waiting
-        .entry(epoch)
-        .or_insert_with(|| PendingUpdates { capability: capability.delayed(&epoch, 0), marks: [vec![], vec![]] });
-    said.marks[side].append(marks);
+    waiting.held_at(epoch, capability)[side].append(marks);
 }
 
 fn combine<'f>(
@@ -178,30 +173,26 @@ fn combine<'f>(
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
         let mut combined = CombinedClock::new(before.map_or(EventTime::MIN, |(_, saved)| saved.watermark));
         let mut snapshots = SnapshotWatermarks::new(held, durable.as_ref().and_then(DurableContext::from));
-        let mut waiting = BTreeMap::new();
+        let mut waiting = EpochBuffer::default();
         move |frontiers| {
             let mut output = output.activate();
             left.for_each(|capability, marks| take(&mut waiting, 0, &capability, marks));
             right.for_each(|capability, marks| take(&mut waiting, 1, &capability, marks));
-            let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             loop {
-                let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
+                let next = waiting.first_complete(frontiers);
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, frontiers) {
                     if let (Some(snapshot_acks), Some(capability)) = (&mut snapshot_acks, capability) {
                         let part = SnapshotAck::Watermark(name.clone(), combined.watermark(), Vec::new());
                         snapshot_acks.activate().session(&capability).give(part);
                     }
                     continue;
                 }
-                let Some(PendingUpdates { capability, marks }) = next.and_then(|next| waiting.remove(&next)) else {
-                    break;
-                };
+                let Some((_, (capability, marks))) = waiting.next_complete(frontiers) else { break };
                 if let Some(mark) = combined.complete(marks) {
                     output.session(&capability).give(mark);
                 }
             }
-            if frontiers.iter().all(MutableAntichain::is_empty) && seals.after(snapshots.reported_through()).is_empty()
-            {
+            if epochs::has_ended(frontiers) && seals.after(snapshots.reported_through()).is_empty() {
                 snapshots.close();
             }
         }
@@ -232,7 +223,7 @@ pub(crate) fn concat<'f, D: Record>(
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut known = CombinedWatermarks::default();
-        let mut held = BTreeMap::<u64, (Capability<u64>, Vec<Vec<Event<D>>>)>::new();
+        let mut held = EpochBuffer::<(Capability<u64>, Vec<Vec<Event<D>>>)>::default();
         move |frontiers| {
             activation_watermarks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
@@ -241,14 +232,13 @@ pub(crate) fn concat<'f, D: Record>(
             for input in [&mut left, &mut right] {
                 input.for_each(|capability, events| {
                     let Some(&epoch) = capability.least() else { return };
-                    let entry = held.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
-                    entry.1.push(std::mem::take(events));
+                    held.held_at(epoch, &capability).push(std::mem::take(events));
                 });
             }
             let mut output = events.activate();
             // The activation watermark of an epoch's events is known when every epoch before it is complete.
-            while let Some(entry) = held.first_entry().filter(|entry| !frontiers[2].less_than(entry.key())) {
-                let (epoch, (capability, containers)) = entry.remove_entry();
+            let is_known = |epoch: u64| epochs::is_complete_before(&frontiers[2..], epoch);
+            while let Some((epoch, (capability, containers))) = held.next_if(is_known) {
                 let floor = known.of(epoch);
                 let mut session = output.session(&capability);
                 for mut events in containers {
@@ -260,7 +250,7 @@ pub(crate) fn concat<'f, D: Record>(
             }
             // Events may arrive, and be held, at epochs that the watermark updates have passed.
             let coming = frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied());
-            known.forget_before(coming.chain(held.keys().next().copied()).min());
+            known.forget_before(coming.chain(held.first()).min());
         }
     });
     (stream, marks)

@@ -17,7 +17,7 @@
 //!   already.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,6 +39,7 @@ use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
 use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder};
+use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_row::{Open, PeriodicRow, WindowRowChange};
@@ -336,7 +337,7 @@ struct WindowOperator<F: OperatorState> {
     operator_state: F,
     step: StepConfig<F>,
     /// Input of epochs that have not been applied yet.
-    pending: BTreeMap<u64, PendingEpoch<F>>,
+    pending: EpochBuffer<PendingEpoch<F>>,
     sealed_through: u64,
     watermark: EventTime,
     /// Closed rows that are still to be emitted, each batch under its capability.
@@ -375,7 +376,10 @@ impl<F: OperatorState> WindowOperator<F> {
             )
         });
         let operator_state = begin(OperatorStart { scope, info, closed, durable: segment_builder.is_some() });
-        let pending = resumes_at.map(|epoch| (epoch, PendingEpoch::default())).into_iter().collect();
+        let mut pending = EpochBuffer::<PendingEpoch<F>>::default();
+        if let Some(epoch) = resumes_at {
+            pending.at(epoch);
+        }
         let (outgoing, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
         let sealed_through = resumes_at.unwrap_or(0);
         WindowOperator {
@@ -394,7 +398,7 @@ impl<F: OperatorState> WindowOperator<F> {
     /// Stores records of an epoch.
     fn take(&mut self, capability: &InputCapability<u64>, batches: &mut Vec<RecordBatchOf<F>>) {
         let Some(&epoch) = capability.least() else { return };
-        let epoch_input = self.pending.entry(epoch).or_default();
+        let epoch_input = self.pending.at(epoch);
         if self.operator_state.tracks_changes() && epoch_input.capabilities.is_none() {
             epoch_input.capabilities = Some(capabilities_at(capability, epoch));
         }
@@ -404,7 +408,7 @@ impl<F: OperatorState> WindowOperator<F> {
     /// Stores the watermark of an epoch.
     fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[WatermarkUpdate]) {
         let Some(&epoch) = capability.least() else { return };
-        let epoch_input = self.pending.entry(epoch).or_default();
+        let epoch_input = self.pending.at(epoch);
         epoch_input.capabilities = Some(capabilities_at(capability, epoch));
         epoch_input.mark = epoch_input.mark.max(marks.iter().map(|mark| mark.watermark).max());
     }
@@ -412,7 +416,7 @@ impl<F: OperatorState> WindowOperator<F> {
     /// Stores rows of a snapshot at an epoch.
     fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::SavedRow>) {
         let Some(&epoch) = capability.least() else { return };
-        let epoch_input = self.pending.entry(epoch).or_default();
+        let epoch_input = self.pending.at(epoch);
         epoch_input.capabilities = Some(capabilities_at(capability, epoch));
         epoch_input.loaded.append(rows);
     }
@@ -420,13 +424,12 @@ impl<F: OperatorState> WindowOperator<F> {
     /// Completes the next epoch if all of its input has arrived, and returns its results except the closed rows,
     /// which [`WindowOperator::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until
     /// the segment of the previous one is durable.
-    fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<EpochResults<F>> {
-        let epoch_input = self.pending.first_entry().filter(|epoch_input| !incomplete(*epoch_input.key()))?;
-        let sealed = self.step.seals.contains(*epoch_input.key());
+    fn next(&mut self, frontiers: &[MutableAntichain<u64>]) -> Option<EpochResults<F>> {
+        let sealed = self.step.seals.contains(self.pending.first_complete(frontiers)?);
         if sealed && self.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
             return None;
         }
-        let (epoch, epoch_input) = epoch_input.remove_entry();
+        let (epoch, epoch_input) = self.pending.next_complete(frontiers)?;
         self.sealed_through = if sealed { epoch } else { self.sealed_through };
         Some(self.complete(epoch, epoch_input, sealed))
     }
@@ -436,9 +439,9 @@ impl<F: OperatorState> WindowOperator<F> {
         if self.operator_state.tracks_changes() {
             return;
         }
-        let Some(mut oldest) = self.pending.first_entry() else { return };
-        if frontiers.iter().all(|frontier| !frontier.less_than(oldest.key())) {
-            let records = std::mem::take(&mut oldest.get_mut().records);
+        let Some((epoch, oldest)) = self.pending.first_mut() else { return };
+        if epochs::is_complete_before(frontiers, epoch) {
+            let records = std::mem::take(&mut oldest.records);
             records.into_iter().for_each(|records| self.absorb(records));
         }
     }
@@ -555,13 +558,12 @@ fn build_operator<'f, F: OperatorState>(
                 loaded.for_each(|capability, rows| operator.take_loaded(&capability, rows));
             }
             for epoch in operator.step.seals.after(operator.sealed_through) {
-                operator.pending.entry(epoch).or_default();
+                operator.pending.at(epoch);
             }
             let waits_for = if operator.step.fault.is(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
-            let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
             let (mut closed, mut live) = (closed.activate(), live.activate());
             let (mut fired, mut ticked) = (fired.activate(), ticked.activate());
-            while let Some(shows) = operator.next(incomplete) {
+            while let Some(shows) = operator.next(waits_for) {
                 if let Some(([_, for_live, for_fired, for_ticked], results)) = shows {
                     live.session(&for_live).give_iterator(results.live.into_iter());
                     fired.session(&for_fired).give_iterator(results.fired.into_iter());
@@ -579,7 +581,7 @@ fn build_operator<'f, F: OperatorState>(
                 if let Some((capability, part)) = segment_builder.work() {
                     snapshot_acks.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(MutableAntichain::is_empty) && operator.pending.is_empty() {
+                if epochs::has_ended(frontiers) && operator.pending.is_empty() {
                     segment_builder.close();
                 }
             }

@@ -13,10 +13,10 @@ use std::time::Duration;
 use crate::record::{Event, Record};
 use crate::stream::aggregate::Aggregate;
 use crate::stream::arrange::{PaneState, Saved};
-use crate::stream::assign::{PaneRouter, TimeRouter};
+use crate::stream::assign::PaneRouter;
 use crate::stream::checkpoint::{self, CodecCell};
 use crate::stream::count::CountWindows;
-use crate::stream::keyed_rows::{KeyedOperator, KeyedRows};
+use crate::stream::keyed_rows::{self, KeyedOperator};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::{CalendarUnit, Pane, PaneRange, WindowAssigner};
 use crate::stream::session::SessionWindows;
@@ -239,23 +239,7 @@ where
     B: KeyedOperator<Key = K, Part = A::Part, Closed = WindowRow<K, A::Value>, Value = A::Value>,
 {
     let WindowedStep { name, lateness, aggregate, .. } = step;
-    let build = Rc::clone(&keyed.stream.flow.build);
-    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
-    let metrics = build.metrics.step(name);
-    let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
-    let of_step = subscriptions.clone();
-    let begin = move |start: OperatorStart<'_>| {
-        KeyedRows::begin(operator, (start.closed, start.durable), (of_step, lateness), metrics)
-    };
-    let detail = format!("{detail}{}", window_operator::describe_lateness(lateness));
-    let part = move |event: &Event<D>| part.part(event);
-    window_operator::step(
-        keyed,
-        (name, detail),
-        (subscriptions, lateness),
-        checkpoint::postcard(),
-        TimeRouter(lateness),
-        part,
-        begin,
-    )
+    let (failure, part) = (Arc::clone(&keyed.stream.flow.build.failure), Rc::clone(&aggregate));
+    let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure });
+    keyed_rows::step(keyed, (name, detail), lateness, operator, move |event: &Event<D>| part.part(event))
 }

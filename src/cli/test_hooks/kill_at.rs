@@ -11,9 +11,8 @@
 //! Invariant: when the process ends, the act of a kill `after` is done completely, and that of a kill `before` not at
 //! all.
 
-use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,8 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::durable::disk::{Disk, DiskFile, Lock};
+use crate::durable::disk::Disk;
 use crate::durable::journal::JournalEnds;
+use crate::durable::test_disk::{DiskOperation, HookedDisk, OperationKind};
 use crate::durable::{Incarnation, PublishedEpoch};
 use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::source::TopicAddress;
@@ -120,7 +120,8 @@ impl FromStr for KillAt {
 impl KillAt {
     /// Wraps a disk so that it injects the fault.
     pub(super) fn wrap_disk(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
-        Arc::new(FaultyDisk { disk, trigger: Arc::new(FaultTrigger::new(self)) })
+        let trigger = FaultTrigger::new(self);
+        HookedDisk::new(disk, move |operation, act| trigger.run_act(kind_of(operation), act)).shared()
     }
 
     /// Wraps a sink so that its writers inject the fault.
@@ -144,7 +145,7 @@ impl FaultTrigger {
     ///
     /// # Errors
     /// Fails as the act does, or because the injected fault leaves no disk space.
-    fn run_act<T>(&self, kind: Option<FaultPoint>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fn run_act(&self, kind: Option<FaultPoint>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         let number = self.count_if(kind);
         if self.at.when == FaultEffect::Full && number >= self.at.number {
             return Err(io::ErrorKind::StorageFull.into());
@@ -211,99 +212,18 @@ fn renamed_kind(path: &Path) -> Option<FaultPoint> {
     }
 }
 
-/// A disk that injects a fault.
-#[derive(Debug)]
-struct FaultyDisk {
-    disk: Arc<dyn Disk>,
-    trigger: Arc<FaultTrigger>,
-}
-
-impl FaultyDisk {
-    fn file(&self, path: &Path, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        Box::new(FaultyFile { file, path: path.to_owned(), trigger: Arc::clone(&self.trigger) })
-    }
-}
-
-impl Disk for FaultyDisk {
-    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(directory)
-    }
-
-    fn create_directory(&self, directory: &Path) -> io::Result<()> {
-        self.disk.create_directory(directory)
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.file(path, self.disk.create(path)?))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.file(path, self.disk.open(path)?))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.trigger.run_act(renamed_kind(to), || self.disk.rename(from, to))
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.trigger.run_act(renamed_kind(to), || self.disk.link(from, to))
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        let kind = ends_with(path, ".journal").then_some(FaultPoint::JournalTruncate);
-        self.trigger.run_act(kind, || self.disk.remove(path))
-    }
-
-    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-        self.disk.sync_directory(directory)
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
-        self.disk.lock(path)
-    }
-}
-
-struct FaultyFile {
-    file: Box<dyn DiskFile>,
-    path: PathBuf,
-    trigger: Arc<FaultTrigger>,
-}
-
-impl fmt::Debug for FaultyFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KillingFile").field(&self.file).finish()
-    }
-}
-
-impl DiskFile for FaultyFile {
-    fn length(&self) -> io::Result<u64> {
-        self.file.length()
-    }
-
-    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(position, bytes)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let kind = match () {
-            () if ends_with(&self.path, ".journal") => Some(FaultPoint::JournalAppend),
-            () if is_results(&self.path) => Some(FaultPoint::SinkAppend),
-            () => None,
-        };
-        self.trigger.run_act(kind, || self.file.append(bytes))
-    }
-
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
-        self.file.truncate(length)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        let kind = match () {
-            () if ends_with(&self.path, ".journal") => Some(FaultPoint::JournalSync),
-            () if ends_with(&self.path, ".segment") => Some(FaultPoint::SegmentSync),
-            () => None,
-        };
-        self.trigger.run_act(kind, || self.file.sync())
+/// Returns the kind of act that an operation on a disk is; `None` if it is none.
+fn kind_of(operation: &DiskOperation) -> Option<FaultPoint> {
+    let path = &operation.path;
+    let (is_journal, is_segment) = (ends_with(path, ".journal"), ends_with(path, ".segment"));
+    match &operation.kind {
+        OperationKind::Rename(to) | OperationKind::Link(to) => renamed_kind(to),
+        OperationKind::Remove if is_journal => Some(FaultPoint::JournalTruncate),
+        OperationKind::Append(_) if is_journal => Some(FaultPoint::JournalAppend),
+        OperationKind::Append(_) if is_results(path) => Some(FaultPoint::SinkAppend),
+        OperationKind::Sync if is_journal => Some(FaultPoint::JournalSync),
+        OperationKind::Sync if is_segment => Some(FaultPoint::SegmentSync),
+        _ => None,
     }
 }
 

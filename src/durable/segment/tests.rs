@@ -6,13 +6,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::format::{self, SegmentFooter, SegmentHeader};
 use super::*;
 use crate::durable::codec::{Codec, CodecId, Postcard, RowEncoding};
-use crate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
+use crate::durable::disk::{Disk, OsDisk};
+use crate::durable::test_disk::{HookedDisk, OperationKind};
 use crate::error::Result;
 
 pub(in crate::durable) type Row = ((EventTime, String), (i64, (i128, i64)));
@@ -389,119 +389,36 @@ fn a_segment_is_spoken_of_only_when_file_and_name_are_on_disk() {
     let codec = &codecs()[0];
     let rows = random_rows(&mut fastrand::Rng::with_seed(1), 20, 3);
     let directory = tempfile::tempdir().unwrap();
-    let (disk, acts) = FailingDisk::shared(usize::MAX);
+    let (disk, asked) = failing_disk(usize::MAX);
     write(&disk, directory.path(), &label(0), codec, &rows, 7).unwrap();
-    let told = acts.told();
-    assert_eq!(told, ["create", "append", "append", "append", "append", "append", "sync", "sync directory"]);
-    for fail_at in 0..told.len() {
-        let (disk, _) = FailingDisk::shared(fail_at);
+    let asked = asked.lock().unwrap().clone();
+    let [OperationKind::Create, appends @ .., OperationKind::Sync, OperationKind::SyncDirectory] = &asked[..] else {
+        panic!("{asked:?}");
+    };
+    assert!(appends.len() == 5 && appends.iter().all(|kind| matches!(kind, OperationKind::Append(_))), "{asked:?}");
+    for fail_at in 0..asked.len() {
+        let (disk, _) = failing_disk(fail_at);
         let number = 1 + fail_at as u64;
         let said = write(&disk, directory.path(), &label(number), codec, &rows, 7).unwrap_err().to_string();
         assert!(said.contains(&label(number).file_name()) && said.contains("it broke"), "{said}");
     }
 }
 
-/// The operating system's disk; its writing operations are recorded, and fail from one of them on.
-#[derive(Debug)]
-pub(in crate::durable) struct FailingDisk {
-    acts: Arc<DiskOperations>,
-}
+/// Operations that a disk has been asked for.
+pub(in crate::durable) type AskedOperations = Arc<Mutex<Vec<OperationKind>>>;
 
-#[derive(Debug)]
-pub(in crate::durable) struct DiskOperations {
-    fail_at: usize,
-    count: AtomicUsize,
-    told: std::sync::Mutex<Vec<&'static str>>,
-}
-
-impl FailingDisk {
-    pub(in crate::durable) fn shared(fail_at: usize) -> (Arc<dyn Disk>, Arc<DiskOperations>) {
-        let acts = Arc::new(DiskOperations { fail_at, count: AtomicUsize::new(0), told: std::sync::Mutex::default() });
-        (Arc::new(FailingDisk { acts: Arc::clone(&acts) }), acts)
-    }
-}
-
-impl DiskOperations {
-    pub(in crate::durable) fn told(&self) -> Vec<&'static str> {
-        self.told.lock().unwrap().clone()
-    }
-
-    fn act(&self, what: &'static str) -> io::Result<()> {
-        self.told.lock().unwrap().push(what);
-        let failed = self.count.fetch_add(1, Ordering::Relaxed) >= self.fail_at;
-        if failed { Err(io::Error::other("it broke")) } else { Ok(()) }
-    }
-}
-
-impl Disk for FailingDisk {
-    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
-        OsDisk.list(directory)
-    }
-
-    fn create_directory(&self, directory: &Path) -> io::Result<()> {
-        OsDisk.create_directory(directory)
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        self.acts.act("create")?;
-        Ok(Box::new(FailingFile { file: OsDisk.create(path)?, acts: Arc::clone(&self.acts) }))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        OsDisk.open(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.acts.act("rename")?;
-        OsDisk.rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.acts.act("link")?;
-        OsDisk.link(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        OsDisk.remove(path)
-    }
-
-    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-        self.acts.act("sync directory")?;
-        OsDisk.sync_directory(directory)
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
-        OsDisk.lock(path)
-    }
-}
-
-#[derive(Debug)]
-struct FailingFile {
-    file: Box<dyn DiskFile>,
-    acts: Arc<DiskOperations>,
-}
-
-impl DiskFile for FailingFile {
-    fn length(&self) -> io::Result<u64> {
-        self.file.length()
-    }
-
-    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(position, bytes)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.acts.act("append")?;
-        self.file.append(bytes)
-    }
-
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
-        self.acts.act("cut")?;
-        self.file.truncate(length)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.acts.act("sync")?;
-        self.file.sync()
-    }
+/// Returns the operating system's disk; its writing operations are recorded, and fail from the `fail_at`-th on.
+pub(in crate::durable) fn failing_disk(fail_at: usize) -> (Arc<dyn Disk>, AskedOperations) {
+    use OperationKind::{CreateDirectory, List, Lock, Remove, Sign};
+    let asked = AskedOperations::default();
+    let told = Arc::clone(&asked);
+    let disk = HookedDisk::new(OsDisk::shared(), move |operation, act| {
+        if matches!(operation.kind, List | CreateDirectory | Remove | Lock | Sign) {
+            return act();
+        }
+        let mut asked = told.lock().unwrap();
+        asked.push(operation.kind.clone());
+        if asked.len() > fail_at { Err(io::Error::other("it broke")) } else { act() }
+    });
+    (disk.shared(), asked)
 }

@@ -25,7 +25,7 @@ fn wait_for(mut what: impl FnMut() -> bool) {
 
 /// An incarnation that committed six epochs on two workers, each in its own group commit, and did not close its
 /// journal.
-fn six_epochs() -> (MemoryDisk, StateDir, Vec<u8>) {
+fn six_epochs() -> (CrashingDisk, StateDir, Vec<u8>) {
     let (disk, state) = new_state();
     let (claim, _) = begin_incarnation(&state);
     let journal = FileJournal::begin(state.journal_config(&claim, 0, 2)).unwrap();
@@ -35,9 +35,10 @@ fn six_epochs() -> (MemoryDisk, StateDir, Vec<u8>) {
         commit(&journal, epoch as usize / 2 % 2, frame(epoch, &[(0, epoch)]));
     }
     let bytes = disk.read(&path_of(first_file(1))).unwrap();
-    disk.crash(&mut fastrand::Rng::with_seed(0), false);
+    let killed = disk.after_kill();
     drop(journal);
-    (disk, state, bytes)
+    let state = StateDir::open(killed.shared(), "state", false).unwrap();
+    (killed, state, bytes)
 }
 
 #[test]
@@ -136,14 +137,14 @@ fn what_a_claim_counts_must_be_there() {
     begin_incarnation(&state);
     let path = path_of(first_file(1));
     for length in 0..bytes.len() {
-        disk.set(&path, &bytes[..length]);
+        disk.put(&path, &bytes[..length]);
         let error = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap_err().to_string();
         assert!(error.starts_with("the journal is damaged (journal/1-0-0.journal): life 2 counts"), "{error}");
     }
     // Anything that an older incarnation appends later does not count.
     let mut more = bytes.clone();
     more.extend_from_slice(&bytes);
-    disk.set(&path, &more);
+    disk.put(&path, &more);
     let decision = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap();
     assert_eq!((decision.replay.len(), decision.torn[0].dropped), (5, bytes.len() as u64));
     disk.remove(&path).unwrap();
@@ -178,9 +179,10 @@ fn what_is_told_to_be_synced_survives_a_loss_of_power() {
                     }
                     told.fetch_add(1, Ordering::Relaxed);
                     // The files that would survive a loss of power now.
-                    let files = disk.paths().into_iter().filter_map(|path| {
+                    let left = disk.survivors(0);
+                    let files = left.paths().into_iter().filter_map(|path| {
                         let id = FileId::parse(path.file_name()?.to_str()?)?;
-                        JournalFile::read(state, id, &disk.safe(&path)?).ok()
+                        JournalFile::read(state, id, &left.bytes(&path)?).ok()
                     });
                     let mut files: Vec<_> = files.collect();
                     files.sort_by_key(|file| file.id);
@@ -264,12 +266,12 @@ fn a_file_that_is_missing_or_shorter_than_the_next_one_says_is_refused() {
         let id = FileId { number: *number, ..first_file(1) };
         let bytes = disk.read(&path_of(id)).unwrap();
         for length in 0..bytes.len() {
-            disk.set(&path_of(id), &bytes[..length]);
+            disk.put(&path_of(id), &bytes[..length]);
             let error = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap_err().to_string();
             assert!(error.starts_with("the journal is damaged (journal/1-0-"), "{error}");
             assert!(error.contains(&id.to_string()), "{error}");
         }
-        disk.set(&path_of(id), &bytes);
+        disk.put(&path_of(id), &bytes);
         let mut scan = state.scan_and_sync().unwrap();
         scan.journals.remove(&id);
         let error = decided(&scan, 2, None).unwrap_err().to_string();
@@ -283,7 +285,7 @@ fn a_journal_that_has_failed_takes_no_more_and_says_why() {
         let (disk, state) = new_state();
         let (claim, _) = begin_incarnation(&state);
         let Ok(journal) = ({
-            disk.fail_after(acts);
+            fail_after(&disk, acts);
             FileJournal::begin(JournalConfig { file_limit: 200, ..state.journal_config(&claim, 0, 1) })
         }) else {
             assert!(acts < 4);
@@ -305,9 +307,9 @@ fn a_journal_that_has_failed_takes_no_more_and_says_why() {
         let error = error.to_string();
         assert!(error.contains("the disk is full; free some space") && error.contains("state/journal/1-0-"), "{error}");
         assert_eq!(journal.synced(0), told);
-        disk.crash(&mut fastrand::Rng::with_seed(acts), true);
+        let left = disk.survivors(acts as u64);
         drop(journal);
-        let state = StateDir::open(state.disk().clone(), "state", true).unwrap();
+        let state = StateDir::open(left.shared(), "state", false).unwrap();
         let decision = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap();
         assert!(decision.replay.last().map(|frame| frame.epoch) >= told, "{told:?} of {:?}", decision.replay);
     }

@@ -7,13 +7,13 @@ mod simulation;
 mod state;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::journal::{FileId, Frame, JournalConfig, JournalFile, PartitionProgress, WorkerEnd};
 use super::manifest::{Manifest, QueryFingerprint, SinkState, SourceState, StepFingerprint};
-use super::memory_disk::MemoryDisk;
 use super::recovery::{Claim, RecoveryDecision, RecoveryInput, ReportedSink, StateScan, claimed, decide};
 use super::state::StateDir;
+use super::test_disk::{CrashingDisk, HookedDisk, OperationKind};
 use super::{FencingCheck, PublishedEpoch, StateId};
 use crate::error::Result;
 use crate::time::{Epoch, EventTime};
@@ -70,10 +70,60 @@ fn always() -> FencingCheck {
     Arc::new(|| Ok(()))
 }
 
-fn new_state() -> (MemoryDisk, StateDir) {
-    let disk = MemoryDisk::default();
-    let state = StateDir::open(Arc::new(disk.clone()), "state", false).unwrap();
+fn new_state() -> (CrashingDisk, StateDir) {
+    let disk = CrashingDisk::new();
+    let state = StateDir::open(disk.shared(), "state", false).unwrap();
     (disk, state)
+}
+
+/// Makes operations of a disk fail, after `acts` more of them, as on a full disk.
+fn fail_after(disk: &CrashingDisk, acts: usize) {
+    disk.fail_from(disk.operations() + acts);
+}
+
+/// Returns the disk after its process was killed; with `power`, after a loss of power.
+fn crashed(disk: &CrashingDisk, power: bool, seed: u64) -> CrashingDisk {
+    if power { disk.survivors(seed) } else { disk.after_kill() }
+}
+
+/// A function that is called after a listing of `lives`.
+#[derive(Clone, Default)]
+struct Interruption(Arc<Mutex<Option<(usize, InterruptionFn)>>>);
+
+type InterruptionFn = Box<dyn FnOnce() + Send>;
+
+impl Interruption {
+    /// Calls a function once, after the next listing but `skip`.
+    fn set(&self, skip: usize, interrupt: impl FnOnce() + Send + 'static) {
+        *self.0.lock().unwrap() = Some((skip, Box::new(interrupt)));
+    }
+
+    /// Counts a listing; returns the function if it is to be called now.
+    fn next(&self) -> Option<InterruptionFn> {
+        let mut waiting = self.0.lock().unwrap();
+        let due = waiting.take_if(|(skip, _)| *skip == 0);
+        if let Some((skip, _)) = &mut *waiting {
+            *skip -= 1;
+        }
+        due.map(|(_, interrupt)| interrupt)
+    }
+}
+
+/// Returns a state whose listings of `lives` can be interrupted.
+fn interruptible_state() -> (Interruption, StateDir) {
+    let interruption = Interruption::default();
+    let listed = interruption.clone();
+    let disk = HookedDisk::new(CrashingDisk::new().shared(), move |operation, act| {
+        act()?;
+        if operation.kind == OperationKind::List
+            && operation.path.ends_with("lives")
+            && let Some(interrupt) = listed.next()
+        {
+            interrupt();
+        }
+        Ok(())
+    });
+    (interruption, StateDir::open(disk.shared(), "state", false).unwrap())
 }
 
 fn sink(name: &str, shown: Option<u64>) -> ReportedSink {

@@ -12,7 +12,7 @@ use crate::durable::segment::SegmentLabel;
 use crate::durable::segment::tests::{Row, write as write_segment};
 
 /// A state with a snapshot of two segments, and its disk.
-fn with_snapshot() -> (MemoryDisk, StateDir, ManifestId) {
+fn with_snapshot() -> (CrashingDisk, StateDir, ManifestId) {
     let (disk, state) = new_state();
     let (claim, _) = begin_incarnation(&state);
     let mut manifest = manifest(state.id(), claim.incarnation, 8);
@@ -50,10 +50,9 @@ fn a_savepoint_whose_making_is_cut_off_is_none() {
     let mut made = 0;
     for acts in 0.. {
         let (disk, state, id) = with_snapshot();
-        disk.fail_after(acts);
+        fail_after(&disk, acts);
         let exported = export(&state, id, Path::new("save"), &mut no_matter);
-        let power = acts % 2 == 0;
-        disk.crash(&mut fastrand::Rng::with_seed(acts), power);
+        let disk = crashed(&disk, acts % 2 == 0, acts as u64);
         let opened = Savepoint::open(Arc::new(disk.clone()), "save");
         match (&exported, &opened) {
             (Ok(manifest), Ok(opened)) => assert_eq!(opened.manifest(), manifest),
@@ -98,18 +97,16 @@ fn a_state_that_begins_with_a_savepoint_does_so_whole_or_stays_new() {
     for acts in 0.. {
         let (disk, state, id) = with_snapshot();
         export(&state, id, Path::new("save"), &mut no_matter).unwrap();
-        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let new = StateDir::open(Arc::clone(&shared), "new", false).unwrap();
-        let savepoint = || Savepoint::open(Arc::clone(&shared), "save").unwrap();
-        disk.fail_after(acts);
-        let restored = new.begin_incarnation().and_then(|life| savepoint().restore(&new, life));
-        drop(new);
-        disk.crash(&mut fastrand::Rng::with_seed(acts), true);
-        let new = StateDir::open(Arc::clone(&shared), "new", false).unwrap();
+        let new = StateDir::open(disk.shared(), "new", false).unwrap();
+        let savepoint = |disk: &CrashingDisk| Savepoint::open(disk.shared(), "save").unwrap();
+        fail_after(&disk, acts);
+        let restored = new.begin_incarnation().and_then(|life| savepoint(&disk).restore(&new, life));
+        let disk = disk.survivors(acts as u64);
+        let new = StateDir::open(disk.shared(), "new", false).unwrap();
         if new.is_new().unwrap() {
             assert!(restored.is_err(), "after {acts} acts it is said to have begun, and has not");
             let life = new.begin_incarnation().unwrap();
-            savepoint().restore(&new, life).unwrap();
+            savepoint(&disk).restore(&new, life).unwrap();
             cut_off += 1;
         }
         let checked = verify_files(&new, &[], &mut |_, _| {}).unwrap();
@@ -161,7 +158,7 @@ fn a_savepoint_is_no_state_and_is_not_made_over_anything() {
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 2;
-        disk.set(Path::new("save/SAVEPOINT"), &flipped);
+        disk.put(Path::new("save/SAVEPOINT"), &flipped);
         let said = Savepoint::open(Arc::clone(&shared), "save").unwrap_err().to_string();
         assert!(said.starts_with("the savepoint ") && said.contains("save/SAVEPOINT"), "byte {at}: {said}");
     }

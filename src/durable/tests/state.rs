@@ -74,7 +74,7 @@ fn a_stopped_holder_is_told() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).unwrap();
     let host = super::super::recovery::ProcessInfo::this_process().host;
-    disk.set(&PathBuf::from("state/LOCK"), format!("{pid} {host} 0\n").as_bytes());
+    disk.put(&PathBuf::from("state/LOCK"), format!("{pid} {host} 0\n").as_bytes());
     let error = StateDir::open(Arc::new(disk.clone()), "state", false).unwrap_err().to_string();
     child.kill().unwrap();
     child.wait().unwrap();
@@ -100,10 +100,10 @@ fn a_state_without_its_identity_is_refused() {
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 2;
-        disk.set(&path, &flipped);
+        disk.put(&path, &flipped);
         let error = open();
         assert!(error.starts_with("the identity of the state") && error.contains("(state/STATE)"), "{error}");
-        disk.set(&path, &bytes[..at]);
+        disk.put(&path, &bytes[..at]);
         assert!(open().starts_with("the identity of the state is damaged (state/STATE)"));
     }
     disk.remove(&path).unwrap();
@@ -160,21 +160,21 @@ fn who_has_been_overtaken_claims_nothing_and_nobody_claims_twice() {
     let error = joined(&state).claim(&later, &print()).unwrap_err().to_string();
     assert!(error.starts_with("cannot claim the state (state)"), "{error}");
     // The incarnation is overtaken while it writes its claim.
-    let (disk, state) = new_state();
+    let (interruption, state) = interruptible_state();
     let first = state.begin_incarnation().unwrap();
     let decision = decided(&state.scan_and_sync().unwrap(), first, None).unwrap();
     let other = joined(&state);
-    disk.after_listing("lives", 0, move || drop(begin_incarnation(&other)));
+    interruption.set(0, move || drop(begin_incarnation(&other)));
     assert_eq!(state.claim(&decision, &print()).unwrap(), None);
     assert_eq!(begin_incarnation(&state).0.incarnation, 3);
 }
 
 #[test]
 fn a_number_whose_record_was_removed_is_not_taken_again() {
-    let (disk, state) = new_state();
+    let (interruption, state) = interruptible_state();
     begin_incarnation(&state);
     let other = joined(&state);
-    disk.after_listing("lives", 0, move || {
+    interruption.set(0, move || {
         for _ in 0..20 {
             let (claim, _) = begin_incarnation(&other);
             other.collect_garbage(&claim, 1, &[]).unwrap();
@@ -193,7 +193,7 @@ fn damaged_claims_and_manifests_are_refused_by_their_names() {
         let (path, name) = (PathBuf::from(path), path.strip_prefix("state/").unwrap());
         let bytes = disk.read(&path).unwrap();
         let refused = |bytes: &[u8]| {
-            disk.set(&path, bytes);
+            disk.put(&path, bytes);
             let error = decided(&state.scan_and_sync().unwrap(), 2, Some(8)).unwrap_err().to_string();
             assert!(error.contains(&format!("({name})")), "{error}");
             error
@@ -207,7 +207,7 @@ fn damaged_claims_and_manifests_are_refused_by_their_names() {
         let mut other = bytes.clone();
         other[7] = 77;
         assert!(refused(&other).contains("was written in format 77, and this program knows format 2"));
-        disk.set(&path, &bytes);
+        disk.put(&path, &bytes);
     }
     assert_eq!(decided(&state.scan_and_sync().unwrap(), 2, Some(8)).unwrap().base.unwrap().epoch, Epoch(8));
     // The manifest under another name, and in another state.
@@ -340,7 +340,7 @@ fn one_act_too_late_does_no_harm() {
     for (name, act) in acts {
         // It is overtaken after any of its listings of `lives`.
         for skip in 0..4 {
-            let (disk, state) = new_state();
+            let (interruption, state) = interruptible_state();
             let (claim, _) = begin_incarnation(&state);
             let journal =
                 FileJournal::begin(JournalConfig { file_limit: 1, ..state.journal_config(&claim, 0, 1) }).unwrap();
@@ -356,7 +356,7 @@ fn one_act_too_late_does_no_harm() {
             let (later, seen) = (joined(&state), Arc::new(Mutex::new(None)));
             let (told, overtaken) = (seen.clone(), Arc::new(Mutex::new(false)));
             let flag = overtaken.clone();
-            disk.after_listing("lives", skip, move || {
+            interruption.set(skip, move || {
                 *flag.lock().unwrap() = true;
                 let (claim, _) = begin_incarnation(&later);
                 *told.lock().unwrap() = Some((state_of(&later), claim));
@@ -399,7 +399,7 @@ fn a_state_whose_lock_file_was_removed_is_still_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let on_disk = folder.path().join("state");
     let disks: [(Arc<dyn Disk>, PathBuf); 2] =
-        [(Arc::new(MemoryDisk::default()), PathBuf::from("state")), (OsDisk::shared(), on_disk)];
+        [(CrashingDisk::new().shared(), PathBuf::from("state")), (OsDisk::shared(), on_disk)];
     for (disk, path) in disks {
         let open = |take_over| StateDir::open(disk.clone(), &path, take_over);
         let state = open(false).unwrap();
@@ -452,7 +452,10 @@ fn a_journal_that_is_accepted_is_written_anew() {
     // The old file no longer matters.
     old.truncate(0).unwrap();
     let file = found.journals[&first_file(1)].as_ref().unwrap();
-    assert_eq!((file.intact_length, disk.safe(&path_of(first_file(1))).unwrap().len() as u64), (before, before));
+    assert_eq!(
+        (file.intact_length, disk.survivors(0).bytes(&path_of(first_file(1))).unwrap().len() as u64),
+        (before, before)
+    );
     // A file that an earlier incarnation has claimed was copied then, and is not copied again.
     begin_incarnation(&state);
     let mut copy = disk.open(&path_of(first_file(1))).unwrap();

@@ -9,9 +9,9 @@ use super::*;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::compaction::{MIN_MERGE, MergeOptions, merge};
 use crate::durable::journal::MemoryJournal;
-use crate::durable::memory_disk::MemoryDisk;
 use crate::durable::recovery::{RecoveryInput, decide};
 use crate::durable::segment::{BlockBuilder, FACTOR, SegmentWriter};
+use crate::durable::test_disk::CrashingDisk;
 
 /// Time limit of each operation here.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ type Row = ((i64, u32), i64);
 
 /// An incarnation whose snapshots are taken by hand.
 struct Driven {
-    disk: MemoryDisk,
+    disk: CrashingDisk,
     dir: Arc<StateDir>,
     snapshots: Arc<Snapshots>,
     failure: Arc<JobFailure>,
@@ -31,7 +31,7 @@ struct Driven {
 
 impl Driven {
     fn start() -> Driven {
-        let disk = MemoryDisk::default();
+        let disk = CrashingDisk::new();
         let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
         let query = QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
         let (incarnation, scan) = (dir.begin_incarnation().unwrap(), dir.scan_and_sync().unwrap());
@@ -127,7 +127,7 @@ fn label(step: &str, worker: u32, epoch: u64) -> SegmentLabel {
 }
 
 /// Writes a segment, in blocks of `of_block` rows.
-fn write(disk: &MemoryDisk, directory: &Path, label: &SegmentLabel, rows: &[Row], of_block: usize) -> SegmentInfo {
+fn write(disk: &CrashingDisk, directory: &Path, label: &SegmentLabel, rows: &[Row], of_block: usize) -> SegmentInfo {
     let mut writer = SegmentWriter::create(&disk.shared(), directory, label, &codec().encoding()).unwrap();
     for rows in rows.chunks(of_block) {
         let mut builder = BlockBuilder::new(codec());
