@@ -10,7 +10,7 @@ use std::path::Path;
 /// The modules of the crate, lowest layer first. A module may use those of its own layer and of lower ones.
 const LAYERS: [&[&str]; 8] = [
     &["time"],
-    &["error", "metrics", "record", "status", "thread"],
+    &["error", "metrics", "probe", "record", "status", "thread"],
     &["durable"],
     &["source", "sink", "view"],
     &["stream"],

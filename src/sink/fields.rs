@@ -15,7 +15,7 @@
 use std::any::type_name;
 use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, VariantAccess, Visitor};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, MapAccess, VariantAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
 use crate::error::{self, Error};
@@ -78,7 +78,7 @@ pub(crate) fn name<D>() -> String {
 }
 
 /// Determines the shape of a row type.
-pub(crate) fn shape<D: Record>() -> RowShape {
+pub(crate) fn shape<D: DeserializeOwned>() -> RowShape {
     let mut seen = ProbeFindings::default();
     run_probe::<D>(&mut seen, None, 0);
     let Some((row, keys)) = seen.named else {
@@ -107,7 +107,7 @@ pub(crate) fn shape<D: Record>() -> RowShape {
 }
 
 /// Probes a type: only its first level, or also the field `key`, with one variant if that is an enum.
-fn run_probe<D: Record>(seen: &mut ProbeFindings, key: Option<&'static str>, variant: usize) -> ProbeEnd {
+fn run_probe<D: DeserializeOwned>(seen: &mut ProbeFindings, key: Option<&'static str>, variant: usize) -> ProbeEnd {
     match D::deserialize(RowProbe { at: ProbeState { seen, variant, depth: 0 }, key }) {
         Ok(_) => ProbeEnd::Complete,
         Err(stop) => stop,
@@ -379,6 +379,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::probe::samples::{self, SampleReader};
     use crate::record::{Decimal, Real, records};
     use crate::time::EventTime;
 
@@ -500,5 +501,18 @@ mod tests {
         for error in [of::<Option<Point>>(), of::<Vec<Point>>(), of::<Pair>(), of::<Id>(), of::<Chain>()] {
             assert!(error.unwrap_err().to_string().contains("it has no names for columns"));
         }
+    }
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            format!("{:?}", shape::<T>())
+        }
+    }
+
+    #[test]
+    fn columns_of_all_kinds_of_types_are_known() {
+        samples::check::<Pinned>("columns.txt");
     }
 }

@@ -588,6 +588,7 @@ impl<'de> VariantAccess<'de> for SchemaVariant<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::samples::{self, SampleReader};
 
     /// The value in JSON as displayed; the error if it cannot be displayed.
     fn shown<T: Serialize + DeserializeOwned>(value: &T) -> String {
@@ -690,5 +691,18 @@ mod tests {
             // Either result is fine; the test looks for panics.
             let _unverified = schema.read(&mut &bytes[..]);
         }
+    }
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            format!("{:?}", Schema::of::<T>())
+        }
+    }
+
+    #[test]
+    fn schemas_stay_as_they_were() {
+        samples::check::<Pinned>("schemas.txt");
     }
 }

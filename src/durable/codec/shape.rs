@@ -308,6 +308,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::probe::samples::{self, SampleReader};
     use crate::record::{Decimal, Real};
 
     fn text_of<T: DeserializeOwned>() -> String {
@@ -392,5 +393,19 @@ mod tests {
         // A type that refuses the value that it is given.
         assert_eq!(text_of::<(u8, std::net::IpAddr, u8)>().matches('\n').count(), 2);
         assert!(text_of::<(u8, std::num::NonZeroU8)>().ends_with("visit_u8 }\n"));
+    }
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            let TypeShape { text, needs_self_describing, is_whole } = shape_of::<T>();
+            format!("self-describing {needs_self_describing}, whole {is_whole}\n{}", text.trim_end_matches('\n'))
+        }
+    }
+
+    #[test]
+    fn shapes_stay_as_they_were_when_files_were_written_with_them() {
+        samples::check::<Pinned>("shapes.txt");
     }
 }

@@ -308,3 +308,27 @@ impl<'de> de::Deserializer<'de> for TrialValue {
         Err(TrialError::Nested)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::samples::{self, SampleReader};
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            if ["Chain", "Endless"].iter().any(|name| std::any::type_name::<T>().contains(name)) {
+                return "endless".to_owned();
+            }
+            let headers = ["", "a,b,c", "c,x,b,a,d", "a,b,a,c", "b"];
+            let orders = headers.map(|header| format!("{header}: {:?}", order::<T>(&header.split(',').collect())));
+            orders.join("\n")
+        }
+    }
+
+    #[test]
+    fn fields_of_all_kinds_of_types_are_matched_with_columns() {
+        samples::check::<Pinned>("csv_headers.txt");
+    }
+}
