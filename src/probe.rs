@@ -296,7 +296,7 @@ struct Parts<'r, R> {
     keyed: bool,
 }
 
-impl<'r, R: Recorder> Parts<'r, R> {
+impl<R: Recorder> Parts<'_, R> {
     fn visit<'de, V: Visitor<'de>>(recorder: &mut R, whole: Branch, visitor: V) -> Result<V::Value, ProbeStop> {
         recorder.within(whole, |recorder, count| {
             let is_map = whole == Branch::Map;

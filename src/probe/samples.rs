@@ -185,9 +185,8 @@ impl<'de> Visitor<'de> for Anything {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         for _ in 0..4 {
-            match elements.next_element::<Vec<Option<Even>>>() {
-                Ok(None) => break,
-                Ok(Some(_)) | Err(_) => {}
+            if let Ok(None) = elements.next_element::<Vec<Option<Even>>>() {
+                break;
             }
         }
         Ok(())

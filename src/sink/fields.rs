@@ -130,14 +130,28 @@ struct RowRecorder {
 impl RowRecorder {
     const DEEPEST: u8 = 32;
 
-    /// Records the request of the row, and returns the number of its parts.
+    /// Records a newtype or an option, and returns the number of its parts.
+    fn deeper(&mut self) -> Result<usize, ProbeStop> {
+        if self.depth == Self::DEEPEST {
+            self.holds = Some("itself");
+            return Err(ProbeStop::Stopped);
+        }
+        self.depth += 1;
+        Ok(1)
+    }
+
+    /// Records a request of the row.
     fn row(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
         match branch {
-            Branch::Struct(name, fields) => self.named = Some((name, fields)),
+            Branch::Newtype(_) => return self.deeper(),
+            Branch::Struct(name, fields) => {
+                self.named = Some((name, fields));
+                return self.key.map(|_| 1).ok_or(ProbeStop::Stopped);
+            }
             Branch::Map => self.map = true,
             _ => {}
         }
-        if self.named.is_some() && self.key.is_some() { Ok(1) } else { Err(ProbeStop::Stopped) }
+        Err(ProbeStop::Stopped)
     }
 
     /// Records a request inside of the field.
@@ -147,7 +161,8 @@ impl RowRecorder {
                 self.variants = variants.len();
                 return if self.variant < self.variants { Ok(self.variant) } else { Err(ProbeStop::Stopped) };
             }
-            Branch::UnitStruct(_) | Branch::Option | Branch::Newtype(_) => return Ok(1),
+            Branch::UnitStruct(_) => return Ok(0),
+            Branch::Option | Branch::Newtype(_) => return self.deeper(),
             Branch::List => "a list",
             Branch::Tuple(_) | Branch::TupleStruct(..) => "a tuple",
             Branch::Map => "a map",
@@ -170,14 +185,6 @@ impl Recorder for RowRecorder {
         branch: Branch,
         answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
     ) -> Result<V, ProbeStop> {
-        if matches!(branch, Branch::Newtype(_)) || self.in_field && branch == Branch::Option {
-            if self.depth == Self::DEEPEST {
-                self.holds = Some("itself");
-                return Err(ProbeStop::Stopped);
-            }
-            self.depth += 1;
-            return answer(self, 1);
-        }
         let count = if self.in_field { self.field(branch)? } else { self.row(branch)? };
         answer(self, count)
     }

@@ -96,18 +96,28 @@ struct TrialRow<'a> {
     in_row: bool,
     /// The column being decoded.
     at: Option<usize>,
+    /// Depth of nested newtypes and options: a type may contain itself.
+    depth: u8,
     /// Number of values that were asked for.
     asked: usize,
 }
 
 impl<'a> TrialRow<'a> {
+    const DEEPEST: u8 = 32;
+
     fn new(names: Option<&'a [Vec<u8>]>, tries: &'a [usize]) -> Self {
-        TrialRow { names, tries, fields: None, in_row: false, at: None, asked: 0 }
+        TrialRow { names, tries, fields: None, in_row: false, at: None, depth: 0, asked: 0 }
     }
 
     /// Returns the number of the value for the column being decoded.
     fn tried(&self) -> Result<usize, ProbeStop> {
         self.at.and_then(|at| self.tries.get(at)).copied().ok_or(ProbeStop::Stopped)
+    }
+
+    /// Records a newtype or an option, and returns the number of its parts.
+    fn deeper(&mut self) -> Result<usize, ProbeStop> {
+        self.depth += 1;
+        if self.depth > Self::DEEPEST { Err(ProbeStop::Stopped) } else { Ok(1) }
     }
 }
 
@@ -129,7 +139,7 @@ impl Recorder for TrialRow<'_> {
         answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
     ) -> Result<V, ProbeStop> {
         let count = match branch {
-            Branch::Newtype(_) => 1,
+            Branch::Newtype(_) => self.deeper()?,
             Branch::Struct(_, fields) if !self.in_row => {
                 (self.in_row, self.fields) = (true, Some(fields));
                 // One more than there are: a type that asks for it is not decoded by position.
@@ -139,7 +149,7 @@ impl Recorder for TrialRow<'_> {
                 self.in_row = true;
                 1
             }
-            Branch::Option if self.in_row => 1,
+            Branch::Option if self.in_row => self.deeper()?,
             Branch::Enum(_, variants) if self.in_row => {
                 let tried = self.tried()?;
                 if tried >= variants.len() {
@@ -164,6 +174,7 @@ impl Recorder for TrialRow<'_> {
         if matches!(whole, Branch::Struct(..) | Branch::Map) {
             self.asked += 1;
             self.at = Some(if self.names.is_some() { at / 2 } else { at });
+            self.depth = 0;
             self.tried()?;
         }
         answer(self)
@@ -198,9 +209,6 @@ mod tests {
 
     impl SampleReader for Pinned {
         fn probe<T: DeserializeOwned>() -> String {
-            if ["Chain", "Endless"].iter().any(|name| std::any::type_name::<T>().contains(name)) {
-                return "endless".to_owned();
-            }
             let headers = ["", "a,b,c", "c,x,b,a,d", "a,b,a,c", "b"];
             let orders = headers.map(|header| format!("{header}: {:?}", order::<T>(&header.split(',').collect())));
             orders.join("\n")
