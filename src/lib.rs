@@ -87,6 +87,7 @@ pub mod durable;
 pub mod error;
 pub mod job;
 pub mod metrics;
+mod probe;
 pub mod record;
 pub mod sink;
 pub mod source;

@@ -1,7 +1,6 @@
 //! Columns of a row type, determined without a value of it.
 //!
-//! * A **probe** is a deserializer without data: it records what a type asks for, and answers with dummy values.
-//! * A row type's **shape** is what it asks a probe for: a struct with named fields, a map, or anything else.
+//! * A row type's **shape** is what it asks a [probe](crate::probe) for: a struct with named fields, a map, or anything else.
 //! * A **column** is a field that holds one value: a number, a text, a boolean, an enum without data, or a newtype or
 //!   an option of these. Lists, tuples, maps, structs and enums with data are **nested**.
 //!
@@ -13,12 +12,12 @@
 //! such a type counts as a column. The module does not know formats.
 
 use std::any::type_name;
-use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, VariantAccess, Visitor};
-use serde::forward_to_deserialize_any;
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeOwned, DeserializeSeed, Visitor};
 
 use crate::error::{self, Error};
+use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
 use crate::record::Record;
 
 /// Columns of a row type.
@@ -78,9 +77,10 @@ pub(crate) fn name<D>() -> String {
 }
 
 /// Determines the shape of a row type.
-pub(crate) fn shape<D: Record>() -> RowShape {
-    let mut seen = ProbeFindings::default();
-    run_probe::<D>(&mut seen, None, 0);
+pub(crate) fn shape<D: DeserializeOwned>() -> RowShape {
+    let mut seen = RowRecorder::default();
+    // The row itself is not kept, and a type that refuses a dummy has told its names before.
+    let _ = probe::probe::<D>(&mut seen);
     let Some((row, keys)) = seen.named else {
         return if seen.map { RowShape::Map } else { RowShape::Other };
     };
@@ -88,9 +88,9 @@ pub(crate) fn shape<D: Record>() -> RowShape {
     for &key in keys {
         let (mut name, mut variant) = (key, 0);
         loop {
-            let mut seen = ProbeFindings::default();
+            let mut seen = RowRecorder { key: Some(key), variant, ..RowRecorder::default() };
             // A second value for a field is an error that contains the field's own name, even if the key was an alias.
-            if let ProbeEnd::Duplicate(primary) = run_probe::<D>(&mut seen, Some(key), variant) {
+            if let Err(ProbeStop::DuplicateField(primary)) = probe::probe::<D>(&mut seen) {
                 name = primary;
             }
             nested = nested.or(seen.holds.map(|holds| NestedField { field: name, holds }));
@@ -106,17 +106,17 @@ pub(crate) fn shape<D: Record>() -> RowShape {
     RowShape::Struct(Fields { row, names }, nested)
 }
 
-/// Probes a type: only its first level, or also the field `key`, with one variant if that is an enum.
-fn run_probe<D: Record>(seen: &mut ProbeFindings, key: Option<&'static str>, variant: usize) -> ProbeEnd {
-    match D::deserialize(RowProbe { at: ProbeState { seen, variant, depth: 0 }, key }) {
-        Ok(_) => ProbeEnd::Complete,
-        Err(stop) => stop,
-    }
-}
-
-/// Observations of the probes of one run.
+/// A recorder of a row: of its first level only, or also of one field, which comes twice.
 #[derive(Default)]
-struct ProbeFindings {
+struct RowRecorder {
+    /// Key of the field.
+    key: Option<&'static str>,
+    /// Number of the variant with which the field is answered, if it is an enum.
+    variant: usize,
+    /// `true` inside of the field.
+    in_field: bool,
+    /// Depth of nested newtypes and options: a type may contain itself.
+    depth: u8,
     /// Name and keys of the row, if it is a struct.
     named: Option<(&'static str, &'static [&'static str])>,
     /// `true` if the row is a map.
@@ -127,247 +127,92 @@ struct ProbeFindings {
     variants: usize,
 }
 
-/// Reason why a run ended.
-#[derive(Debug)]
-enum ProbeEnd {
-    /// A field of this name got a second value.
-    Duplicate(&'static str),
-    /// Everything needed is known, or a type refused a dummy.
-    Complete,
-}
-
-impl fmt::Display for ProbeEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a probe has no data")
-    }
-}
-
-impl std::error::Error for ProbeEnd {}
-
-impl de::Error for ProbeEnd {
-    fn custom<T: fmt::Display>(_: T) -> Self {
-        ProbeEnd::Complete
-    }
-
-    fn duplicate_field(field: &'static str) -> Self {
-        ProbeEnd::Duplicate(field)
-    }
-}
-
-/// State of a run.
-struct ProbeState<'a> {
-    seen: &'a mut ProbeFindings,
-    variant: usize,
-    /// Depth of nested newtypes and options: a type may contain itself.
-    depth: u8,
-}
-
-impl ProbeState<'_> {
+impl RowRecorder {
     const DEEPEST: u8 = 32;
 
-    fn deeper(self) -> Result<Self, ProbeEnd> {
+    /// Records a newtype or an option, and returns the number of its parts.
+    fn deeper(&mut self) -> Result<usize, ProbeStop> {
         if self.depth == Self::DEEPEST {
-            self.seen.holds = Some("itself");
-            return Err(ProbeEnd::Complete);
+            self.holds = Some("itself");
+            return Err(ProbeStop::Stopped);
         }
-        Ok(ProbeState { depth: self.depth + 1, ..self })
+        self.depth += 1;
+        Ok(1)
     }
 
-    fn nested<T>(self, holds: &'static str) -> Result<T, ProbeEnd> {
-        self.seen.holds = Some(holds);
-        Err(ProbeEnd::Complete)
-    }
-}
-
-/// Deserializer of a row.
-struct RowProbe<'a> {
-    at: ProbeState<'a>,
-    key: Option<&'static str>,
-}
-
-impl<'de> Deserializer<'de> for RowProbe<'_> {
-    type Error = ProbeEnd;
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeEnd> {
-        self.at.seen.named = Some((name, fields));
-        let key = self.key.ok_or(ProbeEnd::Complete)?;
-        visitor.visit_map(OneField { at: Some(self.at), key, keys: 0 })
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeEnd> {
-        visitor.visit_newtype_struct(RowProbe { at: self.at.deeper()?, key: self.key })
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
-        self.at.seen.map = true;
-        Err(ProbeEnd::Complete)
-    }
-
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
-        Err(ProbeEnd::Complete)
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct seq
-        tuple tuple_struct enum identifier ignored_any
-    }
-}
-
-/// Data of a struct in which one field comes twice.
-struct OneField<'a> {
-    at: Option<ProbeState<'a>>,
-    key: &'static str,
-    keys: u8,
-}
-
-impl<'de> MapAccess<'de> for OneField<'_> {
-    type Error = ProbeEnd;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ProbeEnd> {
-        self.keys += 1;
-        if self.keys > 2 {
-            return Err(ProbeEnd::Complete);
+    /// Records a request of the row.
+    fn row(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
+        match branch {
+            Branch::Newtype(_) => return self.deeper(),
+            Branch::Struct(name, fields) => {
+                self.named = Some((name, fields));
+                return self.key.map(|_| 1).ok_or(ProbeStop::Stopped);
+            }
+            Branch::Map => self.map = true,
+            _ => {}
         }
-        seed.deserialize(de::value::StrDeserializer::new(self.key)).map(Some)
+        Err(ProbeStop::Stopped)
     }
 
-    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, ProbeEnd> {
-        seed.deserialize(FieldProbe(self.at.take().ok_or(ProbeEnd::Complete)?))
+    /// Records a request inside of the field.
+    fn field(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
+        self.holds = Some(match branch {
+            Branch::Enum(_, variants) => {
+                self.variants = variants.len();
+                return if self.variant < self.variants { Ok(self.variant) } else { Err(ProbeStop::Stopped) };
+            }
+            Branch::UnitStruct(_) => return Ok(0),
+            Branch::Option | Branch::Newtype(_) => return self.deeper(),
+            Branch::List => "a list",
+            Branch::Tuple(_) | Branch::TupleStruct(..) => "a tuple",
+            Branch::Map => "a map",
+            Branch::Struct(..) => "a struct",
+            Branch::NewtypeVariant | Branch::TupleVariant(_) | Branch::StructVariant(_) => "an enum with data",
+        });
+        Err(ProbeStop::Stopped)
     }
 }
 
-/// Deserializer of a field's value.
-struct FieldProbe<'a>(ProbeState<'a>);
+impl Recorder for RowRecorder {
+    const HUMAN_READABLE: bool = true;
 
-/// Answers with a dummy. It is 1, not 0, because some types have no 0.
-macro_rules! dummies {
-    ($($asked:ident: $visit:ident($dummy:expr),)*) => {$(
-        fn $asked<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
-            visitor.$visit($dummy)
+    fn leaf(&mut self, _: Leaf) -> Result<Dummy, ProbeStop> {
+        if self.in_field { Ok(Dummy::ONE) } else { Err(ProbeStop::Stopped) }
+    }
+
+    fn within<V>(
+        &mut self,
+        branch: Branch,
+        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        let count = if self.in_field { self.field(branch)? } else { self.row(branch)? };
+        answer(self, count)
+    }
+
+    fn part<V>(
+        &mut self,
+        whole: Branch,
+        at: usize,
+        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        if matches!(whole, Branch::Struct(..)) && at > 1 {
+            return Err(ProbeStop::Stopped);
         }
-    )*};
-}
-
-impl<'de> Deserializer<'de> for FieldProbe<'_> {
-    type Error = ProbeEnd;
-
-    dummies! {
-        deserialize_any: visit_i64(1),
-        deserialize_bool: visit_bool(true),
-        deserialize_i8: visit_i8(1),
-        deserialize_i16: visit_i16(1),
-        deserialize_i32: visit_i32(1),
-        deserialize_i64: visit_i64(1),
-        deserialize_i128: visit_i128(1),
-        deserialize_u8: visit_u8(1),
-        deserialize_u16: visit_u16(1),
-        deserialize_u32: visit_u32(1),
-        deserialize_u64: visit_u64(1),
-        deserialize_u128: visit_u128(1),
-        deserialize_f32: visit_f32(1.0),
-        deserialize_f64: visit_f64(1.0),
-        deserialize_char: visit_char('1'),
-        deserialize_str: visit_str("1"),
-        deserialize_string: visit_str("1"),
-        deserialize_identifier: visit_str("1"),
-        deserialize_bytes: visit_bytes(b"1"),
-        deserialize_byte_buf: visit_bytes(b"1"),
+        self.in_field = true;
+        answer(self)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
-        visitor.visit_some(FieldProbe(self.0.deeper()?))
+    fn any<'de, V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, ProbeStop> {
+        visitor.visit_i64(self.leaf(Leaf::Any)?.number.into())
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
-        visitor.visit_unit()
+    fn gives_keys(&self) -> bool {
+        true
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeEnd> {
-        visitor.visit_unit()
-    }
-
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeEnd> {
-        visitor.visit_unit()
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeEnd> {
-        visitor.visit_newtype_struct(FieldProbe(self.0.deeper()?))
-    }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
-        self.0.nested("a list")
-    }
-
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, ProbeEnd> {
-        self.0.nested("a tuple")
-    }
-
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, _: V) -> Result<V::Value, ProbeEnd> {
-        self.0.nested("a tuple")
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeEnd> {
-        self.0.nested("a map")
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        _: &'static [&'static str],
-        _: V,
-    ) -> Result<V::Value, ProbeEnd> {
-        self.0.nested("a struct")
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeEnd> {
-        self.0.seen.variants = variants.len();
-        let name = variants.get(self.0.variant).ok_or(ProbeEnd::Complete)?;
-        visitor.visit_enum(OneVariant { at: self.0, name })
-    }
-}
-
-/// Data of an enum: one variant.
-struct OneVariant<'a> {
-    at: ProbeState<'a>,
-    name: &'static str,
-}
-
-impl<'de, 'a> EnumAccess<'de> for OneVariant<'a> {
-    type Error = ProbeEnd;
-    type Variant = ProbeState<'a>;
-
-    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, ProbeState<'a>), ProbeEnd> {
-        Ok((seed.deserialize(de::value::StrDeserializer::new(self.name))?, self.at))
-    }
-}
-
-impl<'de> VariantAccess<'de> for ProbeState<'_> {
-    type Error = ProbeEnd;
-
-    fn unit_variant(self) -> Result<(), ProbeEnd> {
-        Ok(())
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, ProbeEnd> {
-        self.nested("an enum with data")
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, ProbeEnd> {
-        self.nested("an enum with data")
-    }
-
-    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, ProbeEnd> {
-        self.nested("an enum with data")
+    fn key<'de, S: DeserializeSeed<'de>>(&mut self, entry: usize, seed: S) -> Result<Option<S::Value>, ProbeStop> {
+        let key = self.key.filter(|_| entry < 2).ok_or(ProbeStop::Stopped)?;
+        seed.deserialize(StrDeserializer::new(key)).map(Some)
     }
 }
 
@@ -379,6 +224,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::probe::samples::{self, SampleReader};
     use crate::record::{Decimal, Real, records};
     use crate::time::EventTime;
 
@@ -500,5 +346,18 @@ mod tests {
         for error in [of::<Option<Point>>(), of::<Vec<Point>>(), of::<Pair>(), of::<Id>(), of::<Chain>()] {
             assert!(error.unwrap_err().to_string().contains("it has no names for columns"));
         }
+    }
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            format!("{:?}", shape::<T>())
+        }
+    }
+
+    #[test]
+    fn columns_of_all_kinds_of_types_are_known() {
+        samples::check::<Pinned>("columns.txt");
     }
 }

@@ -255,24 +255,6 @@ impl<T> fmt::Debug for BlockRows<T> {
     }
 }
 
-/// The error by which a probe stops following a type.
-#[derive(Debug)]
-struct ProbeStopped;
-
-impl fmt::Display for ProbeStopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the type is not followed any further")
-    }
-}
-
-impl std::error::Error for ProbeStopped {}
-
-impl serde::de::Error for ProbeStopped {
-    fn custom<M: fmt::Display>(_: M) -> Self {
-        ProbeStopped
-    }
-}
-
 /// Hashes a list of words: the result is written to files, so it must be equal on every machine and in every version.
 ///
 /// Algorithm: FNV-1a with 64 bits, by Fowler, Noll and Vo; each word is closed by a byte that occurs in no UTF-8 text.

@@ -1,22 +1,20 @@
 //! The schema of a type: enough to decode and display its values without the type.
 //!
 //! The `postcard` format does not describe itself. So segments carry the [`Schema`] of their rows, with which a tool
-//! decodes them to [`DynamicValue`]s. It is found as [shapes](super::shape) are, by deserialising the type from a probe
-//! that records its requests; enums are probed repeatedly until every variant has been seen at every position.
+//! decodes them to [`DynamicValue`]s. It is found as [shapes](super::shape) are, by deserialising the type from a
+//! [probe](crate::probe); enums are probed repeatedly until every variant has been seen at every position.
 //!
 //! A recursive type is followed a few levels deep and ends in [`Schema::Cut`]; values that are nested deeper cannot be
 //! displayed, which is reported as an error. An unknown part stays [`Schema::Unknown`]: it is never guessed.
 
 use std::collections::BTreeMap;
+use std::mem;
 
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
-    VariantAccess, Visitor,
-};
+use serde::de::DeserializeOwned;
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::ProbeStopped;
+use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
 use crate::record::Real;
 use crate::time::EventTime;
 
@@ -83,11 +81,11 @@ impl Schema {
     pub(crate) fn of<T: DeserializeOwned>() -> Schema {
         let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
         for _ in 0..MAX_PASSES {
-            let before = schema.clone();
-            let mut asked = ProbePass { candidates, ..ProbePass::default() };
-            let failed = T::deserialize(SchemaProbe { into: &mut schema, pass: &mut asked }).is_err();
-            candidates = asked.candidates;
-            let is_stuck = if failed { !asked.found_dead_end } else { schema == before };
+            let mut pass = SchemaRecorder { node: schema.clone(), candidates, ..SchemaRecorder::default() };
+            let failed = probe::probe::<T>(&mut pass).is_err();
+            let before = mem::replace(&mut schema, pass.node);
+            candidates = pass.candidates;
+            let is_stuck = if failed { !pass.found_dead_end } else { schema == before };
             if is_stuck || !schema.is_open() {
                 break;
             }
@@ -104,6 +102,17 @@ impl Schema {
             Schema::Tuple(parts) => parts.iter().any(Schema::is_open),
             Schema::Struct(_, parts) | Schema::Enum(_, parts) => parts.iter().any(|(_, part)| part.is_open()),
             _ => false,
+        }
+    }
+
+    /// Returns the part with this number: an element, a field, a key or value, the contents of a variant.
+    fn part(&mut self, at: usize) -> Option<&mut Schema> {
+        match (self, at) {
+            (Schema::Option(inner) | Schema::List(inner) | Schema::Map(inner, _), 0) => Some(inner),
+            (Schema::Map(_, value), 1) => Some(value),
+            (Schema::Tuple(parts), _) => parts.get_mut(at),
+            (Schema::Struct(_, parts) | Schema::Enum(_, parts), _) => parts.get_mut(at).map(|(_, part)| part),
+            _ => None,
         }
     }
 
@@ -241,9 +250,11 @@ impl Serialize for DynamicValue {
     }
 }
 
-/// The state of one pass over a type.
+/// A recorder of one pass over a type.
 #[derive(Default)]
-struct ProbePass {
+struct SchemaRecorder {
+    /// The schema of the current request.
+    node: Schema,
     depth: usize,
     requests: usize,
     /// The type names that enclose the current request, outermost first.
@@ -257,337 +268,189 @@ struct ProbePass {
     found_dead_end: bool,
 }
 
-impl ProbePass {
-    fn within<V>(&mut self, go: impl FnOnce(&mut ProbePass) -> Result<V, ProbeStopped>) -> Result<V, ProbeStopped> {
-        self.depth += 1;
-        self.requests += 1;
-        if self.depth > MAX_TYPE_DEPTH || self.requests > MAX_REQUESTS {
-            return Err(ProbeStopped);
-        }
-        let value = go(self)?;
-        self.depth -= 1;
-        Ok(value)
-    }
-
-    fn fills(&self) -> bool {
-        self.escaping == 0 && self.depth < MAX_FILLED_DEPTH
-    }
-}
-
-/// A deserializer that answers one request of a type and records it.
-struct SchemaProbe<'s> {
-    into: &'s mut Schema,
-    pass: &'s mut ProbePass,
-}
-
-impl<'s> SchemaProbe<'s> {
-    /// Follows a named type; beyond [`MAX_NESTING`] levels of the same name its schema is cut.
-    fn named<V>(
-        self,
-        name: &'static str,
-        go: impl FnOnce(SchemaProbe<'_>) -> Result<V, ProbeStopped>,
-    ) -> Result<V, ProbeStopped> {
-        let SchemaProbe { into, pass } = self;
-        let deep = pass.names.iter().filter(|other| **other == name).count() >= MAX_NESTING;
-        let mut aside = Schema::Unknown;
-        if deep {
-            *into = Schema::Cut;
-        }
-        pass.names.push(name);
-        pass.escaping += usize::from(deep);
-        let inside = SchemaProbe { into: if deep { &mut aside } else { into }, pass };
-        let value = inside.follow(go)?;
-        pass.escaping -= usize::from(deep);
-        pass.names.pop();
-        Ok(value)
-    }
-
-    fn follow<V>(self, go: impl FnOnce(SchemaProbe<'_>) -> Result<V, ProbeStopped>) -> Result<V, ProbeStopped> {
-        let SchemaProbe { into, pass } = self;
-        pass.within(|pass| go(SchemaProbe { into, pass }))
-    }
-
-    /// Records a tuple and returns its elements.
-    fn tuple(self, length: usize) -> SchemaElements<'s> {
-        if !matches!(self.into, Schema::Tuple(parts) if parts.len() == length) {
-            *self.into = Schema::Tuple(vec![Schema::Unknown; length]);
-        }
-        let parts = match self.into {
-            Schema::Tuple(parts) => parts.iter_mut().collect(),
-            _ => Vec::new(),
-        };
-        SchemaElements { parts: parts.into_iter(), pass: self.pass }
-    }
-
-    /// Records a struct and returns its fields.
-    fn fields(self, name: &str, names: &[&str]) -> SchemaElements<'s> {
-        if !matches!(self.into, Schema::Struct(_, fields) if fields.len() == names.len()) {
-            *self.into = Schema::Struct(name.to_owned(), unknown(names));
-        }
-        let fields = match self.into {
-            Schema::Struct(_, fields) => fields.iter_mut().map(|(_, field)| field).collect(),
-            _ => Vec::new(),
-        };
-        SchemaElements { parts: fields.into_iter(), pass: self.pass }
-    }
-}
-
 fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
     names.iter().map(|name| ((*name).to_owned(), Schema::Unknown)).collect()
 }
 
-/// Implements requests that are answered with a constant.
-macro_rules! values {
-    ($($request:ident $visit:ident $value:expr, $schema:expr;)*) => { $(
-        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-            *self.into = $schema;
-            visitor.$visit($value)
-        }
-    )* };
-}
-
-impl<'de> Deserializer<'de> for SchemaProbe<'_> {
-    type Error = ProbeStopped;
-
-    values! {
-        deserialize_bool visit_bool true, Schema::Bool;
-        deserialize_i8 visit_i8 1, Schema::Signed(8);
-        deserialize_i16 visit_i16 1, Schema::Signed(16);
-        deserialize_i32 visit_i32 1, Schema::Signed(32);
-        deserialize_i64 visit_i64 1, Schema::Signed(64);
-        deserialize_i128 visit_i128 1, Schema::Signed(128);
-        deserialize_u8 visit_u8 1, Schema::Unsigned(8);
-        deserialize_u16 visit_u16 1, Schema::Unsigned(16);
-        deserialize_u32 visit_u32 1, Schema::Unsigned(32);
-        deserialize_u64 visit_u64 1, Schema::Unsigned(64);
-        deserialize_u128 visit_u128 1, Schema::Unsigned(128);
-        deserialize_f32 visit_f32 1.0, Schema::Single;
-        deserialize_f64 visit_f64 1.0, Schema::Double;
-        deserialize_char visit_char '1', Schema::Char;
-        deserialize_str visit_str "1", Schema::Text;
-        deserialize_string visit_str "1", Schema::Text;
-        deserialize_bytes visit_bytes b"1", Schema::Bytes;
-        deserialize_byte_buf visit_bytes b"1", Schema::Bytes;
-        // Only a self-describing format can answer this request.
-        deserialize_any visit_str "1", Schema::Cut;
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        let fills = self.pass.fills();
-        if !matches!(self.into, Schema::Option(_)) {
-            *self.into = Schema::Option(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
-        }
-        self.follow(|SchemaProbe { into, pass }| match into {
-            Schema::Option(inner) if fills => visitor.visit_some(SchemaProbe { into: inner, pass }),
-            _ => visitor.visit_none(),
-        })
-    }
-
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        *self.into = Schema::Unit;
-        visitor.visit_unit()
-    }
-
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.deserialize_unit(visitor)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
+impl SchemaRecorder {
+    /// Follows a named type; beyond [`MAX_NESTING`] levels of the same name its schema is cut.
+    fn named<V>(
+        &mut self,
         name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        if name != EventTime::TYPE {
-            return self.named(name, |inside| visitor.visit_newtype_struct(inside));
-        }
-        *self.into = Schema::Time;
-        visitor.visit_newtype_struct(SchemaProbe { into: &mut Schema::Unknown, pass: self.pass })
-    }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        let fills = self.pass.fills();
-        if !matches!(self.into, Schema::List(_)) {
-            *self.into = Schema::List(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
-        }
-        self.follow(|SchemaProbe { into, pass }| {
-            let parts = match into {
-                Schema::List(inner) if fills => vec![&mut **inner],
-                _ => Vec::new(),
-            };
-            visitor.visit_seq(SchemaElements { parts: parts.into_iter(), pass })
-        })
-    }
-
-    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.follow(|inside| visitor.visit_seq(inside.tuple(length)))
-    }
-
-    fn deserialize_tuple_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        length: usize,
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.named(name, |inside| visitor.visit_seq(inside.tuple(length)))
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        let fills = self.pass.fills();
-        if !matches!(self.into, Schema::Map(..)) {
-            let inner = || Box::new(if fills { Schema::Unknown } else { Schema::Cut });
-            *self.into = Schema::Map(inner(), inner());
-        }
-        self.follow(|SchemaProbe { into, pass }| {
-            let parts = match into {
-                Schema::Map(key, value) if fills => vec![&mut **key, &mut **value],
-                _ => Vec::new(),
-            };
-            visitor.visit_map(SchemaElements { parts: parts.into_iter(), pass })
-        })
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        if (name, names) != HALVES {
-            return self.named(name, |inside| visitor.visit_seq(inside.fields(name, names)));
-        }
-        let aside = SchemaProbe { into: &mut Schema::Unknown, pass: self.pass };
-        let value = visitor.visit_seq(aside.fields(name, names))?;
-        *self.into = Schema::Halves;
+        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        let deep = self.names.iter().filter(|other| **other == name).count() >= MAX_NESTING;
+        self.names.push(name);
+        self.escaping += usize::from(deep);
+        let answer = |recorder: &mut Self| recorder.follow(answer);
+        let value = if deep { self.instead(Schema::Cut, answer)? } else { answer(self)? };
+        self.escaping -= usize::from(deep);
+        self.names.pop();
         Ok(value)
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
+    /// Records `schema` instead of the schema of the requests in between.
+    fn instead<V>(
+        &mut self,
+        schema: Schema,
+        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        self.node = Schema::Unknown;
+        let result = answer(self);
+        self.node = schema;
+        result
+    }
+
+    fn follow<V>(&mut self, answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>) -> Result<V, ProbeStop> {
+        self.depth += 1;
+        self.requests += 1;
+        if self.depth > MAX_TYPE_DEPTH || self.requests > MAX_REQUESTS {
+            return Err(ProbeStop::Stopped);
+        }
+        let value = answer(self)?;
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    /// Records a collection, and returns its number of elements.
+    fn collection(&mut self, branch: Branch) -> usize {
+        let fills = self.escaping == 0 && self.depth < MAX_FILLED_DEPTH;
+        let inner = || Box::new(if fills { Schema::Unknown } else { Schema::Cut });
+        match (branch, &self.node) {
+            (Branch::Option, Schema::Option(_)) | (Branch::List, Schema::List(_)) | (Branch::Map, Schema::Map(..)) => {}
+            (Branch::Option, _) => self.node = Schema::Option(inner()),
+            (Branch::List, _) => self.node = Schema::List(inner()),
+            _ => self.node = Schema::Map(inner(), inner()),
+        }
+        usize::from(fills)
+    }
+
+    /// Records a tuple, and answers with all its elements.
+    fn tuple<V>(&mut self, length: usize, answer: impl FnOnce(&mut Self, usize) -> V) -> V {
+        if !matches!(&self.node, Schema::Tuple(parts) if parts.len() == length) {
+            self.node = Schema::Tuple(vec![Schema::Unknown; length]);
+        }
+        answer(self, length)
+    }
+
+    /// Records a struct, and answers with all its fields.
+    fn fields<V>(&mut self, name: &str, names: &[&str], answer: impl FnOnce(&mut Self, usize) -> V) -> V {
+        if !matches!(&self.node, Schema::Struct(_, fields) if fields.len() == names.len()) {
+            self.node = Schema::Struct(name.to_owned(), unknown(names));
+        }
+        answer(self, names.len())
+    }
+
+    /// Records an enum, and answers with the variant of which least is known.
+    fn variant<V>(
+        &mut self,
         name: &'static str,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.named(name, |SchemaProbe { into, pass }| {
-            if !matches!(into, Schema::Enum(_, variants) if variants.len() == names.len()) {
-                *into = Schema::Enum(name.to_owned(), unknown(names));
-            }
-            let Schema::Enum(_, variants) = into else { return Err(ProbeStopped) };
-            let escaping = pass.escaping > 0;
-            let open = || variants.iter().position(|(_, body)| body.is_open());
-            let known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
-            let candidate = pass.candidates.get(name).copied().unwrap_or(0);
-            let number = if escaping { candidate } else { open().or_else(known).unwrap_or(0) };
-            let Some((_, body)) = variants.get_mut(number) else { return Err(ProbeStopped) };
-            let value = visitor.visit_enum(SchemaVariant { number, body, pass });
-            if value.is_err() && !pass.found_dead_end {
-                if !escaping {
+        names: &[&str],
+        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        if !matches!(&self.node, Schema::Enum(_, variants) if variants.len() == names.len()) {
+            self.node = Schema::Enum(name.to_owned(), unknown(names));
+        }
+        let Schema::Enum(_, variants) = &self.node else { return Err(ProbeStop::Stopped) };
+        let escaping = self.escaping > 0;
+        let open = || variants.iter().position(|(_, body)| body.is_open());
+        let known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
+        let candidate = self.candidates.get(name).copied().unwrap_or(0);
+        let number = if escaping { candidate } else { open().or_else(known).unwrap_or(0) };
+        if number >= names.len() {
+            return Err(ProbeStop::Stopped);
+        }
+        let value = answer(self, number);
+        if value.is_err() && !self.found_dead_end {
+            if !escaping {
+                if let Some(body) = self.node.part(number) {
                     *body = Schema::Cut;
-                    pass.found_dead_end = true;
-                } else if candidate + 1 < names.len() {
-                    pass.candidates.insert(name, candidate + 1);
-                    pass.found_dead_end = true;
                 }
+                self.found_dead_end = true;
+            } else if candidate + 1 < names.len() {
+                self.candidates.insert(name, candidate + 1);
+                self.found_dead_end = true;
             }
-            value
-        })
-    }
-
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeStopped> {
-        Err(ProbeStopped)
-    }
-
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.deserialize_any(visitor)
-    }
-
-    fn is_human_readable(&self) -> bool {
-        false
+        }
+        value
     }
 }
 
-/// The elements of a collection or tuple, or the fields of a struct.
-struct SchemaElements<'s> {
-    parts: std::vec::IntoIter<&'s mut Schema>,
-    pass: &'s mut ProbePass,
-}
+impl Recorder for SchemaRecorder {
+    const HUMAN_READABLE: bool = false;
 
-impl<'de> SeqAccess<'de> for SchemaElements<'_> {
-    type Error = ProbeStopped;
-
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
-        let Some(into) = self.parts.next() else { return Ok(None) };
-        seed.deserialize(SchemaProbe { into, pass: self.pass }).map(Some)
+    fn leaf(&mut self, leaf: Leaf) -> Result<Dummy, ProbeStop> {
+        self.node = match leaf {
+            Leaf::Bool => Schema::Bool,
+            Leaf::Signed(bits) => Schema::Signed(bits),
+            Leaf::Unsigned(bits) => Schema::Unsigned(bits),
+            Leaf::Float(32) => Schema::Single,
+            Leaf::Float(_) => Schema::Double,
+            Leaf::Char => Schema::Char,
+            Leaf::Text => Schema::Text,
+            Leaf::Bytes => Schema::Bytes,
+            Leaf::Unit | Leaf::UnitVariant => Schema::Unit,
+            // Only a self-describing format can answer these requests.
+            Leaf::Any | Leaf::Ignored => Schema::Cut,
+            Leaf::Identifier => return Err(ProbeStop::Stopped),
+        };
+        Ok(Dummy::ONE)
     }
 
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.parts.len())
-    }
-}
-
-impl<'de> MapAccess<'de> for SchemaElements<'_> {
-    type Error = ProbeStopped;
-
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
-        self.next_element_seed(seed)
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ProbeStopped> {
-        self.next_element_seed(seed)?.ok_or(ProbeStopped)
-    }
-}
-
-/// One variant of an enum.
-struct SchemaVariant<'s> {
-    number: usize,
-    body: &'s mut Schema,
-    pass: &'s mut ProbePass,
-}
-
-impl<'s> SchemaVariant<'s> {
-    fn inside(self) -> SchemaProbe<'s> {
-        SchemaProbe { into: self.body, pass: self.pass }
-    }
-}
-
-impl<'de> EnumAccess<'de> for SchemaVariant<'_> {
-    type Error = ProbeStopped;
-    type Variant = Self;
-
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), ProbeStopped> {
-        let number = u32::try_from(self.number).map_err(|_| ProbeStopped)?;
-        let deserializer: de::value::U32Deserializer<ProbeStopped> = number.into_deserializer();
-        Ok((seed.deserialize(deserializer)?, self))
-    }
-}
-
-impl<'de> VariantAccess<'de> for SchemaVariant<'_> {
-    type Error = ProbeStopped;
-
-    fn unit_variant(self) -> Result<(), ProbeStopped> {
-        *self.body = Schema::Unit;
-        Ok(())
+    fn within<V>(
+        &mut self,
+        branch: Branch,
+        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        match branch {
+            Branch::Option | Branch::List | Branch::Map => {
+                let count = self.collection(branch);
+                self.follow(|recorder| answer(recorder, count))
+            }
+            Branch::Tuple(length) | Branch::TupleVariant(length) => {
+                self.follow(|recorder| recorder.tuple(length, answer))
+            }
+            Branch::TupleStruct(name, length) => self.named(name, |recorder| recorder.tuple(length, answer)),
+            Branch::UnitStruct(_) => {
+                self.node = Schema::Unit;
+                answer(self, 0)
+            }
+            Branch::Newtype(EventTime::TYPE) => self.instead(Schema::Time, |recorder| answer(recorder, 1)),
+            Branch::Newtype(name) => self.named(name, |recorder| answer(recorder, 1)),
+            Branch::NewtypeVariant => answer(self, 1),
+            Branch::Struct(name, names) if (name, names) == HALVES => {
+                let before = mem::take(&mut self.node);
+                let value = self.fields(name, names, answer);
+                self.node = if value.is_ok() { Schema::Halves } else { before };
+                value
+            }
+            Branch::Struct(name, names) => self.named(name, |recorder| recorder.fields(name, names, answer)),
+            Branch::StructVariant(names) => self.follow(|recorder| recorder.fields("", names, answer)),
+            Branch::Enum(name, names) => self.named(name, |recorder| recorder.variant(name, names, answer)),
+        }
     }
 
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, ProbeStopped> {
-        seed.deserialize(self.inside())
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.inside().deserialize_tuple(length, visitor)
-    }
-
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.inside().follow(|inside| visitor.visit_seq(inside.fields("", names)))
+    fn part<V>(
+        &mut self,
+        _: Branch,
+        at: usize,
+        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        let part = mem::take(self.node.part(at).ok_or(ProbeStop::Stopped)?);
+        let whole = mem::replace(&mut self.node, part);
+        let value = answer(self);
+        let part = mem::replace(&mut self.node, whole);
+        if let Some(place) = self.node.part(at) {
+            *place = part;
+        }
+        value
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::samples::{self, SampleReader};
 
     /// The value in JSON as displayed; the error if it cannot be displayed.
     fn shown<T: Serialize + DeserializeOwned>(value: &T) -> String {
@@ -690,5 +553,18 @@ mod tests {
             // Either result is fine; the test looks for panics.
             let _unverified = schema.read(&mut &bytes[..]);
         }
+    }
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            format!("{:?}", Schema::of::<T>())
+        }
+    }
+
+    #[test]
+    fn schemas_stay_as_they_were() {
+        samples::check::<Pinned>("schemas.txt");
     }
 }

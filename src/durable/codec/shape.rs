@@ -1,19 +1,19 @@
 //! The shape of a type, as serde sees it: everything that a format which does not describe itself depends on.
 //!
-//! A type is deserialised from a probe that records the type's requests, and answers each with some value of the
-//! requested kind: 1, "1", one element, `Some`. Names of structs, fields and variants are part of the shape, so that
-//! two fields of one type that have changed places are noticed.
+//! A type is deserialised from a [probe](crate::probe); the shape is the text of its requests. Names of structs, fields
+//! and variants are part of it, so that two fields of one type that have changed places are noticed.
 //!
 //! An enum is probed once for each of its variants. Recursion ends because everything below many options and
 //! collections is left out; everything behind a value that the type refuses is left out, too. So a shape is a function
 //! of the type, and types of equal shape are most likely decoded alike.
+//!
+//! Invariant: the text of a type never changes, as files contain its hash.
 
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
-    VariantAccess, Visitor,
-};
+use std::fmt::Write;
 
-use super::ProbeStopped;
+use serde::de::DeserializeOwned;
+
+use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
 use crate::time::EventTime;
 
 /// Depth up to which options and collections are given an element.
@@ -39,7 +39,7 @@ pub(super) fn shape_of<T: DeserializeOwned>() -> TypeShape {
     let mut seen = ShapeRecorder { text: String::new(), needs_self_describing: false, depth: 0, variant: 0, most: 1 };
     let mut refused = false;
     while seen.variant < seen.most && seen.text.len() < MAX_SHAPE_LENGTH {
-        if T::deserialize(ShapeProbe(&mut seen)).is_err() {
+        if probe::probe::<T>(&mut seen).is_err() {
             refused = true;
             seen.text.push('!');
         }
@@ -61,242 +61,81 @@ struct ShapeRecorder {
     most: usize,
 }
 
-impl ShapeRecorder {
-    /// Records the requests inside something named `what`.
+impl Recorder for ShapeRecorder {
+    const HUMAN_READABLE: bool = false;
+
+    fn leaf(&mut self, leaf: Leaf) -> Result<Dummy, ProbeStop> {
+        // Writing to a string does not fail.
+        let _ = match leaf {
+            Leaf::Bool => write!(self.text, "visit_bool "),
+            Leaf::Signed(bits) => write!(self.text, "visit_i{bits} "),
+            Leaf::Unsigned(bits) => write!(self.text, "visit_u{bits} "),
+            Leaf::Float(bits) => write!(self.text, "visit_f{bits} "),
+            Leaf::Char => write!(self.text, "visit_char "),
+            Leaf::Text => write!(self.text, "visit_str "),
+            Leaf::Bytes => write!(self.text, "visit_bytes "),
+            Leaf::Unit | Leaf::Ignored => write!(self.text, "unit "),
+            Leaf::UnitVariant => Ok(()),
+            Leaf::Any => {
+                self.needs_self_describing = true;
+                write!(self.text, "any ")
+            }
+            Leaf::Identifier => return Err(ProbeStop::Stopped),
+        };
+        Ok(Dummy::ONE)
+    }
+
     fn within<V>(
         &mut self,
-        what: &str,
-        within: impl FnOnce(&mut ShapeRecorder) -> Result<V, ProbeStopped>,
-    ) -> Result<V, ProbeStopped> {
+        branch: Branch,
+        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        let filled = usize::from(self.depth < FILLED);
+        let (name, count) = match branch {
+            // Recorded as before the newtype had a name: files contain fingerprints of shapes.
+            Branch::Newtype(EventTime::TYPE) => return answer(self, 1),
+            Branch::Option => ("option", filled),
+            Branch::List => ("seq", filled),
+            Branch::Map => ("map", filled),
+            Branch::Tuple(length) | Branch::TupleVariant(length) => ("tuple", length),
+            Branch::TupleStruct(name, length) => (name, length),
+            Branch::UnitStruct(name) => (name, 0),
+            Branch::Newtype(name) => (name, 1),
+            Branch::NewtypeVariant => ("newtype", 1),
+            Branch::Struct(name, fields) => (name, fields.len()),
+            Branch::StructVariant(fields) => ("struct", fields.len()),
+            Branch::Enum(name, variants) => {
+                self.most = self.most.max(variants.len());
+                (name, self.variant.min(variants.len().saturating_sub(1)))
+            }
+        };
         self.depth += 1;
         if self.depth > DEEPEST || self.text.len() > MAX_SHAPE_LENGTH {
-            return Err(ProbeStopped);
+            return Err(ProbeStop::Stopped);
         }
-        self.text.push_str(what);
+        self.text.push_str(name);
         self.text.push('{');
-        let value = within(self)?;
+        if let Branch::Enum(_, variants) = branch {
+            let variant = variants.get(count).copied().unwrap_or_default();
+            let _ = write!(self.text, "{count}/{} {variant}:", variants.len());
+        }
+        let value = answer(self, count)?;
         self.text.push('}');
         self.depth -= 1;
         Ok(value)
     }
 
-    /// The number of elements that a collection is given: 0 or 1.
-    fn filled(&self) -> usize {
-        usize::from(self.depth < FILLED)
-    }
-}
-
-/// A deserializer that answers one request and records it.
-struct ShapeProbe<'s>(&'s mut ShapeRecorder);
-
-/// Implements requests that are answered with a constant.
-macro_rules! values {
-    ($($request:ident $visit:ident $value:expr;)*) => { $(
-        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-            self.0.text.push_str(stringify!($visit));
-            self.0.text.push(' ');
-            visitor.$visit($value)
+    fn part<V>(
+        &mut self,
+        whole: Branch,
+        at: usize,
+        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        if let Branch::Struct(_, fields) | Branch::StructVariant(fields) = whole {
+            self.text.push_str(fields[at]);
+            self.text.push(':');
         }
-    )* };
-}
-
-impl<'de> Deserializer<'de> for ShapeProbe<'_> {
-    type Error = ProbeStopped;
-
-    values! {
-        deserialize_bool visit_bool true;
-        deserialize_i8 visit_i8 1;
-        deserialize_i16 visit_i16 1;
-        deserialize_i32 visit_i32 1;
-        deserialize_i64 visit_i64 1;
-        deserialize_i128 visit_i128 1;
-        deserialize_u8 visit_u8 1;
-        deserialize_u16 visit_u16 1;
-        deserialize_u32 visit_u32 1;
-        deserialize_u64 visit_u64 1;
-        deserialize_u128 visit_u128 1;
-        deserialize_f32 visit_f32 1.0;
-        deserialize_f64 visit_f64 1.0;
-        deserialize_char visit_char '1';
-        deserialize_str visit_str "1";
-        deserialize_string visit_str "1";
-        deserialize_bytes visit_bytes b"1";
-        deserialize_byte_buf visit_bytes b"1";
-    }
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.0.needs_self_describing = true;
-        self.0.text.push_str("any ");
-        visitor.visit_str("1")
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        let filled = self.0.filled() > 0;
-        let inside =
-            |seen: &mut ShapeRecorder| if filled { visitor.visit_some(ShapeProbe(seen)) } else { visitor.visit_none() };
-        self.0.within("option", inside)
-    }
-
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.0.text.push_str("unit ");
-        visitor.visit_unit()
-    }
-
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.0.within(name, |_| visitor.visit_unit())
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        // Recorded as before the newtype had a name: files contain fingerprints of shapes.
-        if name == EventTime::TYPE {
-            return visitor.visit_newtype_struct(self);
-        }
-        self.0.within(name, |seen| visitor.visit_newtype_struct(ShapeProbe(seen)))
-    }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        let left = self.0.filled();
-        self.0.within("seq", |seen| visitor.visit_seq(ShapeElements { seen, left, names: &[] }))
-    }
-
-    fn deserialize_tuple<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.0.within("tuple", |seen| visitor.visit_seq(ShapeElements { seen, left, names: &[] }))
-    }
-
-    fn deserialize_tuple_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        left: usize,
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.0.within(name, |seen| visitor.visit_seq(ShapeElements { seen, left, names: &[] }))
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        let left = self.0.filled();
-        self.0.within("map", |seen| visitor.visit_map(ShapeElements { seen, left, names: &[] }))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.0.within(name, |seen| visitor.visit_seq(ShapeElements { seen, left: names.len(), names }))
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        self.0.most = self.0.most.max(names.len());
-        let variant = self.0.variant.min(names.len().saturating_sub(1));
-        let of = names.get(variant).copied().unwrap_or_default();
-        self.0.within(name, |seen| {
-            seen.text.push_str(&format!("{variant}/{} {of}:", names.len()));
-            visitor.visit_enum(ShapeVariant { seen, variant })
-        })
-    }
-
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ProbeStopped> {
-        Err(ProbeStopped)
-    }
-
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStopped> {
-        self.deserialize_unit(visitor)
-    }
-
-    fn is_human_readable(&self) -> bool {
-        false
-    }
-}
-
-/// The elements of a collection, or the fields of a struct.
-struct ShapeElements<'s> {
-    seen: &'s mut ShapeRecorder,
-    left: usize,
-    names: &'static [&'static str],
-}
-
-impl<'de> SeqAccess<'de> for ShapeElements<'_> {
-    type Error = ProbeStopped;
-
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
-        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
-        if let Some(name) = self.names.len().checked_sub(self.left).and_then(|at| self.names.get(at)) {
-            self.seen.text.push_str(name);
-            self.seen.text.push(':');
-        }
-        self.left = left;
-        seed.deserialize(ShapeProbe(self.seen)).map(Some)
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.left)
-    }
-}
-
-impl<'de> MapAccess<'de> for ShapeElements<'_> {
-    type Error = ProbeStopped;
-
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStopped> {
-        self.next_element_seed(seed)
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ProbeStopped> {
-        seed.deserialize(ShapeProbe(self.seen))
-    }
-}
-
-/// One variant of an enum.
-struct ShapeVariant<'s> {
-    seen: &'s mut ShapeRecorder,
-    variant: usize,
-}
-
-impl<'de> EnumAccess<'de> for ShapeVariant<'_> {
-    type Error = ProbeStopped;
-    type Variant = Self;
-
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), ProbeStopped> {
-        let number = u32::try_from(self.variant).map_err(|_| ProbeStopped)?;
-        let deserializer: de::value::U32Deserializer<ProbeStopped> = number.into_deserializer();
-        Ok((seed.deserialize(deserializer)?, self))
-    }
-}
-
-impl<'de> VariantAccess<'de> for ShapeVariant<'_> {
-    type Error = ProbeStopped;
-
-    fn unit_variant(self) -> Result<(), ProbeStopped> {
-        Ok(())
-    }
-
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, ProbeStopped> {
-        self.seen.within("newtype", |seen| seed.deserialize(ShapeProbe(seen)))
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, ProbeStopped> {
-        ShapeProbe(self.seen).deserialize_tuple(left, visitor)
-    }
-
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ProbeStopped> {
-        ShapeProbe(self.seen).deserialize_struct("struct", names, visitor)
+        answer(self)
     }
 }
 
@@ -308,6 +147,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::probe::samples::{self, SampleReader};
     use crate::record::{Decimal, Real};
 
     fn text_of<T: DeserializeOwned>() -> String {
@@ -392,5 +232,19 @@ mod tests {
         // A type that refuses the value that it is given.
         assert_eq!(text_of::<(u8, std::net::IpAddr, u8)>().matches('\n').count(), 2);
         assert!(text_of::<(u8, std::num::NonZeroU8)>().ends_with("visit_u8 }\n"));
+    }
+
+    struct Pinned;
+
+    impl SampleReader for Pinned {
+        fn probe<T: DeserializeOwned>() -> String {
+            let TypeShape { text, needs_self_describing, is_whole } = shape_of::<T>();
+            format!("self-describing {needs_self_describing}, whole {is_whole}\n{}", text.trim_end_matches('\n'))
+        }
+    }
+
+    #[test]
+    fn shapes_stay_as_they_were_when_files_were_written_with_them() {
+        samples::check::<Pinned>("shapes.txt");
     }
 }
