@@ -16,15 +16,20 @@ use csv::ByteRecord;
 use serde::de::value::BorrowedBytesDeserializer;
 use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 
+/// Returns the names of the fields of `T`, in their order, those of aliases included; `None` if `T` is no struct.
+pub(super) fn field_names<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
+    let names = Cell::new(None);
+    let _ = T::deserialize(TrialRow::Names(&names));
+    names.get()
+}
+
 /// Returns the column of each field of `T`, in the order of fields; `None` if `T` cannot be decoded by position.
 ///
 /// # Errors
-/// Fails with the names of columns that the header lacks, or has twice.
+/// Fails with the names of columns that the header lacks, or has twice: "lacks the column `a`".
 pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
     let Some(tries) = accepted_values::<T>(header)? else { return Ok(None) };
-    let names = Cell::new(None);
-    let _ = T::deserialize(TrialRow::Names(&names));
-    let Some(fields) = names.get() else { return Ok(None) };
+    let Some(fields) = field_names::<T>() else { return Ok(None) };
     let column = |field: &&str| header.iter().position(|name| name == field.as_bytes());
     let Some(columns) = fields.iter().map(column).collect::<Option<Vec<usize>>>() else { return Ok(None) };
     let asked = Cell::new(0);
@@ -51,7 +56,7 @@ fn accepted_values<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Ve
                 names.push(name.as_bytes().to_vec());
                 tries.push(0);
             }
-            Err(TrialError::Twice(name)) => return Err(format!("the csv header names the column `{name}` twice")),
+            Err(TrialError::Twice(name)) => return Err(format!("names the column `{name}` twice")),
             Err(TrialError::Other) if tries.get(at.get()).is_some_and(|tried| *tried + 1 < VALUES) => {
                 tries[at.get()] += 1;
             }
@@ -63,7 +68,7 @@ fn accepted_values<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Ve
     }
     let columns = if missing.len() == 1 { "column" } else { "columns" };
     let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-    Err(format!("the csv header lacks the {columns} {}", missing.join(", ")))
+    Err(format!("lacks the {columns} {}", missing.join(", ")))
 }
 
 /// Number of values that are tried for a column, one after the other.

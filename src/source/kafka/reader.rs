@@ -16,15 +16,13 @@
 //! an epoch.
 
 use std::collections::VecDeque;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
-use serde::de::DeserializeOwned;
+use rdkafka::message::Message as _;
 
 use super::client::{TopicConfig, error_text, is_refusal};
 use super::compacted::refuse_compacted;
@@ -32,14 +30,15 @@ use super::consumer::{self, OFFSETS_TIMEOUT, check_error, connect, list, offsets
 use super::identity::{
     self, check_end, fingerprint, has_fingerprint, missing_partition, offset_and_timestamp, recreated, wrong_record,
 };
+use super::mapping::MessageMapping;
+use super::message::Message;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{
-    EpochInput, PartitionHandle, PartitionNote, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition,
-    WorkerContext,
+    EpochInput, PartitionHandle, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext,
 };
 use crate::time::Epoch;
 
@@ -78,13 +77,6 @@ pub(super) struct ReadOptions {
     pub(super) compacted: bool,
 }
 
-/// A record that was taken from its queue before its epoch was replayed.
-struct HeldMessage {
-    offset: u64,
-    stamped: Option<i64>,
-    payload: Option<Vec<u8>>,
-}
-
 /// A partition that this worker reads.
 struct FetchedPartition {
     id: u32,
@@ -98,7 +90,8 @@ struct FetchedPartition {
     /// `true` once it is read up to `end`, in a job that stops there.
     caught_up: bool,
     queue: PartitionQueue<ConsumerEvents>,
-    held: Option<HeldMessage>,
+    /// Record that was taken from its queue before its epoch was replayed.
+    held: Option<JournaledRecord>,
     /// `true` if the broker has reported the end, and no record has arrived since.
     at_end: bool,
     /// Time since which it has been at its end, with its broker answering and no open transaction.
@@ -165,12 +158,17 @@ pub(super) struct KafkaReader<T> {
     status: TopicStatus,
     /// Next offsets of the partitions after each committed but unpublished epoch, for lag monitors.
     unpublished: VecDeque<(Epoch, Vec<(u32, u64)>)>,
-    records: PhantomData<fn() -> T>,
+    mapping: MessageMapping<T>,
 }
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
-    pub(super) fn open(topic_config: &TopicConfig, manner: ReadOptions, at: &WorkerContext) -> Result<Self> {
+    pub(super) fn open(
+        topic_config: &TopicConfig,
+        mapping: MessageMapping<T>,
+        manner: ReadOptions,
+        at: &WorkerContext,
+    ) -> Result<Self> {
         let ReadOptions { start, stops_at_end, compacted } = manner;
         let (consumer, ids) = connect(topic_config, &at.job)?;
         if !compacted && at.worker == 0 {
@@ -204,7 +202,7 @@ impl<T: Record> KafkaReader<T> {
             outage: None,
             status: TopicStatus::default(),
             unpublished: VecDeque::new(),
-            records: PhantomData,
+            mapping,
         })
     }
 
@@ -362,15 +360,15 @@ impl<T: Record> KafkaReader<T> {
         let mut taken = 0;
         let stop = feed.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
-        if let Some(HeldMessage { offset, stamped: timestamp, payload }) =
-            feed.held.take_if(|held| !is_for_later(held.offset))
-            && offer(epoch, slot, offset, timestamp, payload.as_deref(), intake)?
+        let topic = &self.target.topic;
+        if let Some(held) = feed.held.take_if(|held| !is_for_later(held.offset))
+            && self.mapping.offer(epoch, slot, &Message::of_record(topic, feed.id, &held), intake)?
         {
             taken += 1;
             if !self.by_value {
-                intake.set_fingerprint(slot, fingerprint(offset, timestamp, payload.as_deref()));
+                intake.set_fingerprint(slot, fingerprint(held.offset, held.timestamp, held.payload.as_deref()));
             }
-            intake.keep_value(slot, || JournaledRecord { offset, timestamp, payload });
+            intake.keep_value(slot, || held);
         }
         let mut last = None;
         let all = loop {
@@ -391,15 +389,14 @@ impl<T: Record> KafkaReader<T> {
                 Some(Ok(message)) => {
                     feed.at_end = false;
                     feed.quiet_since = None;
-                    let (offset, timestamp) = offset_and_timestamp(&message);
-                    if is_for_later(offset) {
+                    let fetched = Message::fetched(topic, feed.id, &message);
+                    if is_for_later(fetched.offset()) {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
                         feed.caught_up = true;
-                    } else if offer(epoch, slot, offset, timestamp, message.payload(), intake)? {
+                    } else if self.mapping.offer(epoch, slot, &fetched, intake)? {
                         taken += 1;
-                        let payload = || message.payload().map(<[u8]>::to_vec);
-                        intake.keep_value(slot, || JournaledRecord { offset, timestamp, payload: payload() });
+                        intake.keep_value(slot, || fetched.to_record());
                         last = Some(message);
                     }
                 }
@@ -514,15 +511,12 @@ impl<T: Record> KafkaReader<T> {
                     None => return Ok(false),
                     Some(Ok(message)) => {
                         feed.at_end = false;
-                        let (offset, stamped) = offset_and_timestamp(&message);
-                        if offset < bound.next_offset {
-                            let payload = message.payload();
-                            *left -=
-                                usize::from(offer_replayed(epoch, slot, bound, (offset, stamped, payload), intake)?);
+                        let fetched = Message::fetched(&self.target.topic, feed.id, &message);
+                        if fetched.offset() < bound.next_offset {
+                            *left -= usize::from(offer_replayed(&self.mapping, epoch, slot, bound, &fetched, intake)?);
                             continue;
                         }
-                        let payload = message.payload().map(<[u8]>::to_vec);
-                        feed.held = Some(HeldMessage { offset, stamped, payload });
+                        feed.held = Some(fetched.to_record());
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
                     Some(Err(error)) => {
@@ -533,9 +527,9 @@ impl<T: Record> KafkaReader<T> {
                 continue;
             }
             match feed.held.take_if(|held| held.offset < bound.next_offset) {
-                Some(HeldMessage { offset, stamped, payload }) => {
-                    *left -=
-                        usize::from(offer_replayed(epoch, slot, bound, (offset, stamped, payload.as_deref()), intake)?);
+                Some(held) => {
+                    let held = Message::of_record(&self.target.topic, feed.id, &held);
+                    *left -= usize::from(offer_replayed(&self.mapping, epoch, slot, bound, &held, intake)?);
                 }
                 None => intake.skip_to(slot, bound.next_offset),
             }
@@ -562,11 +556,12 @@ impl<T: Record> KafkaReader<T> {
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
         let first = values.partition_point(|value| value.offset < intake.next(slot));
-        for JournaledRecord { offset, timestamp, payload } in &values[first..] {
+        for value in &values[first..] {
             if *left == 0 {
                 return Ok(false);
             }
-            *left -= usize::from(offer(epoch, slot, *offset, *timestamp, payload.as_deref(), intake)?);
+            let kept = Message::of_record(&self.target.topic, bound.partition, value);
+            *left -= usize::from(self.mapping.offer(epoch, slot, &kept, intake)?);
         }
         intake.skip_to(slot, bound.next_offset);
         intake.replay_flags(slot, bound);
@@ -821,45 +816,21 @@ fn fetched_partition(
     })
 }
 
-/// Offers a record of a replayed epoch to the intake. Returns `true` if it was taken.
-fn offer_replayed<T: Record + DeserializeOwned>(
+/// Offers a message of a replayed epoch to the intake. Returns `true` if it was taken.
+fn offer_replayed<T: Record>(
+    mapping: &MessageMapping<T>,
     epoch: Epoch,
     slot: PartitionHandle,
     bound: &PartitionProgress,
-    (offset, stamped, payload): (u64, Option<i64>, Option<&[u8]>),
+    message: &Message<'_>,
     intake: &mut PartitionTracker<T>,
 ) -> Result<bool> {
-    let taken = offer(epoch, slot, offset, stamped, payload, intake)?;
+    let taken = mapping.offer(epoch, slot, message, intake)?;
+    let offset = message.offset();
     if taken && bound.check.is_some_and(|check| check.at == offset) {
-        intake.set_fingerprint(slot, fingerprint(offset, stamped, payload));
+        intake.set_fingerprint(slot, fingerprint(offset, message.timestamp_millis(), message.value()));
     }
     Ok(taken)
-}
-
-/// Offers a record to the intake. Returns `true` if it was taken.
-fn offer<T: Record + DeserializeOwned>(
-    epoch: Epoch,
-    slot: PartitionHandle,
-    offset: u64,
-    stamped: Option<i64>,
-    payload: Option<&[u8]>,
-    intake: &mut PartitionTracker<T>,
-) -> Result<bool> {
-    if offset < intake.next(slot) {
-        return Ok(false);
-    }
-    if let Some(until) = intake.until(slot).filter(|until| offset >= *until) {
-        intake.skip_to(slot, until);
-        intake.mark_ended(slot);
-        return Ok(false);
-    }
-    let found = RawRecord { offset, next: offset + 1, stamped, line: 0, bytes: payload.unwrap_or_default() };
-    match payload.map(serde_json::from_slice) {
-        Some(Ok(record)) => intake.accept(epoch, slot, found, record)?,
-        Some(Err(error)) => intake.reject(epoch, slot, found, &format!("not the expected JSON: {error}"))?,
-        None => intake.reject(epoch, slot, found, "the message has no value (a tombstone)")?,
-    }
-    Ok(true)
 }
 
 /// Marks a partition as idle if it was quiet throughout the idle timeout, up to statistics that arrived since the last
