@@ -712,8 +712,10 @@ mod tests {
         metrics.step("totals").late.add(3);
         assert_eq!(metrics.summary().check_conservation(), Ok(()));
         let source = metrics.source("ticks");
-        [(&source.read, 9), (&source.accepted, 4), (&source.rejected, 3), (&source.skipped, 2)]
-            .map(|(counter, count)| counter.add(count));
+        for (counter, count) in [(&source.read, 9), (&source.accepted, 4), (&source.rejected, 3), (&source.skipped, 2)]
+        {
+            counter.add(count);
+        }
         assert_eq!(metrics.summary().check_conservation(), Ok(()));
         assert!(
             metrics.summary().to_string().starts_with("ticks: 9 records read = 4 accepted + 3 rejected + 2 skipped\n")
