@@ -14,6 +14,7 @@
 mod fields;
 mod rows;
 mod shape;
+#[cfg(feature = "kafka")]
 mod single_row;
 
 use std::ops::Range;

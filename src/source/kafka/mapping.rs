@@ -19,50 +19,51 @@ pub(super) enum EventTimeOrigin<T> {
     Header(Arc<str>),
 }
 
-/// The decoder of a topic's messages, and the origin of their event times.
-pub(super) struct MessageMapping<T> {
-    decoder: Arc<dyn Decode<T>>,
-    event_time: EventTimeOrigin<T>,
-}
-
-impl<T> Clone for MessageMapping<T> {
-    fn clone(&self) -> Self {
-        let event_time = match &self.event_time {
-            EventTimeOrigin::Record(time_of) => EventTimeOrigin::Record(Arc::clone(time_of)),
-            EventTimeOrigin::Timestamp => EventTimeOrigin::Timestamp,
-            EventTimeOrigin::Header(name) => EventTimeOrigin::Header(Arc::clone(name)),
-        };
-        MessageMapping { decoder: Arc::clone(&self.decoder), event_time }
-    }
-}
-
-impl<T: Record> MessageMapping<T> {
-    pub(super) fn new(decoder: Arc<dyn Decode<T>>, event_time: EventTimeOrigin<T>) -> Self {
-        MessageMapping { decoder, event_time }
-    }
-
+/// A way from messages to records, whatever the decoder. Its methods are called through one pointer, at most once for a
+/// message; the decoder itself is compiled into them.
+pub(super) trait MapMessages<T>: Send + Sync {
     /// Checks the decoder.
     ///
     /// # Errors
     /// Fails if it can decode nothing.
-    pub(super) fn check(&self) -> Result<()> {
-        self.decoder.check().map_err(|why| Error::usage("the messages of a topic cannot be decoded").because(why))
-    }
+    fn check(&self) -> Result<()>;
 
     /// Returns the function that gives a record's event time. Event times that come from messages are no function of
     /// records: they are passed to the tracker with the records, and the function gives an impossible time.
-    pub(super) fn time_of_record(&self) -> TimeOf<T> {
+    fn time_of_record(&self) -> TimeOf<T>;
+
+    /// Offers a message to the tracker, which accepts, rejects or skips it. Returns `true` if it was taken.
+    ///
+    /// # Errors
+    /// Fails if the message is rejected and rejects fail the job.
+    fn offer(
+        &self,
+        epoch: Epoch,
+        slot: PartitionHandle,
+        message: &Message<'_>,
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<bool>;
+}
+
+/// The decoder of a topic's messages, and the origin of their event times.
+pub(super) struct MessageMapping<T, D> {
+    pub(super) decoder: D,
+    pub(super) event_time: EventTimeOrigin<T>,
+}
+
+impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
+    fn check(&self) -> Result<()> {
+        self.decoder.check().map_err(|why| Error::usage("the messages of a topic cannot be decoded").because(why))
+    }
+
+    fn time_of_record(&self) -> TimeOf<T> {
         match &self.event_time {
             EventTimeOrigin::Record(time_of) => Arc::clone(time_of),
             EventTimeOrigin::Timestamp | EventTimeOrigin::Header(_) => time_of(|_record| EventTime::MIN),
         }
     }
 
-    /// Offers a message to the tracker, which accepts, rejects or skips it. Returns `true` if it was taken.
-    ///
-    /// # Errors
-    /// Fails if the message is rejected and rejects fail the job.
-    pub(super) fn offer(
+    fn offer(
         &self,
         epoch: Epoch,
         slot: PartitionHandle,

@@ -33,6 +33,7 @@ mod statistics;
 mod watch;
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ use client::TopicConfig;
 pub use decode::{Decode, SkipTombstones, WithMeta};
 pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
-use mapping::{EventTimeOrigin, MessageMapping};
+use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
 use rdkafka::consumer::Consumer;
 pub use reader::StartOffset;
@@ -72,7 +73,7 @@ pub struct Source<T> {
     idle_after: Option<Duration>,
     stops_at_end: bool,
     compacted: bool,
-    mapping: MessageMapping<T>,
+    mapping: Arc<dyn MapMessages<T>>,
 }
 
 /// A topic of JSON messages without a record type and event time yet.
@@ -83,9 +84,10 @@ pub struct UntimedTopic {
 
 /// A topic whose messages are decoded to records of type `T`, without event time yet.
 #[derive(Clone)]
-pub struct DecodedTopic<T> {
+pub struct DecodedTopic<T, D> {
     topic_config: TopicConfig,
-    decoder: Arc<dyn Decode<T>>,
+    decoder: D,
+    records: PhantomData<fn() -> T>,
 }
 
 impl Source<()> {
@@ -107,14 +109,15 @@ impl Source<()> {
     /// let transactions = kafka::Source::new("localhost:9092", "transaction", kafka::csv().skip_tombstones())
     ///     .event_time(|transaction: &Transaction| transaction.at_ms);
     /// ```
-    pub fn new<T: Record>(brokers: &str, topic: &str, decoder: impl Decode<T>) -> DecodedTopic<T> {
-        DecodedTopic { topic_config: TopicConfig::new(brokers, topic), decoder: Arc::new(decoder) }
+    #[expect(clippy::new_ret_no_self, reason = "it becomes a source with its event time, as every source does")]
+    pub fn new<T: Record, D: Decode<T>>(brokers: &str, topic: &str, decoder: D) -> DecodedTopic<T, D> {
+        DecodedTopic { topic_config: TopicConfig::new(brokers, topic), decoder, records: PhantomData }
     }
 }
 
 impl UntimedTopic {
-    fn decoded<T: Record>(self) -> DecodedTopic<T> {
-        DecodedTopic { topic_config: self.topic_config, decoder: Arc::new(json()) }
+    fn decoded<T: Record>(self) -> DecodedTopic<T, JsonDecoder<T>> {
+        DecodedTopic { topic_config: self.topic_config, decoder: json(), records: PhantomData }
     }
 
     /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
@@ -137,7 +140,7 @@ impl UntimedTopic {
     }
 }
 
-impl<T: Record> DecodedTopic<T> {
+impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     /// Sets the function that returns a record's event time: milliseconds since 1970, a `SystemTime`, a
     /// `jiff::Timestamp` or an [`EventTime`].
     pub fn event_time<E: Into<EventTime>>(self, event_time: impl Fn(&T) -> E + Send + Sync + 'static) -> Source<T> {
@@ -164,12 +167,12 @@ impl<T: Record> DecodedTopic<T> {
             idle_after: None,
             stops_at_end: false,
             compacted: false,
-            mapping: MessageMapping::new(self.decoder, event_time),
+            mapping: Arc::new(MessageMapping { decoder: self.decoder, event_time }),
         }
     }
 }
 
-impl<T> fmt::Debug for DecodedTopic<T> {
+impl<T, D> fmt::Debug for DecodedTopic<T, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DecodedTopic").field("topic_config", &self.topic_config).finish_non_exhaustive()
     }
@@ -249,7 +252,7 @@ impl<T> Clone for Source<T> {
             idle_after: self.idle_after,
             stops_at_end: self.stops_at_end,
             compacted: self.compacted,
-            mapping: self.mapping.clone(),
+            mapping: Arc::clone(&self.mapping),
         }
     }
 }
@@ -277,7 +280,8 @@ impl<T: Record> source::Source for Source<T> {
         let mut at = at.clone();
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
         self.mapping.check().map_err(|error| error.at(self.describe()))?;
-        let reader = reader::KafkaReader::open(&self.topic_config, self.mapping.clone(), self.read_options(), &at)?;
+        let reader =
+            reader::KafkaReader::open(&self.topic_config, Arc::clone(&self.mapping), self.read_options(), &at)?;
         Ok(Box::new(reader))
     }
 

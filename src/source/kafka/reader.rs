@@ -30,7 +30,7 @@ use super::consumer::{self, OFFSETS_TIMEOUT, check_error, connect, list, offsets
 use super::identity::{
     self, check_end, fingerprint, has_fingerprint, missing_partition, offset_and_timestamp, recreated, wrong_record,
 };
-use super::mapping::MessageMapping;
+use super::mapping::MapMessages;
 use super::message::Message;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
@@ -158,14 +158,14 @@ pub(super) struct KafkaReader<T> {
     status: TopicStatus,
     /// Next offsets of the partitions after each committed but unpublished epoch, for lag monitors.
     unpublished: VecDeque<(Epoch, Vec<(u32, u64)>)>,
-    mapping: MessageMapping<T>,
+    mapping: Arc<dyn MapMessages<T>>,
 }
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
     pub(super) fn open(
         topic_config: &TopicConfig,
-        mapping: MessageMapping<T>,
+        mapping: Arc<dyn MapMessages<T>>,
         manner: ReadOptions,
         at: &WorkerContext,
     ) -> Result<Self> {
@@ -513,7 +513,7 @@ impl<T: Record> KafkaReader<T> {
                         feed.at_end = false;
                         let fetched = Message::fetched(&self.target.topic, feed.id, &message);
                         if fetched.offset() < bound.next_offset {
-                            *left -= usize::from(offer_replayed(&self.mapping, epoch, slot, bound, &fetched, intake)?);
+                            *left -= usize::from(offer_replayed(&*self.mapping, epoch, slot, bound, &fetched, intake)?);
                             continue;
                         }
                         feed.held = Some(fetched.to_record());
@@ -529,7 +529,7 @@ impl<T: Record> KafkaReader<T> {
             match feed.held.take_if(|held| held.offset < bound.next_offset) {
                 Some(held) => {
                     let held = Message::of_record(&self.target.topic, feed.id, &held);
-                    *left -= usize::from(offer_replayed(&self.mapping, epoch, slot, bound, &held, intake)?);
+                    *left -= usize::from(offer_replayed(&*self.mapping, epoch, slot, bound, &held, intake)?);
                 }
                 None => intake.skip_to(slot, bound.next_offset),
             }
@@ -818,7 +818,7 @@ fn fetched_partition(
 
 /// Offers a message of a replayed epoch to the intake. Returns `true` if it was taken.
 fn offer_replayed<T: Record>(
-    mapping: &MessageMapping<T>,
+    mapping: &dyn MapMessages<T>,
     epoch: Epoch,
     slot: PartitionHandle,
     bound: &PartitionProgress,
