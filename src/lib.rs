@@ -124,8 +124,9 @@ pub mod ndjson {
 }
 
 #[cfg(feature = "kafka")]
-/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one.
+/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one. Decoders such as [`kafka::json`] make records of
+/// messages.
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
-    pub use crate::source::kafka::{Source, StartOffset};
+    pub use crate::source::kafka::{Decode, Message, Source, StartOffset, TimestampKind, bytes, csv, json, text};
 }

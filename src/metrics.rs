@@ -3,7 +3,7 @@
 //! A [`Metrics`] belongs to one job in one process, and is shared by the job's workers there; the figures of several
 //! processes are added up at the end. Counters only grow. [`JobSummary::check_conservation`] compares counters that are
 //! raised in *different* places of the code, so that a record lost or duplicated between them is noticed: a source's
-//! records read are those accepted and those rejected; a window step's records received, and those in the rows of the
+//! records read are those accepted, rejected and skipped; a window step's records received, and those in the rows of the
 //! snapshot that the job resumed from, are those counted in rows and those that were late.
 
 use std::collections::VecDeque;
@@ -88,6 +88,8 @@ pub struct SourceMetrics {
     pub accepted: Counter,
     /// Records rejected.
     pub rejected: Counter,
+    /// Records that the source left out on purpose.
+    pub skipped: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
     /// The time without records after which a partition of the source is idle.
@@ -407,6 +409,7 @@ impl Metrics {
                     bytes: source.bytes.get(),
                     accepted: source.accepted.get(),
                     rejected: source.rejected.get(),
+                    skipped: source.skipped.get(),
                     watermark: source.watermark.get(),
                 })
                 .collect(),
@@ -450,6 +453,9 @@ pub struct SourceSummary {
     pub accepted: u64,
     /// Records rejected.
     pub rejected: u64,
+    /// Records that the source left out on purpose, such as messages that a decoder skips.
+    #[serde(default)]
+    pub skipped: u64,
     /// The watermark of the source's stream.
     pub watermark: EventTime,
 }
@@ -547,6 +553,7 @@ impl JobSummary {
                 known.bytes += other.bytes;
                 known.accepted += other.accepted;
                 known.rejected += other.rejected;
+                known.skipped += other.skipped;
                 known.watermark = known.watermark.max(other.watermark);
             },
         );
@@ -601,9 +608,10 @@ impl JobSummary {
             Err(error.help("this is a fault in Tidegate: do not use the results, and report it with these figures"))
         };
         for source in &self.sources {
-            if source.read != source.accepted + source.rejected {
-                let SourceSummary { read, accepted, rejected, .. } = source;
-                let figures = format!("{read} read, but {accepted} accepted and {rejected} rejected");
+            if source.read != source.accepted + source.rejected + source.skipped {
+                let SourceSummary { read, accepted, rejected, skipped, .. } = source;
+                let skipped = if *skipped > 0 { format!(" and {skipped} skipped") } else { String::new() };
+                let figures = format!("{read} read, but {accepted} accepted and {rejected} rejected{skipped}");
                 return fault(format!("source `{}`", source.name), figures);
             }
         }
@@ -647,8 +655,9 @@ impl fmt::Display for JobSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
         for source in &self.sources {
-            let SourceSummary { name, read, accepted, rejected, .. } = source;
-            lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
+            let SourceSummary { name, read, accepted, rejected, skipped, .. } = source;
+            let skipped = if *skipped > 0 { format!(" + {skipped} skipped") } else { String::new() };
+            lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected{skipped}"));
         }
         for step in &self.steps {
             let StepSummary { name, received, loaded, counted, late, late_after_idle, closed_rows } = step;
@@ -702,6 +711,19 @@ mod tests {
         metrics.step("totals").counted.add(7);
         metrics.step("totals").late.add(3);
         assert_eq!(metrics.summary().check_conservation(), Ok(()));
+        let source = metrics.source("ticks");
+        for (counter, count) in [(&source.read, 9), (&source.accepted, 4), (&source.rejected, 3), (&source.skipped, 2)]
+        {
+            counter.add(count);
+        }
+        assert_eq!(metrics.summary().check_conservation(), Ok(()));
+        assert!(
+            metrics.summary().to_string().starts_with("ticks: 9 records read = 4 accepted + 3 rejected + 2 skipped\n")
+        );
+        source.skipped.add(1);
+        let error = metrics.summary().check_conservation().unwrap_err().to_string();
+        assert!(error.contains("9 read, but 4 accepted and 3 rejected and 3 skipped"), "{error}");
+        source.read.add(1);
         metrics.step("totals").received.add(1);
         let error = metrics.summary().check_conservation().unwrap_err().to_string();
         assert!(error.contains("step `totals`") && error.contains("11 in, but 7 counted and 3 late"), "{error}");

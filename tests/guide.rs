@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
+use tidegate::kafka::{Decode, Message};
 use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Accumulator;
 use tidegate::testing::{Captured, Script, TestRun};
@@ -79,6 +80,25 @@ fn sources() {
     let table = csv::Source::new("transactions.csv").event_time(|t: &Transaction| t.at_ms);
     let lines = ndjson::Source::new("transactions.ndjson").event_time(|t: &Transaction| t.at_ms);
     assert!(!std::any::type_name_of_val(&(topic, table, lines)).is_empty());
+}
+
+#[test]
+fn messages() {
+    let keyed = kafka::json()
+        .with_meta(|t: Transaction, message: &Message<'_>| {
+            let trace = message.header("trace").map(|value| String::from_utf8_lossy(value).into_owned());
+            (t, trace, message.partition(), message.offset())
+        })
+        .skip_tombstones();
+    let traced = kafka::Source::new("localhost:9092", "transaction", keyed).event_time_of_message();
+
+    let readings = kafka::Source::new("localhost:9092", "reading", |message: &Message<'_>| {
+        let Some(device) = message.key() else { return Ok(None) }; // skipped, and counted
+        let value = message.value().ok_or("no reading")?; // rejected, with its place
+        Ok(Some((device.to_vec(), value.to_vec())))
+    })
+    .event_time_of_header("measured-at");
+    assert!(!std::any::type_name_of_val(&(traced, readings)).is_empty());
 }
 
 #[test]

@@ -70,6 +70,7 @@ impl Exposition {
             self.counter("tidegate_source_records_total", "Records read.", &of, source.read);
             self.counter("tidegate_source_bytes_total", "Bytes of records read.", &of, source.bytes);
             self.counter("tidegate_source_rejected_total", "Records rejected.", &of, source.rejected);
+            self.counter("tidegate_source_skipped_total", "Records left out on purpose.", &of, source.skipped);
             let help = "The watermark of the stream, in event time.";
             self.time("tidegate_source_watermark_seconds", help, &of, source.watermark);
         }

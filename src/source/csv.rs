@@ -14,10 +14,13 @@
 mod fields;
 mod rows;
 mod shape;
+#[cfg(feature = "kafka")]
+mod single_row;
 
 use std::ops::Range;
 
 use ::csv::ByteRecord;
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result, shortened};
 use crate::record::Record;
@@ -77,7 +80,8 @@ impl RecordFormat for Csv {
         let misquoted = splitter.quote_fault();
         let head = end + bytes[end..].iter().take(2).take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
         let order = shape::order::<T>(&header).map_err(|problem| {
-            let error = Error::new(problem).because(format!("the header names {}", names_of(&header)));
+            let error = Error::new(format!("the csv header {problem}"))
+                .because(format!("the header names {}", names_of(&header)));
             error.help("give the file a header that names every column the record needs, once")
         })?;
         if let Some((field, _)) = misquoted {
@@ -161,7 +165,11 @@ impl Layout {
     }
 
     /// Decodes a row with the `csv` crate, or returns the reason for rejecting it.
-    fn by_name<T: Record>(&self, row: &RowFields<'_>, record: &mut ByteRecord) -> std::result::Result<T, String> {
+    fn by_name<T: DeserializeOwned>(
+        &self,
+        row: &RowFields<'_>,
+        record: &mut ByteRecord,
+    ) -> std::result::Result<T, String> {
         if row.len() != self.header.len() {
             let fields = if row.len() == 1 { "field" } else { "fields" };
             return Err(format!("it has {} {fields} where the header names {}", row.len(), self.header.len()));

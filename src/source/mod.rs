@@ -55,7 +55,8 @@ pub trait Source: Send + Sync + 'static {
     /// Returns a description for people, such as "topic transaction at localhost:9092".
     fn describe(&self) -> String;
 
-    /// Returns the function that gives a record's event time.
+    /// Returns the function that gives a record's event time. Readers that know event times otherwise pass them with the
+    /// records: see [`PartitionTracker::accept_at`].
     fn event_time(&self) -> TimeOf<Self::Item>;
 
     /// Returns the allowed disorder: how far a record's event time may be behind the greatest one of its partition.

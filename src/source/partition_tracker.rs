@@ -168,6 +168,8 @@ pub struct PartitionTracker<D> {
     /// are raised once a poll.
     taken: u64,
     held: usize,
+    /// Records skipped since then.
+    skipped: u64,
     stream: Rc<WatermarkView>,
     metrics: Arc<SourceMetrics>,
 }
@@ -201,6 +203,7 @@ impl<D: Record> PartitionTracker<D> {
             all_found: false,
             taken: 0,
             held: 0,
+            skipped: 0,
             stream,
             metrics,
         }
@@ -411,6 +414,23 @@ impl<D: Record> PartitionTracker<D> {
     #[inline]
     pub fn accept(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>, data: D) -> Result<()> {
         let time = (self.time_of)(&data);
+        self.accept_at(epoch, slot, found, time, data)
+    }
+
+    /// Takes a record that was parsed and has this event time, whatever the source's function gives. One with an
+    /// impossible event time is rejected.
+    ///
+    /// # Errors
+    /// Fails if the record is rejected and rejects fail the job.
+    #[inline]
+    pub fn accept_at(
+        &mut self,
+        epoch: Epoch,
+        slot: PartitionHandle,
+        found: RawRecord<'_>,
+        time: EventTime,
+        data: D,
+    ) -> Result<()> {
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.invalid_time_reason(time, found.stamped));
         }
@@ -521,6 +541,17 @@ impl<D: Record> PartitionTracker<D> {
     pub fn time_of(&self, data: &D) -> std::result::Result<EventTime, String> {
         let time = (self.time_of)(data);
         if time.is_writable() { Ok(time) } else { Err(self.invalid_time_reason(time, None)) }
+    }
+
+    /// Takes a record that the source leaves out on purpose. Like any other record, it wakes its partition; it does not
+    /// move the watermark.
+    pub fn skip(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>) {
+        if self.partitions[slot.0].idle {
+            self.activate(slot, epoch);
+        }
+        self.advance_to(slot, found.next);
+        self.count_taken(found.bytes.len());
+        self.skipped += 1;
     }
 
     /// Takes a record that cannot be used.
@@ -699,6 +730,7 @@ impl<D: Record> PartitionTracker<D> {
         self.metrics.read.add(std::mem::take(&mut self.taken));
         self.metrics.bytes.add(bytes as u64);
         self.metrics.accepted.add(self.events.len() as u64);
+        self.metrics.skipped.add(std::mem::take(&mut self.skipped));
         let space = self.events.len() * size_of::<Event<D>>() + self.rejects.len() * size_of::<Event<Rejected>>();
         (bytes + space, &mut self.events, &mut self.rejects)
     }

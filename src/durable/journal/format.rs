@@ -7,7 +7,8 @@
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
 //! Records that are kept by value follow in the body: a list of (index of the `PartitionProgress` in the frame, its values), in
-//! postcard.
+//! postcard. Those of version 2 have neither keys nor headers, and do not tell who set a timestamp; they are read as
+//! records without keys and headers, whose producers set it.
 //!
 //! `synced` is the length of this file that was known to be durable when the frame was written. It tells a torn tail,
 //! on which nothing can have been built, from damage.
@@ -17,6 +18,7 @@
 
 use std::fmt;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Frame, JournaledRecord};
@@ -25,13 +27,33 @@ use crate::durable::envelope::{Envelope, EnvelopeError};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// The envelope of journal files. Version 1 differs only in that its frames keep no values.
-pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 2, name: "journal" };
+/// The envelope of journal files. Frames of version 1 keep no values, those of version 2 keep less of a record.
+pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 3, name: "journal" };
 
-/// Reads the header of a file; returns it with its length in bytes.
-pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(JournalHeader, usize), EnvelopeError> {
-    ENVELOPE.as_written(bytes).open_first(bytes)
+/// Reads the header of a file; returns it with its length in bytes and the version of the file.
+pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(JournalHeader, usize, u8), EnvelopeError> {
+    let envelope = ENVELOPE.as_written(bytes);
+    envelope.open_first(bytes).map(|(header, end)| (header, end, envelope.version))
 }
+
+/// A record that a frame of version 2 keeps by value.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+struct BareRecord {
+    offset: u64,
+    timestamp: Option<i64>,
+    payload: Option<Vec<u8>>,
+}
+
+impl From<BareRecord> for JournaledRecord {
+    fn from(BareRecord { offset, timestamp, payload }: BareRecord) -> Self {
+        JournaledRecord { offset, timestamp, payload, ..JournaledRecord::default() }
+    }
+}
+
+/// Records that a frame keeps by value: the index of their `PartitionProgress`, and the records.
+type KeptRecords<R> = Vec<(u32, Vec<R>)>;
+
 /// The first bytes of a frame.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
 /// Length in bytes of a frame's fixed part, which precedes its body.
@@ -119,19 +141,30 @@ pub(super) fn encode_body(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
     if kept.is_empty() { Ok(body) } else { postcard::to_extend(&kept, body).map_err(cannot) }
 }
 
-/// Decodes the body of a frame to the worker and the frame; `None` if it is malformed.
-pub(super) fn decode_body(body: &[u8]) -> Option<(u32, Frame)> {
+/// Decodes the body of a frame, in a file of this version, to the worker and the frame; `None` if it is malformed.
+pub(super) fn decode_body(version: u8, body: &[u8]) -> Option<(u32, Frame)> {
     let ((worker, mut frame), rest): ((u32, Frame), _) = postcard::take_from_bytes(body).ok()?;
     if !rest.is_empty() {
-        let (kept, rest): (Vec<(u32, Vec<JournaledRecord>)>, _) = postcard::take_from_bytes(rest).ok()?;
+        let kept: KeptRecords<JournaledRecord> = match version {
+            ..=2 => {
+                let kept: KeptRecords<BareRecord> = whole(rest)?;
+                kept.into_iter()
+                    .map(|(number, values)| (number, values.into_iter().map(Into::into).collect()))
+                    .collect()
+            }
+            _ => whole(rest)?,
+        };
         for (number, values) in kept {
             frame.progress.get_mut(number as usize)?.values = Some(values);
         }
-        if !rest.is_empty() {
-            return None;
-        }
     }
     Some((worker, frame))
+}
+
+/// Decodes bytes all of which are one value.
+fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (value, rest) = postcard::take_from_bytes(bytes).ok()?;
+    rest.is_empty().then_some(value)
 }
 
 /// Appends an encoded frame to `bytes`; `position` is its position in the file.
@@ -164,4 +197,58 @@ fn checksum(salt: u32, position: u64, synced: u64, body: &[u8]) -> u32 {
     sum.update(&(body.len() as u64).to_le_bytes());
     sum.update(body);
     sum.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::journal::PartitionProgress;
+    use crate::time::EventTime;
+
+    #[test]
+    fn records_of_an_earlier_version_are_read_without_keys_and_headers() {
+        let progress = |partition| PartitionProgress {
+            source: "s".into(),
+            partition,
+            start_offset: None,
+            next_offset: 10,
+            watermark: EventTime::MIN,
+            idle: false,
+            end_offset: None,
+            ended: false,
+            check: None,
+            values: None,
+        };
+        let mut frame = Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] };
+        let bare = |offset, payload: Option<&[u8]>| BareRecord {
+            offset,
+            timestamp: Some(7),
+            payload: payload.map(<[u8]>::to_vec),
+        };
+        let kept = vec![(1u32, vec![bare(3, Some(b"three")), bare(8, None)])];
+        let earlier = postcard::to_extend(&kept, encode_body(4, &frame).unwrap()).unwrap();
+        let record = |offset, payload: Option<&[u8]>| JournaledRecord {
+            offset,
+            timestamp: Some(7),
+            payload: payload.map(<[u8]>::to_vec),
+            is_log_append_time: false,
+            key: None,
+            headers: Vec::new(),
+        };
+        frame.progress[1].values = Some(vec![record(3, Some(b"three")), record(8, None)]);
+        assert_eq!(decode_body(2, &earlier), Some((4, frame.clone())));
+        assert_ne!(decode_body(3, &earlier), Some((4, frame.clone())));
+        // What is written now is read now, and cut anywhere it is malformed.
+        if let Some([first, _]) = frame.progress[1].values.as_deref_mut() {
+            first.key = Some(Vec::new());
+            first.is_log_append_time = true;
+            first.headers = vec![("a".into(), None), ("a".into(), Some(b"1".to_vec()))];
+        }
+        let bare_body = encode_body(4, &Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] }).unwrap();
+        let body = encode_body(4, &frame).unwrap();
+        assert_eq!(decode_body(3, &body), Some((4, frame)));
+        for length in (0..body.len()).filter(|length| *length != bare_body.len()) {
+            assert_eq!(decode_body(3, &body[..length]), None, "{length} bytes");
+        }
+    }
 }

@@ -67,8 +67,8 @@ pub struct PartitionProgress {
     pub values: Option<Vec<JournaledRecord>>,
 }
 
-/// A record that the journal keeps by value.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A record that the journal keeps by value: a message of a topic, with everything that a decoder can see of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct JournaledRecord {
     /// The record's offset.
     pub offset: u64,
@@ -77,6 +77,12 @@ pub struct JournaledRecord {
     pub timestamp: Option<i64>,
     /// The payload; `None` if the record has none.
     pub payload: Option<Vec<u8>>,
+    /// `true` if the broker set the timestamp; `false` if the producer did, or if it is unknown.
+    pub is_log_append_time: bool,
+    /// The key; `None` if the record has none.
+    pub key: Option<Vec<u8>>,
+    /// The headers, in their order: names with values, which may be absent.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 /// A checksum of content at offset `at`, before a bound's `next_offset`: of bytes of a file, or of a record of a topic.

@@ -47,7 +47,7 @@ impl JournalFile {
         let salt = salt(state, id);
         let mut at = 0;
         match read_header(bytes) {
-            Ok((header, end)) => {
+            Ok((header, end, version)) => {
                 check_header(state, id, &header)?;
                 file.header = Some(header);
                 file.header_length = end as u64;
@@ -55,7 +55,7 @@ impl JournalFile {
                 while let Some((_, body)) = frame_at(bytes, salt, at) {
                     at += BEFORE_BODY + body.len();
                     if !body.is_empty() {
-                        file.entries.push(entry(id, body, at as u64)?);
+                        file.entries.push(entry((id, version), body, at as u64)?);
                     }
                 }
             }
@@ -86,8 +86,8 @@ fn check_header(state: StateId, id: FileId, header: &JournalHeader) -> Result<()
     Ok(())
 }
 
-fn entry(id: FileId, body: &[u8], end: u64) -> Result<JournalEntry> {
-    match decode_body(body) {
+fn entry((id, version): (FileId, u8), body: &[u8], end: u64) -> Result<JournalEntry> {
+    match decode_body(version, body) {
         Some((worker, frame)) => Ok(JournalEntry { worker, frame, end }),
         None => {
             Err(Error::of(ErrorKind::StateDamaged, "the journal is damaged").at(id).because("a frame makes no sense"))

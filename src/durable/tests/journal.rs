@@ -376,6 +376,9 @@ fn records_that_are_kept_by_value_are_replayed_with_their_epoch() {
         offset,
         timestamp: Some(7),
         payload: payload.map(Into::into),
+        is_log_append_time: offset == 8,
+        key: payload.map(|_| b"key".to_vec()),
+        headers: vec![("trace".into(), payload.map(Into::into)), ("trace".into(), None)],
     };
     let mut frames = [frame(2, &[(0, 1), (1, 9), (2, 5)]), frame(4, &[(1, 10)])];
     frames[0].progress[1].values = Some(vec![value(3, Some(b"three")), value(8, None)]);
@@ -387,16 +390,18 @@ fn records_that_are_kept_by_value_are_replayed_with_their_epoch() {
 }
 
 #[test]
-fn a_journal_of_the_first_version_is_read() {
+fn a_journal_of_an_earlier_version_is_read() {
     let (disk, state, mut bytes) = six_epochs();
-    assert_eq!(bytes[7], 2);
+    assert_eq!(bytes[7], 3);
     let id = first_file(1);
     let header: (JournalHeader, usize) = ENVELOPE.open_first(&bytes).unwrap();
-    bytes[..header.1].copy_from_slice(&Envelope { version: 1, ..ENVELOPE }.seal(&header.0).unwrap());
-    let read = JournalFile::read(state.id(), id, &bytes).unwrap();
-    let now = JournalFile::read(state.id(), id, &disk.read(&path_of(id)).unwrap()).unwrap();
-    assert!(read.entries.len() == 6 && read == now);
-    bytes[..header.1].copy_from_slice(&Envelope { version: 3, ..ENVELOPE }.seal(&header.0).unwrap());
+    for version in [1, 2] {
+        bytes[..header.1].copy_from_slice(&Envelope { version, ..ENVELOPE }.seal(&header.0).unwrap());
+        let read = JournalFile::read(state.id(), id, &bytes).unwrap();
+        let now = JournalFile::read(state.id(), id, &disk.read(&path_of(id)).unwrap()).unwrap();
+        assert!(read.entries.len() == 6 && read == now);
+    }
+    bytes[..header.1].copy_from_slice(&Envelope { version: 4, ..ENVELOPE }.seal(&header.0).unwrap());
     let why = JournalFile::read(state.id(), id, &bytes).unwrap_err().to_string();
-    assert!(why.contains("was written in format 3, and this program knows format 2"), "{why}");
+    assert!(why.contains("was written in format 4, and this program knows format 3"), "{why}");
 }

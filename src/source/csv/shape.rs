@@ -18,10 +18,17 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Visitor};
 
 use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
 
+/// Returns the names of the fields of `T`, in their order, those of aliases included; `None` if `T` is no struct.
+pub(super) fn field_names<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
+    let mut row = TrialRow::new(None, &[]);
+    let _ = probe::probe::<T>(&mut row);
+    row.fields
+}
+
 /// Returns the column of each field of `T`, in the order of fields; `None` if `T` cannot be decoded by position.
 ///
 /// # Errors
-/// Fails with the names of columns that the header lacks, or has twice.
+/// Fails with the names of columns that the header lacks, or has twice: "lacks the column `a`".
 pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
     let Some((tries, Some(fields))) = accepted_values::<T>(header)? else { return Ok(None) };
     let column = |field: &&str| header.iter().position(|name| name == field.as_bytes());
@@ -53,7 +60,7 @@ fn accepted_values<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Ac
                 tries.push(0);
             }
             (Err(ProbeStop::DuplicateField(name)), _) => {
-                return Err(format!("the csv header names the column `{name}` twice"));
+                return Err(format!("names the column `{name}` twice"));
             }
             (Err(ProbeStop::Refused), Some(at)) if tries[at] + 1 < VALUES => tries[at] += 1,
             (Err(_), _) => break None,
@@ -64,7 +71,7 @@ fn accepted_values<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Ac
     }
     let columns = if missing.len() == 1 { "column" } else { "columns" };
     let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-    Err(format!("the csv header lacks the {columns} {}", missing.join(", ")))
+    Err(format!("lacks the {columns} {}", missing.join(", ")))
 }
 
 /// Number of values that are tried for a column, one after the other.

@@ -18,16 +18,10 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 
 use super::client::TopicConfig;
 use super::statistics::{ConsumerEvents, TopicStatus};
+use crate::durable::journal::JournaledRecord;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{PartitionHandle, PartitionTracker};
-
-/// A record that was taken from its queue before its epoch was replayed.
-pub(super) struct HeldMessage {
-    pub(super) offset: u64,
-    pub(super) stamped: Option<i64>,
-    pub(super) payload: Option<Vec<u8>>,
-}
 
 /// A partition that this worker reads.
 pub(super) struct FetchedPartition {
@@ -42,7 +36,8 @@ pub(super) struct FetchedPartition {
     /// `true` once it is read up to `end`, in a job that stops there.
     pub(super) caught_up: bool,
     pub(super) queue: PartitionQueue<ConsumerEvents>,
-    pub(super) held: Option<HeldMessage>,
+    /// Record that was taken from its queue before its epoch was replayed.
+    pub(super) held: Option<JournaledRecord>,
     /// `true` if the broker has reported the end, and no record has arrived since.
     pub(super) at_end: bool,
     /// Time since which it has been at its end, with its broker answering and no open transaction.

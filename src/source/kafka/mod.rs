@@ -1,6 +1,8 @@
 //! Kafka topics as sources. With `sink/kafka`, the only part of Tidegate that knows the Kafka client library.
 //!
 //! * A [`Source`] is a source: a topic at some brokers, whose messages are decoded to records.
+//! * A [`Message`] is what a decoder sees: value, key, headers, timestamp and place. A [`Decode`] makes a record of it,
+//!   skips it, or rejects it. Event times come from the record or from the message.
 //! * The **end** of a partition is its last stable offset: records before it are committed or aborted, records after it
 //!   may belong to an open transaction. It never goes back.
 //! * A **marker** is an offset that the end of a transaction takes up and that no record has.
@@ -18,16 +20,20 @@ pub(crate) mod admin;
 pub(crate) mod client;
 mod compacted;
 mod consumer;
+mod decode;
+mod decoders;
 mod embedded;
 mod fetched_partition;
 mod identity;
+mod mapping;
+mod message;
 mod new_data;
-mod offer;
 mod peek;
 mod reader;
 mod statistics;
 mod watch;
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,11 +44,15 @@ use crate::record::Record;
 use crate::source::{self, Reader, TimeOf, TopicAddress, WorkerContext, time_of};
 use crate::time::EventTime;
 use client::TopicConfig;
+pub use decode::{Decode, SkipTombstones, WithMeta};
+pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
+use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
+pub use message::{Message, MessageHeaders, TimestampKind};
 use rdkafka::consumer::Consumer;
 pub use reader::StartOffset;
 
-/// A topic of JSON messages to read records from: see [`Source::json`].
+/// A topic to read records from: see [`Source::json`] and [`Source::new`].
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};
@@ -64,8 +74,7 @@ pub struct Source<T> {
     idle_after: Option<Duration>,
     stops_at_end: bool,
     compacted: bool,
-    time_of: TimeOf<T>,
-    records: PhantomData<fn() -> T>,
+    mapping: Arc<dyn MapMessages<T>>,
 }
 
 /// A topic of JSON messages without a record type and event time yet.
@@ -74,20 +83,84 @@ pub struct UntimedTopic {
     topic_config: TopicConfig,
 }
 
+/// A topic whose messages are decoded to records of type `T`, without event time yet.
+#[derive(Clone)]
+pub struct DecodedTopic<T, D> {
+    topic_config: TopicConfig,
+    decoder: D,
+    records: PhantomData<fn() -> T>,
+}
+
 impl Source<()> {
     /// Names a topic of JSON messages; `brokers` are `HOST:PORT[,HOST:PORT…]`.
     pub fn json(brokers: &str, topic: &str) -> UntimedTopic {
         UntimedTopic { topic_config: TopicConfig::new(brokers, topic) }
     }
+
+    /// Names a topic whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
+    /// `HOST:PORT[,HOST:PORT…]`.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Transaction { at_ms: i64 }
+    /// use tidegate::kafka::{self, Decode};
+    ///
+    /// // One CSV row a message; deleted keys are left out.
+    /// let transactions = kafka::Source::new("localhost:9092", "transaction", kafka::csv().skip_tombstones())
+    ///     .event_time(|transaction: &Transaction| transaction.at_ms);
+    /// ```
+    #[expect(clippy::new_ret_no_self, reason = "it becomes a source with its event time, as every source does")]
+    pub fn new<T: Record, D: Decode<T>>(brokers: &str, topic: &str, decoder: D) -> DecodedTopic<T, D> {
+        DecodedTopic { topic_config: TopicConfig::new(brokers, topic), decoder, records: PhantomData }
+    }
 }
 
 impl UntimedTopic {
+    fn decoded<T: Record>(self) -> DecodedTopic<T, JsonDecoder<T>> {
+        DecodedTopic { topic_config: self.topic_config, decoder: json(), records: PhantomData }
+    }
+
     /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
     /// `SystemTime`, a `jiff::Timestamp` or an [`EventTime`].
     pub fn event_time<T: Record, E: Into<EventTime>>(
         self,
         event_time: impl Fn(&T) -> E + Send + Sync + 'static,
     ) -> Source<T> {
+        self.decoded().event_time(event_time)
+    }
+
+    /// Takes event times from messages' timestamps: see [`DecodedTopic::event_time_of_message`].
+    pub fn event_time_of_message<T: Record>(self) -> Source<T> {
+        self.decoded().event_time_of_message()
+    }
+
+    /// Takes event times from a header: see [`DecodedTopic::event_time_of_header`].
+    pub fn event_time_of_header<T: Record>(self, name: &str) -> Source<T> {
+        self.decoded().event_time_of_header(name)
+    }
+}
+
+impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
+    /// Sets the function that returns a record's event time: milliseconds since 1970, a `SystemTime`, a
+    /// `jiff::Timestamp` or an [`EventTime`].
+    pub fn event_time<E: Into<EventTime>>(self, event_time: impl Fn(&T) -> E + Send + Sync + 'static) -> Source<T> {
+        self.timed(EventTimeOrigin::Record(time_of(event_time)))
+    }
+
+    /// Takes event times from the messages' timestamps, which the producer has set, or the broker if the topic's
+    /// `message.timestamp.type` is `LogAppendTime`. A message without a timestamp is rejected.
+    pub fn event_time_of_message(self) -> Source<T> {
+        self.timed(EventTimeOrigin::Timestamp)
+    }
+
+    /// Takes event times from the last header of this name: milliseconds since 1970 or RFC 3339, as text. A message
+    /// without it, or with another text in it, is rejected.
+    pub fn event_time_of_header(self, name: &str) -> Source<T> {
+        self.timed(EventTimeOrigin::Header(name.into()))
+    }
+
+    fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
         Source {
             topic_config: self.topic_config,
             start: StartOffset::Earliest,
@@ -95,9 +168,14 @@ impl UntimedTopic {
             idle_after: None,
             stops_at_end: false,
             compacted: false,
-            time_of: time_of(event_time),
-            records: PhantomData,
+            mapping: Arc::new(MessageMapping { decoder: self.decoder, event_time }),
         }
+    }
+}
+
+impl<T, D> fmt::Debug for DecodedTopic<T, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DecodedTopic").field("topic_config", &self.topic_config).finish_non_exhaustive()
     }
 }
 
@@ -175,8 +253,7 @@ impl<T> Clone for Source<T> {
             idle_after: self.idle_after,
             stops_at_end: self.stops_at_end,
             compacted: self.compacted,
-            time_of: Arc::clone(&self.time_of),
-            records: PhantomData,
+            mapping: Arc::clone(&self.mapping),
         }
     }
 }
@@ -189,7 +266,7 @@ impl<T: Record> source::Source for Source<T> {
     }
 
     fn event_time(&self) -> TimeOf<T> {
-        Arc::clone(&self.time_of)
+        self.mapping.time_of_record()
     }
 
     fn out_of_order(&self) -> Option<Duration> {
@@ -203,7 +280,10 @@ impl<T: Record> source::Source for Source<T> {
     fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<T>>> {
         let mut at = at.clone();
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
-        Ok(Box::new(reader::KafkaReader::open(&self.topic_config, self.read_options(), &at)?))
+        self.mapping.check().map_err(|error| error.at(self.describe()))?;
+        let reader =
+            reader::KafkaReader::open(&self.topic_config, Arc::clone(&self.mapping), self.read_options(), &at)?;
+        Ok(Box::new(reader))
     }
 
     fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {

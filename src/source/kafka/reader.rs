@@ -14,23 +14,23 @@ mod replay;
 mod restore;
 
 use std::collections::VecDeque;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::Message as _;
 
 use super::client::{TopicConfig, error_text, is_refusal};
 use super::compacted::refuse_compacted;
 use super::consumer::{self, check_error, connect, list, offsets};
-use super::fetched_partition::{FetchedPartition, HeldMessage};
+use super::fetched_partition::FetchedPartition;
 use super::identity::{self, fingerprint, missing_partition, offset_and_timestamp, recreated};
-use super::offer::offer;
+use super::mapping::MapMessages;
+use super::message::Message;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
-use crate::durable::journal::{JournaledRecord, PartitionProgress};
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{EpochInput, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext};
@@ -114,12 +114,17 @@ pub(super) struct KafkaReader<T> {
     status: TopicStatus,
     /// Next offsets of the partitions after each committed but unpublished epoch, for lag monitors.
     unpublished: VecDeque<(Epoch, Vec<(u32, u64)>)>,
-    records: PhantomData<fn() -> T>,
+    mapping: Arc<dyn MapMessages<T>>,
 }
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
-    pub(super) fn open(topic_config: &TopicConfig, manner: ReadOptions, at: &WorkerContext) -> Result<Self> {
+    pub(super) fn open(
+        topic_config: &TopicConfig,
+        mapping: Arc<dyn MapMessages<T>>,
+        manner: ReadOptions,
+        at: &WorkerContext,
+    ) -> Result<Self> {
         let ReadOptions { start, stops_at_end, compacted } = manner;
         let (consumer, ids) = connect(topic_config, &at.job)?;
         if !compacted && at.worker == 0 {
@@ -153,7 +158,7 @@ impl<T: Record> KafkaReader<T> {
             outage: None,
             status: TopicStatus::default(),
             unpublished: VecDeque::new(),
-            records: PhantomData,
+            mapping,
         })
     }
 
@@ -300,15 +305,15 @@ impl<T: Record> KafkaReader<T> {
         let mut taken = 0;
         let stop = feed.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
-        if let Some(HeldMessage { offset, stamped: timestamp, payload }) =
-            feed.held.take_if(|held| !is_for_later(held.offset))
-            && offer(epoch, handle, offset, timestamp, payload.as_deref(), intake)?
+        let topic = &self.target.topic;
+        if let Some(held) = feed.held.take_if(|held| !is_for_later(held.offset))
+            && self.mapping.offer(epoch, handle, &Message::of_record(topic, feed.id, &held), intake)?
         {
             taken += 1;
             if !self.by_value {
-                intake.set_fingerprint(handle, fingerprint(offset, timestamp, payload.as_deref()));
+                intake.set_fingerprint(handle, fingerprint(held.offset, held.timestamp, held.payload.as_deref()));
             }
-            intake.keep_value(handle, || JournaledRecord { offset, timestamp, payload });
+            intake.keep_value(handle, || held);
         }
         let mut last = None;
         let all = loop {
@@ -329,15 +334,14 @@ impl<T: Record> KafkaReader<T> {
                 Some(Ok(message)) => {
                     feed.at_end = false;
                     feed.quiet_since = None;
-                    let (offset, timestamp) = offset_and_timestamp(&message);
-                    if is_for_later(offset) {
+                    let fetched = Message::fetched(topic, feed.id, &message);
+                    if is_for_later(fetched.offset()) {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
                         feed.caught_up = true;
-                    } else if offer(epoch, handle, offset, timestamp, message.payload(), intake)? {
+                    } else if self.mapping.offer(epoch, handle, &fetched, intake)? {
                         taken += 1;
-                        let payload = || message.payload().map(<[u8]>::to_vec);
-                        intake.keep_value(handle, || JournaledRecord { offset, timestamp, payload: payload() });
+                        intake.keep_value(handle, || fetched.to_record());
                         last = Some(message);
                     }
                 }

@@ -26,7 +26,7 @@ use super::limits::{PROGRESS, STREAM_BYTES, TURN_TIME};
 use super::{Events, ServerEvent, TextPieces, end_event};
 
 /// The next part of a stream.
-enum Message {
+enum EventText {
     /// Whole events.
     Text(Bytes),
     /// A long event in pieces: its first part, the others, and the permit to send it.
@@ -50,7 +50,7 @@ impl Backlog {
 
 /// The side of a stream that is sent to the client.
 pub(super) struct EventReader {
-    messages: UnboundedReceiver<Message>,
+    messages: UnboundedReceiver<EventText>,
     backlog: Arc<Backlog>,
     long: Option<(Option<Bytes>, TextPieces, Permit)>,
 }
@@ -73,11 +73,11 @@ impl EventReader {
             }
             match ready!(self.messages.poll_recv(context)) {
                 None => return Poll::Ready(None),
-                Some(Message::Text(text)) => {
+                Some(EventText::Text(text)) => {
                     self.backlog.shrink(text.len());
                     return Poll::Ready(Some(Ok(text)));
                 }
-                Some(Message::Long(first, pieces, permit)) => self.long = Some((first, pieces, permit)),
+                Some(EventText::Long(first, pieces, permit)) => self.long = Some((first, pieces, permit)),
             }
         }
     }
@@ -85,7 +85,7 @@ impl EventReader {
 
 /// The side of a stream that takes events from their source.
 struct Pump {
-    messages: UnboundedSender<Message>,
+    messages: UnboundedSender<EventText>,
     backlog: Arc<Backlog>,
     gate: Arc<Gate>,
     /// A permit to send the first event if it is long.
@@ -193,7 +193,7 @@ impl Pump {
         }
         self.backlog.bytes.fetch_add(1, Ordering::Relaxed);
         // A reader that is gone is noticed before the next event.
-        let _ = self.messages.send(Message::Long(Some(text.into()), pieces, permit));
+        let _ = self.messages.send(EventText::Long(Some(text.into()), pieces, permit));
         Ok(())
     }
 
@@ -205,6 +205,6 @@ impl Pump {
     fn put(&self, text: Bytes) {
         self.backlog.bytes.fetch_add(text.len(), Ordering::Relaxed);
         // A reader that is gone is noticed before the next event.
-        let _ = self.messages.send(Message::Text(text));
+        let _ = self.messages.send(EventText::Text(text));
     }
 }

@@ -6,13 +6,11 @@
 use std::time::Duration;
 
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
-use serde::de::DeserializeOwned;
 
 use super::super::consumer::check_error;
-use super::super::fetched_partition::HeldMessage;
-use super::super::identity::{check_end, fingerprint, offset_and_timestamp, wrong_record};
-use super::super::offer::offer;
+use super::super::identity::{check_end, fingerprint, wrong_record};
+use super::super::mapping::MapMessages;
+use super::super::message::Message;
 use super::KafkaReader;
 use crate::durable::journal::{JournaledRecord, PartitionProgress};
 use crate::error::Result;
@@ -67,15 +65,13 @@ impl<T: Record> KafkaReader<T> {
                     None => return Ok(false),
                     Some(Ok(message)) => {
                         feed.at_end = false;
-                        let (offset, stamped) = offset_and_timestamp(&message);
-                        if offset < bound.next_offset {
-                            let payload = message.payload();
-                            *left -=
-                                usize::from(offer_replayed(epoch, handle, bound, (offset, stamped, payload), intake)?);
+                        let fetched = Message::fetched(&self.target.topic, feed.id, &message);
+                        if fetched.offset() < bound.next_offset {
+                            let taken = offer_replayed(&*self.mapping, epoch, handle, bound, &fetched, intake)?;
+                            *left -= usize::from(taken);
                             continue;
                         }
-                        let payload = message.payload().map(<[u8]>::to_vec);
-                        feed.held = Some(HeldMessage { offset, stamped, payload });
+                        feed.held = Some(fetched.to_record());
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
                     Some(Err(error)) => {
@@ -86,14 +82,9 @@ impl<T: Record> KafkaReader<T> {
                 continue;
             }
             match feed.held.take_if(|held| held.offset < bound.next_offset) {
-                Some(HeldMessage { offset, stamped, payload }) => {
-                    *left -= usize::from(offer_replayed(
-                        epoch,
-                        handle,
-                        bound,
-                        (offset, stamped, payload.as_deref()),
-                        intake,
-                    )?);
+                Some(held) => {
+                    let held = Message::of_record(&self.target.topic, feed.id, &held);
+                    *left -= usize::from(offer_replayed(&*self.mapping, epoch, handle, bound, &held, intake)?);
                 }
                 None => intake.skip_to(handle, bound.next_offset),
             }
@@ -120,11 +111,12 @@ impl<T: Record> KafkaReader<T> {
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
         let first = values.partition_point(|value| value.offset < intake.next(handle));
-        for JournaledRecord { offset, timestamp, payload } in &values[first..] {
+        for value in &values[first..] {
             if *left == 0 {
                 return Ok(false);
             }
-            *left -= usize::from(offer(epoch, handle, *offset, *timestamp, payload.as_deref(), intake)?);
+            let kept = Message::of_record(&self.target.topic, bound.partition, value);
+            *left -= usize::from(self.mapping.offer(epoch, handle, &kept, intake)?);
         }
         intake.skip_to(handle, bound.next_offset);
         intake.replay_flags(handle, bound);
@@ -135,17 +127,19 @@ impl<T: Record> KafkaReader<T> {
     }
 }
 
-/// Offers a record of a replayed epoch to the intake. Returns `true` if it was taken.
-fn offer_replayed<T: Record + DeserializeOwned>(
+/// Offers a message of a replayed epoch to the intake. Returns `true` if it was taken.
+fn offer_replayed<T: Record>(
+    mapping: &dyn MapMessages<T>,
     epoch: Epoch,
     handle: PartitionHandle,
     bound: &PartitionProgress,
-    (offset, stamped, payload): (u64, Option<i64>, Option<&[u8]>),
+    message: &Message<'_>,
     intake: &mut PartitionTracker<T>,
 ) -> Result<bool> {
-    let taken = offer(epoch, handle, offset, stamped, payload, intake)?;
+    let taken = mapping.offer(epoch, handle, message, intake)?;
+    let offset = message.offset();
     if taken && bound.check.is_some_and(|check| check.at == offset) {
-        intake.set_fingerprint(handle, fingerprint(offset, stamped, payload));
+        intake.set_fingerprint(handle, fingerprint(offset, message.timestamp_millis(), message.value()));
     }
     Ok(taken)
 }

@@ -1,0 +1,225 @@
+//! Decoders of common message formats: JSON, CSV, text and bytes. Each rejects tombstones.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+use serde::de::DeserializeOwned;
+
+use super::decode::{Decode, value_of};
+use super::message::Message;
+use crate::source::csv::{Layout, Scratch};
+
+/// Returns the decoder of messages that are a JSON value each.
+pub fn json<T: DeserializeOwned + 'static>() -> JsonDecoder<T> {
+    JsonDecoder(PhantomData)
+}
+
+/// Returns the decoder of messages that are UTF-8 text each.
+pub fn text() -> TextDecoder {
+    TextDecoder(())
+}
+
+/// Returns the decoder that takes a message's value as it is.
+pub fn bytes() -> BytesDecoder {
+    BytesDecoder(())
+}
+
+/// Returns the decoder of messages that are one CSV row each, without a header. Fields are quoted as in a CSV file. The
+/// columns are the fields of `T`, in their order, unless [`CsvDecoder::columns`] names them.
+pub fn csv<T: DeserializeOwned + 'static>() -> CsvDecoder<T> {
+    CsvDecoder { layout: Layout::of_fields::<T>(), records: PhantomData }
+}
+
+/// The decoder of JSON messages: see [`json`].
+#[derive(Clone, Debug)]
+pub struct JsonDecoder<T>(PhantomData<fn() -> T>);
+
+impl<T: DeserializeOwned + 'static> Decode<T> for JsonDecoder<T> {
+    #[inline]
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+        match serde_json::from_slice(value_of(message)?) {
+            Ok(record) => Ok(Some(record)),
+            Err(error) => Err(format!("not the expected JSON: {error}")),
+        }
+    }
+}
+
+/// The decoder of text messages: see [`text`].
+#[derive(Clone, Debug)]
+pub struct TextDecoder(());
+
+impl Decode<String> for TextDecoder {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<String>, String> {
+        match str::from_utf8(value_of(message)?) {
+            Ok(text) => Ok(Some(text.to_owned())),
+            Err(error) => Err(format!("not UTF-8 text: {error}")),
+        }
+    }
+}
+
+/// The decoder that takes a message's value as it is: see [`bytes`].
+#[derive(Clone, Debug)]
+pub struct BytesDecoder(());
+
+impl Decode<Vec<u8>> for BytesDecoder {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<Vec<u8>>, String> {
+        Ok(Some(value_of(message)?.to_vec()))
+    }
+}
+
+/// The decoder of CSV messages: see [`csv`].
+#[derive(Debug)]
+pub struct CsvDecoder<T> {
+    layout: Result<Layout, String>,
+    records: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned + 'static> CsvDecoder<T> {
+    /// Names the columns of a row, in their order. They are matched with the fields of `T` by name; columns that `T`
+    /// does not have are ignored. A column that `T` needs and that is not named here fails the job when it starts.
+    #[must_use]
+    pub fn columns<N: AsRef<str>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.layout = Layout::of_columns::<T>(names);
+        self
+    }
+}
+
+thread_local! {
+    /// Buffers of the thread's last row.
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl<T: DeserializeOwned + 'static> Decode<T> for CsvDecoder<T> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+        let layout = self.layout.as_ref().map_err(String::clone)?;
+        let row = value_of(message)?;
+        let mut scratch = SCRATCH.take();
+        let decoded = layout.decode_row(&mut scratch, row);
+        SCRATCH.set(scratch);
+        decoded.map(Some)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.layout.as_ref().map(drop).map_err(String::clone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::durable::journal::JournaledRecord;
+    use crate::record::records;
+
+    records! {
+        struct Row { id: u64, name: String, cents: Option<i64> }
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Renamed {
+        #[serde(alias = "number")]
+        id: u64,
+    }
+
+    fn record(value: Option<&[u8]>) -> JournaledRecord {
+        JournaledRecord { offset: 5, payload: value.map(<[u8]>::to_vec), ..JournaledRecord::default() }
+    }
+
+    fn decoded<T>(decoder: &impl Decode<T>, value: &[u8]) -> Result<Option<T>, String> {
+        decoder.decode(&Message::of_record("t", 0, &record(Some(value))))
+    }
+
+    fn of_tombstone<T>(decoder: &impl Decode<T>) -> Result<Option<T>, String> {
+        decoder.decode(&Message::of_record("t", 0, &record(None)))
+    }
+
+    fn row(id: u64, name: &str, cents: Option<i64>) -> Row {
+        Row { id, name: name.into(), cents }
+    }
+
+    #[test]
+    fn json_is_decoded_as_the_library_decodes_it() {
+        let decoder = json::<Row>();
+        assert_eq!(decoded(&decoder, br#"{"id":1,"name":"a","cents":null}"#), Ok(Some(row(1, "a", None))));
+        let why = decoded(&decoder, br#"{"id":1,"cents":2}"#).unwrap_err();
+        assert!(why.starts_with("not the expected JSON: missing field `name`"), "{why}");
+        assert_eq!(of_tombstone(&decoder).unwrap_err(), "the message has no value (a tombstone)");
+    }
+
+    #[test]
+    fn text_is_utf_8_and_bytes_are_anything() {
+        assert_eq!(decoded(&text(), "grün".as_bytes()), Ok(Some("grün".into())));
+        assert_eq!(decoded(&text(), b""), Ok(Some(String::new())));
+        let why = decoded(&text(), b"a\xff").unwrap_err();
+        assert!(why.starts_with("not UTF-8 text: invalid utf-8"), "{why}");
+        assert_eq!(decoded(&bytes(), b"a\xff"), Ok(Some(b"a\xff".to_vec())));
+        assert!(of_tombstone(&text()).is_err() && of_tombstone(&bytes()).is_err());
+    }
+
+    #[test]
+    fn a_csv_row_has_the_fields_of_the_record_or_the_given_columns() {
+        let decoder = csv::<Row>();
+        assert_eq!(decoder.check(), Ok(()));
+        assert_eq!(decoded(&decoder, b"1,a,2"), Ok(Some(row(1, "a", Some(2)))));
+        assert_eq!(decoded(&decoder, b"1,\"a, \"\"b\"\"\",\r\n"), Ok(Some(row(1, "a, \"b\"", None))));
+        let decoder = csv::<Row>().columns(["cents", "more", "id", "name"]);
+        assert_eq!(decoder.check(), Ok(()));
+        assert_eq!(decoded(&decoder, b"-3,x,7,n\n"), Ok(Some(row(7, "n", Some(-3)))));
+        let pairs = csv::<(u64, String)>().columns(["number", "word"]);
+        assert_eq!(decoded(&pairs, b"4,four"), Ok(Some((4, "four".into()))));
+    }
+
+    #[test]
+    fn what_is_not_one_row_of_the_columns_is_rejected() {
+        let decoder = csv::<Row>();
+        for (value, expected) in [
+            (&b"1,a"[..], "it has 2 fields where 3 columns are named"),
+            (b"1,a,2,3", "it has 4 fields where 3 columns are named"),
+            (b"x,a,2", "column `id`: "),
+            (b"1,a,2\n2,b,3", "there is more than one row in the message"),
+            (b"", "there is no row in the message"),
+            (b"\r\n", "there is no row in the message"),
+            (b"1,\"a\"b,2", "column `name`: there is text behind its closing quote"),
+            (b"1,\"a,2", "column `name`: its quote is never closed"),
+            (b"1,\xff,2", "column `name`: "),
+        ] {
+            let why = decoded(&decoder, value).unwrap_err();
+            assert!(why.starts_with(expected), "{}: {why}", value.escape_ascii());
+        }
+        assert!(of_tombstone(&decoder).is_err());
+    }
+
+    #[test]
+    fn columns_that_cannot_be_are_told_before_anything_is_read() {
+        let why = csv::<Row>().columns(["id", "cents"]).check().unwrap_err();
+        assert_eq!(why, "the list of columns lacks the column `name`");
+        let why = csv::<Row>().columns(["id", "name", "cents", "id"]).check().unwrap_err();
+        assert_eq!(why, "the list of columns names the column `id` twice");
+        // A tuple has no names, and a field with two names no single one.
+        for why in [csv::<(u64, u64)>().check(), csv::<Renamed>().check(), csv::<u64>().check()] {
+            assert!(why.unwrap_err().contains("name them with `.columns("));
+        }
+        assert_eq!(decoded(&csv::<Renamed>().columns(["number"]), b"8"), Ok(Some(Renamed { id: 8 })));
+        let decoder = csv::<Row>().columns(["id"]).with_meta(|row: Row, _message: &Message<'_>| row).skip_tombstones();
+        assert!(decoder.check().is_err() && decoded(&decoder, b"1").is_err(), "adaptors check too");
+    }
+
+    #[test]
+    fn tombstones_are_skipped_if_that_is_asked_for_and_metadata_is_put_into_records() {
+        let decoder = json::<i64>().with_meta(|value, message: &Message<'_>| (value, message.offset()));
+        assert_eq!(decoded(&decoder, b"12"), Ok(Some((12, 5))));
+        assert!(of_tombstone(&decoder).is_err() && decoded(&decoder, b"x").is_err());
+        let decoder = decoder.skip_tombstones();
+        assert_eq!(decoded(&decoder, b"12"), Ok(Some((12, 5))));
+        assert_eq!(of_tombstone(&decoder), Ok(None));
+        assert!(decoded(&decoder, b"x").is_err());
+        let even = |message: &Message<'_>| match message.value() {
+            Some([digit]) => Ok((digit % 2 == 0).then_some(*digit)),
+            _ => Err(String::from("not one byte")),
+        };
+        assert_eq!((decoded(&even, b"2"), decoded(&even, b"3")), (Ok(Some(b'2')), Ok(None)));
+        assert_eq!(decoded(&even, b"22"), Err("not one byte".into()));
+        assert_eq!(of_tombstone(&even.skip_tombstones()), Ok(None));
+    }
+}
