@@ -1,7 +1,7 @@
 //! The status of a job: the progress of its partitions, workers, processes and sinks, and the time since their last
 //! step.
 //!
-//! * [`StatusBoard`]: the workers and sinks of one process write their status here; readers never block them for long.
+//! * `StatusBoard`: the workers and sinks of one process write their status here; readers never block them for long.
 //! * [`ProcessStatus`]: the status of one process. It is sent to process 0 with the heartbeats; a [`JobStatus`] holds
 //!   all of them.
 //! * [`why`]: computes what holds back a window, or the job, as a pure function of a [`JobStatus`].
