@@ -123,8 +123,9 @@ pub mod ndjson {
 }
 
 #[cfg(feature = "kafka")]
-/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one.
+/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one; a [`kafka::KafkaError`] is the
+/// [source](std::error::Error::source) of an [`Error`] of either.
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
-    pub use crate::source::kafka::{Source, StartOffset};
+    pub use crate::source::kafka::{KafkaError, RDKafkaErrorCode, Source, StartOffset};
 }

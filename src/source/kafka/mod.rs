@@ -38,6 +38,8 @@ use crate::time::EventTime;
 use client::TopicConfig;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
+/// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
+pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 pub use reader::StartOffset;
 
 /// A topic of JSON messages to read records from: see [`Source::json`].
