@@ -84,6 +84,7 @@ enum RegistryStage {
 
 /// The progress of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ViewStatus {
     /// The name of the view.
     pub view: String,
