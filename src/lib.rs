@@ -61,7 +61,7 @@
 //!
 //! # Modules
 //!
-//! Lowest layer first: [`time`]; [`error`], [`thread`], [`metrics`], [`record`], [`status`]; [`durable`]; [`source`],
+//! Lowest layer first: [`time`]; [`error`], [`metrics`], [`record`], [`status`]; [`durable`]; [`source`],
 //! [`sink`], [`view`]; [`stream`], with which queries are written; [`job`]; [`testing`], to run a query in memory and
 //! read its output by epoch; [`cli`], the flags that query programs share.
 //!
@@ -124,9 +124,12 @@ pub mod ndjson {
 }
 
 #[cfg(feature = "kafka")]
-/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one. Decoders such as [`kafka::json`] make records of
+/// Kafka: [`kafka::Source`] reads a topic, [`kafka::Sink`] writes one; a [`kafka::KafkaError`] is the
+/// [source](std::error::Error::source) of an [`Error`] of either. Decoders such as [`kafka::json`] make records of
 /// messages.
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
-    pub use crate::source::kafka::{Decode, Message, Source, StartOffset, TimestampKind, bytes, csv, json, text};
+    pub use crate::source::kafka::{
+        Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv, json, text,
+    };
 }

@@ -100,6 +100,7 @@ pub struct SourceMetrics {
 
 /// The record with the greatest event time of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LatestRecord {
     /// The record's event time.
     pub time: EventTime,
@@ -233,6 +234,7 @@ impl SyncMetrics {
 
 /// The figures of one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// The snapshot's epoch.
     pub epoch: u64,
@@ -442,6 +444,7 @@ impl Metrics {
 
 /// The figures of a source in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SourceSummary {
     /// The name under which the flow reads it.
     pub name: String,
@@ -462,6 +465,7 @@ pub struct SourceSummary {
 
 /// The figures of a window step in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StepSummary {
     /// The step's name.
     pub name: String,
@@ -483,6 +487,7 @@ pub struct StepSummary {
 
 /// The figures of a table in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TableSummary {
     /// The step's name.
     pub name: String,
@@ -500,6 +505,7 @@ pub struct TableSummary {
 
 /// The figures of a sink in a [`JobSummary`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SinkSummary {
     /// The name under which the flow writes it.
     pub name: String,
@@ -511,6 +517,7 @@ pub struct SinkSummary {
 
 /// The figures of snapshots in a [`JobSummary`]; zero in a job without state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SnapshotSummary {
     /// Snapshots taken.
     pub taken: u64,
@@ -524,6 +531,7 @@ pub struct SnapshotSummary {
 
 /// The figures of a job, at its end or so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct JobSummary {
     /// Epochs begun.
     pub epochs: u64,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use differential_dataflow::operators::Iterate;
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
+use tidegate::kafka::{self, KafkaError};
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{Reader, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
@@ -300,7 +301,7 @@ fn a_source_that_one_worker_cannot_open_stops_all_workers() {
 #[test]
 fn an_impossible_record_can_end_the_job() {
     let source = MemorySource::new(vec![vec![1i64], vec![2, i64::MAX]], |at: &i64| *at);
-    let options = tidegate::source::Options { fail_on_reject: true, ..Default::default() };
+    let options = tidegate::source::Options::default().fail_on_reject(true);
     let run = TestRun::new().workers(2).options(options);
     let result = run.run(move |flow| flow.read("times", &source).write("out", &nothing()));
     let said = result.unwrap_err().to_string();
@@ -388,4 +389,28 @@ fn a_query_that_panics_while_it_is_built_is_an_error() {
         within(Duration::from_secs(60), || Job::new("panics").run(|_| -> Result<()> { panic!("no such account") }));
     let error = result.expect("it answers").unwrap_err().to_string();
     assert!(error.contains("no such account"), "{error}");
+}
+
+/// Returns the error of the Kafka client that is in the chain of an error.
+fn kafka_error(error: &Error) -> Option<&KafkaError> {
+    let first = std::error::Error::source(error);
+    std::iter::successors(first, |error| error.source()).find_map(|error| error.downcast_ref())
+}
+
+#[test]
+fn an_error_of_the_kafka_client_is_the_source_of_ours_and_its_text_the_cause() {
+    let unusable = ("security.protocol", "pigeon");
+    let source = kafka::Source::json("127.0.0.1:9", "clicks").event_time(|payment: &Payment| payment.at_ms);
+    let source = source.config(unusable.0, unusable.1);
+    let read = Job::new("read")
+        .run(move |flow| flow.read("payments", &source).map(|payment| payment.cents).write("cents", &Captured::new()));
+    let sink = kafka::Sink::json("127.0.0.1:9", "cents").config(unusable.0, unusable.1);
+    let source = payments(&[&[payment(1, "a", "b", 1)]]);
+    let written = Job::new("write").run(move |flow| flow.read("payments", &source).write("payments", &sink));
+    for failed in [read, written] {
+        let failed = failed.unwrap_err();
+        assert!(failed.to_string().starts_with("the Kafka property security.protocol cannot be pigeon ("), "{failed}");
+        assert_eq!(failed.kind(), ErrorKind::Usage);
+        assert!(matches!(kafka_error(&failed), Some(KafkaError::ClientConfig(..))), "{:?}", kafka_error(&failed));
+    }
 }

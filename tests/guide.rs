@@ -5,17 +5,30 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 #![expect(clippy::redundant_closure_for_method_calls, reason = "the guide writes aggregates as closures")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
+use tidegate::durable::journal::{JournalEnds, PartitionProgress};
+use tidegate::durable::{Incarnation, PublishedEpoch};
 use tidegate::error::ErrorKind;
 use tidegate::kafka::{Decode, Message};
+use tidegate::sink::{Sink, SinkContext, SinkWriter};
 use tidegate::source::memory::MemorySource;
+use tidegate::source::{
+    NullReader, PartitionHandle, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition, Source, TimeOf,
+    WorkerContext, time_of,
+};
 use tidegate::stream::aggregate::Accumulator;
 use tidegate::testing::{Captured, Script, TestRun};
+use tidegate::time::Epoch;
 use tidegate::view::ViewUpdate;
-use tidegate::{Closed, Collection, EventTime, Flow, Job, Open, State, Stream, Window, csv, kafka, ndjson};
+use tidegate::{
+    Closed, Collection, Error, EventTime, Flow, Job, Open, Result, State, Stream, Window, csv, kafka, ndjson,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -211,7 +224,7 @@ fn operators_of_differential_dataflow() {
 }
 
 /// The program of the guide's section about views; it runs until its topic ends, which it never does.
-fn views() -> tidegate::Result<()> {
+fn views() -> Result<()> {
     let transactions = kafka::Source::json("localhost:9092", "transaction").event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("totals").workers(2);
     let views = job.views(); // before the job runs: a view that nobody can read is not kept, and costs nothing
@@ -250,12 +263,12 @@ fn views() -> tidegate::Result<()> {
 
 #[test]
 fn views_compile() {
-    let program: fn() -> tidegate::Result<()> = views;
+    let program: fn() -> Result<()> = views;
     assert!(size_of_val(&program) > 0);
 }
 
 #[test]
-fn tests_of_queries() -> tidegate::Result<()> {
+fn tests_of_queries() -> Result<()> {
     let record = |key: &str, at_ms: i64| (key.to_owned(), at_ms);
     let input = MemorySource::new(vec![vec![record("a", 100), record("a", 2_500)], vec![record("b", 1_000)]], |r| r.1)
         .out_of_order(Duration::ZERO);
@@ -306,7 +319,7 @@ fn errors() {
 }
 
 #[test]
-fn state_directories() -> tidegate::Result<()> {
+fn state_directories() -> Result<()> {
     let directory = tempfile::tempdir().unwrap();
     let directory: &Path = directory.path();
     let transactions = in_memory();
@@ -317,4 +330,233 @@ fn state_directories() -> tidegate::Result<()> {
     assert_eq!(report.ending, tidegate::job::Ending::Complete);
     assert!(std::fs::read_to_string(directory.join("counts.ndjson")).unwrap().lines().count() > 0);
     Ok(())
+}
+
+/// A word and its event time.
+type Line = (String, i64);
+
+/// Lines that a service keeps, and gives from any offset on.
+#[derive(Clone, Default)]
+struct LineLog(Arc<Mutex<Vec<String>>>);
+
+impl LineLog {
+    fn lines(&self, from: u64, most: usize) -> Vec<String> {
+        self.0.lock().unwrap().iter().skip(from as usize).take(most).cloned().collect()
+    }
+}
+
+impl Source for LineLog {
+    type Item = Line;
+
+    fn describe(&self) -> String {
+        "the log of lines".into()
+    }
+
+    fn event_time(&self) -> TimeOf<Line> {
+        time_of(|line: &Line| line.1)
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        None // as the job's options say
+    }
+
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<Line>>> {
+        if at.owns(0) { Ok(Box::new(LineReader { log: self.clone(), slot: None })) } else { Ok(Box::new(NullReader)) }
+    }
+}
+
+struct LineReader {
+    log: LineLog,
+    slot: Option<PartitionHandle>, // the only partition, once it is found
+}
+
+impl LineReader {
+    fn take(&self, epoch: Epoch, most: usize, tracker: &mut PartitionTracker<Line>) -> Result<usize> {
+        let Some(slot) = self.slot else { return Ok(0) };
+        let lines = self.log.lines(tracker.next(slot), most);
+        for (offset, line) in (tracker.next(slot)..).zip(&lines) {
+            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: line.as_bytes() };
+            match line.split_once(' ').and_then(|(word, at)| Some((word.to_owned(), at.parse().ok()?))) {
+                Some(record) => tracker.accept(epoch, slot, found, record)?,
+                None => tracker.reject(epoch, slot, found, "it is not a word and a time")?,
+            }
+        }
+        Ok(lines.len())
+    }
+}
+
+impl Reader<Line> for LineReader {
+    fn resume(
+        &mut self,
+        epoch: Epoch,
+        places: &[RestoredPartition],
+        tracker: &mut PartitionTracker<Line>,
+    ) -> Result<()> {
+        self.slot = places.first().map(|place| tracker.resume(epoch, place)); // where the snapshot was
+        Ok(())
+    }
+
+    fn replay(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        tracker: &mut PartitionTracker<Line>,
+    ) -> Result<bool> {
+        let [bound] = bounds else { return Ok(true) };
+        let start = bound.start_offset.unwrap_or(0);
+        let slot = *self.slot.get_or_insert_with(|| tracker.track(epoch, 0, start, bound.end_offset));
+        let missing = bound.next_offset - tracker.next(slot); // the epoch takes again exactly what it took
+        let taken = self.take(epoch, missing as usize, tracker)?;
+        tracker.replay_flags(slot, bound);
+        if taken as u64 == missing { Ok(true) } else { Err(Error::new("the log has lost lines")) }
+    }
+
+    fn poll(&mut self, epoch: Epoch, most: usize, tracker: &mut PartitionTracker<Line>) -> Result<Polled> {
+        self.slot.get_or_insert_with(|| tracker.track(epoch, 0, 0, None));
+        Ok(Polled { epoch, busy: self.take(epoch, most, tracker)? > 0 })
+    }
+}
+
+/// A table of words in a SQLite database.
+struct Words(PathBuf);
+
+fn failed(why: rusqlite::Error) -> Error {
+    Error::of(ErrorKind::SinkFailed, "cannot use the database").caused_by(why)
+}
+
+impl Sink<String> for Words {
+    fn describe(&self) -> String {
+        format!("database {}", self.0.display())
+    }
+
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<String>>> {
+        let db = Connection::open(&self.0).map_err(failed)?;
+        let tables = "CREATE TABLE IF NOT EXISTS words (word TEXT);
+            CREATE TABLE IF NOT EXISTS progress (id INT PRIMARY KEY, owner INT, state TEXT, life INT, epoch INT, ends TEXT);
+            INSERT INTO progress (id, owner) VALUES (1, 0) ON CONFLICT DO NOTHING;
+            UPDATE progress SET owner = owner + 1"; // fences all who have opened it before
+        db.execute_batch(tables).map_err(failed)?;
+        let owner = db.query_row("SELECT owner FROM progress", [], |row| row.get(0)).map_err(failed)?;
+        Ok(Box::new(WordWriter {
+            db,
+            owner,
+            state: at.state.map(|id| id.to_string()),
+            epoch: Epoch(0),
+            rows: Vec::new(),
+        }))
+    }
+}
+
+struct WordWriter {
+    db: Connection,
+    owner: i64,
+    state: Option<String>,
+    epoch: Epoch,
+    rows: Vec<String>,
+}
+
+impl SinkWriter<String> for WordWriter {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        let columns = "SELECT life, epoch, ends FROM progress WHERE state = ?1 AND epoch IS NOT NULL";
+        let found = self.db.query_row(columns, [&self.state], |row| {
+            let (life, epoch, ends): (i64, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let ends = serde_json::from_str(&ends).unwrap_or_default();
+            Ok(PublishedEpoch { incarnation: life as u64, epoch: Epoch(epoch as u64), ends })
+        });
+        found.optional().map_err(failed)
+    }
+
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
+        if self.published()?.is_none() {
+            self.db.execute_batch("DELETE FROM words; UPDATE progress SET epoch = NULL").map_err(failed)?;
+        }
+        let begun = "UPDATE progress SET state = ?1, life = ?2, ends = '[]' WHERE owner = ?3";
+        self.db.execute(begun, (&self.state, life.incarnation as i64, self.owner)).map_err(failed)?;
+        Ok(())
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(String, isize)]) -> Result<()> {
+        self.epoch = epoch;
+        self.rows.extend(rows.iter().flat_map(|(word, count)| std::iter::repeat_n(word.clone(), *count as usize)));
+        Ok(())
+    }
+
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
+        let act = self.db.transaction().map_err(failed)?; // rows and epoch together, or neither
+        let ends = serde_json::to_string(ends).unwrap_or_default();
+        let note = "UPDATE progress SET epoch = ?1, ends = ?2 WHERE owner = ?3";
+        if act.execute(note, (self.epoch.0 as i64, ends, self.owner)).map_err(failed)? == 0 {
+            return Err(Error::of(ErrorKind::Superseded, "a later incarnation writes to the database"));
+        }
+        for word in self.rows.drain(..) {
+            act.execute("INSERT INTO words VALUES (?1)", [word]).map_err(failed)?;
+        }
+        act.commit().map_err(failed)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_blocking(&self) -> bool {
+        true // publishing waits for a disk: it has a thread of its own, and what was published is remembered
+    }
+}
+
+/// Returns the words in the database, sorted.
+fn words_in(database: &Path) -> Vec<String> {
+    let Ok(db) = Connection::open(database) else { return Vec::new() };
+    let Ok(mut words) = db.prepare("SELECT word FROM words ORDER BY word") else { return Vec::new() };
+    words.query_map([], |row| row.get(0)).unwrap().map(rusqlite::Result::unwrap).collect()
+}
+
+/// Runs the log into the database until `is_done`, which may add lines, says so.
+fn run_words(log: &LineLog, place: &Path, fails: bool, is_done: impl Fn() -> bool + Send + 'static) -> Result<()> {
+    let (source, sink) = (log.clone(), Words(place.join("words.db")));
+    let job = Job::new("words").workers(2).epoch(Duration::from_millis(5)).state(State::at(place.join("state")));
+    let (stopper, over) = (job.stopper(), Arc::new(AtomicBool::new(false)));
+    let is_over = Arc::clone(&over);
+    let waiting = std::thread::spawn(move || {
+        let begun = std::time::Instant::now();
+        while !is_over.load(Ordering::Relaxed) && !is_done() && begun.elapsed() < MINUTE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stopper.stop();
+    });
+    let ended = job.run(move |flow| {
+        let words = flow.read("lines", &source).map(move |(word, _)| {
+            assert!(!fails || word != "fail", "as the test wants it");
+            word
+        });
+        words.write("words", &sink);
+    });
+    over.store(true, Ordering::Relaxed);
+    waiting.join().unwrap();
+    ended.map(|_report| ())
+}
+
+#[test]
+fn a_source_and_a_sink_of_ones_own_publish_each_line_once_across_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("words.db");
+    let log = LineLog::default();
+    let add = |word: &str| log.0.lock().unwrap().push(format!("{word} 1000"));
+    (0..100).for_each(|n| add(&format!("word-{n:03}")));
+    let (lines, published) = (log.clone(), database.clone());
+    let told = AtomicBool::new(false);
+    let failed = run_words(&log, folder.path(), true, move || {
+        if words_in(&published).len() < 100 {
+            return false;
+        }
+        if !told.swap(true, Ordering::Relaxed) {
+            lines.0.lock().unwrap().push("fail 1000".into());
+        }
+        false // it ends by the failure
+    });
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::Panicked);
+    add("word-100");
+    run_words(&log, folder.path(), false, move || words_in(&database).len() >= 102).unwrap();
+    let mut expected: Vec<_> = (0..=100).map(|n| format!("word-{n:03}")).collect();
+    expected.insert(0, "fail".into());
+    assert_eq!(words_in(&folder.path().join("words.db")), expected);
 }

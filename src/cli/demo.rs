@@ -2,9 +2,9 @@
 //!
 //! It starts a broker in its own process, unless it is given one, and produces transactions at a steady rate. Meanwhile
 //! it runs two programs: the query `account_totals`, and `tidegate consume`, which copies the topic. At the end it
-//! compares both files with what it has produced ([`ledger`]).
+//! compares both files with what it has produced (`ledger`).
 //!
-//! * Both **programs** are this executable ([`child`]): as `tidegate`, and under the name [`QUERY`], which makes it run
+//! * Both **programs** are this executable (`child`): as `tidegate`, and under the name [`QUERY`], which makes it run
 //!   the query. So the demo needs nothing that `cargo run` has not built, and never runs an older build of the query.
 //! * The programs do not get `--until-end`, because the topic is still being filled. **Closing** transactions at the
 //!   end let every window close. When all rows are written, the programs are stopped by SIGTERM.

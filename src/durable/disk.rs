@@ -143,7 +143,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
         self.sync_directory(parent(path))
     }
 
-    /// Writes and syncs a file of a unique name in the directory of `path`: see [`is_temporary`].
+    /// Writes and syncs a file of a unique name in the directory of `path`: see `is_temporary`.
     ///
     /// # Errors
     /// Fails with the error of the store.

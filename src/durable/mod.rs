@@ -1,16 +1,16 @@
 //! Durable state, and the commit protocol that keeps sources, state and sinks consistent across crashes.
 //!
 //! * The [`journal`] commits the input of each epoch: offsets, watermarks, ends of partitions.
-//! * A [`segment`] has the rows of one durable arrangement that changed in an interval of epochs, encoded by a
-//!   [`codec`]; [`compaction`] merges segments.
-//! * A [`manifest`] names the segments, offsets, watermarks and sink positions that are one consistent cut at an epoch.
+//! * A `segment` has the rows of one durable arrangement that changed in an interval of epochs, encoded by a
+//!   [`codec`]; `compaction` merges segments.
+//! * A `manifest` names the segments, offsets, watermarks and sink positions that are one consistent cut at an epoch.
 //!   A **snapshot** is a manifest and the files that it names.
-//! * An **incarnation** of a state is its life between two recoveries; incarnations are numbered from 1. [`state`] is
-//!   the directory that holds all of this, and [`recovery`] decides from where an incarnation resumes.
+//! * An **incarnation** of a state is its life between two recoveries; incarnations are numbered from 1. `state` is
+//!   the directory that holds all of this, and `recovery` decides from where an incarnation resumes.
 //!
 //! # The commit protocol
 //!
-//! **An epoch.** A worker stops adding to it, appends the input that it took to the [`journal::Journal`], and releases
+//! **An epoch.** A worker stops adding to it, appends the input that it took to the `journal::Journal`, and releases
 //! its capability for the epoch when the journal reports it as synced. So a frontier past an epoch means that the input
 //! of the epoch is durable on every process, and that the epoch can be replayed with equal contents. Sinks publish an
 //! epoch when the frontier has passed it.
@@ -21,7 +21,7 @@
 //! has passed c, the manifest is written: to a temporary file, which is synced and renamed; then the directory is
 //! synced. There is no other message, and no worker waits.
 //!
-//! **A recovery.** [`state`] describes the order of its steps. The incarnation resumes from the newest manifest:
+//! **A recovery.** `state` describes the order of its steps. The incarnation resumes from the newest manifest:
 //! partitions at its offsets; rows through the same exchange as live data, at epoch c; then the journal's epochs after
 //! c are replayed with the same contents; then new epochs begin. Sinks drop the output that they have already
 //! published.

@@ -1,8 +1,8 @@
 //! Jobs: a query together with the resources it runs on.
 //!
 //! A [`Job`] has a name, a number of workers and options; [`Job::run`] builds the query on every worker and runs it
-//! until its sources have ended, a stop is requested, or something fails ([`run`]). The loop of one worker is
-//! [`worker`].
+//! until its sources have ended, a stop is requested, or something fails (`run`). The loop of one worker is
+//! `worker`.
 //!
 //! Invariants: the first failure stops every worker and is what `run` returns; at the end of every run that did not
 //! fail the record counts are checked: no record is lost, none is counted twice.

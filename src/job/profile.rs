@@ -24,6 +24,7 @@ const DIFFERENTIAL: &str = "differential/arrange";
 
 /// Figures of all operators of one name, on all workers of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct StepProfile {
     /// The step and the operator's role in it, as `totals: Fold`; or the name that differential gives the operator.
     pub step: String,
@@ -51,6 +52,7 @@ fn in_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S:
 
 /// Figures of all steps of a job in one process, the step with the most time first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct JobProfile {
     /// The figures of each step.
     pub steps: Vec<StepProfile>,

@@ -16,6 +16,7 @@ pub enum Ending {
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RunReport {
     /// The way the run ended.
     pub ending: Ending,

@@ -69,6 +69,7 @@ impl<D: Record, S: Sink<D> + ?Sized> Sink<D> for Box<S> {
 
 /// Kind of the rows that a sink gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SinkRows {
     /// Events of a stream: rows are never retracted.
     Events,

@@ -69,6 +69,7 @@ impl WatermarkView {
 
 /// A record that could not be used, with its place and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Rejected {
     /// Name under which the flow reads the source.
     pub source: String,

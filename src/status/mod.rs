@@ -1,7 +1,7 @@
 //! The status of a job: the progress of its partitions, workers, processes and sinks, and the time since their last
 //! step.
 //!
-//! * [`StatusBoard`]: the workers and sinks of one process write their status here; readers never block them for long.
+//! * `StatusBoard`: the workers and sinks of one process write their status here; readers never block them for long.
 //! * [`ProcessStatus`]: the status of one process. It is sent to process 0 with the heartbeats; a [`JobStatus`] holds
 //!   all of them.
 //! * [`why`]: computes what holds back a window, or the job, as a pure function of a [`JobStatus`].
@@ -21,6 +21,7 @@ use crate::time::{Epoch, EventTime};
 
 /// The status of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct JobStatus {
     /// The name of the job.
     pub job: String,
@@ -36,6 +37,7 @@ pub struct JobStatus {
 
 /// The status of one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ProcessStatus {
     /// Its number, from 0.
     pub process: usize,
@@ -55,6 +57,7 @@ pub struct ProcessStatus {
 
 /// Silence of a process's connection to another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ConnectionStatus {
     /// The other process.
     pub process: usize,
@@ -64,6 +67,7 @@ pub struct ConnectionStatus {
 
 /// The status of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct WorkerStatus {
     /// Its number, from 0, among all workers of the job.
     pub worker: usize,
@@ -89,6 +93,7 @@ pub struct WorkerStatus {
 
 /// The progress of a worker's oldest epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FrontStatus {
     /// The epoch.
     pub epoch: Epoch,
@@ -101,6 +106,7 @@ pub struct FrontStatus {
 /// The stages of an epoch on a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Stage {
     /// Records are being added to it.
     #[default]
@@ -115,6 +121,7 @@ pub enum Stage {
 
 /// The status of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PartitionStatus {
     /// The name under which the flow reads the source.
     pub source: String,
@@ -155,6 +162,7 @@ impl PartitionStatus {
 
 /// The status of a sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SinkStatus {
     /// The name under which the flow writes it.
     pub name: String,
@@ -166,6 +174,7 @@ pub struct SinkStatus {
 
 /// The status of snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SnapshotStatus {
     /// The epoch of the last snapshot announced in this incarnation; 0 before the first.
     pub announced: Epoch,
@@ -177,6 +186,7 @@ pub struct SnapshotStatus {
 
 /// The status of a source's stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StreamStatus {
     /// The name under which the flow reads the source.
     pub source: String,
@@ -190,6 +200,7 @@ pub struct StreamStatus {
 
 /// The status of a window step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StepStatus {
     /// Its name.
     pub name: String,

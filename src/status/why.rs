@@ -32,6 +32,7 @@ const MAX_LISTED: usize = 5;
 
 /// The causes that hold back a window, or the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Why {
     /// The end of the window in question, if one was given.
     pub window_end: Option<String>,
@@ -43,6 +44,7 @@ pub struct Why {
 
 /// One cause that holds something back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Blocker {
     /// The kind of the cause.
     pub cause: BlockerKind,
@@ -59,6 +61,7 @@ pub struct Blocker {
 /// The kinds of causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum BlockerKind {
     /// A process sends no heartbeats.
     Process,

@@ -122,6 +122,7 @@ impl SnapshotEpochs {
 
 /// A step of the flow, as the plan describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PlannedStep {
     /// `source`, `window`, `table`, `sink` or `view`.
     pub kind: &'static str,

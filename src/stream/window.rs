@@ -15,8 +15,8 @@
 //!   closes.
 //!
 //! A windowed step is two operators. The first, on the worker that read the record, finds the window, decides
-//! lateness and extracts what the aggregate needs ([`super::assign`]). The second, on the worker of the key,
-//! aggregates ([`super::window_operator`], [`super::arrange`]).
+//! lateness and extracts what the aggregate needs (`super::assign`). The second, on the worker of the key,
+//! aggregates (`super::window_operator`, `super::arrange`).
 //!
 //! Invariant: **output is a function of the data: any workers, any epochs.** And with it: per step, in = counted +
 //! late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.

@@ -1,14 +1,14 @@
 //! Watermarks: of a partition, from the event times read; of a stream, from its partitions.
 //!
-//! * [`PartitionClock`]: the greatest event time seen minus the declared disorder.
-//! * [`StreamClock`]: at every epoch the least watermark over the partitions that are **active**: neither idle nor
+//! * `PartitionClock`: the greatest event time seen minus the declared disorder.
+//! * `StreamClock`: at every epoch the least watermark over the partitions that are **active**: neither idle nor
 //!   ended. It never goes back. When the last active partition becomes idle, it advances to the greatest watermark of
 //!   any partition: nothing is left to wait for, and otherwise a burst followed by silence would never be published.
 //!   When every partition has ended it is [`EventTime::MAX`].
 //! * The **activation watermark** (in the code: floor) of a partition that is found, or wakes from idle, in an epoch:
 //!   the stream's watermark at the epoch before. Records below it are late even where the partition's own watermark is
 //!   lower: windows up to there may have closed.
-//! * [`CombinedClock`]: the watermark of two streams as one. A stream that is idle does not hold it
+//! * `CombinedClock`: the watermark of two streams as one. A stream that is idle does not hold it
 //!   back, as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the
 //!   combined watermark at the epoch before.
 //!

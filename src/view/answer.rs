@@ -11,6 +11,7 @@ use crate::time::Epoch;
 
 /// Rows of a view: all rows as of one epoch, or all changes of one epoch.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Answer {
     /// The view's name.
     pub view: String,

@@ -17,7 +17,7 @@
 //! crash when the view contains all journalled input again; in any other job when its first epoch is complete.
 //! **Readers never hold the dataflow back**: a subscriber that is too far behind is cut off.
 //!
-//! [`crate::stream`] feeds the changes to a view. [`http`] serves requests from outside; it knows nothing of views.
+//! [`crate::stream`] feeds the changes to a view. `http` serves requests from outside; it knows nothing of views.
 
 mod answer;
 pub(crate) mod http;
@@ -84,6 +84,7 @@ enum RegistryStage {
 
 /// The progress of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ViewStatus {
     /// The name of the view.
     pub view: String,

@@ -7,6 +7,7 @@ use crate::time::Epoch;
 
 /// The reasons for which a view does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The query has no view of that name.
     Unknown {

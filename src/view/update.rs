@@ -20,6 +20,7 @@ pub enum ViewUpdate {
 
 /// The reason for which a subscription has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SubscriptionEnd {
     /// The job is over.
     Over,

@@ -2,7 +2,7 @@
 //!
 //! A block is an array of rows, followed by the data that the rows own, such as the bytes of strings, in the order of
 //! the rows. Opening it relocates the rows' pointers into the block. Rows in place are only borrowed, as `&T`, and
-//! never dropped; [`Codec::decode`] clones them.
+//! never dropped; `Codec::decode` clones them.
 //!
 //! The crate is unmaintained, and has a soundness advisory (RUSTSEC-2021-0120): in general it reads padding, trusts
 //! bytes and ignores alignment. Mitigations in this module:

@@ -2,10 +2,10 @@
 //!
 //! * A **row** is one `(data, diff)` of a durable arrangement, of a type that the codec knows.
 //! * A **block** is some tens of kilobytes of rows, the unit that is compressed, checksummed, read and held in memory.
-//! * A [`RowEncoding`] is a file's description of its rows: codec, type, and a **fingerprint** of everything else
+//! * A `RowEncoding` is a file's description of its rows: codec, type, and a **fingerprint** of everything else
 //!   that must be equal for the bytes to mean the same.
 //!
-//! [`Postcard`] encodes with serde and is readable by any build. `Abomonation` (behind the cargo feature of that name)
+//! `Postcard` encodes with serde and is readable by any build. `Abomonation` (behind the cargo feature of that name)
 //! writes rows as they lie in memory, and reads them in place: for scans and compaction, by the very same program.
 //!
 //! Invariant: a codec is only ever given bytes whose checksum, length and coding have been verified. It does no I/O.

@@ -6,7 +6,7 @@
 //! * A [`Frame`] is all the input that one worker committed to one epoch. A worker without input appends nothing,
 //!   except for the first epoch of an incarnation, for which every worker appends a frame.
 //! * [`JournalEnds`] are the last frames of all workers: kept by sinks, they prove that a journal is complete.
-//! * [`FileJournal`] writes frames to files, [`JournalFile`] reads those back, [`FileId`] names them.
+//! * `FileJournal` writes frames to files, `JournalFile` reads those back, `FileId` names them.
 //!
 //! Invariants: a worker appends the frames of its epochs in order; a worker keeps its capability for an epoch until its
 //! frame for that epoch is synced; equal frames give equal output, on any number of workers.

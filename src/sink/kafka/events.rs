@@ -38,6 +38,7 @@ pub(super) struct DeliveryFailure {
     pub(super) partition: i32,
     pub(super) code: Option<RDKafkaErrorCode>,
     pub(super) because: String,
+    pub(super) cause: KafkaError,
 }
 
 /// Offset after the last acknowledged message, by topic and partition.
@@ -143,9 +144,9 @@ impl ProducerContext for ProducerEvents {
             Ok(message) => self.acknowledged(message.topic(), message.partition(), message.offset()),
             Err((error, message)) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
-                let (code, because) = (error.rdkafka_error_code(), error_text(error));
+                let (code, because, cause) = (error.rdkafka_error_code(), error_text(error), error.clone());
                 let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert(DeliveryFailure { partition: message.partition(), code, because });
+                first.get_or_insert(DeliveryFailure { partition: message.partition(), code, because, cause });
             }
         }
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::JournalEnds;
 use crate::durable::{PublishedEpoch, StateId};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::client::{TopicConfig, client_not_created, error_text, is_group_refusal, is_transient};
 use crate::time::Epoch;
 
@@ -163,7 +163,7 @@ fn ends(consumer: &BaseConsumer, topic_config: &TopicConfig, partition: i32) -> 
             // Without an answer of the broker, the library returns −1.
             Ok((low, high)) if low >= 0 && high >= low => return Ok((low, high)),
             Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
-                return Err(unreadable(topic_config, &error_text(&error)));
+                return Err(unreadable(topic_config, &error_text(&error)).caused_by(error));
             }
             _ if begun.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "no broker leads it")),
             _ => std::thread::sleep(Duration::from_millis(50)),
@@ -177,7 +177,8 @@ fn unanswered(topic_config: &TopicConfig, why: &str) -> Error {
 }
 
 fn unreadable(topic_config: &TopicConfig, why: &str) -> Error {
-    Error::new("cannot read how far results are published").at(topic_config.describe()).because(why)
+    let error = Error::of(ErrorKind::SinkFailed, "cannot read how far results are published");
+    error.at(topic_config.describe()).because(why)
 }
 
 /// Reads the last progress of a key. All transactions under that key must have been decided.
@@ -205,7 +206,7 @@ pub(super) fn read(topic_config: &TopicConfig, key: &str) -> Result<ProgressTopi
     let mut from = TopicPartitionList::new();
     let assigned =
         from.add_partition_offset(&topic_config.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
-    assigned.map_err(|error| unreadable(topic_config, &error_text(&error)))?;
+    assigned.map_err(|error| unreadable(topic_config, &error_text(&error)).caused_by(error))?;
     Ok(ProgressTopic { last: last_of(&consumer, topic_config, key, end)?, low, end })
 }
 
@@ -232,7 +233,7 @@ fn last_of(consumer: &BaseConsumer, topic_config: &TopicConfig, key: &str, end: 
             Some(Err(error))
                 if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_group_refusal(code)) =>
             {
-                return Err(unreadable(topic_config, &error_text(&error)));
+                return Err(unreadable(topic_config, &error_text(&error)).caused_by(error));
             }
             _ if heard.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "the brokers do not answer")),
             _ => {}

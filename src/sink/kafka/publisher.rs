@@ -133,9 +133,10 @@ impl Publisher {
                 }
                 Err(error) => {
                     let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
-                    let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
+                    let failed =
+                        Error::of(ErrorKind::SinkFailed, "cannot begin transactions").at(publisher.target.describe());
                     let why = publisher.with_last_error(&transaction_error_text(&error));
-                    let failed = failed.because(why).help("check the brokers and --kafka-config");
+                    let failed = failed.because(why).caused_by(error).help("check the brokers and --kafka-config");
                     return Err(if passes { failed.transient() } else { failed });
                 }
             }
@@ -274,8 +275,9 @@ impl Publisher {
                     if let Some(why) = self.abort_reason() {
                         return Err(why);
                     }
-                    let error = Error::new("cannot send a message").because(error_text(&error));
-                    return Err(error.at(self.target.describe()).help("check --kafka-config"));
+                    let failed = Error::of(ErrorKind::SinkFailed, "cannot send a message");
+                    let failed = failed.because(error_text(&error)).caused_by(error);
+                    return Err(failed.at(self.target.describe()).help("check --kafka-config"));
                 }
             };
             self.wait(&mut since)?;
@@ -468,7 +470,8 @@ impl Publisher {
     fn failed(&self, to: &str, error: &KafkaError) -> Error {
         let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
         let code = fatal.or_else(|| error.rdkafka_error_code());
-        let failed = Error::new(format!("cannot {to}")).at(self.target.describe());
+        let failed = Error::of(ErrorKind::SinkFailed, format!("cannot {to}"));
+        let failed = failed.at(self.target.describe()).because(transaction_error_text(error)).caused_by(error.clone());
         let took = self.transaction_start.map(|begun| begun.elapsed()).unwrap_or_default();
         if let Some(limit) = self.limit.filter(|limit| took > *limit) {
             let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs_f64());
@@ -478,7 +481,6 @@ impl Publisher {
             let why = "another process has taken over: it has been started with the same state";
             return failed.because(why).help("leave the state to that process, or end it and start again").transient();
         }
-        let failed = failed.because(transaction_error_text(error));
         if code.is_some_and(is_permanent) { failed } else { failed.transient() }
     }
 
@@ -496,12 +498,15 @@ impl Publisher {
             self.abort_reason().map_or(Ok(()), Err)?;
         }
         let what = format!("{failed} messages were not delivered");
-        let error = Error::new(if failed == 1 { String::from("a message was not delivered") } else { what });
-        let Some(DeliveryFailure { partition, code, because }) = first else {
+        let error = Error::of(
+            ErrorKind::SinkFailed,
+            if failed == 1 { String::from("a message was not delivered") } else { what },
+        );
+        let Some(DeliveryFailure { partition, code, because, cause }) = first else {
             return Err(error.at(self.target.describe()));
         };
         let at = if partition < 0 { String::new() } else { format!(", partition {partition}") };
-        let error = error.at(format!("{}{at}", self.target.describe()));
+        let error = error.at(format!("{}{at}", self.target.describe())).because(&because).caused_by(cause);
         Err(match code {
             Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
             Some(RDKafkaErrorCode::MessageTimedOut) => {
@@ -509,10 +514,10 @@ impl Publisher {
                 error.because(because).help("check that the brokers are up and reachable").transient()
             }
             Some(code) if is_permanent(code) => match remedy(code) {
-                Some(remedy) => error.because(because).help(remedy),
-                None => error.because(because),
+                Some(remedy) => error.help(remedy),
+                None => error,
             },
-            _ => error.because(because).transient(),
+            _ => error.transient(),
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::events::ProducerEvents;
@@ -67,13 +67,14 @@ fn create_topic(
     let topic = NewTopic::new(&topic_config.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
-    let results = block_on(admin.create_topics([&topic], &options)).map_err(|error| failed(error_text(&error)))?;
+    let results = block_on(admin.create_topics([&topic], &options))
+        .map_err(|error| failed(error_text(&error)).caused_by(error))?;
     let mut created = false;
     for result in results {
         match result {
             Ok(_) => created = true,
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(failed(code_text(code))),
+            Err((_, code)) => return Err(failed(code_text(code)).caused_by(KafkaError::AdminOp(code))),
         }
     }
     Ok(created)

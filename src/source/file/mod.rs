@@ -2,11 +2,11 @@
 //!
 //! * A [`RecordFormat`] finds the ends of records and decodes them; nothing else differs between kinds of files.
 //! * A [`FileSource`] is the source: the file's path, the event time of its records, their disorder.
-//! * [`chunks`] splits the file into **chunks** of whole records and hands them out in order, each to the worker that
+//! * `chunks` splits the file into **chunks** of whole records and hands them out in order, each to the worker that
 //!   asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
-//! * A [`FileReader`] belongs to one worker: it parses its chunks, and passes their records on once the watermark
+//! * A `FileReader` belongs to one worker: it parses its chunks, and passes their records on once the watermark
 //!   before them is known.
-//! * [`record_reader`] reads the same formats without a job, also from a pipe.
+//! * `record_reader` reads the same formats without a job, also from a pipe.
 //!
 //! A record's offset is the position of its first byte. The partition begins at byte 0, so a byte order mark or a
 //! header before the first record belongs to the first chunk and holds no records. Worker 0 is the **owner**: it alone

@@ -113,14 +113,21 @@ pub(crate) fn client_not_created(topic_config: &TopicConfig, error: &KafkaError)
         KafkaError::ClientConfig(_, description, key, value) => {
             let what = format!("the Kafka property {key} cannot be {value}");
             let because = description.trim_end_matches('.').to_owned();
-            Error::usage(what).at(topic_config.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
+            Error::usage(what)
+                .at(topic_config.describe())
+                .because(because)
+                .caused_by(error.clone())
+                .help("see librdkafka's CONFIGURATION.md")
         }
         KafkaError::ClientCreation(why) => {
-            let error =
+            let failed =
                 Error::new("cannot create a Kafka client").at(topic_config.describe()).because(without_codes(why));
-            error.help("check --kafka-config, and that the files that it names exist")
+            failed.caused_by(error.clone()).help("check --kafka-config, and that the files that it names exist")
         }
-        error => Error::new("cannot create a Kafka client").at(topic_config.describe()).because(error_text(error)),
+        error => Error::new("cannot create a Kafka client")
+            .at(topic_config.describe())
+            .because(error_text(error))
+            .caused_by(error.clone()),
     }
 }
 
@@ -330,13 +337,14 @@ pub(crate) fn find_topic_within<C: ClientContext>(
             Ok(Some(there)) => return Ok(there),
             Ok(None) => None,
             Err(error) => match error.rdkafka_error_code() {
-                Some(code) if is_transient(code) => Some(error_text(&error)),
-                _ => return Err(refused(topic_config, &error_text(&error))),
+                Some(code) if is_transient(code) => Some(error),
+                _ => return Err(refused(topic_config, &error_text(&error), error)),
             },
         };
         served();
         if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            return Err(refused(topic_config, &format!("{}: {reason}", code_text(code))));
+            let because = format!("{}: {reason}", code_text(code));
+            return Err(refused(topic_config, &because, KafkaError::Global(code)));
         }
         if begun.elapsed() >= OPEN_TIMEOUT {
             return Err(no_broker(topic_config, words, last));
@@ -345,10 +353,11 @@ pub(crate) fn find_topic_within<C: ClientContext>(
     }
 }
 
-fn refused(topic_config: &TopicConfig, because: &str) -> Error {
+fn refused(topic_config: &TopicConfig, because: &str, cause: KafkaError) -> Error {
     Error::of(ErrorKind::AccessRefused, "the Kafka brokers refuse")
         .at(topic_config.describe())
         .because(because)
+        .caused_by(cause)
         .help("check --kafka-config")
 }
 
@@ -399,10 +408,15 @@ fn advertised_in(reason: &str) -> Option<String> {
     is_number.then(|| address.to_owned())
 }
 
-fn no_broker(topic_config: &TopicConfig, words: &LastError, last: Option<String>) -> Error {
-    let why = words.reason().or(last);
+fn no_broker(topic_config: &TopicConfig, words: &LastError, last: Option<KafkaError>) -> Error {
+    let why = words.reason().or_else(|| last.as_ref().map(error_text));
+    let cause = words.get().map(|(code, _)| KafkaError::Global(code)).or(last);
     let error = Error::of(ErrorKind::SourceUnreachable, "no Kafka broker is reachable").at(&topic_config.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", topic_config.topic)));
+    let error = match cause {
+        Some(cause) => error.caused_by(cause),
+        None => error,
+    };
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").transient()
 }
 

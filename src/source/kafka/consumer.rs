@@ -104,8 +104,9 @@ pub(super) fn offsets(
             // Without an answer of the broker, the library returns −1.
             Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
             Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
-                let error = Error::new("cannot ask for the ends of a partition").because(error_text(&error));
-                return Err(error.at_partition(topic_config.describe(), id).help("check --kafka-config"));
+                let failed = Error::of(ErrorKind::SourceUnreachable, "cannot ask for the ends of a partition");
+                let failed = failed.because(error_text(&error)).caused_by(error);
+                return Err(failed.at_partition(topic_config.describe(), id).help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_TIMEOUT => {
                 return Err(client::no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
@@ -135,17 +136,28 @@ pub(super) fn check_error(topic_config: &TopicConfig, partition: u32, error: &Ka
         Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
         // The watch finds out whether a topic is gone for good.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
-        Some(code) => Err(failed(topic_config, Some(partition), code)),
-        None => Err(Error::new("cannot read").at(topic_config.describe()).because(error_text(error))),
+        Some(code) => Err(failed(topic_config, Some(partition), code, error.clone())),
+        None => Err(unreadable(topic_config, error.clone())),
     }
 }
 
-/// Returns the error that ends the job because of a code of the client library; `partition` is `None` if the code is
-/// not about one.
-pub(super) fn failed(topic_config: &TopicConfig, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
+/// Returns the error for a topic that cannot be read because of an error of the client library.
+pub(super) fn unreadable(topic_config: &TopicConfig, cause: KafkaError) -> Error {
+    let error = Error::of(ErrorKind::SourceUnreachable, "cannot read").at(topic_config.describe());
+    error.because(error_text(&cause)).caused_by(cause)
+}
+
+/// Returns the error that ends the job because of an error of the client library with this code; `partition` is `None`
+/// if the error is not about one.
+pub(super) fn failed(
+    topic_config: &TopicConfig,
+    partition: Option<u32>,
+    code: RDKafkaErrorCode,
+    cause: KafkaError,
+) -> Error {
     let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
     let place = format!("{}{partition}", topic_config.describe());
-    match code {
+    let error = match code {
         RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
             Error::of(ErrorKind::SourceChanged, "records that were still to be read are gone")
                 .at(place)
@@ -156,6 +168,30 @@ pub(super) fn failed(topic_config: &TopicConfig, partition: Option<u32>, code: R
             .at(place)
             .because(code_text(code))
             .help("check --kafka-config"),
-        code => Error::new("cannot read").at(place).because(code_text(code)),
+        code => Error::of(ErrorKind::SourceUnreachable, "cannot read").at(place).because(code_text(code)),
+    };
+    error.caused_by(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_library_are_kept_with_a_kind() {
+        use std::error::Error as _;
+        let topic = TopicConfig::new("b:9092", "t");
+        let kinds = [
+            (RDKafkaErrorCode::OffsetOutOfRange, ErrorKind::SourceChanged),
+            (RDKafkaErrorCode::TopicAuthorizationFailed, ErrorKind::AccessRefused),
+            (RDKafkaErrorCode::InvalidMessage, ErrorKind::SourceUnreachable),
+        ];
+        for (code, kind) in kinds {
+            let cause = KafkaError::MessageConsumption(code);
+            let error = check_error(&topic, 3, &cause).unwrap_err();
+            assert_eq!((error.kind(), error.source().and_then(|source| source.downcast_ref())), (kind, Some(&cause)));
+        }
+        let passes = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+        assert_eq!(check_error(&topic, 3, &passes), Ok(()));
     }
 }

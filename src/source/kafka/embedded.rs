@@ -85,7 +85,8 @@ fn run(inbox: &Receiver<BrokerCommand>, ready: &Sender<Result<String>>) {
     let cluster = match MockCluster::new(1) {
         Ok(cluster) => cluster,
         Err(error) => {
-            let _ = ready.send(Err(Error::new("cannot start an embedded broker").because(error_text(&error))));
+            let _ = ready
+                .send(Err(Error::new("cannot start an embedded broker").because(error_text(&error)).caused_by(error)));
             return;
         }
     };
@@ -97,7 +98,9 @@ fn run(inbox: &Receiver<BrokerCommand>, ready: &Sender<Result<String>>) {
             BrokerCommand::Reachable(true, reply) => (cluster.broker_up(1), reply),
             BrokerCommand::Reachable(false, reply) => (cluster.broker_down(1), reply),
         };
-        let done = done.map_err(|error| Error::new("the embedded broker cannot do that").because(error_text(&error)));
+        let done = done.map_err(|error| {
+            Error::new("the embedded broker cannot do that").because(error_text(&error)).caused_by(error)
+        });
         let _ = reply.send(done);
     }
 }

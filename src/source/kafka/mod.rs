@@ -50,6 +50,8 @@ pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
 use rdkafka::consumer::Consumer;
+/// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
+pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 pub use reader::StartOffset;
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].

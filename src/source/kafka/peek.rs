@@ -11,8 +11,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 
-use super::client::{TopicConfig, error_text};
-use super::consumer::{OFFSETS_TIMEOUT, check_error, list};
+use super::client::TopicConfig;
+use super::consumer::{OFFSETS_TIMEOUT, check_error, list, unreadable};
 use super::statistics::ConsumerEvents;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,7 +38,7 @@ pub(super) fn read_each<T>(
     mut take: impl FnMut(u32, Option<&BorrowedMessage<'_>>) -> Result<ReadDecision<T>>,
 ) -> Result<Option<T>> {
     let assigned = list(&topic_config.topic, from).and_then(|list| consumer.assign(&list));
-    assigned.map_err(|error| Error::new("cannot read").at(topic_config.describe()).because(error_text(&error)))?;
+    assigned.map_err(|error| unreadable(topic_config, error))?;
     let mut wanted: BTreeSet<u32> = from.iter().map(|(id, _)| *id).collect();
     let mut heard = Instant::now();
     while let Some(id) = wanted.first() {

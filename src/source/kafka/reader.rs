@@ -21,7 +21,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 
-use super::client::{TopicConfig, error_text, is_refusal};
+use super::client::{TopicConfig, is_refusal};
 use super::compacted::refuse_compacted;
 use super::consumer::{self, check_error, connect, list, offsets};
 use super::fetched_partition::FetchedPartition;
@@ -235,7 +235,7 @@ impl<T: Record> KafkaReader<T> {
             return Ok(());
         }
         let list = list(&self.target.topic, partitions).and_then(|list| self.consumer.incremental_assign(&list));
-        list.map_err(|error| Error::new("cannot read").at(self.target.describe()).because(error_text(&error)))
+        list.map_err(|error| consumer::unreadable(&self.target, error))
     }
 
     /// Serves the events of the client library other than records.
@@ -256,9 +256,9 @@ impl<T: Record> KafkaReader<T> {
             };
             match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::GroupAuthorizationFailed) => self.consumer.context().group_refused(),
-                Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
+                Some(code) if is_refusal(code) => return Err(consumer::failed(&self.target, None, code, error)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
-                    return Err(self.failed(None, code));
+                    return Err(consumer::failed(&self.target, None, code, error));
                 }
                 _ => {}
             }
@@ -286,10 +286,6 @@ impl<T: Record> KafkaReader<T> {
             (Some(outage), None) => outage.end(),
             (outage, _) => self.outage = outage,
         }
-    }
-
-    fn failed(&self, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
-        consumer::failed(&self.target, partition, code)
     }
 
     /// Takes up to `budget` records of one partition.
