@@ -218,7 +218,9 @@ mod tests {
     impl SampleReader for Pinned {
         fn probe<T: DeserializeOwned>() -> String {
             let headers = ["", "a,b,c", "c,x,b,a,d", "a,b,a,c", "b"];
-            let orders = headers.map(|header| format!("{header}: {:?}", order::<T>(&header.split(',').collect())));
+            let told = |problem: String| format!("the csv header {problem}");
+            let order = |header: &str| order::<T>(&header.split(',').collect()).map_err(told);
+            let orders = headers.map(|header| format!("{header}: {:?}", order(header)));
             orders.join("\n")
         }
     }
