@@ -37,13 +37,13 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
-use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
-use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder};
+use crate::stream::assign::{AssignConfig, ConsumerFlag, RecordBatch, RecordRouter, RoutedRecord, assign};
+use crate::stream::checkpoint::{self, CodecCell, RowChunks, RowOps, SegmentBuilder};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_row::{Open, PeriodicRow, WindowRowChange};
 use crate::stream::{
-    Collection, ConsumerFlag, ContainerPool, Fault, Flow, InjectedFault, SnapshotEpochs, WatermarkStream,
+    Collection, ContainerPool, DurableContext, Fault, Flow, InjectedFault, SnapshotEpochs, WatermarkStream,
 };
 use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
