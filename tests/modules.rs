@@ -187,7 +187,7 @@ struct Paths {
 impl Paths {
     /// Adds the paths in the tokens of a macro. A single name there counts only if it may be that of a type, and is not
     /// defined there: another may be a variable's.
-    fn add_tokens(&mut self, mut at: Cursor) {
+    fn add_tokens(&mut self, mut at: Cursor<'_>) {
         while !at.eof() {
             if let Some((inside, _, _, after)) = at.any_group() {
                 self.add_tokens(inside);
@@ -217,7 +217,7 @@ impl Paths {
 }
 
 /// The place behind `::`.
-fn colons(at: Cursor) -> Option<Cursor> {
+fn colons(at: Cursor<'_>) -> Option<Cursor<'_>> {
     let (_, second) = at.punct().filter(|(first, _)| first.as_char() == ':')?;
     second.punct().filter(|(second, _)| second.as_char() == ':').map(|(_, after)| after)
 }
