@@ -25,7 +25,7 @@ use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, RoutedRecord};
 use crate::stream::checkpoint::{self, RowChunks, RowOps, chunks_of};
-use crate::stream::window_operator::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
+use crate::stream::operator_state::{OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 

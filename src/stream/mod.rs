@@ -33,6 +33,7 @@ mod keyed_rows;
 mod keyed_stream;
 mod lookup;
 mod opened_sinks;
+mod operator_state;
 mod output;
 mod panes;
 mod route;

@@ -25,8 +25,9 @@ use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::checkpoint;
 use crate::stream::keyed_rows::{KeyedOperator, KeyedRows, count_passed, first_due, insert_ordered};
 use crate::stream::keyed_stream::Keyed;
+use crate::stream::operator_state::{OperatorStart, Subscriptions};
 use crate::stream::panes::whole_millis;
-use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};
+use crate::stream::window_operator::{self, StepOutputs};
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
