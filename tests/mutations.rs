@@ -124,7 +124,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a partition that goes on has no floor",
-        file: "src/source/mod.rs",
+        file: "src/source/partition_tracker.rs",
         text: "unresolved_since: (*activation_watermark > progress.watermark).then_some(epoch),",
         instead: "unresolved_since: None,",
         tests: "src/source/memory.rs",
@@ -148,7 +148,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "--max-ahead is not in the fingerprint",
-        file: "src/job/mod.rs",
+        file: "src/job/run.rs",
         text: "flags.insert(\"max-ahead\".into(), written(self.options.max_ahead));",
         instead: "",
         tests: "tests/resume.rs",
