@@ -150,7 +150,7 @@ fn fresh(dir: &Path, name: &str) -> PathBuf {
 }
 
 fn until_end() -> Options {
-    Options { until_end: true, ..Options::default() }
+    Options::default().until_end(true)
 }
 
 /// Measures snapshots of a state of many keys, of which few change.

@@ -301,7 +301,7 @@ fn a_source_that_one_worker_cannot_open_stops_all_workers() {
 #[test]
 fn an_impossible_record_can_end_the_job() {
     let source = MemorySource::new(vec![vec![1i64], vec![2, i64::MAX]], |at: &i64| *at);
-    let options = tidegate::source::Options { fail_on_reject: true, ..Default::default() };
+    let options = tidegate::source::Options::default().fail_on_reject(true);
     let run = TestRun::new().workers(2).options(options);
     let result = run.run(move |flow| flow.read("times", &source).write("out", &nothing()));
     let said = result.unwrap_err().to_string();

@@ -146,10 +146,7 @@ fn a_state_of_the_first_version_goes_on_to_the_right_results() {
         append(directory.path(), &rows[COUNT / 2..]);
         // This is not the program that wrote the state.
         let state = State::at(directory.path().join("state")).accept_changed_query(true);
-        let job = Job::new("account-totals")
-            .workers(workers)
-            .state(state)
-            .options(Options { until_end: true, ..Options::default() });
+        let job = Job::new("account-totals").workers(workers).state(state).options(Options::default().until_end(true));
         assert_eq!(job.run(query(directory.path())).unwrap().ending, Ending::Complete);
         same_rows(&rows_of(&directory.path().join("totals.csv"), &TOTALS), &all);
     }

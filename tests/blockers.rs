@@ -94,7 +94,7 @@ impl Running {
         adjust: impl FnOnce(Job, &Path) -> Job,
     ) -> Running {
         let gate = Arc::<Gate>::default();
-        let options = Options { out_of_order: Duration::ZERO, idle_timeout, ..Options::default() };
+        let options = Options::default().out_of_order(Duration::ZERO).idle_timeout(idle_timeout);
         let job = adjust(Job::new("causes").epoch(Duration::from_millis(20)).options(options), folder.path());
         let (watcher, stop, passed) = (job.watcher(), job.stopper(), Arc::clone(&gate));
         let query = move |flow: &tidegate::Flow<'_>| {

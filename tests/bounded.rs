@@ -82,7 +82,7 @@ fn child() {
         }
         ["topic", servers, topic, in_flight] => {
             let source = kafka::Source::json(servers, topic).event_time(|t: &Transaction| t.at_ms);
-            let options = Options { until_end: true, ..Options::default() };
+            let options = Options::default().until_end(true);
             burst(Job::new("burst").options(options).in_flight(in_flight.parse().unwrap()), source);
         }
         ["soak", state, seconds] => soak(state, seconds.parse().unwrap()),

@@ -82,7 +82,7 @@ fn stopped(sources: &str) -> tempfile::TempDir {
 /// Resumes with `sources` and reads them to their ends; returns the sum of all counts, or the error.
 fn goes_on(directory: &Path, sources: &str, accepted: bool) -> Result<i64, String> {
     let job = job(state_of(directory).accept_changed_sources(accepted));
-    let job = job.options(Options { until_end: true, ..Options::default() });
+    let job = job.options(Options::default().until_end(true));
     job.run(query(directory, sources)).map_err(|error| error.to_string())?;
     let mut counts = BTreeMap::new();
     for row in rows_of(&directory.join("counts.csv"), &["account", "count"]) {

@@ -536,7 +536,7 @@ fn an_hour_of_records_in_windows_of_a_day_by_a_second_comes_to_its_rows() {
     let total = Arc::new(Mutex::new((0u64, 0i64)));
     let sum = Arc::clone(&total);
     let run = move || {
-        TestRun::new().options(Options { max_drift: day, ..Options::default() }).run(move |flow| {
+        TestRun::new().options(Options::default().max_drift(day)).run(move |flow| {
             let counts = flow.read("ticks", &source).key_by(|tick| tick.key).window(Window::sliding(day, second));
             let sum = Arc::clone(&sum);
             let add = move |count: &i64| {

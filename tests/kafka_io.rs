@@ -41,7 +41,7 @@ fn send(broker: &Broker, topic: &str, ids: Range<u64>) {
 }
 
 fn bounded() -> Options {
-    Options { until_end: true, ..Options::default() }
+    Options::default().until_end(true)
 }
 
 fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
@@ -68,7 +68,7 @@ fn aborted_records_are_never_seen_and_open_ones_hold_the_partition() {
     producer.begin_transaction().unwrap();
     send_all(&producer, &topic, texts(10..20));
 
-    let options = Options { idle_timeout: Duration::from_millis(800), ..Options::default() };
+    let options = Options::default().idle_timeout(Duration::from_millis(800));
     let mut driven = ReaderDriver::open(&ticks(broker, &topic), options).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
     assert_eq!(ids(&driven), (0..10).collect::<Vec<_>>());
@@ -200,7 +200,7 @@ fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
     let Some(broker) = Broker::start() else { return };
     let topic = broker.topic(3);
     send(&broker, &topic, 0..50_000);
-    let options = Options { idle_timeout: Duration::from_secs(2), ..Options::default() };
+    let options = Options::default().idle_timeout(Duration::from_secs(2));
     let mut driven = ReaderDriver::open(&ticks(&broker, &topic), options).unwrap();
     driven.until_events(20_000).unwrap();
     // A writer goes on meanwhile: messages in flight during the outage arrive once, too.

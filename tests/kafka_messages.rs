@@ -108,7 +108,7 @@ fn sorted(messages: impl IntoIterator<Item = Seen>) -> Vec<Seen> {
 }
 
 fn bounded() -> Options {
-    Options { until_end: true, ..Options::default() }
+    Options::default().until_end(true)
 }
 
 fn text(partition: u32, offset: u64, key: &str, value: Option<&str>) -> Seen {
@@ -210,7 +210,7 @@ fn event_times_come_from_a_header_and_a_message_without_it_is_rejected_with_its_
     assert_eq!(rejects[0], (2, "the message has no header `at` for its event time"));
     assert!(rejects[1].0 == 3 && rejects[1].1.starts_with("its header `at` is no event time: `soon`"), "{rejects:?}");
     assert!(rejects[2].0 == 4 && rejects[2].1.contains("ahead of its Kafka timestamp"), "{rejects:?}");
-    let failing = Options { fail_on_reject: true, ..bounded() };
+    let failing = bounded().fail_on_reject(true);
     let mut driven = ReaderDriver::open(&source, failing).unwrap();
     let error = driven.until_ended().unwrap_err().to_string();
     assert!(error.contains("partition 0, offset 2") && error.contains("no header `at`"), "{error}");

@@ -38,7 +38,7 @@ fn send(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
 }
 
 fn bounded() -> Options {
-    Options { until_end: true, ..Options::default() }
+    Options::default().until_end(true)
 }
 
 fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
@@ -185,7 +185,7 @@ fn a_partition_ahead_of_the_stream_rests_and_loses_nothing() {
     let broker = broker(2);
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..20_000);
-    let options = Options { max_drift: Duration::from_secs(1), ..Options::default() };
+    let options = Options::default().max_drift(Duration::from_secs(1));
     let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.view.publish(driven.epoch, EventTime::from_millis(1_000_000));
     driven.for_a_while(Duration::from_millis(500)).unwrap();
@@ -204,7 +204,7 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     let broker = broker(2);
     let mut publisher = publisher(&broker);
     send(&mut publisher, 0..100);
-    let options = Options { idle_timeout: Duration::from_millis(1500), ..Options::default() };
+    let options = Options::default().idle_timeout(Duration::from_millis(1500));
     let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.until_events(100).unwrap();
     let begun = Instant::now();
@@ -215,7 +215,7 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     driven.until(|driven| driven.epoch_inputs.last().unwrap().1.watermark.activated.len() == 1).unwrap();
     // A topic may have an idle timeout of its own.
     let topic = ticks(&broker).idle_after(Duration::from_millis(700));
-    let options = Options { idle_timeout: Duration::from_secs(3600), ..Options::default() };
+    let options = Options::default().idle_timeout(Duration::from_secs(3600));
     let mut driven = ReaderDriver::open(&topic, options).unwrap();
     driven.until_events(101).unwrap();
     driven.until(|driven| driven.epoch_inputs.last().unwrap().1.watermark.least.is_none()).unwrap();
@@ -225,7 +225,7 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
 fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     let broker = broker(1);
     send(&mut publisher(&broker), 0..10);
-    let options = Options { idle_timeout: Duration::from_secs(3), ..Options::default() };
+    let options = Options::default().idle_timeout(Duration::from_secs(3));
     let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.until_events(10).unwrap();
     driven.for_a_while(Duration::from_secs(2)).unwrap();

@@ -539,7 +539,7 @@ fn a_topic_that_is_read_is_no_output() {
     let job = |out: &str| {
         let source = tidegate::kafka::Source::json(&elsewhere, &topic).event_time(|row: &Row| row.n as i64);
         let output = kafka::Sink::json(&broker.servers, out);
-        let options = tidegate::source::Options { until_end: true, ..Default::default() };
+        let options = tidegate::source::Options::default().until_end(true);
         let job = tidegate::Job::new("loop").options(options);
         job.run(move |flow| flow.read("rows", &source).write("rows", &output)).map(drop)
     };

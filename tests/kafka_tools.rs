@@ -191,7 +191,7 @@ fn a_signal_ends_the_tools_cleanly() {
     std::thread::sleep(Duration::from_secs(2));
     let mut consumer = spawn(&copy);
     let begun = Instant::now();
-    while std::fs::metadata(folder.path().join("copy.csv")).map_or(0, |file| file.len()) < 1_000 {
+    while fs::metadata(folder.path().join("copy.csv")).map_or(0, |file| file.len()) < 1_000 {
         assert!(begun.elapsed() < Duration::from_secs(60), "nothing is copied");
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -184,7 +184,7 @@ fn ends_by_a_panic(roles: &[&str]) {
         let (name, turns, programs) = case(role);
         for turn in turns {
             let place = PanicCase::new();
-            let panic = format!("{}:{turn}", role);
+            let panic = format!("{role}:{turn}");
             let mut said = Vec::new();
             for running in programs(&place, &panic) {
                 said.push(error(&running.end_within(LIMIT)));

@@ -31,7 +31,7 @@ use tidegate::time::{Epoch, EventTime};
 use tidegate::{Job, Record, State, Window, csv};
 
 fn bounded() -> Options {
-    Options { until_end: true, ..Options::default() }
+    Options::default().until_end(true)
 }
 
 /// Input of an epoch, of all workers.
@@ -297,7 +297,7 @@ fn topics() {
         let broker = broker(1 + seed as u32 % 5);
         send(&broker, seed, 600);
         let mut round = 0;
-        let options = Options { until_end: seed % 2 == 0, ..Options::default() };
+        let options = Options::default().until_end(seed % 2 == 0);
         check(seed, &ticks(&broker), 20, &options, || {
             round += 1;
             send(&broker, seed + 100 * round, 50);
@@ -471,8 +471,8 @@ fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_b
     };
     let second = Duration::from_secs(1);
     let changed = [
-        ("max-ahead", Options { max_ahead: second, ..Options::default() }),
-        ("out-of-order", Options { out_of_order: second, ..Options::default() }),
+        ("max-ahead", Options::default().max_ahead(second)),
+        ("out-of-order", Options::default().out_of_order(second)),
     ];
     // Whether a crash leaves something to be replayed, or comes just behind a snapshot, depends on the threads' pace.
     let mut replayed = 0;

@@ -258,8 +258,7 @@ pub(crate) fn memory_differences(setting: &RunParameters) -> Result<RunFigures, 
 }
 
 fn job(setting: &RunParameters) -> Job {
-    let options =
-        Options { until_end: true, out_of_order: Duration::from_millis(DISORDER as u64), ..Options::default() };
+    let options = Options::default().until_end(true).out_of_order(Duration::from_millis(DISORDER as u64));
     Job::new("throughput").workers(setting.workers).options(options)
 }
 

@@ -44,7 +44,14 @@ impl WorkerContext {
 }
 
 /// Options of all sources of a job.
+///
+/// ```
+/// use tidegate::source::Options;
+///
+/// let options = Options::default().until_end(true).max_record(1 << 20);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// `true` to stop at the end that the source had when the job first started.
     pub until_end: bool,
@@ -64,6 +71,64 @@ pub struct Options {
     pub max_record: u64,
     /// `true` to fail the job at the first rejected record.
     pub fail_on_reject: bool,
+}
+
+impl Options {
+    /// Sets [`Options::until_end`](#structfield.until_end).
+    #[must_use]
+    pub fn until_end(mut self, until_end: bool) -> Self {
+        self.until_end = until_end;
+        self
+    }
+
+    /// Sets [`Options::out_of_order`](#structfield.out_of_order).
+    #[must_use]
+    pub fn out_of_order(mut self, out_of_order: Duration) -> Self {
+        self.out_of_order = out_of_order;
+        self
+    }
+
+    /// Sets [`Options::idle_timeout`](#structfield.idle_timeout).
+    #[must_use]
+    pub fn idle_timeout(mut self, idle_timeout: Duration) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Sets [`Options::max_drift`](#structfield.max_drift).
+    #[must_use]
+    pub fn max_drift(mut self, max_drift: Duration) -> Self {
+        self.max_drift = max_drift;
+        self
+    }
+
+    /// Sets [`Options::max_ahead`](#structfield.max_ahead).
+    #[must_use]
+    pub fn max_ahead(mut self, max_ahead: Duration) -> Self {
+        self.max_ahead = max_ahead;
+        self
+    }
+
+    /// Sets [`Options::max_ahead_in_files`](#structfield.max_ahead_in_files).
+    #[must_use]
+    pub fn max_ahead_in_files(mut self, max_ahead_in_files: bool) -> Self {
+        self.max_ahead_in_files = max_ahead_in_files;
+        self
+    }
+
+    /// Sets [`Options::max_record`](#structfield.max_record).
+    #[must_use]
+    pub fn max_record(mut self, max_record: u64) -> Self {
+        self.max_record = max_record;
+        self
+    }
+
+    /// Sets [`Options::fail_on_reject`](#structfield.fail_on_reject).
+    #[must_use]
+    pub fn fail_on_reject(mut self, fail_on_reject: bool) -> Self {
+        self.fail_on_reject = fail_on_reject;
+        self
+    }
 }
 
 impl Default for Options {

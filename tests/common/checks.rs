@@ -354,5 +354,5 @@ pub fn check_synced(data: &Data, how: TestRun) -> Result<(), String> {
 
 /// Returns options with a `max_drift` so small that partitions are paused all the time.
 pub fn small_drift(drift: u64) -> Options {
-    Options { max_drift: Duration::from_millis(drift), ..Options::default() }
+    Options::default().max_drift(Duration::from_millis(drift))
 }

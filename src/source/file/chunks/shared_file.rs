@@ -235,7 +235,7 @@ impl<F: RecordFormat> SharedFile<F> {
 
     /// Processes the recorded summaries at random times.
     #[cfg(test)]
-    pub fn advance_at_random(&self) {
+    pub(crate) fn advance_at_random(&self) {
         let state = &mut *self.lock();
         if let Some(seed) = state.file.limits.slow.as_mut() {
             let mut rng = fastrand::Rng::with_seed(*seed);
