@@ -20,4 +20,6 @@ mod plan;
 mod tests;
 
 pub(crate) use merge::{MergeOptions, MergeOutcome, merge};
+#[cfg(test)]
+pub(crate) use plan::MIN_MERGE;
 pub(crate) use plan::{MergeGroup, plan_compaction};

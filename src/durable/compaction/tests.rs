@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::plan::{CompactionPlan, MAX_MERGE};
 use super::*;
 use crate::durable::codec::Codec;
 use crate::durable::disk::OsDisk;

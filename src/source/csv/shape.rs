@@ -19,6 +19,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Visitor};
 use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
 
 /// Returns the names of the fields of `T`, in their order, those of aliases included; `None` if `T` is no struct.
+#[cfg(feature = "kafka")]
 pub(super) fn field_names<T: DeserializeOwned>() -> Option<&'static [&'static str]> {
     let mut row = TrialRow::new(None, &[]);
     let _ = probe::probe::<T>(&mut row);

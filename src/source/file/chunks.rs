@@ -21,5 +21,7 @@ mod shared_file;
 
 pub(crate) use chunk::{Chunk, ChunkSummary, NextChunk};
 pub(crate) use file_progress::{FileEpochEnd, FileProgress};
-pub(crate) use limits::{FileLimits, MAX_RECORD, format_bytes};
+#[cfg(feature = "cli")]
+pub(crate) use limits::format_bytes;
+pub(crate) use limits::{FileLimits, MAX_RECORD};
 pub(crate) use shared_file::{SharedFile, grown_since};
