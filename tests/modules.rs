@@ -2,7 +2,9 @@
 //! what a thing is.
 //!
 //! The sources are parsed, tests in them left out. An import goes to the file that defines a name, through all `pub use`
-//! between. `MODULES=print cargo test --test modules -- --nocapture` prints every arrow between files of a module.
+//! between. A path counts wherever it stands: in `use`, in a type, in an expression, in the tokens of a macro. A `pub use`
+//! counts for who takes the name there, which may be the rest of the same file; `mod child;` counts for nobody.
+//! `MODULES=print cargo test --test modules -- --nocapture` prints every arrow between files of a module.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "common/source_files.rs"]
@@ -11,6 +13,7 @@ mod source_files;
 use std::collections::{BTreeMap, BTreeSet};
 
 use source_files::source_files;
+use syn::buffer::{Cursor, TokenBuffer};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
@@ -89,6 +92,16 @@ impl Sources {
         place
     }
 
+    /// A path as it is from the crate's root, where a name that the file gives on stands for what it is there.
+    fn named(&self, from: &Module, path: &[String]) -> Vec<String> {
+        match path.first().and_then(|first| self.given_on.get(&(from.clone(), first.clone()))) {
+            Some(given) => given.iter().chain(&path[1..]).cloned().collect(),
+            // A single name is one of this file, and may be that of a variable.
+            None if path.len() == 1 => Vec::new(),
+            None => self.absolute(from, path),
+        }
+    }
+
     /// The file in which the thing at this path, from the crate's root, is defined.
     fn home(&self, path: &[String]) -> Option<Module> {
         let mut path = path.to_vec();
@@ -112,7 +125,7 @@ impl Sources {
         for (module, file) in &self.files {
             let mut found = Paths::default();
             found.visit_file(file);
-            let homes = found.paths.iter().filter_map(|path| self.home(&self.absolute(module, path)));
+            let homes = found.paths.iter().filter_map(|path| self.home(&self.named(module, path)));
             arrows.entry(module.clone()).or_default().extend(homes.filter(|home| home != module));
         }
         arrows
@@ -159,17 +172,75 @@ fn paths_of(tree: &UseTree) -> Vec<(Vec<String>, String)> {
     }
 }
 
+/// Words before a name that is defined.
+const DEFINING: [&str; 5] = ["enum", "fn", "struct", "trait", "type"];
+
 /// All paths of a file that may name something of the crate, tests left out.
 #[derive(Default)]
 struct Paths {
     paths: Vec<Vec<String>>,
 }
 
-impl<'ast> Visit<'ast> for Paths {
-    fn visit_item_mod(&mut self, module: &'ast ItemMod) {
-        if !is_for_tests(&module.attrs) {
-            visit::visit_item_mod(self, module);
+impl Paths {
+    /// Adds the paths in the tokens of a macro. A single name there counts only if it may be that of a type, and is not
+    /// defined there: another may be a variable's.
+    fn add_tokens(&mut self, mut at: Cursor<'_>) {
+        while !at.eof() {
+            if let Some((inside, _, _, after)) = at.any_group() {
+                self.add_tokens(inside);
+                at = after;
+                continue;
+            }
+            if let Some((_, after)) = at.ident().filter(|(word, _)| DEFINING.iter().any(|defining| word == defining)) {
+                at = after.ident().map_or(after, |(_defined, after)| after);
+                continue;
+            }
+            let mut path = Vec::new();
+            while let Some((name, after)) = at.ident() {
+                path.push(name.to_string());
+                at = after;
+                match colons(at).filter(|after| after.ident().is_some()) {
+                    Some(after) => at = after,
+                    None => break,
+                }
+            }
+            if path.is_empty() {
+                at = at.token_tree().unwrap().1;
+            } else if path.len() > 1 || path[0].starts_with(char::is_uppercase) {
+                self.paths.push(path);
+            }
         }
+    }
+}
+
+/// The place behind `::`.
+fn colons(at: Cursor<'_>) -> Option<Cursor<'_>> {
+    let (_, second) = at.punct().filter(|(first, _)| first.as_char() == ':')?;
+    second.punct().filter(|(second, _)| second.as_char() == ':').map(|(_, after)| after)
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item(&mut self, item: &'ast Item) {
+        let attributes: &[Attribute] = match item {
+            Item::Fn(item) => &item.attrs,
+            Item::Impl(item) => &item.attrs,
+            Item::Mod(item) => &item.attrs,
+            _ => &[],
+        };
+        if !is_for_tests(attributes) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        if !is_for_tests(&function.attrs) {
+            visit::visit_impl_item_fn(self, function);
+        }
+    }
+
+    fn visit_macro(&mut self, called: &'ast syn::Macro) {
+        self.add_tokens(TokenBuffer::new2(called.tokens.clone()).begin());
+        visit::visit_macro(self, called);
     }
 
     fn visit_item_use(&mut self, import: &'ast syn::ItemUse) {
@@ -180,10 +251,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-        if names.len() > 1 && ["crate", "super"].contains(&&*names[0]) {
-            self.paths.push(names);
-        }
+        self.paths.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         visit::visit_path(self, path);
     }
 }
@@ -357,6 +425,33 @@ fn the_rules_of_modules_bite() {
     // What a module gives on leads to where it is defined; tests do not count.
     let given = ("m", "mod a; mod b; pub use a::A;");
     assert_eq!(found(&[given, ("m::a", a), ("m::b", "use super::A;")]), [["m::a", "m::b"]]);
+    // A parent that names its child by a relative path imports it, unless it only gives a name on.
+    let child = ("m::c", "use super::P; pub struct C; pub const N: u8 = 0;");
+    for parent in [
+        "fn f(_: c::C) {}",
+        "const N: u8 = self::c::N;",
+        "fn f() -> u8 { g!(1, [c::N]) }",
+        "pub use c::C; fn f(_: C) {}",
+        "pub use self::c::C; fn f() { g!(C) }",
+        "fn f() { use c::C; }",
+    ] {
+        let parent = format!("mod c; pub struct P; {parent}");
+        assert_eq!(found(&[("m", &parent), child]), [["m", "m::c"]], "{parent}");
+    }
+    for parent in [
+        "",
+        "pub use c::C;",
+        "fn f(c: u8) -> u8 { c + g!(c) }",
+        "pub use c::C; g! { type C; }",
+        "#[cfg(test)] fn f(_: c::C) {}",
+    ] {
+        assert!(found(&[("m", &format!("mod c; pub struct P; {parent}")), child]).is_empty(), "{parent}");
+    }
+    let uncle = ("m::a::d", "fn f() { super::super::b::B; }");
+    assert_eq!(
+        found(&[("m::a", "mod d;"), uncle, ("m::b", "pub struct B; type D = super::a::d::D;")]),
+        [["m::a::d", "m::b"]]
+    );
     let tests = "#[cfg(test)] use super::a::A; #[cfg(test)] mod tests { use super::super::a::A; }";
     assert!(found(&[given, ("m::a", a), ("m::b", tests)]).is_empty());
     assert_eq!(

@@ -108,10 +108,10 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a merge does not give up",
-        file: "src/durable/compaction.rs",
+        file: "src/durable/compaction/merge.rs",
         text: "if cursors[index].is_at_end_of_block() && merging.cancelled.load(Acquire) {",
         instead: "if false {",
-        tests: "src/durable/compaction.rs",
+        tests: "src/durable/compaction/tests.rs",
         test: "a_merge_that_is_given_up_ends_at_the_next_block_and_leaves_no_file",
     },
     Mutation {

@@ -7,27 +7,28 @@
 //! Rows are shown by the schema that segments carry, because only the query knows their types. A key of a step may have
 //! parts in several segments; only the query can combine them, so they are listed side by side.
 
+mod chosen;
 mod export;
+mod figures;
 mod inspect;
 mod rows;
 mod verify;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use self::chosen::open_for_reading;
+use self::figures::{bytes, pluralized, rows, segments, size, wall_clock_time};
 use super::{note, print_line};
-use crate::durable::disk::{Disk, OsDisk};
+use crate::durable::disk::OsDisk;
 use crate::durable::inspect::{StateSnapshots, inspect_snapshots};
 use crate::durable::manifest::Manifest;
 use crate::durable::segment::SegmentInfo;
 use crate::durable::state::StateDir;
-use crate::error::{Error, Result};
-use crate::time::{Epoch, EventTime};
+use crate::error::Result;
 
 pub use export::ExportArgs;
 pub use inspect::InspectArgs;
@@ -116,87 +117,6 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
         SnapshotCommand::Export(args) => export::export(args),
         SnapshotCommand::Prune(args) => prune(args),
     }
-}
-
-/// Opens a state directory for reading, without its lock.
-fn open_for_reading(path: &Path) -> Result<StateDir> {
-    let disk: Arc<dyn Disk> = OsDisk::shared();
-    StateDir::join(disk, path)
-}
-
-/// Returns the snapshot of an epoch, or the newest one.
-///
-/// # Errors
-/// Fails if there is no such snapshot, or it cannot be read.
-fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
-    let StateSnapshots { mut manifests, unreadable, .. } = inspect_snapshots(dir)?;
-    let place = dir.path().display();
-    let known: Vec<_> = manifests.iter().map(|manifest| manifest.epoch.to_string()).collect();
-    let found = match epoch {
-        None => manifests.pop(),
-        Some(epoch) => manifests.into_iter().rfind(|manifest| manifest.epoch == Epoch(epoch)),
-    };
-    match (found, epoch, unreadable.into_iter().next_back()) {
-        // An older snapshot must not pass for the newest one.
-        (Some(found), None, Some(error)) if !is_newest(dir, &found)? => Err(error),
-        (Some(found), ..) => Ok(found),
-        (None, _, Some(error)) => Err(error),
-        (None, None, _) => Err(Error::new("there is no snapshot yet").at(place).help("run the job for a while")),
-        (None, Some(epoch), _) => {
-            let error = Error::new(format!("there is no snapshot of epoch {epoch}")).at(place);
-            Err(error.because(format!("there are {}", known.join(", "))).help("see `tidegate snapshot ls`"))
-        }
-    }
-}
-
-/// Maximum number of attempts when a job removes files meanwhile.
-const TRIES: usize = 10;
-
-/// Runs `act` on the snapshot of an epoch, or on the newest one. If the job removes the newest one before it is opened,
-/// tries again with its successor.
-fn with_snapshot<T>(dir: &StateDir, epoch: Option<u64>, act: impl Fn(&Manifest) -> Result<T>) -> Result<T> {
-    for _ in 1..TRIES {
-        let manifest = choose(dir, epoch)?;
-        let done = act(&manifest);
-        let listed = || crate::durable::manifest::list(&**dir.disk(), &dir.manifests());
-        if done.is_ok() || epoch.is_some() || listed()?.contains(&manifest.id()) {
-            return done;
-        }
-    }
-    act(&choose(dir, epoch)?)
-}
-
-/// Returns `true` if there is no manifest of a later epoch, readable or not.
-fn is_newest(dir: &StateDir, found: &Manifest) -> Result<bool> {
-    let ids = crate::durable::manifest::list(&**dir.disk(), &dir.manifests())?;
-    Ok(ids.iter().all(|id| id.epoch <= found.epoch))
-}
-
-/// Returns the segments of a snapshot.
-fn segments(manifest: &Manifest) -> impl Iterator<Item = &SegmentInfo> {
-    manifest.steps.iter().flat_map(|step| &step.segments)
-}
-
-fn bytes<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> u64 {
-    segments.map(|segment| segment.bytes).sum()
-}
-
-fn rows<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> u64 {
-    segments.map(|segment| segment.rows).sum()
-}
-
-/// Converts a wall clock time to one that prints as RFC 3339.
-fn wall_clock_time(millis: u64) -> EventTime {
-    EventTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
-}
-
-/// Formats a number of things, with a plural `s`.
-fn pluralized(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
-}
-
-fn size(bytes: u64) -> String {
-    ByteSize(bytes).to_string()
 }
 
 fn ls(args: &LsArgs) -> Result<u8> {

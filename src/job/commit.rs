@@ -38,7 +38,7 @@ use crate::durable::state::StateDir;
 use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
 use crate::stream::JobFailure;
-use crate::stream::checkpoint::{MergeRegistry, SnapshotAck};
+use crate::stream::durable_context::{MergeRegistry, SnapshotAck};
 use crate::stream::epochs::EpochBuffer;
 use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};

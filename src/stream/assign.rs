@@ -11,7 +11,9 @@
 //! Invariant: a record that is on time never touches a window that has closed at the stream's watermark of the epoch
 //! before.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use timely::container::CapacityContainerBuilder;
@@ -26,9 +28,12 @@ use crate::record::{Event, Origin, Record};
 use crate::stream::epochs::EpochBuffer;
 use crate::stream::keyed_stream::KeyExtractor;
 use crate::stream::panes::{LocatedPane, Pane, WindowAssigner};
-use crate::stream::{ConsumerFlag, ContainerPool, Stream, route};
+use crate::stream::{ContainerPool, Stream, route};
 use crate::time::watermark::PartitionId;
 use crate::time::{EventTime, Span};
+
+/// A flag that tells an operator that a result has a consumer; set while the flow is built, read while it runs.
+pub(crate) type ConsumerFlag = Rc<Cell<bool>>;
 
 /// A record in transit to the worker of its key: key, routing, and the part of the record that the step needs.
 pub(crate) type RoutedRecord<K, T, P> = (K, T, P);

@@ -1,6 +1,6 @@
 //! Entry of a source's records into the dataflow: capabilities, epochs, and the stream's watermark.
 //!
-//! A [`Driver`] holds a source's reader and three timely inputs: events, watermark updates and rejects. It holds a
+//! The [`Driver`] of a source holds its reader and three timely inputs: events, watermark updates and rejects. It holds a
 //! capability of each for every epoch that is not released. The worker's loop begins epochs, polls, collects the
 //! input of epochs that are over, and releases an epoch when its journal frame is synced.
 //!
@@ -19,6 +19,7 @@ use timely::dataflow::operators::ActivateCapability;
 use timely::dataflow::operators::core::{UnorderedHandle, UnorderedInput};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::operator::empty;
 
 use crate::durable::journal::PartitionProgress;
 use crate::durable::manifest::SourceState;
@@ -27,67 +28,21 @@ use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
 use crate::source::{
-    self, EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WorkerContext,
+    self, EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WatermarkView,
+    WorkerContext,
 };
 use crate::status::PartitionStatus;
-use crate::stream::checkpoint::{DurableContext, SnapshotAck};
+use crate::stream::driver::{Driver, PollResult};
+use crate::stream::durable_context::{DurableContext, SnapshotAck};
 use crate::stream::epochs::{self, EpochBuffer};
-use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
-use crate::stream::{
-    BuildContext, BuildMode, ContainerPool, Fault, Flow, InjectedFault, SharedWatermarkView, SnapshotEpochs, Stream,
-};
+use crate::stream::watermark_stream::WatermarkStream;
+use crate::stream::watermarks::{SnapshotWatermarks, saved};
+use crate::stream::{BuildContext, BuildMode, ContainerPool, Fault, Flow, InjectedFault, SnapshotEpochs, Stream};
 use crate::time::watermark::{Activity, PartitionId, StreamClock, WatermarkUpdate, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
-/// A source as driven by the worker's loop.
-pub(crate) trait Driver {
-    /// Begins an epoch: what is read from now on belongs to it.
-    fn begin(&mut self, epoch: Epoch);
-
-    /// Reads what is available, about `budget` records at most.
-    fn poll(&mut self, budget: usize) -> Result<PollResult>;
-
-    /// Sends what was read and held back earlier, without reading anything new; returns its size in bytes.
-    fn deliver(&mut self) -> Result<usize>;
-
-    /// Resumes the partitions at their positions in the snapshot that the job resumes from; does nothing without one.
-    fn resume(&mut self) -> Result<()>;
-
-    /// Replays the input of a journalled epoch; returns `true` when all of it has been read, and the size in bytes of
-    /// what was read.
-    fn replay(&mut self, bounds: &[PartitionProgress]) -> Result<(bool, usize)>;
-
-    /// Returns the input of an epoch that is over; `None` while it is not known yet.
-    fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>>;
-
-    /// Releases an epoch, whose frame is durable, and all before it.
-    fn release(&mut self, epoch: Epoch);
-
-    /// Releases all capabilities: no epoch follows.
-    fn close(&mut self);
-
-    /// Returns `true` if the stream is complete: its watermark is past all events.
-    fn is_complete(&self) -> bool;
-
-    /// Informs the source that all sinks have published everything through `epoch`.
-    fn shown(&mut self, epoch: Epoch);
-
-    /// Returns the status of the partitions that this worker reads, without times.
-    fn partitions(&self) -> Vec<PartitionStatus>;
-}
-
-/// The result of a poll.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PollResult {
-    /// Estimated memory of the records, in bytes.
-    pub(crate) bytes: usize,
-    /// `true` if more may be readable at once.
-    pub(crate) busy: bool,
-    /// `true` if this worker will never read anything more of the source.
-    pub(crate) exhausted: bool,
-    /// `true` if this worker will read nothing more of it in this incarnation.
-    pub(crate) caught_up: bool,
-}
+/// The stream's watermark as the worker's source readers see it.
+type SharedWatermarkView = Rc<WatermarkView>;
 
 /// A worker's watermark report in transit: receiving worker, sending worker, report.
 type WatermarkMessage = (u64, usize, WorkerWatermark);
@@ -470,4 +425,24 @@ fn watermark<'f>(
         }
     });
     stream
+}
+
+impl<'f> Flow<'f> {
+    /// Reads a source. The name is unique among the query's sources.
+    pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
+        self.build.step("source", name, source.describe(), self.identity(source));
+        self.register_topics(source.topic(), Vec::new());
+        let (stream, Stream { events, marks, .. }) = read(self, name, source);
+        self.rejects.borrow_mut().push((events, marks));
+        stream
+    }
+
+    /// Returns the records rejected by the sources that were read so far. Unless they are written to a sink, they are
+    /// only counted.
+    pub fn rejects(&self) -> Stream<'f, Rejected> {
+        let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: ContainerPool::default() };
+        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.suppress_reject_notice());
+        let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
+        rejects.unwrap_or_else(|| stream((empty(self.scope), WatermarkStream::none(self.scope))))
+    }
 }

@@ -26,9 +26,8 @@ use crate::record::{Event, Record};
 use crate::stream::assign::{EventStamp, RoutedRecord, TimeRouter};
 use crate::stream::checkpoint::{self, RowChunks, RowOps, chunks_of};
 use crate::stream::keyed_stream::Keyed;
-use crate::stream::window_operator::{
-    self, OperatorStart, OperatorState, RoutedRecordOf, StepOutputs, StepResultsOf, Subscriptions,
-};
+use crate::stream::operator_state::{OperatorStart, OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
+use crate::stream::window_operator::{self, StepOutputs};
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 

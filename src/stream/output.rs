@@ -35,7 +35,7 @@ use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
 use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
-use crate::stream::checkpoint::SnapshotAck;
+use crate::stream::durable_context::SnapshotAck;
 use crate::stream::ends::EndsOutput;
 use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::{BuildContext, BuildMode, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};

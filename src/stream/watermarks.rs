@@ -1,7 +1,5 @@
-//! Watermark updates: how they travel through the flow, and how those of two streams are combined.
+//! Combining of watermark updates, and merging of streams.
 //!
-//! * [`WatermarkStream`]: the watermark updates of a stream, with a name that identifies the stream. Streams with
-//!   equal names have equal updates, epoch by epoch.
 //! * [`WatermarkStream::combine`] combines the updates of two streams: see [`CombinedClock`].
 //! * [`concat`] merges their events. The lateness of an event of epoch e is decided by at least the combined
 //!   watermark at the epoch before e. For a stream that was never idle this changes nothing. A stream that becomes
@@ -24,38 +22,21 @@ use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use timely::dataflow::operators::generic::operator::{Operator, empty};
+use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::Antichain;
 use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::manifest::{COMBINED, SourceState};
 use crate::record::{Event, Record};
-use crate::stream::checkpoint::{DurableContext, SnapshotAck};
+use crate::stream::durable_context::{DurableContext, SnapshotAck};
 use crate::stream::epochs::{self, EpochBuffer};
-use crate::stream::{Fault, Flow};
+use crate::stream::watermark_stream::{EventsAndWatermarks, WatermarkStream};
+use crate::stream::{Fault, Flow, Stream};
 use crate::time::watermark::{Activity, CombinedClock, WatermarkUpdate};
 use crate::time::{Epoch, EventTime, Span};
 
-/// The watermark updates of a stream.
-#[derive(Clone)]
-pub(crate) struct WatermarkStream<'f> {
-    pub(crate) stream: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
-    /// The name of the stream, or of the streams that were combined.
-    name: Rc<str>,
-}
-
 impl<'f> WatermarkStream<'f> {
-    /// Creates the updates of a source.
-    pub(crate) fn of_source(stream: TimelyStream<'f, u64, Vec<WatermarkUpdate>>, name: &str) -> Self {
-        WatermarkStream { stream, name: format!("`{name}`").into() }
-    }
-
-    /// Creates the updates of a stream that has none.
-    pub(crate) fn none(flow: &Flow<'f>) -> Self {
-        WatermarkStream { stream: empty(flow.scope), name: "nothing".into() }
-    }
-
     /// Derives the updates of a stream whose events belong to no partition of a source, and may happen up to
     /// `lateness` before the watermark.
     pub(crate) fn derived(self, lateness: Span) -> Self {
@@ -200,9 +181,6 @@ fn combine<'f>(
     stream
 }
 
-/// The events of a stream, and its watermark updates.
-pub(crate) type EventsAndWatermarks<'f, D> = (TimelyStream<'f, u64, Vec<Event<D>>>, WatermarkStream<'f>);
-
 /// Concatenates two streams: see the module.
 pub(crate) fn concat<'f, D: Record>(
     flow: &Flow<'f>,
@@ -254,6 +232,24 @@ pub(crate) fn concat<'f, D: Record>(
         }
     });
     (stream, marks)
+}
+
+impl<'f, D: Record> Stream<'f, D> {
+    /// Merges both streams. The watermark is the lesser of the two; whether a record is late is still decided by its
+    /// own partition.
+    ///
+    /// A stream is **idle** when each of its partitions is idle or has ended. An idle stream does not hold the
+    /// watermark back, as it would otherwise delay all results of the other stream. When both are idle, the watermark
+    /// is the greater of the two. A stream that becomes active again gets the watermark of the epoch before as its
+    /// activation watermark: its records are late for windows that have closed meanwhile. `--idle-timeout` sets the
+    /// time without records after which a partition is idle, for all sources;
+    /// [`kafka::Source::idle_after`](crate::kafka::Source::idle_after) or
+    /// [`FileSource::idle_after`](crate::source::file::FileSource::idle_after) set it for one.
+    #[must_use]
+    pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
+        let (events, marks) = concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
+        Stream { events, marks, flow: self.flow, pool: self.pool }
+    }
 }
 
 /// The combined watermarks of epochs that may still get events.

@@ -16,7 +16,6 @@
 //!   c was sealed before it closed, and close again: sinks and checkpointed operators downstream drop what they have
 //!   already.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -37,126 +36,23 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
-use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
-use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder};
+use crate::stream::assign::{AssignConfig, RecordRouter, assign};
+use crate::stream::checkpoint::{self, CodecCell, SegmentBuilder};
 use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::keyed_stream::Keyed;
+use crate::stream::operator_state::{
+    OperatorStart, OperatorState, RecordBatchOf, RoutedRecordOf, StepResults, StepResultsOf, Subscriptions,
+};
 use crate::stream::panes::whole_millis;
 use crate::stream::window_row::{Open, PeriodicRow, WindowRowChange};
 use crate::stream::{
-    Collection, ConsumerFlag, ContainerPool, Fault, Flow, InjectedFault, SnapshotEpochs, WatermarkStream,
+    Collection, ContainerPool, DurableContext, Fault, Flow, InjectedFault, SnapshotEpochs, WatermarkStream,
 };
 use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
 
 /// Closed rows that are emitted per activation.
 const PIECE: usize = 2048;
-
-/// The results of a step at one epoch.
-pub(crate) struct StepResults<R, K, V> {
-    /// Final results.
-    pub(crate) closed: Vec<R>,
-    /// Changes of the rows of open windows.
-    pub(crate) live: Vec<WindowRowChange<K, V>>,
-    /// Changes of the rows of windows that have fired.
-    pub(crate) fired: Vec<WindowRowChange<K, V>>,
-    /// Rows of open windows, period by period.
-    pub(crate) ticked: Vec<PeriodicRow<K, V>>,
-}
-
-/// The results of a step that have a consumer: set while the flow is built, read while it runs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Subscriptions {
-    pub(crate) live: ConsumerFlag,
-    pub(crate) fired: ConsumerFlag,
-    pub(crate) late: ConsumerFlag,
-    /// The periods of `every`, in milliseconds.
-    pub(crate) periods: Rc<RefCell<Vec<i64>>>,
-}
-
-impl Subscriptions {
-    /// Returns `true` if fired rows have a consumer and late records may still correct them.
-    pub(crate) fn corrections(&self, lateness: Span) -> bool {
-        self.fired.get() && lateness > Span::ZERO
-    }
-
-    /// Returns the periods of which a multiple lies between two watermarks, by index, each with the last such
-    /// multiple.
-    pub(crate) fn ticks(&self, before: EventTime, now: EventTime) -> Vec<(usize, EventTime)> {
-        if before == EventTime::MIN || now == EventTime::MAX {
-            return Vec::new();
-        }
-        let periods = self.periods.borrow();
-        let passed = periods.iter().enumerate().filter_map(|(index, period)| {
-            let multiple = now.millis() - now.millis().rem_euclid(*period);
-            (multiple > before.millis()).then(|| (index, EventTime::from_millis(multiple)))
-        });
-        passed.collect()
-    }
-}
-
-/// The state of a step on one worker.
-pub(crate) trait OperatorState: 'static {
-    /// The key that records are grouped by.
-    type Key: Record;
-    /// The routing of a record to its pane or position in time: see [`RecordRouter`](super::assign::RecordRouter).
-    type Place: Record + Copy;
-    /// The part of a record that the step needs.
-    type Part: Record;
-    /// A row as snapshots keep it.
-    type SavedRow: Record;
-    /// A final result.
-    type Closed: Clone + 'static;
-    /// The value of a window's row; `()` for steps without windows.
-    type Value: Record;
-
-    /// Returns the functions that order, add and classify saved rows.
-    fn saved_rows() -> RowOps<Self::SavedRow>;
-
-    /// Returns the key of a saved row.
-    fn key_of(saved: &Self::SavedRow) -> &Self::Key;
-
-    /// Returns `true` if rows are compared before and after an epoch. The epoch's records are then applied at once,
-    /// when it is complete.
-    fn tracks_changes(&self) -> bool;
-
-    /// Applies records, in any order, and leaves the vector empty.
-    fn absorb(&mut self, records: &mut Vec<RoutedRecord<Self::Key, Self::Place, Self::Part>>);
-
-    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `tracks_changes` returns
-    /// `true`.
-    fn absorb_tracked(&mut self, epoch: u64, records: Vec<RoutedRecordOf<Self>>, results: &mut StepResultsOf<Self>);
-
-    /// Loads the rows of a snapshot, which come in no order.
-    fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>);
-
-    /// Seals the changes since the last seal, and returns the rows of their segment. The returned time is the one
-    /// through which windows have closed.
-    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>);
-
-    /// Advances to a watermark that is greater than the one before.
-    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>);
-}
-
-/// A record as a `OperatorState` receives it.
-pub(crate) type RoutedRecordOf<F> =
-    RoutedRecord<<F as OperatorState>::Key, <F as OperatorState>::Place, <F as OperatorState>::Part>;
-/// Records for one worker, in transit.
-pub(crate) type RecordBatchOf<F> =
-    RecordBatch<<F as OperatorState>::Key, <F as OperatorState>::Place, <F as OperatorState>::Part>;
-/// The results of a `OperatorState` at one epoch.
-pub(crate) type StepResultsOf<F> =
-    StepResults<<F as OperatorState>::Closed, <F as OperatorState>::Key, <F as OperatorState>::Value>;
-
-/// The arguments that a `OperatorState` is created from on a worker.
-pub(crate) struct OperatorStart<'a> {
-    pub(crate) scope: Scope<'a, u64>,
-    pub(crate) info: OperatorInfo,
-    /// Windows that end at or before this time have closed in an earlier incarnation.
-    pub(crate) closed: EventTime,
-    /// `true` if changes must be tracked for snapshots.
-    pub(crate) durable: bool,
-}
 
 /// The configuration of a step, apart from its records and its `OperatorState`.
 struct StepConfig<F: OperatorState> {

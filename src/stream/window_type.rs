@@ -18,10 +18,11 @@ use crate::stream::checkpoint::{self, CodecCell};
 use crate::stream::count::CountWindows;
 use crate::stream::keyed_rows::{self, KeyedOperator};
 use crate::stream::keyed_stream::Keyed;
+use crate::stream::operator_state::{OperatorStart, Subscriptions};
 use crate::stream::panes::{CalendarUnit, Pane, PaneRange, WindowAssigner};
 use crate::stream::session::SessionWindows;
 use crate::stream::value_reporter::ValueReporter;
-use crate::stream::window_operator::{self, OperatorStart, StepOutputs, Subscriptions};
+use crate::stream::window_operator::{self, StepOutputs};
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 

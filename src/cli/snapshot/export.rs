@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::chosen::{open_for_reading, with_snapshot};
+use super::figures::{bytes, segments, size};
 use super::rows::{KeyRow, RowLayout, SegmentValue, StepRowCursor, json, step, text_of};
-use super::{bytes, open_for_reading, segments, size, with_snapshot};
 use crate::cli::print_line;
 use crate::cli::progress::bytes_bar;
 use crate::durable::codec::{DynamicValue, Schema};

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::ProgressBar;
 
+use super::chosen::{choose, open_for_reading, with_snapshot};
+use super::figures::{bytes, rows, size, wall_clock_time};
 use super::rows::{KeyRow, StepRowCursor, json, step, text_of};
-use super::{bytes, choose, open_for_reading, rows, size, wall_clock_time, with_snapshot};
 use crate::cli::progress::bytes_bar;
 use crate::cli::{note, print_line};
 use crate::durable::codec::DynamicValue;

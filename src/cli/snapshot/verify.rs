@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{open_for_reading, pluralized, size};
+use super::chosen::open_for_reading;
+use super::figures::{pluralized, size};
 use crate::cli::progress::bytes_bar;
 use crate::cli::{note, print_line};
 use crate::durable::inspect::{IntegrityReport, verify_files};

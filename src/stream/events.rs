@@ -1,0 +1,100 @@
+//! [`Stream`], and the steps that change its events one by one.
+//!
+//! A stream travels as two timely streams: its events and its watermark updates. An epoch's events and its watermark
+//! update arrive before the frontier passes the epoch, so an operator that waits for both frontiers has the whole epoch.
+//!
+//! Invariant: a step of this file leaves the watermark updates as they are, and each event at its event time.
+
+use std::fmt;
+
+use timely::dataflow::Stream as TimelyStream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::operator::Operator;
+
+use super::container_pool::ContainerPool;
+use super::flow::Flow;
+use super::watermark_stream::WatermarkStream;
+use crate::record::{Event, Record};
+
+/// Append-only events, each with an event time and its partition's watermark.
+pub struct Stream<'f, D> {
+    pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    pub(crate) marks: WatermarkStream<'f>,
+    pub(crate) flow: Flow<'f>,
+    /// The pool that the events' containers come from.
+    pub(crate) pool: ContainerPool<Event<D>>,
+}
+
+impl<D: Record> Clone for Stream<'_, D> {
+    fn clone(&self) -> Self {
+        Stream {
+            events: self.events.clone(),
+            marks: self.marks.clone(),
+            flow: self.flow.clone(),
+            pool: self.pool.clone(),
+        }
+    }
+}
+
+impl<D> fmt::Debug for Stream<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream<{}>", std::any::type_name::<D>())
+    }
+}
+
+impl<'f, D: Record> Stream<'f, D> {
+    /// Maps the events container by container; the watermark updates stay the same.
+    fn transform<D2: Record>(
+        self,
+        name: &str,
+        mut logic: impl FnMut(&mut Vec<Event<D>>, &mut Vec<Event<D2>>) + 'static,
+    ) -> Stream<'f, D2> {
+        let Stream { events, marks, flow, pool } = self;
+        let events = events.unary(Pipeline, name, move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, events| {
+                    logic(events, &mut made);
+                    pool.give(std::mem::take(events));
+                    if !made.is_empty() {
+                        let mut session = output.session(&capability);
+                        session.give_container(&mut made);
+                        made.clear();
+                    }
+                });
+            }
+        });
+        Stream { events, marks, flow, pool: ContainerPool::default() }
+    }
+
+    /// Changes each record.
+    pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Stream<'f, D2> {
+        self.transform("Map", move |events, made| made.extend(events.drain(..).map(|event| event.with(&change))))
+    }
+
+    /// Keeps the records for which `keep` returns `true`.
+    pub fn filter(self, keep: impl Fn(&D) -> bool + 'static) -> Stream<'f, D> {
+        self.transform("Filter", move |events, made| {
+            events.retain(|event| keep(&event.data));
+            std::mem::swap(events, made);
+        })
+    }
+
+    /// Changes each record into any number of records, all with its event time.
+    pub fn flat_map<I: IntoIterator<Item: Record>>(self, change: impl Fn(D) -> I + 'static) -> Stream<'f, I::Item> {
+        self.transform("FlatMap", move |events, made| {
+            for Event { time, watermark, origin, data } in events.drain(..) {
+                made.extend(change(data).into_iter().map(|data| Event { time, watermark, origin, data }));
+            }
+        })
+    }
+
+    /// Calls `look` with each record as it passes, for debugging. After a crash it is called again with records that
+    /// are replayed.
+    pub fn inspect(self, look: impl Fn(&D) + 'static) -> Stream<'f, D> {
+        self.transform("Inspect", move |events, made| {
+            events.iter().for_each(|event| look(&event.data));
+            std::mem::swap(events, made);
+        })
+    }
+}
