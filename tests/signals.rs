@@ -135,7 +135,9 @@ fn a_later_repeat_ends_a_stop_that_takes_too_long_and_is_no_clean_one() {
 fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
     let place = SignalCase::new();
     let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h";
-    let mut running = place.start(ACCOUNT_TOTALS, line);
+    // The tests themselves may have been started by `nohup`.
+    let line = format!("--default-signal=HUP {TIDEGATE} {ACCOUNT_TOTALS} {line}");
+    let mut running = place.start("/usr/bin/env", &line);
     place.until_results(&mut running);
     running.signal(Signal::SIGHUP);
     running.end().code(143);
