@@ -150,7 +150,7 @@ fn consumer(topic_config: &TopicConfig, isolation: &str) -> Result<BaseConsumer>
     let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
     let mut topic_config = topic_config.clone();
     // Transaction properties are for producers only.
-    topic_config.properties.retain(|key, _| !key.starts_with("transaction"));
+    topic_config.properties.retain(|key| !key.starts_with("transaction"));
     let config: ClientConfig = topic_config.configure(DEFAULTS, &needed)?;
     config.create().map_err(|error| client_not_created(&topic_config, &error))
 }

@@ -97,7 +97,7 @@ impl Publisher {
         create: Option<u32>,
     ) -> Result<Self> {
         let mut topic_config = TopicConfig::new(brokers, topic);
-        topic_config.properties.extend(properties.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        properties.into_iter().for_each(|(key, value)| topic_config.properties.set(key, value));
         Publisher::to(topic_config, create)
     }
 
@@ -144,7 +144,7 @@ impl Publisher {
     }
 
     fn with(topic_config: TopicConfig, id: Option<&str>) -> Result<Self> {
-        if topic_config.properties.contains_key("transactional.id") {
+        if topic_config.properties.contains("transactional.id") {
             let error = Error::usage("the Kafka property transactional.id cannot be set").at(topic_config.describe());
             return Err(error.help("remove the property"));
         }
@@ -228,6 +228,12 @@ impl Publisher {
         self.producer.context().delivered()
     }
 
+    /// Returns the number of messages that are sent and not acknowledged yet.
+    #[cfg(feature = "cli")]
+    pub(crate) fn in_flight(&self) -> usize {
+        usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
+    }
+
     /// Sends a message without waiting for its acknowledgement; waits while too many are in flight. Messages with equal
     /// keys go to one partition, in order. `at_ms` is the message's timestamp in milliseconds since 1970; `None` stands
     /// for now.
@@ -289,7 +295,7 @@ impl Publisher {
     /// # Errors
     /// Fails if a message was not delivered.
     pub fn poll(&mut self) -> Result<()> {
-        self.producer.poll(Duration::ZERO);
+        self.serve_acknowledgements();
         self.check()
     }
 

@@ -14,6 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 
+use super::properties::{ClientProperties, displayed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::TopicAddress;
 
@@ -31,12 +32,12 @@ const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct TopicConfig {
     pub(crate) brokers: String,
     pub(crate) topic: String,
-    pub(crate) properties: BTreeMap<String, String>,
+    pub(crate) properties: ClientProperties,
 }
 
 impl TopicConfig {
     pub(crate) fn new(brokers: &str, topic: &str) -> Self {
-        TopicConfig { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: BTreeMap::new() }
+        TopicConfig { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: ClientProperties::default() }
     }
 
     /// Describes the topic and its brokers for people.
@@ -47,7 +48,7 @@ impl TopicConfig {
     /// Returns the topic's address, to find a job that reads what it writes.
     pub(crate) fn address(&self) -> TopicAddress {
         let mut asked = self.clone();
-        asked.properties.retain(|key, _| !key.starts_with("transaction"));
+        asked.properties.retain(|key| !key.starts_with("transaction"));
         TopicAddress::new(&*self.topic, &*self.brokers, move || {
             let consumer: BaseConsumer = asked.configure(&[("group.id", "tidegate")], &[]).ok()?.create().ok()?;
             consumer.client().fetch_cluster_id(CLUSTER_TIMEOUT)
@@ -64,18 +65,18 @@ impl TopicConfig {
         for (key, value) in defaults.iter().chain(needed).chain([&brokers]) {
             config.set(*key, *value);
         }
-        for (key, value) in &self.properties {
+        for (key, value) in self.properties.iter() {
             // The library has second names for some properties.
-            let name = match key.as_str() {
+            let name = match key {
                 "metadata.broker.list" => "bootstrap.servers",
                 "request.required.acks" => "acks",
                 "auto.commit.enable" => "enable.auto.commit",
                 name => name,
             };
             match needed.iter().chain([&brokers]).find(|(key, _)| *key == name) {
-                Some((_, needed)) if needed == value => {}
+                Some((_, needed)) if *needed == value => {}
                 Some((_, needed)) => {
-                    let error = Error::usage(format!("the Kafka property {key} cannot be {value}"));
+                    let error = Error::usage(format!("the Kafka property {key} cannot be {}", displayed(key, value)));
                     let because = format!("{name} has to be {needed} here");
                     return Err(error.at(self.describe()).because(because).help("remove the property"));
                 }
@@ -111,8 +112,8 @@ pub(crate) fn code_text(code: RDKafkaErrorCode) -> String {
 pub(crate) fn client_not_created(topic_config: &TopicConfig, error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, description, key, value) => {
-            let what = format!("the Kafka property {key} cannot be {value}");
-            let because = description.trim_end_matches('.').to_owned();
+            let what = format!("the Kafka property {key} cannot be {}", displayed(key, value));
+            let because = topic_config.properties.redact(description.trim_end_matches('.'));
             Error::usage(what)
                 .at(topic_config.describe())
                 .because(because)
@@ -120,8 +121,9 @@ pub(crate) fn client_not_created(topic_config: &TopicConfig, error: &KafkaError)
                 .help("see librdkafka's CONFIGURATION.md")
         }
         KafkaError::ClientCreation(why) => {
-            let failed =
-                Error::new("cannot create a Kafka client").at(topic_config.describe()).because(without_codes(why));
+            let failed = Error::new("cannot create a Kafka client")
+                .at(topic_config.describe())
+                .because(topic_config.properties.redact(&without_codes(why)));
             failed.caused_by(error.clone()).help("check --kafka-config, and that the files that it names exist")
         }
         error => Error::new("cannot create a Kafka client")
@@ -494,14 +496,14 @@ mod tests {
     #[test]
     fn what_the_engine_needs_cannot_be_set_and_the_rest_wins_over_defaults() {
         let mut topic_config = TopicConfig::new("localhost:1", "t");
-        topic_config.properties.insert("fetch.wait.max.ms".into(), "7".into());
-        topic_config.properties.insert("enable.auto.commit".into(), "false".into());
+        topic_config.properties.set("fetch.wait.max.ms", "7");
+        topic_config.properties.set("enable.auto.commit", "false");
         let needed = [("enable.auto.commit", "false"), ("isolation.level", "read_committed")];
         let config = topic_config.configure(&[("fetch.wait.max.ms", "500")], &needed).unwrap();
         assert_eq!((config.get("fetch.wait.max.ms"), config.get("enable.auto.commit")), (Some("7"), Some("false")));
         for (key, value) in [("isolation.level", "read_uncommitted"), ("metadata.broker.list", "elsewhere:1")] {
             let mut topic_config = topic_config.clone();
-            topic_config.properties.insert(key.into(), value.into());
+            topic_config.properties.set(key, value);
             let error = topic_config.configure(&[], &needed).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
         }

@@ -29,6 +29,7 @@ mod mapping;
 mod message;
 mod new_data;
 mod peek;
+pub(crate) mod properties;
 mod reader;
 mod statistics;
 mod watch;
@@ -49,6 +50,7 @@ pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, cs
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
+pub use properties::ClientProperties;
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -229,7 +231,7 @@ impl<T: Record> Source<T> {
     /// `isolation.level`, are refused when the topic is opened.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {
-        self.topic_config.properties.insert(key.to_owned(), value.to_owned());
+        self.topic_config.properties.set(key, value);
         self
     }
 
