@@ -1,4 +1,5 @@
-//! The loop of one worker, which starts and ends epochs; what worker 0 decides is in `proposals`.
+//! The loop of one worker: it starts and ends epochs, and reads. What worker 0 decides, and tells the others, is in
+//! `proposals`; the way of an ended epoch to its publication is in `releases`.
 //!
 //! Worker 0 proposes epochs: at every tick it broadcasts the next even epoch, a wall-clock millisecond made greater
 //! than all epochs before it. The others follow, so clocks of other machines do not matter. On a proposal a worker
@@ -13,21 +14,9 @@
 //! To **replay** a journal, worker 0 proposes the journal's epochs instead, and every worker reads their input before
 //! it follows to the next. A job that resumes after a crash then reads live input; the replayed epochs are in the
 //! journal already.
-//!
-//! In a job with state worker 0 also announces **snapshots**, one at a time: each with the tick that starts its epoch,
-//! so that every worker knows of it before the epoch can be complete, and the next only when the manifest of the last
-//! one is written. The last epoch of a job that stops cleanly, or ends, has a snapshot, so the next start replays
-//! nothing.
-//!
-//! When all workers of all processes have **caught up**, worker 0 stops the job as if a stop had been requested:
-//! sources that stop at the end they had at the start, and have not ended, have nothing more to read in this
-//! incarnation.
-//!
-//! In a job of several processes worker 0 is the first worker of process 0. Flags tell it what its own process needs;
-//! the other processes send it **requests**: to end an epoch early, to take a snapshot of new input, to stop the job,
-//! and to note that they have caught up. It tells them in turn how far their journals may be truncated.
 
 mod proposals;
+mod releases;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -39,7 +28,6 @@ use std::time::{Duration, Instant};
 use timely::dataflow::operators::probe;
 use timely::worker::Worker;
 
-use crate::durable::journal::{Frame, PartitionProgress};
 use crate::error::Result;
 use crate::job::commit::commit;
 use crate::job::controls::{Control, Controls};
@@ -398,66 +386,6 @@ impl WorkerLoop {
         Ok(busy)
     }
 
-    /// Collects the input committed to epochs that have ended, and hands it to the journal.
-    fn commit_input(&mut self) -> Result<()> {
-        let on_record = {
-            let last = self.shared.replay_frames.last().filter(|_| self.shared.continues_live).map(|last| last.epoch);
-            move |epoch: Epoch| Some(epoch) <= last
-        };
-        for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
-            for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
-                if bound.is_none() {
-                    *bound = driver.commit_input(open.epoch)?;
-                }
-                if bound.is_none() {
-                    // Buffered records would keep the epoch open, whether or not anything is polled now.
-                    open.bytes += driver.deliver()?;
-                }
-            }
-            if !open.bound.iter().all(Option::is_some) {
-                break; // Epochs are committed in order.
-            }
-            let progress: Vec<PartitionProgress> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
-            open.written = true;
-            let live = !on_record(open.epoch);
-            // In the first epoch of an incarnation every worker writes a frame: without all of them the journal commits
-            // nothing.
-            let first = live && self.shared.continues_live && !std::mem::replace(&mut self.bound, true);
-            open.needs_sync = live && (!progress.is_empty() || first);
-            if open.needs_sync {
-                self.shared.dirty.store(true, Ordering::Release);
-                if let Some(ends) = &mut self.ends {
-                    ends.tell(open.epoch);
-                }
-                self.shared.journal.append(self.index, Frame { epoch: open.epoch, progress })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits the input of epochs that have ended, and releases the epochs that the journal has synced.
-    fn commit_and_release(&mut self) -> Result<()> {
-        self.commit_input()?;
-        if self.open.iter().all(|open| open.released || !open.written) {
-            return Ok(()); // The journal is shared between threads: not locked without need.
-        }
-        self.shared.journal.check()?;
-        let synced = self.shared.journal.synced(self.index);
-        for open in self.open.iter_mut().filter(|open| !open.released) {
-            if !open.written || (open.needs_sync && synced < Some(open.epoch)) {
-                break;
-            }
-            open.released = true;
-            for driver in &mut self.drivers {
-                driver.release(open.epoch);
-            }
-            if let Some(ends) = &mut self.ends {
-                ends.release(open.epoch);
-            }
-        }
-        Ok(())
-    }
-
     /// Drops all capabilities once all input is committed and synced; returns `true` if that is so.
     fn finish(&mut self) -> Result<bool> {
         self.end_current();
@@ -469,21 +397,6 @@ impl WorkerLoop {
         self.ends = None;
         self.controls.close();
         Ok(true)
-    }
-
-    /// Drops the epochs that all sinks have published, and tells the sources.
-    fn drop_published(&mut self) {
-        let mut shown = None;
-        while let Some(open) = self.open.front().filter(|open| open.released && !self.probe.less_equal(&open.epoch.0)) {
-            shown = Some(open.epoch);
-            self.open.pop_front();
-        }
-        if let Some(epoch) = shown.filter(|epoch| self.shown < Some(*epoch)) {
-            self.shown = Some(epoch);
-            for driver in &mut self.drivers {
-                driver.shown(epoch);
-            }
-        }
     }
 
     /// Reports that the loop has made an iteration and, at intervals, the worker's status.

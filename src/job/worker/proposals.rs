@@ -1,6 +1,19 @@
 //! Decisions of worker 0: when an epoch ends, which one has a snapshot, when the job stops; and the requests by which the
 //! other processes tell it what they need.
 //!
+//! In a job with state worker 0 also announces **snapshots**, one at a time: each with the tick that starts its epoch,
+//! so that every worker knows of it before the epoch can be complete, and the next only when the manifest of the last
+//! one is written. The last epoch of a job that stops cleanly, or ends, has a snapshot, so the next start replays
+//! nothing.
+//!
+//! When all workers of all processes have **caught up**, worker 0 stops the job as if a stop had been requested:
+//! sources that stop at the end they had at the start, and have not ended, have nothing more to read in this
+//! incarnation.
+//!
+//! In a job of several processes worker 0 is the first worker of process 0. Flags tell it what its own process needs;
+//! the other processes send it **requests**: to end an epoch early, to take a snapshot of new input, to stop the job,
+//! and to note that they have caught up. It tells them in turn how far their journals may be truncated.
+//!
 //! Invariants: at most one announced snapshot is pending; after [`Control::Stop`] nothing more is proposed.
 
 use std::sync::atomic::Ordering;
