@@ -19,7 +19,9 @@ pub mod memory;
 pub mod ndjson;
 mod options;
 mod partition_tracker;
+mod rejected;
 mod topic_address;
+mod watermark_view;
 
 pub use topic_address::TopicAddress;
 
@@ -37,9 +39,9 @@ use crate::time::Epoch;
 use crate::time::watermark::WorkerWatermark;
 
 pub use options::{Options, TimeOf, WorkerContext, time_of};
-pub use partition_tracker::{
-    EpochInput, PartitionHandle, PartitionTracker, RawRecord, Rejected, RestoredPartition, WatermarkView,
-};
+pub use partition_tracker::{EpochInput, PartitionHandle, PartitionTracker, RawRecord, RestoredPartition};
+pub use rejected::Rejected;
+pub use watermark_view::WatermarkView;
 
 /// A source of records: a value made before a job runs and shared by its workers.
 #[diagnostic::on_unimplemented(

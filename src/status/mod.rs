@@ -9,13 +9,15 @@
 //! Wall-clock times are given as durations up to the moment at which a status was taken, so clocks of several machines
 //! are never compared.
 
+mod blocker;
 mod board;
 mod why;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use blocker::{Blocker, BlockerKind, Why};
 pub(crate) use board::{StatusBoard, WorkerReport};
-pub use why::{Blocker, BlockerKind, Why, why, window_end};
+pub use why::{why, window_end};
 
 use crate::time::{Epoch, EventTime};
 

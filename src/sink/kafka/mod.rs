@@ -13,6 +13,7 @@
 mod events;
 mod progress;
 mod publisher;
+mod send_errors;
 mod topics;
 mod transactions;
 

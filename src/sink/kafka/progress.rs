@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{PublishedEpoch, StateId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::kafka::client::{TopicConfig, client_not_created, error_text, is_group_refusal, is_transient};
+use crate::source::kafka::broker_errors::{error_text, is_group_refusal, is_transient};
+use crate::source::kafka::client::{TopicConfig, client_not_created};
 use crate::time::Epoch;
 
 /// Version of the format.
@@ -254,7 +255,7 @@ pub(super) fn check_output(output: &TopicConfig, progress: &SinkProgress) -> Res
         let (_, found) = ends(&consumer, output, *partition)?;
         if found < *end {
             let why = format!("partition {partition} ends at offset {found}, and had reached {end}");
-            return Err(super::publisher::lost_records(output, &why));
+            return Err(super::send_errors::lost_records(output, &why));
         }
     }
     Ok(())

@@ -12,9 +12,9 @@ use rdkafka::producer::{BaseProducer, Producer};
 use super::events::ProducerEvents;
 use crate::error::{Error, Result};
 use crate::source::kafka::admin::{administrator, block_on};
-use crate::source::kafka::client::{
-    TopicConfig, TopicLookup, code_text, error_text, find_topic, look_up_topic, no_topic,
-};
+use crate::source::kafka::broker_errors::{code_text, error_text};
+use crate::source::kafka::client::TopicConfig;
+use crate::source::kafka::topic_lookup::{TopicLookup, find_topic, look_up_topic, no_topic};
 
 /// Longest wait for the brokers to report whether a topic exists, before it is created.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);

@@ -17,6 +17,7 @@
 //! The module knows neither the purpose of epochs nor its caller.
 
 pub(crate) mod admin;
+pub(crate) mod broker_errors;
 pub(crate) mod client;
 mod compacted;
 mod consumer;
@@ -32,6 +33,7 @@ mod peek;
 pub(crate) mod properties;
 mod reader;
 mod statistics;
+pub(crate) mod topic_lookup;
 mod watch;
 
 use std::fmt;
