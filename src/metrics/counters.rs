@@ -17,7 +17,7 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds `count`.
     #[inline]
-    pub fn add(&self, count: u64) {
+    pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
@@ -39,12 +39,12 @@ impl Default for TimeGauge {
 
 impl TimeGauge {
     /// Sets the gauge, forward or back.
-    pub fn set(&self, time: EventTime) {
+    pub(crate) fn set(&self, time: EventTime) {
         self.0.store(time.millis(), Ordering::Relaxed);
     }
 
     /// Advances the gauge to `time`, unless it is at or past that.
-    pub fn raise(&self, time: EventTime) {
+    pub(crate) fn raise(&self, time: EventTime) {
         self.0.fetch_max(time.millis(), Ordering::Relaxed);
     }
 
@@ -60,7 +60,7 @@ pub struct DurationSetting(AtomicU64);
 
 impl DurationSetting {
     /// Sets the duration, truncated to whole milliseconds.
-    pub fn set(&self, length: Duration) {
+    pub(crate) fn set(&self, length: Duration) {
         self.0.store(u64::try_from(length.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
@@ -72,6 +72,7 @@ impl DurationSetting {
 
 /// The counters of a source.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct SourceMetrics {
     /// Records read from the source, valid or not.
     pub read: Counter,
@@ -88,11 +89,12 @@ pub struct SourceMetrics {
     /// The time without records after which a partition of the source is idle.
     pub idle_after: DurationSetting,
     /// Notices that are logged once.
-    pub notices: Notices,
+    pub(crate) notices: Notices,
 }
 
 /// The counters of a window step.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct StepMetrics {
     /// Records received, each counted once, however many windows it belongs to.
     pub received: Counter,
@@ -110,11 +112,12 @@ pub struct StepMetrics {
     /// The watermark that the step has reached.
     pub watermark: TimeGauge,
     /// Time for which a window is kept open after its end, in milliseconds; set when the step is created.
-    pub lateness_ms: AtomicU64,
+    pub(crate) lateness_ms: AtomicU64,
 }
 
 /// The counters of a table.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct TableMetrics {
     /// Records received.
     pub received: Counter,
@@ -128,6 +131,7 @@ pub struct TableMetrics {
 
 /// The counters of a sink.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct SinkMetrics {
     /// Rows published.
     pub rows: Counter,
@@ -137,24 +141,24 @@ pub struct SinkMetrics {
 
 /// The cost of a journal's syncs.
 #[derive(Debug, Default)]
-pub struct SyncMetrics {
+pub(crate) struct SyncMetrics {
     /// Number of syncs.
-    pub count: Counter,
+    pub(crate) count: Counter,
     /// Bytes written.
-    pub bytes: Counter,
+    pub(crate) bytes: Counter,
     micros: Counter,
 }
 
 impl SyncMetrics {
     /// Counts a sync of `bytes` bytes that took `took`.
-    pub fn add(&self, bytes: u64, took: Duration) {
+    pub(crate) fn add(&self, bytes: u64, took: Duration) {
         self.count.add(1);
         self.bytes.add(bytes);
         self.micros.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Total duration of writing and syncing.
-    pub fn time(&self) -> Duration {
+    pub(crate) fn time(&self) -> Duration {
         Duration::from_micros(self.micros.get())
     }
 }
@@ -193,7 +197,7 @@ impl SnapshotMetrics {
     const RECENT: usize = 256;
 
     /// Counts a snapshot.
-    pub fn add(&self, snapshot: Snapshot) {
+    pub(crate) fn add(&self, snapshot: Snapshot) {
         self.taken.add(1);
         self.rows.add(snapshot.rows);
         self.bytes.add(snapshot.bytes);

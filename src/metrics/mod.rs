@@ -13,11 +13,12 @@ mod summary;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) use counters::SyncMetrics;
 pub use counters::{
-    Counter, DurationSetting, SinkMetrics, Snapshot, SnapshotMetrics, SourceMetrics, StepMetrics, SyncMetrics,
-    TableMetrics, TimeGauge,
+    Counter, DurationSetting, SinkMetrics, Snapshot, SnapshotMetrics, SourceMetrics, StepMetrics, TableMetrics,
+    TimeGauge,
 };
-pub use notices::{LatestRecord, Notices};
+pub(crate) use notices::LatestRecord;
 pub(crate) use summary::after_idle;
 pub use summary::{JobSummary, SinkSummary, SnapshotSummary, SourceSummary, StepSummary, TableSummary};
 

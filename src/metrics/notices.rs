@@ -7,21 +7,20 @@ use crate::time::EventTime;
 
 /// The record with the greatest event time of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LatestRecord {
+pub(crate) struct LatestRecord {
     /// The record's event time.
-    pub time: EventTime,
+    pub(crate) time: EventTime,
     /// The file.
-    pub place: String,
+    pub(crate) place: String,
     /// The position of the record's first byte.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// The record's line, from 1; `None` if unknown.
-    pub line: Option<u64>,
+    pub(crate) line: Option<u64>,
 }
 
 /// Notices of a source, each logged once, by the worker that sees it first.
 #[derive(Debug, Default)]
-pub struct Notices {
+pub(crate) struct Notices {
     rejects_are_kept: AtomicBool,
     reject_told: AtomicBool,
     unit_told: AtomicBool,
@@ -32,27 +31,27 @@ pub struct Notices {
 
 impl Notices {
     /// Suppresses the notice of the first rejected record: rejected records go to a sink.
-    pub fn suppress_reject_notice(&self) {
+    pub(crate) fn suppress_reject_notice(&self) {
         self.rejects_are_kept.store(true, Ordering::Relaxed);
     }
 
     /// Returns `true` if a rejected record must be logged: once, if rejected records go to no sink.
-    pub fn should_log_reject(&self) -> bool {
+    pub(crate) fn should_log_reject(&self) -> bool {
         !self.rejects_are_kept.load(Ordering::Relaxed) && !self.reject_told.swap(true, Ordering::Relaxed)
     }
 
     /// Returns `true` if the unit of event times must be logged: once.
-    pub fn should_log_unit(&self) -> bool {
+    pub(crate) fn should_log_unit(&self) -> bool {
         !self.unit_told.swap(true, Ordering::Relaxed)
     }
 
     /// `true` if `time` is greater than every event time noted so far.
-    pub fn is_peak(&self, time: EventTime) -> bool {
+    pub(crate) fn is_peak(&self, time: EventTime) -> bool {
         rank(time) > self.peak_time.load(Ordering::Relaxed)
     }
 
     /// Notes a record with a great event time; of records with equal times the first stays.
-    pub fn note_peak(&self, peak: LatestRecord) {
+    pub(crate) fn note_peak(&self, peak: LatestRecord) {
         let mut known = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.time < peak.time) {
             self.peak_time.store(rank(peak.time), Ordering::Relaxed);
@@ -61,7 +60,7 @@ impl Notices {
     }
 
     /// Returns the noted record with the greatest event time; `None` if there is none.
-    pub fn peak(&self) -> Option<LatestRecord> {
+    pub(crate) fn peak(&self) -> Option<LatestRecord> {
         self.peak.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -158,12 +158,20 @@ pub fn track<S: Source>(
 
 /// Result of polling a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Polled {
     /// Epoch of the events that the poll added to the intake: the polled one, or an earlier one that is not committed
     /// yet.
     pub epoch: Epoch,
     /// `true` if more may be readable at once.
     pub busy: bool,
+}
+
+impl Polled {
+    /// Creates the result of a poll that added events of `epoch`; `busy` is `true` if more may be readable at once.
+    pub fn new(epoch: Epoch, busy: bool) -> Self {
+        Polled { epoch, busy }
+    }
 }
 
 /// Reads one worker's share of a source.
@@ -254,6 +262,7 @@ pub trait Reader<D: Record> {
 
 /// Monitoring data that a source adds to the status of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PartitionNote {
     /// The partition.
     pub partition: u32,
@@ -264,6 +273,34 @@ pub struct PartitionNote {
     pub end: Option<u64>,
     /// Reason why no records arrive from the partition, other than that it has none.
     pub note: Option<String>,
+}
+
+impl PartitionNote {
+    /// Creates a note on a partition of which nothing is known.
+    pub fn new(partition: u32) -> Self {
+        PartitionNote { partition, position: None, end: None, note: None }
+    }
+
+    /// Sets the position that reading has reached.
+    #[must_use]
+    pub fn position(mut self, position: u64) -> Self {
+        self.position = Some(position);
+        self
+    }
+
+    /// Sets the offset that the next record to arrive will have.
+    #[must_use]
+    pub fn end(mut self, end: u64) -> Self {
+        self.end = Some(end);
+        self
+    }
+
+    /// Sets the reason why no records arrive, such as "no broker leads it".
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
 }
 
 /// A reader that has no partitions and never will: the source is read by other workers.
@@ -285,7 +322,7 @@ impl<D: Record> Reader<D> for NullReader {
     }
 
     fn close_epoch(&mut self, _epoch: Epoch, _intake: &mut PartitionTracker<D>) -> Result<Option<EpochInput>> {
-        Ok(Some(EpochInput { partitions: Vec::new(), watermark: WorkerWatermark::without_partitions() }))
+        Ok(Some(EpochInput::new(Vec::new(), WorkerWatermark::without_partitions())))
     }
 
     fn replay(

@@ -25,11 +25,20 @@ pub use records::RawRecord;
 
 /// One worker's input of an epoch, and the state of its partitions at the epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EpochInput {
     /// Progress of the partitions that changed, for the journal.
     pub partitions: Vec<PartitionProgress>,
     /// The worker's contribution to the stream's watermark.
     pub watermark: WorkerWatermark,
+}
+
+impl EpochInput {
+    /// Creates the input of an epoch: the progress of the partitions that changed, and the worker's contribution to the
+    /// stream's watermark. [`PartitionTracker::close_epoch`] makes both for all tracked partitions.
+    pub fn new(partitions: Vec<PartitionProgress>, watermark: WorkerWatermark) -> Self {
+        EpochInput { partitions, watermark }
+    }
 }
 
 /// Position of a partition in a snapshot.
@@ -163,12 +172,12 @@ impl<D: Record> PartitionTracker<D> {
     }
 
     /// `true` if no record of a file has had an event time that great so far.
-    pub fn is_peak(&self, time: EventTime) -> bool {
+    pub(crate) fn is_peak(&self, time: EventTime) -> bool {
         self.metrics.notices.is_peak(time)
     }
 
     /// Keeps the place of the record with the greatest event time of a file.
-    pub fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
+    pub(crate) fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
         self.metrics.notices.note_peak(LatestRecord { time, place: self.place.clone(), offset, line });
     }
 

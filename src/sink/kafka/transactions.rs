@@ -384,7 +384,7 @@ fn expect(publisher: &Publisher, (output, progress): (&TopicConfig, &TopicConfig
 
 /// Returns the error for a topic in which results were published and that no longer exists.
 fn deleted_topic(topic: &TopicConfig) -> Error {
-    no_topic(topic, &[])
+    no_topic(ErrorKind::SinkFailed, topic, &[])
         .because("results were shown in it, and it was deleted")
         .help("start with a new state directory, or name another topic")
 }

@@ -87,7 +87,7 @@ pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<Base
             ConsumerEvents::serve_events(&consumer);
             Ok((consumer, ids))
         }
-        TopicLookup::Unknown(similar) => Err(no_topic(topic_config, &similar)),
+        TopicLookup::Unknown(similar) => Err(no_topic(ErrorKind::SourceUnreachable, topic_config, &similar)),
     }
 }
 

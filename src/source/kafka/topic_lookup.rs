@@ -153,15 +153,25 @@ pub(crate) fn no_leader<C: ClientContext>(
     let advertised = || words.reason_of_advertised().map(|(address, reason)| (address, Some(reason)));
     let Some((address, reason)) = leader.or_else(advertised) else {
         let place = format!("{}, partition {partition}", topic_config.describe());
-        return Error::new("no broker leads a partition").at(place).help("check the brokers");
+        let error = Error::of(ErrorKind::SourceUnreachable, "no broker leads a partition").at(place);
+        let cause = KafkaError::MetadataFetch(RDKafkaErrorCode::LeaderNotAvailable);
+        return error.with_source(cause).help("check the brokers");
     };
-    unreachable_leader(topic_config, partition, &address, reason)
+    unreachable_leader(topic_config, partition, &address, reason, words)
 }
 
 /// Returns the error for a partition whose leader cannot be reached at this address.
-fn unreachable_leader(topic_config: &TopicConfig, partition: u32, address: &str, reason: Option<String>) -> Error {
+fn unreachable_leader(
+    topic_config: &TopicConfig,
+    partition: u32,
+    address: &str,
+    reason: Option<String>,
+    words: &LastError,
+) -> Error {
     let place = format!("{}, partition {partition}", topic_config.describe());
-    let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
+    let what = format!("cannot reach {address}, the broker that leads a partition");
+    let code = words.get().map_or(RDKafkaErrorCode::OperationTimedOut, |(code, _)| code);
+    let error = Error::of(ErrorKind::SourceUnreachable, what).at(place).with_source(KafkaError::Global(code));
     let error = error.because(reason.unwrap_or_else(|| String::from("it does not answer")));
     error.help(format!(
         "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
@@ -204,22 +214,28 @@ pub(crate) fn check_leaders<C: ClientContext>(
                 // From the metadata above: brokers that are asked again may name another leader than the one tried.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
-                return Err(
-                    unreachable_leader(topic_config, partition.unsigned_abs(), &address, words.reason()).transient()
-                );
+                return Err(unreachable_leader(
+                    topic_config,
+                    partition.unsigned_abs(),
+                    &address,
+                    words.reason(),
+                    words,
+                )
+                .transient());
             }
         }
     }
     Ok(())
 }
 
-/// Returns the error for a topic that does not exist.
-pub(crate) fn no_topic(topic_config: &TopicConfig, similar: &[String]) -> Error {
+/// Returns the error for a topic that does not exist, of this kind: that of sources or that of sinks.
+pub(crate) fn no_topic(kind: ErrorKind, topic_config: &TopicConfig, similar: &[String]) -> Error {
     let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", topic_config.topic);
     if !similar.is_empty() {
         help.push_str(&format!(" (or did you mean {}?)", similar.join(" or ")));
     }
-    Error::new(format!("the topic {} does not exist", topic_config.topic)).at(&topic_config.brokers).help(help)
+    let error = Error::of(kind, format!("the topic {} does not exist", topic_config.topic)).at(&topic_config.brokers);
+    error.with_source(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)).help(help)
 }
 
 fn similar_topics<C: ClientContext>(client: &Client<C>, topic: &str) -> Vec<String> {
@@ -239,6 +255,42 @@ fn is_similar(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Returns the code of the client library's error that an error keeps.
+    fn code(error: &Error) -> Option<RDKafkaErrorCode> {
+        let source = std::error::Error::source(error)?.downcast_ref::<KafkaError>()?;
+        source.rdkafka_error_code()
+    }
+
+    #[test]
+    fn what_is_missing_has_a_kind_and_a_code() {
+        use rdkafka::consumer::{BaseConsumer, Consumer};
+        // Nothing listens on port 1.
+        let topic_config = TopicConfig::new("127.0.0.1:1", "t");
+        let consumer: BaseConsumer = topic_config.configure(&[], &[]).unwrap().create().unwrap();
+        let words = LastError::default();
+        let missing = no_leader(consumer.client(), &topic_config, 3, &words);
+        assert_eq!(
+            missing.to_string(),
+            "no broker leads a partition (topic t at 127.0.0.1:1, partition 3); check the brokers"
+        );
+        assert_eq!(missing.kind(), ErrorKind::SourceUnreachable);
+        assert_eq!(code(&missing), Some(RDKafkaErrorCode::LeaderNotAvailable));
+        // The leader's address is known from the failed connection.
+        let refused = KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure);
+        words.set(&refused, "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: Connection refused (after 0ms)");
+        let unreachable = no_leader(consumer.client(), &topic_config, 3, &words);
+        assert!(unreachable.to_string().starts_with("cannot reach 127.0.0.1:9, the broker"), "{unreachable}");
+        assert_eq!(unreachable.kind(), ErrorKind::SourceUnreachable);
+        assert_eq!(code(&unreachable), Some(RDKafkaErrorCode::BrokerTransportFailure));
+        for kind in [ErrorKind::SourceUnreachable, ErrorKind::SinkFailed] {
+            let missing = no_topic(kind, &topic_config, &["tt".into()]);
+            let expected = "the topic t does not exist (127.0.0.1:1); create it: kafka-topics --create --topic t \
+                            --partitions 4 (or did you mean tt?)";
+            assert_eq!((missing.kind(), missing.to_string().as_str()), (kind, expected));
+            assert_eq!(code(&missing), Some(RDKafkaErrorCode::UnknownTopicOrPartition));
+        }
+    }
 
     #[test]
     fn similar_names_are_found() {

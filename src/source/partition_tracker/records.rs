@@ -18,6 +18,7 @@ const MAX_REASON: usize = 500;
 
 /// A record as read, before it is accepted or rejected.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RawRecord<'a> {
     /// Offset in the partition.
     pub offset: u64,
@@ -30,6 +31,35 @@ pub struct RawRecord<'a> {
     pub line: u64,
     /// Bytes of the record, for the rejects sink and the counters.
     pub bytes: &'a [u8],
+}
+
+impl<'a> RawRecord<'a> {
+    /// Creates a record of a source that counts its records: the following one has the next offset. It has no line and
+    /// no timestamp.
+    pub fn new(offset: u64, bytes: &'a [u8]) -> Self {
+        RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes }
+    }
+
+    /// Sets the offset of the following record.
+    #[must_use]
+    pub fn next(mut self, next: u64) -> Self {
+        self.next = next;
+        self
+    }
+
+    /// Sets the Kafka timestamp, in milliseconds since 1970.
+    #[must_use]
+    pub fn stamped(mut self, timestamp: i64) -> Self {
+        self.stamped = Some(timestamp);
+        self
+    }
+
+    /// Sets the line in the file, from 1.
+    #[must_use]
+    pub fn line(mut self, line: u64) -> Self {
+        self.line = line;
+        self
+    }
 }
 
 impl<D: Record> PartitionTracker<D> {
@@ -92,7 +122,7 @@ impl<D: Record> PartitionTracker<D> {
         let mut offset = first;
         while let Some((record, others)) = rest.split_first() {
             // The first one takes the long way: it may activate the partition, be unresolved, or be rejected.
-            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            let found = RawRecord::new(offset, &[]);
             self.accept(epoch, slot, found, record.clone())?;
             rest = others;
             offset += 1;
@@ -181,7 +211,7 @@ impl<D: Record> PartitionTracker<D> {
     }
 
     /// Warns once per source if an event time looks like seconds since 1970.
-    pub fn notice_unit(&self, time: EventTime) {
+    pub(crate) fn notice_unit(&self, time: EventTime) {
         // Seconds of the years 2001 to 2286; milliseconds of January to April 1970.
         if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.should_log_unit() {
             let (seconds, place) = (time.millis(), &self.place);

@@ -38,7 +38,9 @@ impl Publisher {
                 publisher.check_leaders()?;
                 ids.len()
             }
-            TopicLookup::Unknown(similar) if !may_be_new => return Err(no_topic(&publisher.target, &similar)),
+            TopicLookup::Unknown(similar) if !may_be_new => {
+                return Err(no_topic(ErrorKind::SinkFailed, &publisher.target, &similar));
+            }
             TopicLookup::Unknown(_) => 0,
         };
         let begun = Instant::now();
