@@ -90,6 +90,8 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     /// Records that the source left out on purpose.
     pub skipped: Counter,
+    /// Offsets that were skipped because their records had expired before they were read.
+    pub expired: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
     /// The time without records after which a partition of the source is idle.
@@ -412,6 +414,7 @@ impl Metrics {
                     accepted: source.accepted.get(),
                     rejected: source.rejected.get(),
                     skipped: source.skipped.get(),
+                    expired: source.expired.get(),
                     watermark: source.watermark.get(),
                 })
                 .collect(),
@@ -459,6 +462,9 @@ pub struct SourceSummary {
     /// Records that the source left out on purpose, such as messages that a decoder skips.
     #[serde(default)]
     pub skipped: u64,
+    /// Offsets that were skipped because their records had expired before they were read. They are no part of `read`.
+    #[serde(default)]
+    pub expired: u64,
     /// The watermark of the source's stream.
     pub watermark: EventTime,
 }
@@ -562,6 +568,7 @@ impl JobSummary {
                 known.accepted += other.accepted;
                 known.rejected += other.rejected;
                 known.skipped += other.skipped;
+                known.expired += other.expired;
                 known.watermark = known.watermark.max(other.watermark);
             },
         );
@@ -663,9 +670,15 @@ impl fmt::Display for JobSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
         for source in &self.sources {
-            let SourceSummary { name, read, accepted, rejected, skipped, .. } = source;
+            let SourceSummary { name, read, accepted, rejected, skipped, expired, .. } = source;
             let skipped = if *skipped > 0 { format!(" + {skipped} skipped") } else { String::new() };
-            lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected{skipped}"));
+            let expired = match expired {
+                0 => String::new(),
+                count => format!("; {count} offsets skipped, whose records had expired before they were read"),
+            };
+            lines.push(format!(
+                "{name}: {read} records read = {accepted} accepted + {rejected} rejected{skipped}{expired}"
+            ));
         }
         for step in &self.steps {
             let StepSummary { name, received, loaded, counted, late, late_after_idle, closed_rows } = step;

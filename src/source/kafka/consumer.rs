@@ -162,7 +162,7 @@ pub(super) fn failed(
             Error::of(ErrorKind::SourceChanged, "records that were still to be read are gone")
                 .at(place)
                 .because("the topic's retention has removed them, or it was created again")
-                .help("start with a new --state, and keep records longer")
+                .help("start with a new --state, and keep records longer; --on-gap skip goes on after those that are gone")
         }
         code if is_refusal(code) => Error::of(ErrorKind::AccessRefused, "the Kafka brokers refuse")
             .at(place)

@@ -29,6 +29,7 @@ mod mapping;
 mod message;
 mod new_data;
 mod peek;
+mod positions;
 mod reader;
 mod statistics;
 mod watch;
@@ -52,7 +53,8 @@ pub use message::{Message, MessageHeaders, TimestampKind};
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-pub use reader::StartOffset;
+use positions::ReadOptions;
+pub use positions::{Gap, StartOffset};
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
 ///
@@ -71,11 +73,9 @@ pub use reader::StartOffset;
 /// ```
 pub struct Source<T> {
     topic_config: TopicConfig,
-    start: StartOffset,
+    read_options: ReadOptions,
     out_of_order: Option<Duration>,
     idle_after: Option<Duration>,
-    stops_at_end: bool,
-    compacted: bool,
     mapping: Arc<dyn MapMessages<T>>,
 }
 
@@ -165,11 +165,9 @@ impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
         Source {
             topic_config: self.topic_config,
-            start: StartOffset::Earliest,
+            read_options: ReadOptions::default(),
             out_of_order: None,
             idle_after: None,
-            stops_at_end: false,
-            compacted: false,
             mapping: Arc::new(MessageMapping { decoder: self.decoder, event_time }),
         }
     }
@@ -202,7 +200,7 @@ impl<T: Record> Source<T> {
     /// Sets the start of reading when the job first starts.
     #[must_use]
     pub fn from(mut self, start: StartOffset) -> Self {
-        self.start = start;
+        self.read_options.start = start;
         self
     }
 
@@ -212,7 +210,40 @@ impl<T: Record> Source<T> {
     /// reads on, to the end at that time.
     #[must_use]
     pub fn stop_at_end(mut self, stop: bool) -> Self {
-        self.stops_at_end = stop;
+        self.read_options.stops_at_end = stop;
+        self
+    }
+
+    /// Makes each partition end before its first message whose timestamp is at or after `time`, also if later messages
+    /// have earlier timestamps. A job of which all sources have ended is over, with every window closed. A partition
+    /// without such a message is read on, and the job waits for one; with [`Options::until_end`](source::Options) it ends at
+    /// the end that it had at the first start. The stop depends on the messages alone: messages without a timestamp stop
+    /// nothing.
+    ///
+    /// ```
+    /// # use tidegate::kafka::{self, StartOffset};
+    /// # use tidegate::time::EventTime;
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Transaction { at_ms: i64 }
+    /// // One day.
+    /// let (begin, end): (EventTime, EventTime) = ("2026-03-01T00:00:00Z".parse()?, "2026-03-02T00:00:00Z".parse()?);
+    /// let transactions = kafka::Source::json("localhost:9092", "transaction")
+    ///     .event_time(|transaction: &Transaction| transaction.at_ms)
+    ///     .from(StartOffset::at(begin))
+    ///     .stop_at(end);
+    /// # Ok::<(), String>(())
+    /// ```
+    #[must_use]
+    pub fn stop_at(mut self, time: impl Into<EventTime>) -> Self {
+        self.read_options.stop_at = Some(time.into());
+        self
+    }
+
+    /// Sets the reaction to records that the brokers have removed before they were read.
+    #[must_use]
+    pub fn on_gap(mut self, gap: Gap) -> Self {
+        self.read_options.gap = gap;
         self
     }
 
@@ -221,7 +252,7 @@ impl<T: Record> Source<T> {
     /// the state's journal, so that it recovers with exactly those.
     #[must_use]
     pub fn compacted(mut self, compacted: bool) -> Self {
-        self.compacted = compacted;
+        self.read_options.compacted = compacted;
         self
     }
 
@@ -240,21 +271,13 @@ impl<T: Record> Source<T> {
     }
 }
 
-impl<T> Source<T> {
-    fn read_options(&self) -> reader::ReadOptions {
-        reader::ReadOptions { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
-    }
-}
-
 impl<T> Clone for Source<T> {
     fn clone(&self) -> Self {
         Source {
             topic_config: self.topic_config.clone(),
-            start: self.start,
+            read_options: self.read_options.clone(),
             out_of_order: self.out_of_order,
             idle_after: self.idle_after,
-            stops_at_end: self.stops_at_end,
-            compacted: self.compacted,
             mapping: Arc::clone(&self.mapping),
         }
     }
@@ -284,7 +307,7 @@ impl<T: Record> source::Source for Source<T> {
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
         self.mapping.check().map_err(|error| error.at(self.describe()))?;
         let reader =
-            reader::KafkaReader::open(&self.topic_config, Arc::clone(&self.mapping), self.read_options(), &at)?;
+            reader::KafkaReader::open(&self.topic_config, Arc::clone(&self.mapping), self.read_options.clone(), &at)?;
         Ok(Box::new(reader))
     }
 
@@ -298,6 +321,6 @@ impl<T: Record> source::Source for Source<T> {
     }
 
     fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        new_data::grown_since(&self.topic_config, &at.job, bounds)
+        new_data::grown_since(&self.topic_config, &at.job, bounds, self.read_options.stop_at)
     }
 }

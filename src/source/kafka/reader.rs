@@ -9,11 +9,12 @@
 //! Invariants: an offset below the intake's next one is never taken again; the clock is read only to judge idleness and
 //! for deadlines, never to decide the contents of an epoch.
 
+mod gaps;
 mod group_offsets;
 mod replay;
 mod restore;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,13 +29,14 @@ use super::fetched_partition::FetchedPartition;
 use super::identity::{self, fingerprint, missing_partition, offset_and_timestamp, recreated};
 use super::mapping::MapMessages;
 use super::message::Message;
+use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition, offsets_at, stops_at};
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{EpochInput, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext};
-use crate::time::Epoch;
+use crate::time::{Epoch, EventTime};
 
 /// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout
 /// starts anew.
@@ -48,25 +50,6 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for the brokers to confirm an end.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Start of reading in the partitions that exist when a job first starts. Partitions that are added to the topic later
-/// are read from their first record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StartOffset {
-    /// The first record that the topic still has.
-    #[default]
-    Earliest,
-    /// After the last committed record.
-    Latest,
-}
-
-/// Options for reading a topic.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ReadOptions {
-    pub(super) start: StartOffset,
-    pub(super) stops_at_end: bool,
-    pub(super) compacted: bool,
-}
 
 /// Result of taking records from a partition.
 enum TakeOutcome {
@@ -96,6 +79,10 @@ pub(super) struct KafkaReader<T> {
     share: (usize, usize),
     until_end: bool,
     stops_at_end: bool,
+    stop_at: Option<EventTime>,
+    gap: Gap,
+    /// Offsets at which the user wants this worker's partitions to start.
+    named: BTreeMap<u32, u64>,
     by_value: bool,
     /// Id of the topic; `None` if the brokers assign none.
     id: Option<String>,
@@ -104,6 +91,8 @@ pub(super) struct KafkaReader<T> {
     partitions: Vec<FetchedPartition>,
     /// `true` if some partitions are not in the intake yet.
     has_untracked: bool,
+    /// `true` once the partitions that existed at the start are tracked.
+    has_found: bool,
     /// `true` if a state knows the topic: a partition that it does not name was added later.
     has_state: bool,
     turn: usize,
@@ -125,16 +114,28 @@ impl<T: Record> KafkaReader<T> {
         manner: ReadOptions,
         at: &WorkerContext,
     ) -> Result<Self> {
-        let ReadOptions { start, stops_at_end, compacted } = manner;
+        let ReadOptions { start, stop_at, stops_at_end, compacted, gap } = manner;
         let (consumer, ids) = connect(topic_config, &at.job)?;
         if !compacted && at.worker == 0 {
             refuse_compacted(consumer.client(), topic_config, &consumer::properties(topic_config)?)?;
         }
+        let own = || ids.iter().copied().filter(|id| at.owns(*id));
+        let ends = own().map(|id| Ok((id, offsets(&consumer, topic_config, id)?))).collect::<Result<Vec<_>>>()?;
+        // Asked after the ends: a partition without such a message had none before its end.
+        let at_time = match &start {
+            StartOffset::Timestamp(time) => offsets_at(&consumer, topic_config, &own().collect::<Vec<_>>(), *time)?,
+            _ => BTreeMap::new(),
+        };
+        let named = if let StartOffset::Offsets(named) = &start { named.clone() } else { BTreeMap::new() };
         let mut partitions = Vec::new();
-        for id in ids.iter().copied().filter(|id| at.owns(*id)) {
-            let (low, end) = offsets(&consumer, topic_config, id)?;
-            let start = if start == StartOffset::Latest { end } else { low };
-            partitions.push(FetchedPartition::open(&consumer, topic_config, id, (start, low, end))?);
+        for (id, (low, end)) in ends {
+            let first = match &start {
+                StartOffset::Earliest => low,
+                StartOffset::Latest => end,
+                StartOffset::Timestamp(_) => at_time.get(&id).map_or(end, |offset| low.max(*offset)),
+                StartOffset::Offsets(named) => named.get(&id).copied().unwrap_or(low),
+            };
+            partitions.push(FetchedPartition::open(&consumer, topic_config, id, (first, low, end))?);
         }
         let (worker, workers) = (at.worker, at.workers);
         let mine = move |id: u32| id as usize % workers == worker;
@@ -148,9 +149,13 @@ impl<T: Record> KafkaReader<T> {
             share: (worker, workers),
             until_end: at.options.until_end,
             stops_at_end,
+            stop_at,
+            gap,
+            named: named.into_iter().filter(|(id, _)| at.owns(*id)).collect(),
             idle_timeout: at.options.idle_timeout,
             partitions,
             has_untracked: true,
+            has_found: false,
             has_state: false,
             turn: 0,
             watch,
@@ -202,9 +207,13 @@ impl<T: Record> KafkaReader<T> {
         if self.has_state && self.until_end {
             self.partitions.retain(|feed| feed.handle.is_some());
         }
+        if !self.has_state {
+            self.check_named()?;
+        }
         let mut assigned = Vec::new();
         for feed in &mut self.partitions {
             if let Some(handle) = feed.handle {
+                feed.caught_up |= self.stops_at_end && intake.ended(handle);
                 // If earlier incarnations had no end, the end at this start holds.
                 if self.until_end {
                     intake.fix_end(handle, feed.end);
@@ -222,9 +231,21 @@ impl<T: Record> KafkaReader<T> {
             }
         }
         self.assign(&assigned)?;
-        self.has_untracked = false;
-        if self.until_end {
+        (self.has_untracked, self.has_found) = (false, true);
+        if self.until_end || self.stop_at.is_some() {
             intake.all_found();
+        }
+        Ok(())
+    }
+
+    /// Fails if reading cannot start at the offsets that the user has named.
+    fn check_named(&self) -> Result<()> {
+        for (id, offset) in &self.named {
+            let feed = self.partitions.iter().find(|feed| feed.id == *id);
+            let feed = feed.ok_or_else(|| no_such_partition(&self.target, *id))?;
+            if feed.handle.is_none() {
+                check_named_offset(&self.target, *id, *offset, (feed.low, feed.end))?;
+            }
         }
         Ok(())
     }
@@ -296,12 +317,18 @@ impl<T: Record> KafkaReader<T> {
         budget: usize,
         intake: &mut PartitionTracker<T>,
     ) -> Result<TakeOutcome> {
+        let Some(handle) = self.partitions[at].handle else { return Ok(TakeOutcome::Empty(0)) };
+        if !self.pass_gap(at, handle, intake)? {
+            return Ok(TakeOutcome::Empty(0));
+        }
         let feed = &mut self.partitions[at];
-        let Some(handle) = feed.handle else { return Ok(TakeOutcome::Empty(0)) };
         let mut taken = 0;
         let stop = feed.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
         let topic = &self.target.topic;
+        if let Some(held) = feed.held.take_if(|held| stops_at(self.stop_at, held.timestamp)) {
+            intake.end_before(handle, held.offset);
+        }
         if let Some(held) = feed.held.take_if(|held| !is_for_later(held.offset))
             && self.mapping.offer(epoch, handle, &Message::of_record(topic, feed.id, &held), intake)?
         {
@@ -311,7 +338,7 @@ impl<T: Record> KafkaReader<T> {
             }
             intake.keep_value(handle, || held);
         }
-        let mut last = None;
+        let (mut last, mut gap) = (None, None);
         let all = loop {
             if taken >= budget {
                 break TakeOutcome::Records(taken);
@@ -321,7 +348,8 @@ impl<T: Record> KafkaReader<T> {
                 intake.skip_to(handle, until);
                 intake.mark_ended(handle);
             }
-            feed.caught_up |= is_for_later(intake.next(handle)) || self.stops_at_end && feed.at_end;
+            feed.caught_up |= is_for_later(intake.next(handle));
+            feed.caught_up |= self.stops_at_end && (feed.at_end || intake.ended(handle));
             if intake.ended(handle) || intake.is_paused(handle) || feed.caught_up {
                 break TakeOutcome::Empty(taken);
             }
@@ -335,6 +363,8 @@ impl<T: Record> KafkaReader<T> {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
                         feed.caught_up = true;
+                    } else if stops_at(self.stop_at, fetched.timestamp_millis()) {
+                        intake.end_before(handle, fetched.offset());
                     } else if self.mapping.offer(epoch, handle, &fetched, intake)? {
                         taken += 1;
                         intake.keep_value(handle, || fetched.to_record());
@@ -344,6 +374,10 @@ impl<T: Record> KafkaReader<T> {
                 Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
                 Some(Err(error)) => {
                     feed.quiet_since = None;
+                    if Self::is_gap(self.gap, &error) {
+                        gap = Some(error);
+                        break TakeOutcome::Empty(taken);
+                    }
                     check_error(&self.target, feed.id, &error)?;
                 }
             }
@@ -352,6 +386,9 @@ impl<T: Record> KafkaReader<T> {
         if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = offset_and_timestamp(&message);
             intake.set_fingerprint(handle, fingerprint(offset, stamped, message.payload()));
+        }
+        if let Some(error) = gap {
+            self.find_gap(at, handle, &error, intake)?;
         }
         Ok(all)
     }
@@ -466,6 +503,10 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             return Ok(None);
         }
         self.confirmation.waiting = None;
+        if self.has_found {
+            // A partition that was found meanwhile has not ended.
+            self.find(epoch, intake)?;
+        }
         let binding = intake.close_epoch(epoch);
         self.note_unpublished(epoch, &binding);
         Ok(Some(binding))
@@ -479,7 +520,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         }
         intake.begin(epoch);
         self.has_state |= !bounds.is_empty();
-        if self.has_state && self.until_end {
+        if self.has_state && (self.until_end || self.stop_at.is_some()) {
             intake.all_found();
         }
         let (mut left, mut done) = (REPLAY_BUDGET, true);

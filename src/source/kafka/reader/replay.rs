@@ -47,6 +47,7 @@ impl<T: Record> KafkaReader<T> {
             }
         };
         check_end(&self.target, bound, self.partitions[at].end)?;
+        self.replay_gap(at, handle, bound, intake)?;
         if let Some(values) = &bound.values {
             return self.replay_values(epoch, (at, handle), bound, values, left, intake);
         }
