@@ -30,6 +30,7 @@ mod message;
 mod new_data;
 mod peek;
 mod positions;
+mod prefetch;
 mod reader;
 mod statistics;
 mod watch;
@@ -50,11 +51,11 @@ pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, cs
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
+use positions::ReadOptions;
+pub use positions::{Gap, StartOffset};
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use positions::ReadOptions;
-pub use positions::{Gap, StartOffset};
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
 ///

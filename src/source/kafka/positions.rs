@@ -161,10 +161,12 @@ pub(super) fn offsets_at(
         });
         match answer {
             Ok(found) => {
-                let offset = |offset| if let Offset::Offset(offset) = offset { u64::try_from(offset).ok() } else { None };
-                let found = found.elements().into_iter().filter_map(|found| {
-                    Some((u32::try_from(found.partition()).ok()?, offset(found.offset())?))
-                });
+                let offset =
+                    |offset| if let Offset::Offset(offset) = offset { u64::try_from(offset).ok() } else { None };
+                let found = found
+                    .elements()
+                    .into_iter()
+                    .filter_map(|found| Some((u32::try_from(found.partition()).ok()?, offset(found.offset())?)));
                 return Ok(found.collect());
             }
             Err(error) => {

@@ -24,12 +24,13 @@ use rdkafka::message::Message as _;
 
 use super::client::{TopicConfig, is_refusal};
 use super::compacted::refuse_compacted;
-use super::consumer::{self, check_error, connect, list, offsets};
+use super::consumer::{self, check_error, connect_reader, list, offsets};
 use super::fetched_partition::FetchedPartition;
 use super::identity::{self, fingerprint, missing_partition, offset_and_timestamp, recreated};
 use super::mapping::MapMessages;
 use super::message::Message;
 use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition, offsets_at, stops_at};
+use super::prefetch::PrefetchLimits;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
@@ -115,9 +116,13 @@ impl<T: Record> KafkaReader<T> {
         at: &WorkerContext,
     ) -> Result<Self> {
         let ReadOptions { start, stop_at, stops_at_end, compacted, gap } = manner;
-        let (consumer, ids) = connect(topic_config, &at.job)?;
+        let (consumer, ids) = connect_reader(topic_config, at)?;
         if !compacted && at.worker == 0 {
-            refuse_compacted(consumer.client(), topic_config, &consumer::properties(topic_config)?)?;
+            refuse_compacted(
+                consumer.client(),
+                topic_config,
+                &consumer::properties(topic_config, PrefetchLimits::of(0))?,
+            )?;
         }
         let own = || ids.iter().copied().filter(|id| at.owns(*id));
         let ends = own().map(|id| Ok((id, offsets(&consumer, topic_config, id)?))).collect::<Result<Vec<_>>>()?;

@@ -79,8 +79,12 @@ impl<T: Record> KafkaReader<T> {
         let error = Error::of(ErrorKind::SourceChanged, "records that the state still needs are gone").at(place);
         let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
         let help = match self.gap {
-            Gap::Fail => "start with a new --state, or keep records longer; --on-gap skip goes on after those that are gone",
-            Gap::Skip => "they belong to epochs that are to be replayed: start with a new --state, or keep records longer",
+            Gap::Fail => {
+                "start with a new --state, or keep records longer; --on-gap skip goes on after those that are gone"
+            }
+            Gap::Skip => {
+                "they belong to epochs that are to be replayed: start with a new --state, or keep records longer"
+            }
         };
         Err(error.help(help))
     }
