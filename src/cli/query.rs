@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Sink};
-use crate::source::kafka::{Gap, StartOffset};
+use crate::source::kafka::{Gap, StartOffset, Topics};
 use crate::source::{self, Options, Rejected, Source};
 use crate::stream::{Flow, QueryResult};
 use crate::thread::{JobFailure, guard};
@@ -34,7 +34,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "HOST:PORT[,…]", help_heading = "Input")]
     pub brokers: Option<String>,
 
-    /// Topic to read
+    /// Topic to read; several with commas between them are read as one source
     #[arg(long, default_value = "transaction", help_heading = "Input")]
     pub topic: String,
 
@@ -224,7 +224,7 @@ impl QueryArgs {
             (Some(path), ..) => Box::new(source::csv::Source::new(path).event_time(time_of)),
             (_, Some(path), _) => Box::new(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
-                let topic = source::kafka::Source::json(brokers, &self.topic).event_time(time_of);
+                let topic = source::kafka::Source::json(brokers, self.topics()).event_time(time_of);
                 let topic = topic.from(self.from.clone()).on_gap(self.on_gap).compacted(self.compacted);
                 let topic = self.stop_at.into_iter().fold(topic, source::kafka::Source::stop_at);
                 Box::new(topic.configs(pairs(&self.kafka_config)))
@@ -234,6 +234,11 @@ impl QueryArgs {
                 return Err(error.help("name a source: --brokers HOST:PORT, --csv FILE or --ndjson FILE"));
             }
         })
+    }
+
+    /// Returns the topics to read.
+    fn topics(&self) -> Topics {
+        self.topic.split(',').map(str::trim).collect()
     }
 
     /// Returns the sink of results.

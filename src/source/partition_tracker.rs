@@ -112,6 +112,8 @@ struct TrackedPartition {
     check: Option<ContentCheck>,
     /// Records of the current epoch; `None` if the journal does not keep them by value.
     values: Option<Vec<JournaledRecord>>,
+    /// Place and number for people, if they are not the source's own.
+    label: Option<(String, u32)>,
     /// Its first watermark; watermark alignment compares with it while the stream has no watermark.
     first_watermark: Option<EventTime>,
 }
@@ -294,6 +296,7 @@ impl<D: Record> PartitionTracker<D> {
             expired: 0,
             check: None,
             values: None,
+            label: None,
             first_watermark: None,
         });
         PartitionHandle(self.partitions.len() - 1)
@@ -320,6 +323,7 @@ impl<D: Record> PartitionTracker<D> {
             expired: 0,
             check: progress.check,
             values: None,
+            label: None,
             first_watermark: (progress.watermark > EventTime::MIN).then_some(progress.watermark),
         });
         PartitionHandle(self.partitions.len() - 1)
@@ -329,6 +333,11 @@ impl<D: Record> PartitionTracker<D> {
     /// watermark.
     pub fn begin(&mut self, epoch: Epoch) {
         self.first_epoch.get_or_insert(epoch);
+    }
+
+    /// Sets the place and the number by which people know the partition, if a source has several of one number.
+    pub fn set_label(&mut self, slot: PartitionHandle, place: String, number: u32) {
+        self.partitions[slot.0].label = Some((place, number));
     }
 
     /// Returns the offset of the next record to take.
@@ -571,9 +580,11 @@ impl<D: Record> PartitionTracker<D> {
         if self.partitions[slot.0].idle {
             self.activate(slot, epoch);
         }
-        let (partition, mark) = (self.partitions[slot.0].id, self.partitions[slot.0].clock.watermark());
+        let partition = &self.partitions[slot.0];
+        let (number, mark) = (partition.id, partition.clock.watermark());
+        let label = partition.label.clone().unwrap_or_else(|| (self.place.clone(), number));
         self.advance_to(slot, found.next);
-        self.reject_at(partition, mark, found, reason)
+        self.reject_labelled((number, mark), label, found, reason)
     }
 
     /// Takes a record that cannot be used, of a partition that this intake does not track.
@@ -587,6 +598,17 @@ impl<D: Record> PartitionTracker<D> {
         found: RawRecord<'_>,
         reason: &str,
     ) -> Result<()> {
+        self.reject_labelled((partition, watermark), (self.place.clone(), partition), found, reason)
+    }
+
+    /// Rejects a record of a partition that people know by this place and number.
+    fn reject_labelled(
+        &mut self,
+        (partition, watermark): (u32, EventTime),
+        (place, number): (String, u32),
+        found: RawRecord<'_>,
+        reason: &str,
+    ) -> Result<()> {
         self.count_taken(found.bytes.len());
         let reason = &*shortened(reason, MAX_REASON);
         let (encoding, record) = match std::str::from_utf8(found.bytes) {
@@ -595,8 +617,8 @@ impl<D: Record> PartitionTracker<D> {
         };
         let rejected = Rejected {
             source: self.name.clone(),
-            place: self.place.clone(),
-            partition,
+            place: place.clone(),
+            partition: number,
             offset: found.offset,
             line: found.line,
             reason: reason.to_owned(),
@@ -605,13 +627,13 @@ impl<D: Record> PartitionTracker<D> {
         };
         if self.fail_on_reject {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
-            let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
+            let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
             let error = Error::of(ErrorKind::RecordRejected, "a record was rejected").at(place).because(reason);
             return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
         if self.metrics.notices.should_log_reject() {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
-            let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
+            let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
             tracing::warn!(
                 "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
             );

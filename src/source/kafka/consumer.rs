@@ -64,14 +64,15 @@ pub(super) fn properties(topic_config: &TopicConfig, prefetch: PrefetchLimits) -
     topic_config.configure(&DEFAULTS.iter().copied().chain(limits).collect::<Vec<_>>(), NEEDED)
 }
 
-/// Connects for one worker's reader, and finds the partitions of the topic. The queues of all partitions that this
-/// process reads are within the budget of [`PrefetchLimits`].
+/// Connects for one worker's reader of one of `topics` topics, and finds the partitions of the topic. The queues of all
+/// partitions that this process reads are within the budget of [`PrefetchLimits`], of which each topic has the same part.
 pub(super) fn connect_reader(
     topic_config: &TopicConfig,
+    topics: usize,
     at: &WorkerContext,
 ) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
     let (consumer, ids) = connect(topic_config, &at.job)?;
-    let limits = PrefetchLimits::of((ids.len() * at.threads).div_ceil(at.workers.max(1)));
+    let limits = PrefetchLimits::of(topics * (ids.len() * at.threads).div_ceil(at.workers.max(1)));
     if limits == PrefetchLimits::of(0) {
         return Ok((consumer, ids));
     }

@@ -33,6 +33,7 @@ mod positions;
 mod prefetch;
 mod reader;
 mod statistics;
+mod topics;
 mod watch;
 
 use std::fmt;
@@ -56,6 +57,7 @@ pub use positions::{Gap, StartOffset};
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+pub use topics::Topics;
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
 ///
@@ -74,6 +76,8 @@ pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 /// ```
 pub struct Source<T> {
     topic_config: TopicConfig,
+    /// Names of the other topics of a list.
+    further: Vec<String>,
     read_options: ReadOptions,
     out_of_order: Option<Duration>,
     idle_after: Option<Duration>,
@@ -84,23 +88,35 @@ pub struct Source<T> {
 #[derive(Clone, Debug)]
 pub struct UntimedTopic {
     topic_config: TopicConfig,
+    further: Vec<String>,
 }
 
 /// A topic whose messages are decoded to records of type `T`, without event time yet.
 #[derive(Clone)]
 pub struct DecodedTopic<T, D> {
     topic_config: TopicConfig,
+    further: Vec<String>,
     decoder: D,
     records: PhantomData<fn() -> T>,
 }
 
 impl Source<()> {
-    /// Names a topic of JSON messages; `brokers` are `HOST:PORT[,HOST:PORT…]`.
-    pub fn json(brokers: &str, topic: &str) -> UntimedTopic {
-        UntimedTopic { topic_config: TopicConfig::new(brokers, topic) }
+    /// Names a topic of JSON messages, or a list of topics; `brokers` are `HOST:PORT[,HOST:PORT…]`.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Order { at_ms: i64 }
+    /// use tidegate::kafka;
+    ///
+    /// let orders = kafka::Source::json("localhost:9092", ["orders-eu", "orders-us"]).event_time(|order: &Order| order.at_ms);
+    /// ```
+    pub fn json(brokers: &str, topics: impl Into<Topics>) -> UntimedTopic {
+        let (topic_config, further) = configured(brokers, &topics.into());
+        UntimedTopic { topic_config, further }
     }
 
-    /// Names a topic whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
+    /// Names a topic, or a list of topics, whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
     /// `HOST:PORT[,HOST:PORT…]`.
     ///
     /// ```
@@ -114,14 +130,22 @@ impl Source<()> {
     ///     .event_time(|transaction: &Transaction| transaction.at_ms);
     /// ```
     #[expect(clippy::new_ret_no_self, reason = "it becomes a source with its event time, as every source does")]
-    pub fn new<T: Record, D: Decode<T>>(brokers: &str, topic: &str, decoder: D) -> DecodedTopic<T, D> {
-        DecodedTopic { topic_config: TopicConfig::new(brokers, topic), decoder, records: PhantomData }
+    pub fn new<T: Record, D: Decode<T>>(brokers: &str, topics: impl Into<Topics>, decoder: D) -> DecodedTopic<T, D> {
+        let (topic_config, further) = configured(brokers, &topics.into());
+        DecodedTopic { topic_config, further, decoder, records: PhantomData }
     }
+}
+
+/// Returns the first topic of a list, and the names of the others. An empty list has a topic without a name, which is
+/// refused when it is opened.
+fn configured(brokers: &str, topics: &Topics) -> (TopicConfig, Vec<String>) {
+    let (first, further) = topics.names().split_first().map_or(("", &[][..]), |(first, further)| (first, further));
+    (TopicConfig::new(brokers, first), further.to_vec())
 }
 
 impl UntimedTopic {
     fn decoded<T: Record>(self) -> DecodedTopic<T, JsonDecoder<T>> {
-        DecodedTopic { topic_config: self.topic_config, decoder: json(), records: PhantomData }
+        DecodedTopic { topic_config: self.topic_config, further: self.further, decoder: json(), records: PhantomData }
     }
 
     /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
@@ -166,6 +190,7 @@ impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
         Source {
             topic_config: self.topic_config,
+            further: self.further,
             read_options: ReadOptions::default(),
             out_of_order: None,
             idle_after: None,
@@ -272,10 +297,19 @@ impl<T: Record> Source<T> {
     }
 }
 
+impl<T> Source<T> {
+    /// Returns the topics of the list, or the only one.
+    fn configs_of_topics(&self) -> impl Iterator<Item = TopicConfig> {
+        let further = self.further.iter().map(|name| TopicConfig { topic: name.clone(), ..self.topic_config.clone() });
+        std::iter::once(self.topic_config.clone()).chain(further)
+    }
+}
+
 impl<T> Clone for Source<T> {
     fn clone(&self) -> Self {
         Source {
             topic_config: self.topic_config.clone(),
+            further: self.further.clone(),
             read_options: self.read_options.clone(),
             out_of_order: self.out_of_order,
             idle_after: self.idle_after,
@@ -288,7 +322,11 @@ impl<T: Record> source::Source for Source<T> {
     type Item = T;
 
     fn describe(&self) -> String {
-        self.topic_config.describe()
+        if self.further.is_empty() {
+            return self.topic_config.describe();
+        }
+        let names: Vec<String> = self.configs_of_topics().map(|topic| topic.topic).collect();
+        format!("topics {} at {}", names.join(", "), self.topic_config.brokers)
     }
 
     fn event_time(&self) -> TimeOf<T> {
@@ -307,21 +345,47 @@ impl<T: Record> source::Source for Source<T> {
         let mut at = at.clone();
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
         self.mapping.check().map_err(|error| error.at(self.describe()))?;
-        let reader =
-            reader::KafkaReader::open(&self.topic_config, Arc::clone(&self.mapping), self.read_options.clone(), &at)?;
-        Ok(Box::new(reader))
+        let topics: Vec<TopicConfig> = self.configs_of_topics().collect();
+        topics::check_list(&topics)?;
+        if topics.len() > 1 {
+            let reader = topics::TopicsReader::open(self.describe(), &topics, &self.mapping, &self.read_options, &at)?;
+            return Ok(Box::new(reader));
+        }
+        let (mapping, options) = (Arc::clone(&self.mapping), self.read_options.clone());
+        Ok(Box::new(reader::KafkaReader::open(&self.topic_config, mapping, options, (0, 1), &at)?))
     }
 
     fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
-        let (consumer, _) = consumer::connect(&self.topic_config, &at.job)?;
-        Ok(consumer.context().id().map(|id| identity::identity(&id)))
+        let topics: Vec<TopicConfig> = self.configs_of_topics().collect();
+        topics::check_list(&topics)?;
+        let mut ids = Vec::new();
+        for topic in &topics {
+            let (consumer, _) = consumer::connect(topic, &at.job)?;
+            ids.push(consumer.context().id());
+        }
+        if topics.len() > 1 {
+            let names = topics.iter().map(|topic| topic.topic.as_str());
+            return Ok(Some(topics::list_identity(names.zip(ids))));
+        }
+        Ok(ids.pop().flatten().map(|id| identity::identity(&id)))
     }
 
     fn topic(&self) -> Option<TopicAddress> {
         Some(self.topic_config.address())
     }
 
+    fn topics(&self) -> Vec<TopicAddress> {
+        self.configs_of_topics().map(|topic| topic.address()).collect()
+    }
+
     fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        new_data::grown_since(&self.topic_config, &at.job, bounds, self.read_options.stop_at)
+        for (index, topic) in self.configs_of_topics().enumerate() {
+            let bounds = topics::progress_of(index, bounds);
+            let grown = new_data::grown_since(&topic, &at.job, &bounds, self.read_options.stop_at)?;
+            if grown.is_some() {
+                return Ok(grown);
+            }
+        }
+        Ok(None)
     }
 }

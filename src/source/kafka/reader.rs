@@ -76,8 +76,11 @@ struct Confirmation {
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<ConsumerEvents>>,
     target: TopicConfig,
-    /// Index of this worker, and number of workers.
-    share: (usize, usize),
+    place: WorkerContext,
+    /// Number of the topic's partition 0 in the source.
+    base: u32,
+    /// `true` if it is one topic of a list.
+    is_of_list: bool,
     until_end: bool,
     stops_at_end: bool,
     stop_at: Option<EventTime>,
@@ -108,15 +111,17 @@ pub(super) struct KafkaReader<T> {
 }
 
 impl<T: Record> KafkaReader<T> {
-    /// Connects, and finds this worker's partitions.
+    /// Connects, and finds this worker's partitions. `base` is the number of the topic's partition 0 in the source, which
+    /// reads `topics` topics.
     pub(super) fn open(
         topic_config: &TopicConfig,
         mapping: Arc<dyn MapMessages<T>>,
         manner: ReadOptions,
+        (base, topics): (u32, usize),
         at: &WorkerContext,
     ) -> Result<Self> {
         let ReadOptions { start, stop_at, stops_at_end, compacted, gap } = manner;
-        let (consumer, ids) = connect_reader(topic_config, at)?;
+        let (consumer, ids) = connect_reader(topic_config, topics, at)?;
         if !compacted && at.worker == 0 {
             refuse_compacted(
                 consumer.client(),
@@ -124,7 +129,7 @@ impl<T: Record> KafkaReader<T> {
                 &consumer::properties(topic_config, PrefetchLimits::of(0))?,
             )?;
         }
-        let own = || ids.iter().copied().filter(|id| at.owns(*id));
+        let own = || ids.iter().copied().filter(|id| at.owns(base + id));
         let ends = own().map(|id| Ok((id, offsets(&consumer, topic_config, id)?))).collect::<Result<Vec<_>>>()?;
         // Asked after the ends: a partition without such a message had none before its end.
         let at_time = match &start {
@@ -142,8 +147,8 @@ impl<T: Record> KafkaReader<T> {
             };
             partitions.push(FetchedPartition::open(&consumer, topic_config, id, (first, low, end))?);
         }
-        let (worker, workers) = (at.worker, at.workers);
-        let mine = move |id: u32| id as usize % workers == worker;
+        let place = at.clone();
+        let mine = move |id: u32| place.owns(base + id);
         let watch = TopicWatch::start(Arc::clone(&consumer), (topic_config, &at.job), ids, mine)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
@@ -151,12 +156,14 @@ impl<T: Record> KafkaReader<T> {
             confirmation: Confirmation::default(),
             consumer,
             target: topic_config.clone(),
-            share: (worker, workers),
+            place: at.clone(),
+            base,
+            is_of_list: topics > 1,
             until_end: at.options.until_end,
             stops_at_end,
             stop_at,
             gap,
-            named: named.into_iter().filter(|(id, _)| at.owns(*id)).collect(),
+            named: named.into_iter().filter(|(id, _)| at.owns(base + id)).collect(),
             idle_timeout: at.options.idle_timeout,
             partitions,
             has_untracked: true,
@@ -226,8 +233,11 @@ impl<T: Record> KafkaReader<T> {
                 continue;
             }
             let start = if self.has_state { feed.low } else { feed.start };
-            let handle = intake.track(epoch, feed.id, start, self.until_end.then_some(feed.end));
+            let handle = intake.track(epoch, self.base + feed.id, start, self.until_end.then_some(feed.end));
             feed.handle = Some(handle);
+            if self.is_of_list {
+                intake.set_label(handle, self.target.describe(), feed.id);
+            }
             if self.by_value {
                 intake.keep_values(handle);
             }
@@ -465,9 +475,66 @@ impl<T: Record> KafkaReader<T> {
         ends <= self.confirmation.ends
     }
 
+    /// `true` if all ends that were reached are confirmed, so that the epoch can be closed.
+    pub(super) fn is_ready_to_close(&mut self, epoch: Epoch, intake: &PartitionTracker<T>) -> Result<bool> {
+        self.handle_topic_events()?;
+        if self.confirm(intake) {
+            self.confirmation.waiting = None;
+            return Ok(true);
+        }
+        let now = Instant::now();
+        let (_, since) = *self.confirmation.waiting.get_or_insert((epoch, now));
+        if now - since > CONFIRM_TIMEOUT {
+            let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
+            return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
+        }
+        Ok(false)
+    }
+
+    /// Adds the partitions that were found while an end was confirmed: they have not ended.
+    pub(super) fn find_added(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<()> {
+        if self.has_found { self.find(epoch, intake) } else { Ok(()) }
+    }
+
+    /// Serves the client, and takes nothing.
+    pub(super) fn wait(&mut self, now: Instant) -> Result<()> {
+        self.handle_topic_events()?;
+        self.serve(now)
+    }
+
+    /// Returns the topic's id; `None` if the brokers assign none.
+    pub(super) fn topic_id(&self) -> Option<String> {
+        self.id.clone()
+    }
+
+    /// Replays an epoch of the journal. `has_state` is `true` if the epoch has input of the source.
+    pub(super) fn replay_topic(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        has_state: bool,
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<bool> {
+        self.wait(Instant::now())?;
+        if self.confirmation.waiting.is_some() {
+            return Ok(false); // The epoch before is not committed yet, and must not get later records.
+        }
+        intake.begin(epoch);
+        self.has_state |= has_state;
+        if self.has_state && (self.until_end || self.stop_at.is_some()) {
+            intake.all_found();
+        }
+        let (mut left, mut done) = (REPLAY_BUDGET, true);
+        for bound in bounds {
+            let Some(at) = self.partition_index(bound.partition)? else { continue };
+            done &= self.replay_partition(epoch, at, bound, &mut left, intake)?;
+        }
+        Ok(done)
+    }
+
     /// Returns the index of a partition that a state names; `None` if another worker reads it.
     fn partition_index(&self, partition: u32) -> Result<Option<usize>> {
-        if partition as usize % self.share.1 != self.share.0 {
+        if !self.place.owns(self.base + partition) {
             return Ok(None);
         }
         if let Some(at) = self.partitions.iter().position(|feed| feed.id == partition) {
@@ -479,7 +546,7 @@ impl<T: Record> KafkaReader<T> {
 
 impl<T: Record> Reader<T> for KafkaReader<T> {
     fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<T>) -> Result<()> {
-        self.restore(epoch, places, intake)
+        self.resume_topic(epoch, places, !places.is_empty(), intake)
     }
 
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<T>) -> Result<Polled> {
@@ -497,43 +564,17 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<Option<EpochInput>> {
-        self.handle_topic_events()?;
-        if !self.confirm(intake) {
-            let now = Instant::now();
-            let (_, since) = *self.confirmation.waiting.get_or_insert((epoch, now));
-            if now - since > CONFIRM_TIMEOUT {
-                let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
-                return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
-            }
+        if !self.is_ready_to_close(epoch, intake)? {
             return Ok(None);
         }
-        self.confirmation.waiting = None;
-        if self.has_found {
-            // A partition that was found meanwhile has not ended.
-            self.find(epoch, intake)?;
-        }
+        self.find_added(epoch, intake)?;
         let binding = intake.close_epoch(epoch);
-        self.note_unpublished(epoch, &binding);
+        self.note_unpublished(epoch, &binding.partitions);
         Ok(Some(binding))
     }
 
     fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<T>) -> Result<bool> {
-        self.handle_topic_events()?;
-        self.serve(Instant::now())?;
-        if self.confirmation.waiting.is_some() {
-            return Ok(false); // The epoch before is not committed yet, and must not get later records.
-        }
-        intake.begin(epoch);
-        self.has_state |= !bounds.is_empty();
-        if self.has_state && (self.until_end || self.stop_at.is_some()) {
-            intake.all_found();
-        }
-        let (mut left, mut done) = (REPLAY_BUDGET, true);
-        for bound in bounds {
-            let Some(at) = self.partition_index(bound.partition)? else { continue };
-            done &= self.replay_partition(epoch, at, bound, &mut left, intake)?;
-        }
-        Ok(done)
+        self.replay_topic(epoch, bounds, !bounds.is_empty(), intake)
     }
 
     fn caught_up(&self) -> bool {
@@ -552,7 +593,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn partition_notes(&self) -> Vec<PartitionNote> {
         let note = |feed: &FetchedPartition| {
             let silence = feed.silent_since.map(|since| since.elapsed());
-            self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
+            let note = self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence);
+            PartitionNote { partition: self.base + feed.id, ..note }
         };
         self.partitions.iter().map(note).collect()
     }

@@ -36,7 +36,10 @@ impl<T: Record> KafkaReader<T> {
                 if bound.values.is_none() {
                     self.check_start(&self.partitions[at], from)?;
                 }
-                let handle = intake.track(epoch, bound.partition, from, bound.end_offset);
+                let handle = intake.track(epoch, self.base + bound.partition, from, bound.end_offset);
+                if self.is_of_list {
+                    intake.set_label(handle, self.target.describe(), bound.partition);
+                }
                 if self.by_value {
                     intake.keep_values(handle);
                 }

@@ -14,7 +14,7 @@ use super::super::fetched_partition::{FetchedPartition, PendingGap};
 use super::super::identity::{check_end, has_fingerprint, wrong_record};
 use super::super::positions::Gap;
 use super::KafkaReader;
-use crate::durable::journal::ContentCheck;
+use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{PartitionTracker, RestoredPartition};
@@ -22,20 +22,29 @@ use crate::time::Epoch;
 
 impl<T: Record> KafkaReader<T> {
     /// Restores the partitions of a snapshot that this worker reads, and verifies each.
-    pub(super) fn restore(
+    ///
+    /// `has_state` is `true` if the snapshot has partitions of the source, perhaps of other topics only.
+    pub(in super::super) fn resume_topic(
         &mut self,
         epoch: Epoch,
         places: &[RestoredPartition],
+        has_state: bool,
         intake: &mut PartitionTracker<T>,
     ) -> Result<()> {
         let (mut assigned, mut checks) = (Vec::new(), Vec::new());
-        for place in places {
+        self.has_state |= has_state;
+        if has_state {
             intake.begin(epoch);
-            self.has_state = true;
+        }
+        for place in places {
             let bound = &place.progress;
             let Some(at) = self.partition_index(bound.partition)? else { continue };
             check_end(&self.target, bound, self.partitions[at].end)?;
-            let handle = intake.resume(epoch, place);
+            let progress = PartitionProgress { partition: self.base + bound.partition, ..bound.clone() };
+            let handle = intake.resume(epoch, &RestoredPartition { progress, ..place.clone() });
+            if self.is_of_list {
+                intake.set_label(handle, self.target.describe(), bound.partition);
+            }
             if self.by_value {
                 intake.keep_values(handle);
             }
