@@ -188,7 +188,7 @@ impl<T: Record> Reader<T> for TopicsReader<T> {
             return Ok(Polled { epoch, busy: false });
         }
         let count = self.readers.len();
-        let share = (budget / count.max(1)).max(1);
+        let share = budget.div_ceil(count.max(1));
         let mut busy = false;
         for at in 0..count {
             busy |= self.readers[(self.turn + at) % count].poll(epoch, share, intake)?.busy;
