@@ -130,6 +130,7 @@ pub mod ndjson {
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
     pub use crate::source::kafka::{
-        Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv, json, text,
+        Decode, Gap, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, Topics, bytes, csv,
+        json, text,
     };
 }

@@ -51,7 +51,7 @@ impl<D: Record> EpochRecords<D> {
             piece.bounds.extend(driven.epoch_inputs.last().unwrap().1.partitions.clone());
         }
         piece.events.sort_by_key(|event| (event.origin.partition, event.origin.offset));
-        piece.rejects.sort_by_key(|reject| (reject.partition, reject.offset));
+        piece.rejects.sort_by_key(|reject| (reject.place.clone(), reject.partition, reject.offset));
         piece.bounds.sort();
         piece
     }
@@ -147,15 +147,15 @@ impl Pick for fastrand::Rng {
     }
 }
 
-/// Returns the records of each partition, in the order of reading.
-fn by_partition<D: Record>(history: &History<D>) -> BTreeMap<u32, (Vec<Event<D>>, Vec<Rejected>)> {
-    let mut partitions = BTreeMap::<u32, (Vec<_>, Vec<_>)>::new();
+/// Returns the records of each partition, in the order of reading. Rejected ones name the topic of their partition.
+fn by_partition<D: Record>(history: &History<D>) -> BTreeMap<(String, u32), (Vec<Event<D>>, Vec<Rejected>)> {
+    let mut partitions = BTreeMap::<(String, u32), (Vec<_>, Vec<_>)>::new();
     for piece in history.values() {
         for event in &piece.events {
-            partitions.entry(event.origin.partition).or_default().0.push(event.clone());
+            partitions.entry((String::new(), event.origin.partition)).or_default().0.push(event.clone());
         }
         for reject in &piece.rejects {
-            partitions.entry(reject.partition).or_default().1.push(reject.clone());
+            partitions.entry((reject.place.clone(), reject.partition)).or_default().1.push(reject.clone());
         }
     }
     partitions
@@ -279,8 +279,12 @@ fn ticks(broker: &EmbeddedBroker) -> kafka::Source<Tick> {
 
 /// Sends ticks out of order, and some messages that are none.
 fn send(broker: &EmbeddedBroker, seed: u64, count: u64) {
+    send_to(broker, "ticks", seed, count);
+}
+
+fn send_to(broker: &EmbeddedBroker, topic: &str, seed: u64, count: u64) {
     let (mut rng, mut publisher) =
-        (fastrand::Rng::with_seed(seed), Publisher::open(broker.servers(), "ticks", [], None).unwrap());
+        (fastrand::Rng::with_seed(seed), Publisher::open(broker.servers(), topic, [], None).unwrap());
     for id in 0..count {
         let text = match rng.u8(..20) {
             0 => String::from("{"),
@@ -301,6 +305,26 @@ fn topics() {
         check(seed, &ticks(&broker), 20, &options, || {
             round += 1;
             send(&broker, seed + 100 * round, 50);
+        });
+    }
+}
+
+/// Topics of other numbers of partitions, the same records at the same offsets of each.
+#[test]
+fn lists_of_topics() {
+    for seed in 0..6 {
+        let broker = EmbeddedBroker::start().unwrap();
+        let topics = ["a", "b", "c"];
+        let send_all = |seed: u64, count: u64| topics.iter().for_each(|topic| send_to(&broker, topic, seed, count));
+        (1..).zip(topics).for_each(|(at, topic)| broker.create_topic(topic, 1 + (seed as u32 * at) % 4).unwrap());
+        send_all(seed, 200);
+        let source = kafka::Source::json(broker.servers(), topics).event_time(|tick: &Tick| tick.at_ms);
+        let source = source.out_of_order(Duration::from_millis(20));
+        let mut round = 0;
+        let options = Options::default().until_end(seed % 2 == 0);
+        check(seed, &source, 20, &options, || {
+            round += 1;
+            send_all(seed + 100 * round, 20);
         });
     }
 }
@@ -407,7 +431,7 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
             driven
         };
         let mut driven = open(Options::default());
-        driven.until_events(whole[&1].0.len()).unwrap();
+        driven.until_events(whole[&(String::new(), 1)].0.len()).unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition == 1));
         let (first, woken) = (&driven.epoch_inputs[0].1.partitions, &driven.epoch_inputs[0].1.watermark.activated);
         assert_eq!(first.iter().map(|bound| (bound.partition, bound.start_offset)).collect::<Vec<_>>(), [(1, Some(0))]);

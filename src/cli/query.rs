@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser};
 
 use super::child_process::end_with_parent;
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
@@ -21,19 +21,11 @@ use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Sink};
+use crate::source::kafka::{Gap, StartOffset, Topics};
 use crate::source::{self, Options, Rejected, Source};
 use crate::stream::{Flow, QueryResult};
 use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
-
-/// Position in a Kafka topic at the first start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TopicStart {
-    /// The first record.
-    Earliest,
-    /// The end of the topic.
-    Latest,
-}
 
 /// The flags of every query.
 #[derive(Clone, Debug, Args)]
@@ -42,13 +34,23 @@ pub struct QueryArgs {
     #[arg(long, value_name = "HOST:PORT[,…]", help_heading = "Input")]
     pub brokers: Option<String>,
 
-    /// Topic to read
+    /// Topic to read; several with commas between them are read as one source
     #[arg(long, default_value = "transaction", help_heading = "Input")]
     pub topic: String,
 
-    /// Position in the topic at the first start
-    #[arg(long, value_enum, default_value_t = TopicStart::Earliest, help_heading = "Input")]
-    pub from: TopicStart,
+    /// Position in the topic at the first start: earliest, latest, the first record at or after a time (RFC 3339, or
+    /// milliseconds since 1970), or offsets (PARTITION:OFFSET,…; other partitions start at their first record)
+    #[arg(long, value_name = "WHERE", default_value = "earliest", help_heading = "Input")]
+    pub from: StartOffset,
+
+    /// End each partition of the topic before its first message with a timestamp at or after this, with every window
+    /// closed; a partition without such a message is read on, or to its end with --until-end
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["csv", "ndjson"], help_heading = "Input")]
+    pub stop_at: Option<EventTime>,
+
+    /// When records were removed from the topic before they were read: fail, or skip them, which counts and logs them
+    #[arg(long, value_name = "fail|skip", default_value = "fail", help_heading = "Input")]
+    pub on_gap: Gap,
 
     /// Read a compacted topic, which is refused otherwise; its records are kept in the state's journal
     #[arg(long, help_heading = "Input")]
@@ -222,18 +224,21 @@ impl QueryArgs {
             (Some(path), ..) => Box::new(source::csv::Source::new(path).event_time(time_of)),
             (_, Some(path), _) => Box::new(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
-                let start = match self.from {
-                    TopicStart::Earliest => source::kafka::StartOffset::Earliest,
-                    TopicStart::Latest => source::kafka::StartOffset::Latest,
-                };
-                let topic = source::kafka::Source::json(brokers, &self.topic).event_time(time_of).from(start);
-                Box::new(topic.configs(self.kafka.properties()?.iter()).compacted(self.compacted))
+                let topic = source::kafka::Source::json(brokers, self.topics()).event_time(time_of);
+                let topic = topic.from(self.from.clone()).on_gap(self.on_gap).compacted(self.compacted);
+                let topic = self.stop_at.into_iter().fold(topic, source::kafka::Source::stop_at);
+                Box::new(topic.configs(self.kafka.properties()?.iter()))
             }
             _ => {
                 let error = Error::usage("there is nothing to read");
                 return Err(error.help("name a source: --brokers HOST:PORT, --csv FILE or --ndjson FILE"));
             }
         })
+    }
+
+    /// Returns the topics to read.
+    fn topics(&self) -> Topics {
+        self.topic.split(',').map(str::trim).collect()
     }
 
     /// Returns the sink of results.
@@ -341,6 +346,10 @@ impl QueryArgs {
         });
         let job = job.fingerprint_flag("allowed-lateness", &written(self.allowed_lateness));
         let job = job.fingerprint_flag("until-end", if self.until_end { "yes" } else { "no" });
+        let job = match self.stop_at {
+            Some(time) => job.fingerprint_flag("stop-at", &time.to_string()),
+            None => job,
+        };
         let rejects = self.rejects()?;
         let (report, code) = watch.run(job, progress_line, move |flow| {
             flow.build(&query);

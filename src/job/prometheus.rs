@@ -71,6 +71,8 @@ impl Exposition {
             self.counter("tidegate_source_bytes_total", "Bytes of records read.", &of, source.bytes);
             self.counter("tidegate_source_rejected_total", "Records rejected.", &of, source.rejected);
             self.counter("tidegate_source_skipped_total", "Records left out on purpose.", &of, source.skipped);
+            let help = "Offsets skipped, whose records had expired before they were read.";
+            self.counter("tidegate_source_expired_total", help, &of, source.expired);
             let help = "The watermark of the stream, in event time.";
             self.time("tidegate_source_watermark_seconds", help, &of, source.watermark);
         }

@@ -84,6 +84,8 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     /// Records that the source left out on purpose.
     pub skipped: Counter,
+    /// Offsets that were skipped because their records had expired before they were read.
+    pub expired: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
     /// The time without records after which a partition of the source is idle.

@@ -145,6 +145,7 @@ impl Metrics {
                     accepted: source.accepted.get(),
                     rejected: source.rejected.get(),
                     skipped: source.skipped.get(),
+                    expired: source.expired.get(),
                     watermark: source.watermark.get(),
                 })
                 .collect(),

@@ -24,6 +24,9 @@ pub struct SourceSummary {
     /// Records that the source left out on purpose, such as messages that a decoder skips.
     #[serde(default)]
     pub skipped: u64,
+    /// Offsets that were skipped because their records had expired before they were read. They are no part of `read`.
+    #[serde(default)]
+    pub expired: u64,
     /// The watermark of the source's stream.
     pub watermark: EventTime,
 }
@@ -127,6 +130,7 @@ impl JobSummary {
                 known.accepted += other.accepted;
                 known.rejected += other.rejected;
                 known.skipped += other.skipped;
+                known.expired += other.expired;
                 known.watermark = known.watermark.max(other.watermark);
             },
         );
@@ -228,9 +232,15 @@ impl fmt::Display for JobSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
         for source in &self.sources {
-            let SourceSummary { name, read, accepted, rejected, skipped, .. } = source;
+            let SourceSummary { name, read, accepted, rejected, skipped, expired, .. } = source;
             let skipped = if *skipped > 0 { format!(" + {skipped} skipped") } else { String::new() };
-            lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected{skipped}"));
+            let expired = match expired {
+                0 => String::new(),
+                count => format!("; {count} offsets skipped, whose records had expired before they were read"),
+            };
+            lines.push(format!(
+                "{name}: {read} records read = {accepted} accepted + {rejected} rejected{skipped}{expired}"
+            ));
         }
         for step in &self.steps {
             let StepSummary { name, received, loaded, counted, late, late_after_idle, closed_rows } = step;

@@ -38,6 +38,8 @@ use crate::status::PartitionStatus;
 use crate::time::Epoch;
 use crate::time::watermark::WorkerWatermark;
 
+#[cfg(feature = "kafka")]
+use options::TOPIC_STRIDE;
 pub use options::{Options, TimeOf, WorkerContext, time_of};
 pub use partition_tracker::{EpochInput, PartitionHandle, PartitionTracker, RawRecord, RestoredPartition};
 pub use rejected::Rejected;
@@ -93,6 +95,11 @@ pub trait Source: Send + Sync + 'static {
         None
     }
 
+    /// Returns all topics that are read, of a source that reads several. A job that also writes to one of them is refused.
+    fn topics(&self) -> Vec<TopicAddress> {
+        self.topic().into_iter().collect()
+    }
+
     /// Describes the data that has arrived since a state ended, such as "partition 2 has records from offset 120 on";
     /// `None` if there is none, or if the source cannot grow. An ended state is never continued. `bounds` is the
     /// progress that the state has for this source. The source need not be open.
@@ -135,6 +142,10 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn topic(&self) -> Option<TopicAddress> {
         (**self).topic()
+    }
+
+    fn topics(&self) -> Vec<TopicAddress> {
+        (**self).topics()
     }
 
     fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {

@@ -15,6 +15,10 @@ pub fn time_of<D, E: Into<EventTime>>(event_time: impl Fn(&D) -> E + Send + Sync
     Arc::new(move |record| event_time(record).into())
 }
 
+/// Distance between the first partition numbers of two topics of one source. It is a power of ten, so that people see a
+/// partition's own number in it.
+pub(crate) const TOPIC_STRIDE: u32 = 1_000_000;
+
 /// The worker that opens a source, and the settings of its job.
 #[derive(Clone, Debug)]
 pub struct WorkerContext {
@@ -31,9 +35,10 @@ pub struct WorkerContext {
 }
 
 impl WorkerContext {
-    /// `true` if this worker reads the partition.
+    /// `true` if this worker reads the partition. Each topic of a list is dealt out from another worker on.
     pub fn owns(&self, partition: u32) -> bool {
-        partition as usize % self.workers == self.worker
+        let (topic, number) = (partition / TOPIC_STRIDE, partition % TOPIC_STRIDE);
+        (topic as usize + number as usize) % self.workers == self.worker
     }
 
     /// `true` if this worker belongs to the first process, which alone reads inputs that other machines may not have,

@@ -60,6 +60,8 @@ struct TrackedPartition {
     clock: PartitionClock,
     /// Offset of the next record to take.
     next: u64,
+    /// The same at the end of the last epoch that was closed.
+    committed: u64,
     found_at: Option<u64>,
     /// Epoch at which the partition was found or activated, while its activation watermark may still have an effect.
     unresolved_since: Option<Epoch>,
@@ -68,10 +70,14 @@ struct TrackedPartition {
     until: Option<u64>,
     ended: bool,
     changed: bool,
+    /// Number of offsets that were skipped because their records had expired.
+    expired: u64,
     /// Fingerprint of the data read so far.
     check: Option<ContentCheck>,
     /// Records of the current epoch; `None` if the journal does not keep them by value.
     values: Option<Vec<JournaledRecord>>,
+    /// Place and number for people, if they are not the source's own.
+    label: Option<(String, u32)>,
     /// Its first watermark; watermark alignment compares with it while the stream has no watermark.
     first_watermark: Option<EventTime>,
 }
@@ -201,6 +207,7 @@ impl<D: Record> PartitionTracker<D> {
             id,
             clock: PartitionClock::new(EventTime::MIN, self.disorder),
             next: start,
+            committed: start,
             found_at: Some(start),
             unresolved_since: late_comer.then_some(epoch),
             activated: late_comer,
@@ -208,8 +215,10 @@ impl<D: Record> PartitionTracker<D> {
             until,
             ended: until.is_some_and(|until| start >= until),
             changed: true,
+            expired: 0,
             check: None,
             values: None,
+            label: None,
             first_watermark: None,
         });
         PartitionHandle(self.partitions.len() - 1)
@@ -225,6 +234,7 @@ impl<D: Record> PartitionTracker<D> {
             id: progress.partition,
             clock,
             next: progress.next_offset,
+            committed: progress.next_offset,
             found_at: None,
             unresolved_since: (*activation_watermark > progress.watermark).then_some(epoch),
             activated: false,
@@ -232,8 +242,10 @@ impl<D: Record> PartitionTracker<D> {
             until: progress.end_offset,
             ended: progress.ended,
             changed: false,
+            expired: 0,
             check: progress.check,
             values: None,
+            label: None,
             first_watermark: (progress.watermark > EventTime::MIN).then_some(progress.watermark),
         });
         PartitionHandle(self.partitions.len() - 1)
@@ -243,6 +255,11 @@ impl<D: Record> PartitionTracker<D> {
     /// watermark.
     pub fn begin(&mut self, epoch: Epoch) {
         self.first_epoch.get_or_insert(epoch);
+    }
+
+    /// Sets the place and the number by which people know the partition, if a source has several of one number.
+    pub fn set_label(&mut self, slot: PartitionHandle, place: String, number: u32) {
+        self.partitions[slot.0].label = Some((place, number));
     }
 
     /// Returns the offset of the next record to take.
@@ -348,6 +365,32 @@ impl<D: Record> PartitionTracker<D> {
         }
     }
 
+    /// Skips the offsets before `to`, whose records are gone though they were still to be read, and counts them as
+    /// expired. The journal names `to` as a start offset. Returns `false`, and skips nothing, if the epoch has other
+    /// input of the partition before: a replay could not tell where the gap began. The caller then tries again in the
+    /// next epoch.
+    pub fn skip_expired(&mut self, slot: PartitionHandle, to: u64) -> bool {
+        let partition = &mut self.partitions[slot.0];
+        if partition.found_at.is_some() || partition.next != partition.committed {
+            return false;
+        }
+        partition.found_at = Some(to);
+        let count = to.saturating_sub(partition.next);
+        partition.expired += count;
+        self.metrics.expired.add(count);
+        self.skip_to(slot, to);
+        true
+    }
+
+    /// Ends the partition before the record at `offset`, which is not taken.
+    pub fn end_before(&mut self, slot: PartitionHandle, offset: u64) {
+        self.skip_to(slot, offset);
+        let partition = &mut self.partitions[slot.0];
+        partition.until = Some(offset);
+        partition.ended = true;
+        partition.changed = true;
+    }
+
     /// Marks the partition as ended for this job, at whatever offset.
     pub fn mark_ended(&mut self, slot: PartitionHandle) {
         let partition = &mut self.partitions[slot.0];
@@ -384,6 +427,7 @@ impl<D: Record> PartitionTracker<D> {
                 let watermark = partition.clock.watermark();
                 binding.watermark.least = Some(binding.watermark.least.map_or(watermark, |least| least.min(watermark)));
             }
+            partition.committed = partition.next;
             if std::mem::take(&mut partition.changed) {
                 binding.partitions.push(PartitionProgress {
                     source: self.name.clone(),
@@ -417,6 +461,7 @@ impl<D: Record> PartitionTracker<D> {
             idle: partition.idle,
             ended: partition.ended,
             rests: self.is_paused(PartitionHandle(at)),
+            expired: partition.expired,
             ..PartitionStatus::default()
         })
     }

@@ -144,6 +144,9 @@ pub struct PartitionStatus {
     pub ended: bool,
     /// `true` while it is paused by watermark alignment, as it is too far ahead of the others.
     pub rests: bool,
+    /// Offsets that were skipped in this incarnation because their records had expired before they were read.
+    #[serde(default)]
+    pub expired: u64,
     /// Milliseconds since its last record was read, or since it was found.
     pub moved_ms: u64,
     /// A note of its source, such as that its broker does not answer.

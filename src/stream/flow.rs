@@ -89,7 +89,7 @@ impl<'f> Flow<'f> {
     }
 
     /// Records topics that are read and written. Fails the job if a topic is both.
-    pub(super) fn register_topics(&self, read: Option<TopicAddress>, written: Vec<TopicAddress>) {
+    pub(super) fn register_topics(&self, read: Vec<TopicAddress>, written: Vec<TopicAddress>) {
         // Once is enough, and before anything is opened.
         if self.build.mode != BuildMode::CollectSteps {
             return;

@@ -431,7 +431,7 @@ impl<'f> Flow<'f> {
     /// Reads a source. The name is unique among the query's sources.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         self.build.step("source", name, source.describe(), self.identity(source));
-        self.register_topics(source.topic(), Vec::new());
+        self.register_topics(source.topics(), Vec::new());
         let (stream, Stream { events, marks, .. }) = read(self, name, source);
         self.rejects.borrow_mut().push((events, marks));
         stream

@@ -61,7 +61,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     let fingerprint = if kind == SinkRows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, sink.describe(), fingerprint);
     flow.check_exchangeable::<R>("sink", name);
-    flow.register_topics(None, sink.topics());
+    flow.register_topics(Vec::new(), sink.topics());
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;

@@ -43,7 +43,8 @@ pub struct PartitionProgress {
     pub source: String,
     /// The partition's number in its source.
     pub partition: u32,
-    /// The offset at which reading began, if the partition was found in this epoch.
+    /// The offset at which reading began, if the partition was found in this epoch; of a partition that was found
+    /// before, the offset at which it went on in this epoch, because the records before it had expired.
     #[serde(rename = "found_at")]
     pub start_offset: Option<u64>,
     /// The offset of the first record after the epoch.

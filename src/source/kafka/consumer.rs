@@ -18,9 +18,11 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::broker_errors::{code_text, error_text, is_refusal, is_transient, is_unknown};
 use super::client::{TopicConfig, client_not_created};
 use super::identity::LOGGED;
+use super::prefetch::PrefetchLimits;
 use super::statistics::ConsumerEvents;
 use super::topic_lookup::{TopicLookup, find_topic, no_leader, no_topic};
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::WorkerContext;
 
 /// Longest wait for the offsets of a partition, or for a record that exists.
 pub(super) const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,11 +34,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     // A fetch that leaves out a partition with a full queue waits for so long if the others have nothing new. A queue
     // should hold more than is read in that time.
     ("fetch.wait.max.ms", "50"),
-    // Limits of each partition's queue, as each has its own.
-    ("queued.min.messages", "50000"),
-    ("queued.max.messages.kbytes", "8192"),
-    // A larger record is still fetched, alone.
-    ("fetch.message.max.bytes", "1048576"),
     ("receive.message.max.bytes", "1000000000"),
     ("reconnect.backoff.max.ms", "1000"),
     // A record that was damaged on its way is an error.
@@ -59,14 +56,43 @@ const NEEDED: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// Fails if the user has set one that correctness depends on.
-pub(super) fn properties(topic_config: &TopicConfig) -> Result<ClientConfig> {
-    topic_config.configure(DEFAULTS, NEEDED)
+pub(super) fn properties(topic_config: &TopicConfig, prefetch: PrefetchLimits) -> Result<ClientConfig> {
+    let PrefetchLimits { messages, kbytes, fetch_bytes } = prefetch;
+    let limits = [messages, kbytes, fetch_bytes].map(|limit| limit.to_string());
+    let names = ["queued.min.messages", "queued.max.messages.kbytes", "fetch.message.max.bytes"];
+    let limits = names.into_iter().zip(limits.iter().map(String::as_str));
+    topic_config.configure(&DEFAULTS.iter().copied().chain(limits).collect::<Vec<_>>(), NEEDED)
+}
+
+/// Connects for one worker's reader of one of `topics` topics, and finds the partitions of the topic. The queues of all
+/// partitions that this process reads are within the budget of [`PrefetchLimits`], of which each topic has the same part.
+pub(super) fn connect_reader(
+    topic_config: &TopicConfig,
+    topics: usize,
+    at: &WorkerContext,
+) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
+    let (consumer, ids) = connect(topic_config, &at.job)?;
+    let limits = PrefetchLimits::of(topics * (ids.len() * at.threads).div_ceil(at.workers.max(1)));
+    if limits == PrefetchLimits::of(0) {
+        return Ok((consumer, ids));
+    }
+    // Limits cannot be changed once a client is there.
+    drop(consumer);
+    connect_within(topic_config, &at.job, limits)
 }
 
 /// Connects, and finds the partitions of the topic.
 pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
+    connect_within(topic_config, job, PrefetchLimits::of(0))
+}
+
+fn connect_within(
+    topic_config: &TopicConfig,
+    job: &str,
+    prefetch: PrefetchLimits,
+) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
     let name = format!("tidegate-{job}");
-    let mut config = properties(topic_config)?;
+    let mut config = properties(topic_config, prefetch)?;
     for key in ["group.id", "client.id"] {
         if config.get(key).is_none() {
             config.set(key, &name);
@@ -157,12 +183,13 @@ pub(super) fn failed(
     let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
     let place = format!("{}{partition}", topic_config.describe());
     let error = match code {
-        RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
-            Error::of(ErrorKind::SourceChanged, "records that were still to be read are gone")
-                .at(place)
-                .because("the topic's retention has removed them, or it was created again")
-                .help("start with a new --state, and keep records longer")
-        }
+        RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => Error::of(
+            ErrorKind::SourceChanged,
+            "records that were still to be read are gone",
+        )
+        .at(place)
+        .because("the topic's retention has removed them, or it was created again")
+        .help("start with a new --state, and keep records longer; --on-gap skip goes on after those that are gone"),
         code if is_refusal(code) => Error::of(ErrorKind::AccessRefused, "the Kafka brokers refuse")
             .at(place)
             .because(code_text(code))

@@ -23,6 +23,15 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{PartitionHandle, PartitionTracker};
 
+/// Records that are gone though they are still to be read.
+#[derive(Debug)]
+pub(super) struct PendingGap {
+    /// First offset after them.
+    pub(super) to: u64,
+    /// `true` if fetching has stopped at them.
+    pub(super) has_stopped: bool,
+}
+
 /// A partition that this worker reads.
 pub(super) struct FetchedPartition {
     pub(super) id: u32,
@@ -38,6 +47,8 @@ pub(super) struct FetchedPartition {
     pub(super) queue: PartitionQueue<ConsumerEvents>,
     /// Record that was taken from its queue before its epoch was replayed.
     pub(super) held: Option<JournaledRecord>,
+    /// Gap that is to be passed.
+    pub(super) gap: Option<PendingGap>,
     /// `true` if the broker has reported the end, and no record has arrived since.
     pub(super) at_end: bool,
     /// Time since which it has been at its end, with its broker answering and no open transaction.
@@ -77,6 +88,7 @@ impl FetchedPartition {
             caught_up: false,
             queue,
             held: None,
+            gap: None,
             at_end: false,
             quiet_since: None,
             idleness_is_due: false,

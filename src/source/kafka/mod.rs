@@ -30,10 +30,13 @@ mod mapping;
 mod message;
 mod new_data;
 mod peek;
+mod positions;
+mod prefetch;
 pub(crate) mod properties;
 mod reader;
 mod statistics;
 pub(crate) mod topic_lookup;
+mod topics;
 mod watch;
 
 use std::fmt;
@@ -52,11 +55,13 @@ pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, cs
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
+use positions::ReadOptions;
+pub use positions::{Gap, StartOffset};
 pub use properties::ClientProperties;
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-pub use reader::StartOffset;
+pub use topics::Topics;
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
 ///
@@ -75,11 +80,11 @@ pub use reader::StartOffset;
 /// ```
 pub struct Source<T> {
     topic_config: TopicConfig,
-    start: StartOffset,
+    /// Names of the other topics of a list.
+    further: Vec<String>,
+    read_options: ReadOptions,
     out_of_order: Option<Duration>,
     idle_after: Option<Duration>,
-    stops_at_end: bool,
-    compacted: bool,
     mapping: Arc<dyn MapMessages<T>>,
 }
 
@@ -87,23 +92,35 @@ pub struct Source<T> {
 #[derive(Clone, Debug)]
 pub struct UntimedTopic {
     topic_config: TopicConfig,
+    further: Vec<String>,
 }
 
 /// A topic whose messages are decoded to records of type `T`, without event time yet.
 #[derive(Clone)]
 pub struct DecodedTopic<T, D> {
     topic_config: TopicConfig,
+    further: Vec<String>,
     decoder: D,
     records: PhantomData<fn() -> T>,
 }
 
 impl Source<()> {
-    /// Names a topic of JSON messages; `brokers` are `HOST:PORT[,HOST:PORT…]`.
-    pub fn json(brokers: &str, topic: &str) -> UntimedTopic {
-        UntimedTopic { topic_config: TopicConfig::new(brokers, topic) }
+    /// Names a topic of JSON messages, or a list of topics; `brokers` are `HOST:PORT[,HOST:PORT…]`.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Order { at_ms: i64 }
+    /// use tidegate::kafka;
+    ///
+    /// let orders = kafka::Source::json("localhost:9092", ["orders-eu", "orders-us"]).event_time(|order: &Order| order.at_ms);
+    /// ```
+    pub fn json(brokers: &str, topics: impl Into<Topics>) -> UntimedTopic {
+        let (topic_config, further) = configured(brokers, &topics.into());
+        UntimedTopic { topic_config, further }
     }
 
-    /// Names a topic whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
+    /// Names a topic, or a list of topics, whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
     /// `HOST:PORT[,HOST:PORT…]`.
     ///
     /// ```
@@ -117,14 +134,22 @@ impl Source<()> {
     ///     .event_time(|transaction: &Transaction| transaction.at_ms);
     /// ```
     #[expect(clippy::new_ret_no_self, reason = "it becomes a source with its event time, as every source does")]
-    pub fn new<T: Record, D: Decode<T>>(brokers: &str, topic: &str, decoder: D) -> DecodedTopic<T, D> {
-        DecodedTopic { topic_config: TopicConfig::new(brokers, topic), decoder, records: PhantomData }
+    pub fn new<T: Record, D: Decode<T>>(brokers: &str, topics: impl Into<Topics>, decoder: D) -> DecodedTopic<T, D> {
+        let (topic_config, further) = configured(brokers, &topics.into());
+        DecodedTopic { topic_config, further, decoder, records: PhantomData }
     }
+}
+
+/// Returns the first topic of a list, and the names of the others. An empty list has a topic without a name, which is
+/// refused when it is opened.
+fn configured(brokers: &str, topics: &Topics) -> (TopicConfig, Vec<String>) {
+    let (first, further) = topics.names().split_first().map_or(("", &[][..]), |(first, further)| (first, further));
+    (TopicConfig::new(brokers, first), further.to_vec())
 }
 
 impl UntimedTopic {
     fn decoded<T: Record>(self) -> DecodedTopic<T, JsonDecoder<T>> {
-        DecodedTopic { topic_config: self.topic_config, decoder: json(), records: PhantomData }
+        DecodedTopic { topic_config: self.topic_config, further: self.further, decoder: json(), records: PhantomData }
     }
 
     /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
@@ -169,11 +194,10 @@ impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
         Source {
             topic_config: self.topic_config,
-            start: StartOffset::Earliest,
+            further: self.further,
+            read_options: ReadOptions::default(),
             out_of_order: None,
             idle_after: None,
-            stops_at_end: false,
-            compacted: false,
             mapping: Arc::new(MessageMapping { decoder: self.decoder, event_time }),
         }
     }
@@ -206,7 +230,7 @@ impl<T: Record> Source<T> {
     /// Sets the start of reading when the job first starts.
     #[must_use]
     pub fn from(mut self, start: StartOffset) -> Self {
-        self.start = start;
+        self.read_options.start = start;
         self
     }
 
@@ -216,7 +240,40 @@ impl<T: Record> Source<T> {
     /// reads on, to the end at that time.
     #[must_use]
     pub fn stop_at_end(mut self, stop: bool) -> Self {
-        self.stops_at_end = stop;
+        self.read_options.stops_at_end = stop;
+        self
+    }
+
+    /// Makes each partition end before its first message whose timestamp is at or after `time`, also if later messages
+    /// have earlier timestamps. A job of which all sources have ended is over, with every window closed. A partition
+    /// without such a message is read on, and the job waits for one; with [`Options::until_end`](source::Options) it ends at
+    /// the end that it had at the first start. The stop depends on the messages alone: messages without a timestamp stop
+    /// nothing.
+    ///
+    /// ```
+    /// # use tidegate::kafka::{self, StartOffset};
+    /// # use tidegate::time::EventTime;
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Transaction { at_ms: i64 }
+    /// // One day.
+    /// let (begin, end): (EventTime, EventTime) = ("2026-03-01T00:00:00Z".parse()?, "2026-03-02T00:00:00Z".parse()?);
+    /// let transactions = kafka::Source::json("localhost:9092", "transaction")
+    ///     .event_time(|transaction: &Transaction| transaction.at_ms)
+    ///     .from(StartOffset::at(begin))
+    ///     .stop_at(end);
+    /// # Ok::<(), String>(())
+    /// ```
+    #[must_use]
+    pub fn stop_at(mut self, time: impl Into<EventTime>) -> Self {
+        self.read_options.stop_at = Some(time.into());
+        self
+    }
+
+    /// Sets the reaction to records that the brokers have removed before they were read.
+    #[must_use]
+    pub fn on_gap(mut self, gap: Gap) -> Self {
+        self.read_options.gap = gap;
         self
     }
 
@@ -225,7 +282,7 @@ impl<T: Record> Source<T> {
     /// the state's journal, so that it recovers with exactly those.
     #[must_use]
     pub fn compacted(mut self, compacted: bool) -> Self {
-        self.compacted = compacted;
+        self.read_options.compacted = compacted;
         self
     }
 
@@ -245,8 +302,10 @@ impl<T: Record> Source<T> {
 }
 
 impl<T> Source<T> {
-    fn read_options(&self) -> reader::ReadOptions {
-        reader::ReadOptions { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
+    /// Returns the topics of the list, or the only one.
+    fn configs_of_topics(&self) -> impl Iterator<Item = TopicConfig> {
+        let further = self.further.iter().map(|name| TopicConfig { topic: name.clone(), ..self.topic_config.clone() });
+        std::iter::once(self.topic_config.clone()).chain(further)
     }
 }
 
@@ -254,11 +313,10 @@ impl<T> Clone for Source<T> {
     fn clone(&self) -> Self {
         Source {
             topic_config: self.topic_config.clone(),
-            start: self.start,
+            further: self.further.clone(),
+            read_options: self.read_options.clone(),
             out_of_order: self.out_of_order,
             idle_after: self.idle_after,
-            stops_at_end: self.stops_at_end,
-            compacted: self.compacted,
             mapping: Arc::clone(&self.mapping),
         }
     }
@@ -268,7 +326,11 @@ impl<T: Record> source::Source for Source<T> {
     type Item = T;
 
     fn describe(&self) -> String {
-        self.topic_config.describe()
+        if self.further.is_empty() {
+            return self.topic_config.describe();
+        }
+        let names: Vec<String> = self.configs_of_topics().map(|topic| topic.topic).collect();
+        format!("topics {} at {}", names.join(", "), self.topic_config.brokers)
     }
 
     fn event_time(&self) -> TimeOf<T> {
@@ -287,21 +349,47 @@ impl<T: Record> source::Source for Source<T> {
         let mut at = at.clone();
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
         self.mapping.check().map_err(|error| error.at(self.describe()))?;
-        let reader =
-            reader::KafkaReader::open(&self.topic_config, Arc::clone(&self.mapping), self.read_options(), &at)?;
-        Ok(Box::new(reader))
+        let topics: Vec<TopicConfig> = self.configs_of_topics().collect();
+        topics::check_list(&topics)?;
+        if topics.len() > 1 {
+            let reader = topics::TopicsReader::open(self.describe(), &topics, &self.mapping, &self.read_options, &at)?;
+            return Ok(Box::new(reader));
+        }
+        let (mapping, options) = (Arc::clone(&self.mapping), self.read_options.clone());
+        Ok(Box::new(reader::KafkaReader::open(&self.topic_config, mapping, options, (0, 1), &at)?))
     }
 
     fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
-        let (consumer, _) = consumer::connect(&self.topic_config, &at.job)?;
-        Ok(consumer.context().id().map(|id| identity::identity(&id)))
+        let topics: Vec<TopicConfig> = self.configs_of_topics().collect();
+        topics::check_list(&topics)?;
+        let mut ids = Vec::new();
+        for topic in &topics {
+            let (consumer, _) = consumer::connect(topic, &at.job)?;
+            ids.push(consumer.context().id());
+        }
+        if topics.len() > 1 {
+            let names = topics.iter().map(|topic| topic.topic.as_str());
+            return Ok(Some(topics::list_identity(names.zip(ids))));
+        }
+        Ok(ids.pop().flatten().map(|id| identity::identity(&id)))
     }
 
     fn topic(&self) -> Option<TopicAddress> {
         Some(self.topic_config.address())
     }
 
+    fn topics(&self) -> Vec<TopicAddress> {
+        self.configs_of_topics().map(|topic| topic.address()).collect()
+    }
+
     fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        new_data::grown_since(&self.topic_config, &at.job, bounds)
+        for (index, topic) in self.configs_of_topics().enumerate() {
+            let bounds = topics::progress_of(index, bounds);
+            let grown = new_data::grown_since(&topic, &at.job, &bounds, self.read_options.stop_at)?;
+            if grown.is_some() {
+                return Ok(grown);
+            }
+        }
+        Ok(None)
     }
 }

@@ -2,7 +2,8 @@
 //! continued.
 //!
 //! Offsets do not show it, as only transaction markers may follow an end: a partition has grown if a record arrives
-//! from after its end, or if retention has removed what was after it. The client is not kept open.
+//! from after its end, or if retention has removed what was after it. A partition that stops at a time has grown if its
+//! next message is of before that time. The client is not kept open.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,10 @@ use super::client::TopicConfig;
 use super::consumer::{connect, offsets};
 use super::identity::{check_end, has_fingerprint, missing_partition, offset_and_timestamp, wrong_record};
 use super::peek::{ReadDecision, read_each};
+use super::positions::stops_at;
 use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::Result;
+use crate::time::EventTime;
 
 /// A partition whose records are read.
 struct PartitionProbe {
@@ -26,6 +29,7 @@ pub(super) fn grown_since(
     topic_config: &TopicConfig,
     job: &str,
     bounds: &[PartitionProgress],
+    stop_at: Option<EventTime>,
 ) -> Result<Option<String>> {
     let (consumer, ids) = connect(topic_config, job)?;
     if let Some(bound) = bounds.iter().find(|bound| !ids.contains(&bound.partition)) {
@@ -37,12 +41,12 @@ pub(super) fn grown_since(
         let bound = bounds.iter().find(|bound| bound.partition == id);
         let end = bound.map_or(low, |bound| bound.end_offset.unwrap_or(bound.next_offset));
         bound.map_or(Ok(()), |bound| check_end(topic_config, bound, end_now))?;
-        if low > end {
+        if low > end && stop_at.is_none() {
             return Ok(Some(new_data_in(topic_config, id, end)));
         }
         let check = bound.and_then(|bound| bound.check).filter(|check| (low..end).contains(&check.at));
         if check.is_some() || end_now > end {
-            from.push((id, check.map_or(end, |check| check.at)));
+            from.push((id, check.map_or(end.max(low), |check| check.at)));
             asked.insert(id, PartitionProbe { end, check });
         }
     }
@@ -55,7 +59,10 @@ pub(super) fn grown_since(
         }
         Ok(match message {
             Some(message) if offset_and_timestamp(message).0 >= *end => {
-                ReadDecision::Answer(new_data_in(topic_config, id, *end))
+                match stops_at(stop_at, offset_and_timestamp(message).1) {
+                    true => ReadDecision::Skip,
+                    false => ReadDecision::Answer(new_data_in(topic_config, id, *end)),
+                }
             }
             Some(_) => ReadDecision::More,
             None => ReadDecision::Skip,

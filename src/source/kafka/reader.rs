@@ -9,12 +9,13 @@
 //! Invariants: an offset below the intake's next one is never taken again; the clock is read only to judge idleness and
 //! for deadlines, never to decide the contents of an epoch.
 
+mod gaps;
 mod group_offsets;
 mod replay;
 mod restore;
 mod take;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,17 +26,19 @@ use rdkafka::message::Message as _;
 use super::broker_errors::is_refusal;
 use super::client::TopicConfig;
 use super::compacted::refuse_compacted;
-use super::consumer::{self, connect, list, offsets};
+use super::consumer::{self, connect_reader, list, offsets};
 use super::fetched_partition::FetchedPartition;
 use super::identity::{self, missing_partition, recreated};
 use super::mapping::MapMessages;
+use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition, offsets_at};
+use super::prefetch::PrefetchLimits;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{EpochInput, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext};
-use crate::time::Epoch;
+use crate::time::{Epoch, EventTime};
 
 /// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout
 /// starts anew.
@@ -49,25 +52,6 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for the brokers to confirm an end.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Start of reading in the partitions that exist when a job first starts. Partitions that are added to the topic later
-/// are read from their first record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StartOffset {
-    /// The first record that the topic still has.
-    #[default]
-    Earliest,
-    /// After the last committed record.
-    Latest,
-}
-
-/// Options for reading a topic.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ReadOptions {
-    pub(super) start: StartOffset,
-    pub(super) stops_at_end: bool,
-    pub(super) compacted: bool,
-}
 
 /// Progress of confirming that the topic is still the same.
 #[derive(Debug, Default)]
@@ -86,10 +70,17 @@ struct Confirmation {
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<ConsumerEvents>>,
     target: TopicConfig,
-    /// Index of this worker, and number of workers.
-    share: (usize, usize),
+    place: WorkerContext,
+    /// Number of the topic's partition 0 in the source.
+    base: u32,
+    /// `true` if it is one topic of a list.
+    is_of_list: bool,
     until_end: bool,
     stops_at_end: bool,
+    stop_at: Option<EventTime>,
+    gap: Gap,
+    /// Offsets at which the user wants this worker's partitions to start.
+    named: BTreeMap<u32, u64>,
     by_value: bool,
     /// Id of the topic; `None` if the brokers assign none.
     id: Option<String>,
@@ -98,6 +89,8 @@ pub(super) struct KafkaReader<T> {
     partitions: Vec<FetchedPartition>,
     /// `true` if some partitions are not in the intake yet.
     has_untracked: bool,
+    /// `true` once the partitions that existed at the start are tracked.
+    has_found: bool,
     /// `true` if a state knows the topic: a partition that it does not name was added later.
     has_state: bool,
     turn: usize,
@@ -112,26 +105,44 @@ pub(super) struct KafkaReader<T> {
 }
 
 impl<T: Record> KafkaReader<T> {
-    /// Connects, and finds this worker's partitions.
+    /// Connects, and finds this worker's partitions. `base` is the number of the topic's partition 0 in the source, which
+    /// reads `topics` topics.
     pub(super) fn open(
         topic_config: &TopicConfig,
         mapping: Arc<dyn MapMessages<T>>,
         manner: ReadOptions,
+        (base, topics): (u32, usize),
         at: &WorkerContext,
     ) -> Result<Self> {
-        let ReadOptions { start, stops_at_end, compacted } = manner;
-        let (consumer, ids) = connect(topic_config, &at.job)?;
+        let ReadOptions { start, stop_at, stops_at_end, compacted, gap } = manner;
+        let (consumer, ids) = connect_reader(topic_config, topics, at)?;
         if !compacted && at.worker == 0 {
-            refuse_compacted(consumer.client(), topic_config, &consumer::properties(topic_config)?)?;
+            refuse_compacted(
+                consumer.client(),
+                topic_config,
+                &consumer::properties(topic_config, PrefetchLimits::of(0))?,
+            )?;
         }
+        let own = || ids.iter().copied().filter(|id| at.owns(base + id));
+        let ends = own().map(|id| Ok((id, offsets(&consumer, topic_config, id)?))).collect::<Result<Vec<_>>>()?;
+        // Asked after the ends: a partition without such a message had none before its end.
+        let at_time = match &start {
+            StartOffset::Timestamp(time) => offsets_at(&consumer, topic_config, &own().collect::<Vec<_>>(), *time)?,
+            _ => BTreeMap::new(),
+        };
+        let named = if let StartOffset::Offsets(named) = &start { named.clone() } else { BTreeMap::new() };
         let mut partitions = Vec::new();
-        for id in ids.iter().copied().filter(|id| at.owns(*id)) {
-            let (low, end) = offsets(&consumer, topic_config, id)?;
-            let start = if start == StartOffset::Latest { end } else { low };
-            partitions.push(FetchedPartition::open(&consumer, topic_config, id, (start, low, end))?);
+        for (id, (low, end)) in ends {
+            let first = match &start {
+                StartOffset::Earliest => low,
+                StartOffset::Latest => end,
+                StartOffset::Timestamp(_) => at_time.get(&id).map_or(end, |offset| low.max(*offset)),
+                StartOffset::Offsets(named) => named.get(&id).copied().unwrap_or(low),
+            };
+            partitions.push(FetchedPartition::open(&consumer, topic_config, id, (first, low, end))?);
         }
-        let (worker, workers) = (at.worker, at.workers);
-        let mine = move |id: u32| id as usize % workers == worker;
+        let place = at.clone();
+        let mine = move |id: u32| place.owns(base + id);
         let watch = TopicWatch::start(Arc::clone(&consumer), (topic_config, &at.job), ids, mine)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
@@ -139,12 +150,18 @@ impl<T: Record> KafkaReader<T> {
             confirmation: Confirmation::default(),
             consumer,
             target: topic_config.clone(),
-            share: (worker, workers),
+            place: at.clone(),
+            base,
+            is_of_list: topics > 1,
             until_end: at.options.until_end,
             stops_at_end,
+            stop_at,
+            gap,
+            named: named.into_iter().filter(|(id, _)| at.owns(base + id)).collect(),
             idle_timeout: at.options.idle_timeout,
             partitions,
             has_untracked: true,
+            has_found: false,
             has_state: false,
             turn: 0,
             watch,
@@ -196,9 +213,13 @@ impl<T: Record> KafkaReader<T> {
         if self.has_state && self.until_end {
             self.partitions.retain(|feed| feed.handle.is_some());
         }
+        if !self.has_state {
+            self.check_named()?;
+        }
         let mut assigned = Vec::new();
         for feed in &mut self.partitions {
             if let Some(handle) = feed.handle {
+                feed.caught_up |= self.stops_at_end && intake.ended(handle);
                 // If earlier incarnations had no end, the end at this start holds.
                 if self.until_end {
                     intake.fix_end(handle, feed.end);
@@ -206,8 +227,11 @@ impl<T: Record> KafkaReader<T> {
                 continue;
             }
             let start = if self.has_state { feed.low } else { feed.start };
-            let handle = intake.track(epoch, feed.id, start, self.until_end.then_some(feed.end));
+            let handle = intake.track(epoch, self.base + feed.id, start, self.until_end.then_some(feed.end));
             feed.handle = Some(handle);
+            if self.is_of_list {
+                intake.set_label(handle, self.target.describe(), feed.id);
+            }
             if self.by_value {
                 intake.keep_values(handle);
             }
@@ -216,9 +240,21 @@ impl<T: Record> KafkaReader<T> {
             }
         }
         self.assign(&assigned)?;
-        self.has_untracked = false;
-        if self.until_end {
+        (self.has_untracked, self.has_found) = (false, true);
+        if self.until_end || self.stop_at.is_some() {
             intake.all_found();
+        }
+        Ok(())
+    }
+
+    /// Fails if reading cannot start at the offsets that the user has named.
+    fn check_named(&self) -> Result<()> {
+        for (id, offset) in &self.named {
+            let feed = self.partitions.iter().find(|feed| feed.id == *id);
+            let feed = feed.ok_or_else(|| no_such_partition(&self.target, *id))?;
+            if feed.handle.is_none() {
+                check_named_offset(&self.target, *id, *offset, (feed.low, feed.end))?;
+            }
         }
         Ok(())
     }
@@ -297,9 +333,66 @@ impl<T: Record> KafkaReader<T> {
         ends <= self.confirmation.ends
     }
 
+    /// `true` if all ends that were reached are confirmed, so that the epoch can be closed.
+    pub(super) fn is_ready_to_close(&mut self, epoch: Epoch, intake: &PartitionTracker<T>) -> Result<bool> {
+        self.handle_topic_events()?;
+        if self.confirm(intake) {
+            self.confirmation.waiting = None;
+            return Ok(true);
+        }
+        let now = Instant::now();
+        let (_, since) = *self.confirmation.waiting.get_or_insert((epoch, now));
+        if now - since > CONFIRM_TIMEOUT {
+            let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
+            return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
+        }
+        Ok(false)
+    }
+
+    /// Adds the partitions that were found while an end was confirmed: they have not ended.
+    pub(super) fn find_added(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<()> {
+        if self.has_found { self.find(epoch, intake) } else { Ok(()) }
+    }
+
+    /// Serves the client, and takes nothing.
+    pub(super) fn wait(&mut self, now: Instant) -> Result<()> {
+        self.handle_topic_events()?;
+        self.serve(now)
+    }
+
+    /// Returns the topic's id; `None` if the brokers assign none.
+    pub(super) fn topic_id(&self) -> Option<String> {
+        self.id.clone()
+    }
+
+    /// Replays an epoch of the journal. `has_state` is `true` if the epoch has input of the source.
+    pub(super) fn replay_topic(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        has_state: bool,
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<bool> {
+        self.wait(Instant::now())?;
+        if self.confirmation.waiting.is_some() {
+            return Ok(false); // The epoch before is not committed yet, and must not get later records.
+        }
+        intake.begin(epoch);
+        self.has_state |= has_state;
+        if self.has_state && (self.until_end || self.stop_at.is_some()) {
+            intake.all_found();
+        }
+        let (mut left, mut done) = (REPLAY_BUDGET, true);
+        for bound in bounds {
+            let Some(at) = self.partition_index(bound.partition)? else { continue };
+            done &= self.replay_partition(epoch, at, bound, &mut left, intake)?;
+        }
+        Ok(done)
+    }
+
     /// Returns the index of a partition that a state names; `None` if another worker reads it.
     fn partition_index(&self, partition: u32) -> Result<Option<usize>> {
-        if partition as usize % self.share.1 != self.share.0 {
+        if !self.place.owns(self.base + partition) {
             return Ok(None);
         }
         if let Some(at) = self.partitions.iter().position(|feed| feed.id == partition) {
@@ -311,7 +404,7 @@ impl<T: Record> KafkaReader<T> {
 
 impl<T: Record> Reader<T> for KafkaReader<T> {
     fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<T>) -> Result<()> {
-        self.restore(epoch, places, intake)
+        self.resume_topic(epoch, places, !places.is_empty(), intake)
     }
 
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<T>) -> Result<Polled> {
@@ -329,39 +422,17 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<Option<EpochInput>> {
-        self.handle_topic_events()?;
-        if !self.confirm(intake) {
-            let now = Instant::now();
-            let (_, since) = *self.confirmation.waiting.get_or_insert((epoch, now));
-            if now - since > CONFIRM_TIMEOUT {
-                let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
-                return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
-            }
+        if !self.is_ready_to_close(epoch, intake)? {
             return Ok(None);
         }
-        self.confirmation.waiting = None;
+        self.find_added(epoch, intake)?;
         let binding = intake.close_epoch(epoch);
-        self.note_unpublished(epoch, &binding);
+        self.note_unpublished(epoch, &binding.partitions);
         Ok(Some(binding))
     }
 
     fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<T>) -> Result<bool> {
-        self.handle_topic_events()?;
-        self.serve(Instant::now())?;
-        if self.confirmation.waiting.is_some() {
-            return Ok(false); // The epoch before is not committed yet, and must not get later records.
-        }
-        intake.begin(epoch);
-        self.has_state |= !bounds.is_empty();
-        if self.has_state && self.until_end {
-            intake.all_found();
-        }
-        let (mut left, mut done) = (REPLAY_BUDGET, true);
-        for bound in bounds {
-            let Some(at) = self.partition_index(bound.partition)? else { continue };
-            done &= self.replay_partition(epoch, at, bound, &mut left, intake)?;
-        }
-        Ok(done)
+        self.replay_topic(epoch, bounds, !bounds.is_empty(), intake)
     }
 
     fn caught_up(&self) -> bool {
@@ -380,7 +451,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn partition_notes(&self) -> Vec<PartitionNote> {
         let note = |feed: &FetchedPartition| {
             let silence = feed.silent_since.map(|since| since.elapsed());
-            self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
+            let note = self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence);
+            PartitionNote { partition: self.base + feed.id, ..note }
         };
         self.partitions.iter().map(note).collect()
     }

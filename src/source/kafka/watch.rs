@@ -41,8 +41,8 @@ pub(super) enum TopicEvent {
     Gone,
     /// The topic was missing for a moment, and exists again.
     Back,
-    /// The topic was asked for since [`TopicWatch::confirm`], and the records to be compared are unchanged. All that
-    /// the client library logged of the topic is ready to be served.
+    /// The topic was asked for since [`TopicWatch::confirm`], the partitions that it has were reported, and the records to
+    /// be compared are unchanged. All that the client library logged of the topic is ready to be served.
     Confirmed,
     /// The topic has other records than were taken.
     Other(Error),
@@ -136,7 +136,24 @@ fn run(
         if std::mem::take(&mut unknown) > 0 && sender.send(TopicEvent::Back).is_err() {
             return;
         }
-        if let Some(records) = order.take() {
+        let mut is_whole = true;
+        for id in ids {
+            if known.contains(&id) {
+                continue;
+            }
+            if mine(id) {
+                let Ok((low, _)) = consumer.fetch_watermarks(topic, id as i32, wait) else {
+                    is_whole = false;
+                    continue;
+                };
+                if sender.send(TopicEvent::Partition(id, low.max(0) as u64)).is_err() {
+                    return;
+                }
+            }
+            known.push(id);
+        }
+        // Answered last, so that an end is confirmed only after all partitions are reported.
+        if let Some(records) = order.take_if(|_| is_whole) {
             let compared = if records.is_empty() { Ok(None) } else { compare_records(topic_config, job, &records) };
             let Ok(other) = compared else {
                 order = Some(records); // The brokers are unreachable again.
@@ -145,18 +162,6 @@ fn run(
             if sender.send(other.map_or(TopicEvent::Confirmed, TopicEvent::Other)).is_err() {
                 return;
             }
-        }
-        for id in ids {
-            if known.contains(&id) {
-                continue;
-            }
-            if mine(id) {
-                let Ok((low, _)) = consumer.fetch_watermarks(topic, id as i32, wait) else { continue };
-                if sender.send(TopicEvent::Partition(id, low.max(0) as u64)).is_err() {
-                    return;
-                }
-            }
-            known.push(id);
         }
     }
 }

@@ -241,9 +241,11 @@ impl<D: Record> PartitionTracker<D> {
         if self.partitions[slot.0].idle {
             self.activate(slot, epoch);
         }
-        let (partition, mark) = (self.partitions[slot.0].id, self.partitions[slot.0].clock.watermark());
+        let partition = &self.partitions[slot.0];
+        let (number, mark) = (partition.id, partition.clock.watermark());
+        let label = partition.label.clone().unwrap_or_else(|| (self.place.clone(), number));
         self.advance_to(slot, found.next);
-        self.reject_at(partition, mark, found, reason)
+        self.reject_labelled((number, mark), label, found, reason)
     }
 
     /// Takes a record that cannot be used, of a partition that this intake does not track.
@@ -257,6 +259,17 @@ impl<D: Record> PartitionTracker<D> {
         found: RawRecord<'_>,
         reason: &str,
     ) -> Result<()> {
+        self.reject_labelled((partition, watermark), (self.place.clone(), partition), found, reason)
+    }
+
+    /// Rejects a record of a partition that people know by this place and number.
+    fn reject_labelled(
+        &mut self,
+        (partition, watermark): (u32, EventTime),
+        (place, number): (String, u32),
+        found: RawRecord<'_>,
+        reason: &str,
+    ) -> Result<()> {
         self.count_taken(found.bytes.len());
         let reason = &*shortened(reason, MAX_REASON);
         let (encoding, record) = match std::str::from_utf8(found.bytes) {
@@ -265,8 +278,8 @@ impl<D: Record> PartitionTracker<D> {
         };
         let rejected = Rejected {
             source: self.name.clone(),
-            place: self.place.clone(),
-            partition,
+            place: place.clone(),
+            partition: number,
             offset: found.offset,
             line: found.line,
             reason: reason.to_owned(),
@@ -275,13 +288,13 @@ impl<D: Record> PartitionTracker<D> {
         };
         if self.fail_on_reject {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
-            let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
+            let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
             let error = Error::of(ErrorKind::RecordRejected, "a record was rejected").at(place).because(reason);
             return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
         if self.metrics.notices.should_log_reject() {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
-            let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
+            let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
             tracing::warn!(
                 "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
             );

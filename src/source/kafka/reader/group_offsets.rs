@@ -9,8 +9,8 @@ use rdkafka::consumer::{CommitMode, Consumer};
 
 use super::super::consumer::list;
 use super::KafkaReader;
+use crate::durable::journal::PartitionProgress;
 use crate::record::Record;
-use crate::source::EpochInput;
 use crate::time::Epoch;
 
 /// Largest number of unpublished epochs whose offsets are kept for lag monitors.
@@ -18,11 +18,11 @@ const MAX_UNPUBLISHED: usize = 10_000;
 
 impl<T: Record> KafkaReader<T> {
     /// Notes the offsets that follow an epoch which is committed, but not published yet.
-    pub(super) fn note_unpublished(&mut self, epoch: Epoch, input: &EpochInput) {
-        if input.partitions.is_empty() {
+    pub(in super::super) fn note_unpublished(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
+        if bounds.is_empty() {
             return;
         }
-        let offsets = input.partitions.iter().map(|bound| (bound.partition, bound.next_offset)).collect();
+        let offsets = bounds.iter().map(|bound| (bound.partition, bound.next_offset)).collect();
         self.unpublished.push_back((epoch, offsets));
         if self.unpublished.len() > MAX_UNPUBLISHED {
             self.merge_oldest();

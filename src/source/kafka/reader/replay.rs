@@ -36,7 +36,10 @@ impl<T: Record> KafkaReader<T> {
                 if bound.values.is_none() {
                     self.check_start(&self.partitions[at], from)?;
                 }
-                let handle = intake.track(epoch, bound.partition, from, bound.end_offset);
+                let handle = intake.track(epoch, self.base + bound.partition, from, bound.end_offset);
+                if self.is_of_list {
+                    intake.set_label(handle, self.target.describe(), bound.partition);
+                }
                 if self.by_value {
                     intake.keep_values(handle);
                 }
@@ -47,6 +50,7 @@ impl<T: Record> KafkaReader<T> {
             }
         };
         check_end(&self.target, bound, self.partitions[at].end)?;
+        self.replay_gap(at, handle, bound, intake)?;
         if let Some(values) = &bound.values {
             return self.replay_values(epoch, (at, handle), bound, values, left, intake);
         }

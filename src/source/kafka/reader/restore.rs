@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaError;
 
 use super::super::consumer::{OFFSETS_TIMEOUT, check_error};
-use super::super::fetched_partition::FetchedPartition;
+use super::super::fetched_partition::{FetchedPartition, PendingGap};
 use super::super::identity::{check_end, has_fingerprint, wrong_record};
+use super::super::positions::Gap;
 use super::KafkaReader;
-use crate::durable::journal::ContentCheck;
+use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{PartitionTracker, RestoredPartition};
@@ -21,20 +22,29 @@ use crate::time::Epoch;
 
 impl<T: Record> KafkaReader<T> {
     /// Restores the partitions of a snapshot that this worker reads, and verifies each.
-    pub(super) fn restore(
+    ///
+    /// `has_state` is `true` if the snapshot has partitions of the source, perhaps of other topics only.
+    pub(in super::super) fn resume_topic(
         &mut self,
         epoch: Epoch,
         places: &[RestoredPartition],
+        has_state: bool,
         intake: &mut PartitionTracker<T>,
     ) -> Result<()> {
         let (mut assigned, mut checks) = (Vec::new(), Vec::new());
-        for place in places {
+        self.has_state |= has_state;
+        if has_state {
             intake.begin(epoch);
-            self.has_state = true;
+        }
+        for place in places {
             let bound = &place.progress;
             let Some(at) = self.partition_index(bound.partition)? else { continue };
             check_end(&self.target, bound, self.partitions[at].end)?;
-            let handle = intake.resume(epoch, place);
+            let progress = PartitionProgress { partition: self.base + bound.partition, ..bound.clone() };
+            let handle = intake.resume(epoch, &RestoredPartition { progress, ..place.clone() });
+            if self.is_of_list {
+                intake.set_label(handle, self.target.describe(), bound.partition);
+            }
             if self.by_value {
                 intake.keep_values(handle);
             }
@@ -44,11 +54,16 @@ impl<T: Record> KafkaReader<T> {
             let low = self.partitions[at].low;
             let check = bound.check.filter(|check| !self.by_value && (low..bound.next_offset).contains(&check.at));
             checks.extend(check.map(|check| (at, check)));
-            if !intake.ended(handle) {
-                self.check_start(&self.partitions[at], bound.next_offset)?;
+            let mut from = bound.next_offset;
+            if !intake.ended(handle) && from < low && self.gap == Gap::Skip {
+                // Epochs of the journal come first; without such, reading goes on after the gap.
+                self.partitions[at].gap = Some(PendingGap { to: low, has_stopped: false });
+                from = low;
+            } else if !intake.ended(handle) {
+                self.check_start(&self.partitions[at], from)?;
             }
             if check.is_some() || !intake.ended(handle) {
-                assigned.push((bound.partition, check.map_or(bound.next_offset, |check| check.at)));
+                assigned.push((bound.partition, check.map_or(from, |check| check.at)));
             }
         }
         self.assign(&assigned)?;
@@ -58,7 +73,7 @@ impl<T: Record> KafkaReader<T> {
                 self.stop_fetching(at);
             }
         }
-        if self.has_state && self.until_end {
+        if self.has_state && (self.until_end || self.stop_at.is_some()) {
             intake.all_found();
         }
         Ok(())
@@ -72,7 +87,15 @@ impl<T: Record> KafkaReader<T> {
         let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
         let error = Error::of(ErrorKind::SourceChanged, "records that the state still needs are gone").at(place);
         let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
-        Err(error.help("start with a new --state, or keep records longer"))
+        let help = match self.gap {
+            Gap::Fail => {
+                "start with a new --state, or keep records longer; --on-gap skip goes on after those that are gone"
+            }
+            Gap::Skip => {
+                "they belong to epochs that are to be replayed: start with a new --state, or keep records longer"
+            }
+        };
+        Err(error.help(help))
     }
 
     /// Verifies a partition by reading once more the last record that the state has taken.

@@ -11,6 +11,7 @@ use rdkafka::message::Message as _;
 use super::super::consumer::{check_error, list};
 use super::super::identity::{fingerprint, offset_and_timestamp};
 use super::super::message::Message;
+use super::super::positions::stops_at;
 use super::KafkaReader;
 use crate::error::Result;
 use crate::record::Record;
@@ -33,12 +34,18 @@ impl<T: Record> KafkaReader<T> {
         budget: usize,
         intake: &mut PartitionTracker<T>,
     ) -> Result<TakeOutcome> {
+        let Some(handle) = self.partitions[at].handle else { return Ok(TakeOutcome::Empty(0)) };
+        if !self.pass_gap(at, handle, intake)? {
+            return Ok(TakeOutcome::Empty(0));
+        }
         let feed = &mut self.partitions[at];
-        let Some(handle) = feed.handle else { return Ok(TakeOutcome::Empty(0)) };
         let mut taken = 0;
         let stop = feed.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
         let topic = &self.target.topic;
+        if let Some(held) = feed.held.take_if(|held| stops_at(self.stop_at, held.timestamp)) {
+            intake.end_before(handle, held.offset);
+        }
         if let Some(held) = feed.held.take_if(|held| !is_for_later(held.offset))
             && self.mapping.offer(epoch, handle, &Message::of_record(topic, feed.id, &held), intake)?
         {
@@ -48,7 +55,7 @@ impl<T: Record> KafkaReader<T> {
             }
             intake.keep_value(handle, || held);
         }
-        let mut last = None;
+        let (mut last, mut gap) = (None, None);
         let all = loop {
             if taken >= budget {
                 break TakeOutcome::Records(taken);
@@ -58,7 +65,8 @@ impl<T: Record> KafkaReader<T> {
                 intake.skip_to(handle, until);
                 intake.mark_ended(handle);
             }
-            feed.caught_up |= is_for_later(intake.next(handle)) || self.stops_at_end && feed.at_end;
+            feed.caught_up |= is_for_later(intake.next(handle));
+            feed.caught_up |= self.stops_at_end && (feed.at_end || intake.ended(handle));
             if intake.ended(handle) || intake.is_paused(handle) || feed.caught_up {
                 break TakeOutcome::Empty(taken);
             }
@@ -72,6 +80,8 @@ impl<T: Record> KafkaReader<T> {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
                         feed.caught_up = true;
+                    } else if stops_at(self.stop_at, fetched.timestamp_millis()) {
+                        intake.end_before(handle, fetched.offset());
                     } else if self.mapping.offer(epoch, handle, &fetched, intake)? {
                         taken += 1;
                         intake.keep_value(handle, || fetched.to_record());
@@ -81,6 +91,10 @@ impl<T: Record> KafkaReader<T> {
                 Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
                 Some(Err(error)) => {
                     feed.quiet_since = None;
+                    if Self::is_gap(self.gap, &error) {
+                        gap = Some(error);
+                        break TakeOutcome::Empty(taken);
+                    }
                     check_error(&self.target, feed.id, &error)?;
                 }
             }
@@ -89,6 +103,9 @@ impl<T: Record> KafkaReader<T> {
         if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = offset_and_timestamp(&message);
             intake.set_fingerprint(handle, fingerprint(offset, stamped, message.payload()));
+        }
+        if let Some(error) = gap {
+            self.find_gap(at, handle, &error, intake)?;
         }
         Ok(all)
     }

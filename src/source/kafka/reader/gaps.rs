@@ -1,0 +1,101 @@
+//! Gaps: records that the brokers have removed though they were still to be read, in a job that goes on after them.
+//!
+//! A gap is passed at the beginning of an epoch's input, so that a replay knows where it began; the journal names the
+//! offset after it. An epoch of the journal whose records are gone cannot be replayed, and is refused as without gaps.
+//!
+//! Invariant: a gap is passed only where the brokers have said that nothing before its end is left.
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::super::consumer::{check_error, list, offsets, unreadable};
+use super::super::fetched_partition::PendingGap;
+use super::super::positions::Gap;
+use super::KafkaReader;
+use crate::durable::journal::PartitionProgress;
+use crate::error::Result;
+use crate::record::Record;
+use crate::source::{PartitionHandle, PartitionTracker};
+
+impl<T: Record> KafkaReader<T> {
+    /// `true` if an error that came instead of a record says that records are gone, and the job goes on after them.
+    pub(super) fn is_gap(gap: Gap, error: &KafkaError) -> bool {
+        let code = error.rdkafka_error_code();
+        let is_out_of_range =
+            matches!(code, Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset));
+        gap == Gap::Skip && is_out_of_range
+    }
+
+    /// Asks the brokers how far a gap reaches.
+    ///
+    /// # Errors
+    /// Fails if the partition ends before the next record to take: it is not the one that was read.
+    pub(super) fn find_gap(
+        &mut self,
+        at: usize,
+        handle: PartitionHandle,
+        error: &KafkaError,
+        intake: &PartitionTracker<T>,
+    ) -> Result<()> {
+        let feed = &mut self.partitions[at];
+        let (low, end) = offsets(&self.consumer, &self.target, feed.id)?;
+        if end < intake.next(handle) {
+            return check_error(&self.target, feed.id, error);
+        }
+        feed.at_end = false;
+        feed.gap = Some(PendingGap { to: low, has_stopped: true });
+        Ok(())
+    }
+
+    /// Passes the partition's gap, if there is one. Returns `false` if that has to wait for the next epoch.
+    pub(super) fn pass_gap(
+        &mut self,
+        at: usize,
+        handle: PartitionHandle,
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<bool> {
+        let Some(gap) = &self.partitions[at].gap else { return Ok(true) };
+        let (id, has_stopped) = (self.partitions[at].id, gap.has_stopped);
+        let next = intake.next(handle);
+        // Records from the end on were not to be read.
+        let to = intake.until(handle).map_or(gap.to, |until| gap.to.min(until));
+        if to > next {
+            if !intake.skip_expired(handle, to) {
+                return Ok(false);
+            }
+            tracing::warn!(
+                "{}, partition {id}: {} offsets from {next} on were skipped, because their records had expired before \
+                 they were read; reading goes on at offset {to}",
+                self.target.describe(),
+                to - next
+            );
+        }
+        self.partitions[at].gap = None;
+        if has_stopped && !intake.ended(handle) {
+            let stopped = list(&self.target.topic, &[(id, 0)]);
+            let stopped = stopped.and_then(|list| self.consumer.incremental_unassign(&list));
+            stopped.map_err(|error| unreadable(&self.target, error))?;
+            self.assign(&[(id, intake.next(handle))])?;
+        }
+        Ok(true)
+    }
+
+    /// Passes a gap that an epoch of the journal names, of a partition that was found before.
+    pub(super) fn replay_gap(
+        &self,
+        at: usize,
+        handle: PartitionHandle,
+        bound: &PartitionProgress,
+        intake: &mut PartitionTracker<T>,
+    ) -> Result<()> {
+        if let Some(to) = bound.start_offset.filter(|to| *to > intake.next(handle)) {
+            intake.skip_expired(handle, to);
+        }
+        let next = intake.next(handle);
+        if bound.values.is_none() && next < bound.next_offset {
+            // With `Gap::Fail` this was checked when the partition was restored.
+            self.check_start(&self.partitions[at], next)?;
+        }
+        Ok(())
+    }
+}
