@@ -77,6 +77,22 @@ impl DurationSetting {
     }
 }
 
+/// A flag that is set once; `false` before.
+#[derive(Debug, Default)]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+    /// Sets the flag.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if the flag is set.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The counters of a source.
 #[derive(Debug, Default)]
 pub struct SourceMetrics {
@@ -94,6 +110,8 @@ pub struct SourceMetrics {
     pub watermark: TimeGauge,
     /// The time without records after which a partition of the source is idle.
     pub idle_after: DurationSetting,
+    /// `true` if the source is read as a table, whose watermark has no meaning.
+    pub is_timeless: Flag,
     /// Notices that are logged once.
     pub notices: Notices,
 }
@@ -412,7 +430,7 @@ impl Metrics {
                     accepted: source.accepted.get(),
                     rejected: source.rejected.get(),
                     skipped: source.skipped.get(),
-                    watermark: source.watermark.get(),
+                    watermark: if source.is_timeless.is_set() { EventTime::MIN } else { source.watermark.get() },
                 })
                 .collect(),
             steps: (self.steps.all().into_iter())

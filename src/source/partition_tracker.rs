@@ -15,7 +15,7 @@ use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
-use crate::source::options::{Options, TimeOf};
+use crate::source::options::{Options, TimeOf, time_of};
 use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
 use crate::time::{Epoch, EventTime, Span};
@@ -132,6 +132,9 @@ pub struct RawRecord<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Event time of all records of a table.
+const TIMELESS: EventTime = EventTime::from_millis(0);
+
 /// Longest reason that is kept, in characters: a library may quote a whole record in it.
 const MAX_REASON: usize = 500;
 
@@ -162,6 +165,8 @@ pub struct PartitionTracker<D> {
     ahead: Span,
     ahead_in_files: bool,
     fail_on_reject: bool,
+    /// `true` if event times have no meaning, as in a table: see [`PartitionTracker::timeless`].
+    timeless: bool,
     partitions: Vec<TrackedPartition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
@@ -199,6 +204,7 @@ impl<D: Record> PartitionTracker<D> {
             ahead: options.max_ahead.into(),
             ahead_in_files: options.max_ahead_in_files,
             fail_on_reject: options.fail_on_reject,
+            timeless: false,
             partitions: Vec::new(),
             first_epoch: None,
             all_found: false,
@@ -208,6 +214,15 @@ impl<D: Record> PartitionTracker<D> {
             stream,
             metrics,
         }
+    }
+
+    /// Gives all records the same event time, 1970: no record is rejected for its time, none is late, and no partition
+    /// pauses.
+    #[must_use]
+    pub(crate) fn timeless(mut self) -> Self {
+        self.time_of = time_of(|_| TIMELESS);
+        self.timeless = true;
+        self
     }
 
     /// Returns the name under which the flow reads the source.
@@ -432,6 +447,7 @@ impl<D: Record> PartitionTracker<D> {
         time: EventTime,
         data: D,
     ) -> Result<()> {
+        let (time, found) = if self.timeless { (TIMELESS, RawRecord { stamped: None, ..found }) } else { (time, found) };
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.invalid_time_reason(time, found.stamped));
         }

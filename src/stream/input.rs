@@ -233,11 +233,19 @@ impl<D: Record> Drop for SourceDriver<D> {
     }
 }
 
+/// How a source is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ReadMode {
+    /// `true` if it is read as a table: event times have no meaning.
+    pub(crate) is_table: bool,
+}
+
 /// Reads a source; returns its stream and the stream of rejected records.
 pub(crate) fn read<'f, S: Source>(
     flow: &Flow<'f>,
     name: &str,
     source: &S,
+    mode: ReadMode,
 ) -> (Stream<'f, S::Item>, Stream<'f, Rejected>) {
     let (scope, build) = (flow.scope, &flow.build);
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
@@ -250,6 +258,9 @@ pub(crate) fn read<'f, S: Source>(
     });
     let (view, pool) = (SharedWatermarkView::default(), ContainerPool::default());
     let metrics = build.metrics.source(name);
+    if mode.is_table {
+        metrics.is_timeless.set();
+    }
     let index = build.drivers.borrow().len() as u16;
     let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
     let marks_of_stream = WatermarkStream::of_source(marks_of_stream, name);
@@ -272,6 +283,7 @@ pub(crate) fn read<'f, S: Source>(
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
                 let intake =
                     source::track(source, (name, index), &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
+                let intake = if mode.is_table { intake.timeless() } else { intake };
                 let capabilities =
                     Capabilities { events: events_capability, marks: marks_capability, rejects: rejects_capability };
                 build.drivers.borrow_mut().push(Box::new(SourceDriver {
@@ -430,9 +442,14 @@ fn watermark<'f>(
 impl<'f> Flow<'f> {
     /// Reads a source. The name is unique among the query's sources.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
+        self.read_as(name, source, ReadMode::default())
+    }
+
+    /// Reads a source in a certain mode.
+    pub(super) fn read_as<S: Source>(&self, name: &str, source: &S, mode: ReadMode) -> Stream<'f, S::Item> {
         self.build.step("source", name, source.describe(), self.identity(source));
         self.register_topics(source.topic(), Vec::new());
-        let (stream, Stream { events, marks, .. }) = read(self, name, source);
+        let (stream, Stream { events, marks, .. }) = read(self, name, source, mode);
         self.rejects.borrow_mut().push((events, marks));
         stream
     }

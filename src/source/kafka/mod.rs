@@ -31,6 +31,7 @@ mod new_data;
 mod peek;
 mod reader;
 mod statistics;
+mod table;
 mod watch;
 
 use std::fmt;
@@ -53,6 +54,7 @@ use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 pub use reader::StartOffset;
+pub use table::KeyedDecoder;
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
 ///
@@ -163,15 +165,7 @@ impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     }
 
     fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
-        Source {
-            topic_config: self.topic_config,
-            start: StartOffset::Earliest,
-            out_of_order: None,
-            idle_after: None,
-            stops_at_end: false,
-            compacted: false,
-            mapping: Arc::new(MessageMapping { decoder: self.decoder, event_time }),
-        }
+        Source::with(self.topic_config, Arc::new(MessageMapping { decoder: self.decoder, event_time }))
     }
 }
 
@@ -241,6 +235,19 @@ impl<T: Record> Source<T> {
 }
 
 impl<T> Source<T> {
+    /// Creates a source whose messages are decoded so, with default options.
+    fn with(topic_config: TopicConfig, mapping: Arc<dyn MapMessages<T>>) -> Self {
+        Source {
+            topic_config,
+            start: StartOffset::Earliest,
+            out_of_order: None,
+            idle_after: None,
+            stops_at_end: false,
+            compacted: false,
+            mapping,
+        }
+    }
+
     fn read_options(&self) -> reader::ReadOptions {
         reader::ReadOptions { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
     }
