@@ -23,9 +23,14 @@
 //! sources that stop at the end they had at the start, and have not ended, have nothing more to read in this
 //! incarnation.
 //!
+//! Sources that are **read first** are read alone until all workers have read them to the ends that they had at the
+//! start, and have released the epochs in which they did. Worker 0 then starts an epoch from which on all sources are
+//! read. That epoch's frames say so; an incarnation whose state does not say so reads first again. So an epoch with
+//! records of other sources is never replayed without what was read first.
+//!
 //! In a job of several processes worker 0 is the first worker of process 0. Flags tell it what its own process needs;
 //! the other processes send it **requests**: to end an epoch early, to take a snapshot of new input, to stop the job,
-//! and to note that they have caught up. It tells them in turn how far their journals may be truncated.
+//! and to note that they have caught up, or have read what is read first. It tells them in turn how far their journals may be truncated.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -41,6 +46,7 @@ use crate::durable::journal::{Frame, PartitionProgress};
 use crate::error::Result;
 use crate::job::commit::commit;
 use crate::job::controls::{Control, Controls, Request};
+use crate::job::first_phase::FirstPhase;
 use crate::job::pacing::{RandomPacer, Ticker};
 use crate::job::run_report::Ending;
 use crate::job::worker_shared::WorkerShared;
@@ -94,7 +100,8 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         Some(ends)
     });
     shared.journal.wake(worker.index(), std::thread::current());
-    let drivers = build.drivers.take();
+    let mut drivers = build.drivers.take();
+    let reading_first = FirstPhase::begin(&mut drivers, shared);
     let last = shared.replay_frames.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
     let mut turning = WorkerLoop {
         index: worker.index(),
@@ -113,6 +120,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         caught_up: false,
         others_caught_up: 0,
         catch_up_reported: false,
+        reading_first,
         begun: false,
         bound: false,
         seals,
@@ -188,6 +196,8 @@ struct WorkerLoop {
     others_caught_up: usize,
     /// `true` once this process has reported to worker 0 that it has caught up.
     catch_up_reported: bool,
+    /// The phase in which only the sources that are read first are read; `None` when it is over.
+    reading_first: Option<FirstPhase>,
     /// `true` once the first epoch has started.
     begun: bool,
     /// `true` once an epoch of this incarnation has been committed.
@@ -270,6 +280,12 @@ impl WorkerLoop {
                     self.seals.add(Epoch(epoch));
                     self.begin(Epoch(epoch))?;
                 }
+                Some(Control::ReadAll(epoch)) => {
+                    self.begin(Epoch(epoch))?;
+                    self.reading_first = None;
+                    let first = self.drivers.iter_mut().filter(|driver| driver.is_first());
+                    first.for_each(|driver| driver.note_read_first(Epoch(epoch)));
+                }
                 Some(Control::TruncateJournals(epoch)) => {
                     // Process 0 truncates its own journal where it decides.
                     if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
@@ -340,7 +356,10 @@ impl WorkerLoop {
         let faulty = self.shared.fault.is(Fault::DiscoverLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
-            current.bytes += driver.poll(0)?.bytes;
+            match &self.reading_first {
+                Some(_) if !driver.is_first() => driver.keep_alive()?,
+                _ => current.bytes += driver.poll(0)?.bytes,
+            }
         }
         Ok(())
     }
@@ -396,9 +415,13 @@ impl WorkerLoop {
             Some(due) => due,
             None => Instant::now() >= self.ticker.due || self.shared.early_tick.load(Ordering::Relaxed),
         };
-        if due || self.open.is_empty() {
+        let read_all = self.reading_first.as_ref().is_some_and(|phase| phase.is_over(&self.shared));
+        if due || self.open.is_empty() || read_all {
             self.shared.early_tick.store(false, Ordering::Relaxed);
             let epoch = self.ticker.propose();
+            if read_all {
+                return self.controls.send(Control::ReadAll(epoch.0));
+            }
             let snapshot = self.is_snapshot_due();
             self.announce(epoch, snapshot);
         }
@@ -412,6 +435,7 @@ impl WorkerLoop {
                 Request::Dirty => self.shared.dirty.store(true, Ordering::Release),
                 Request::Stop => self.shared.stop.stop(),
                 Request::CaughtUp => self.others_caught_up += 1,
+                Request::ReadFirst => self.reading_first.iter_mut().for_each(|phase| phase.others += 1),
             }
         }
         let place = &self.shared.place;
@@ -444,6 +468,12 @@ impl WorkerLoop {
         }
         if self.all_here_have_caught_up() && !std::mem::replace(&mut self.catch_up_reported, true) {
             self.controls.ask(Request::CaughtUp);
+        }
+        if let Some(phase) = &mut self.reading_first
+            && phase.is_over_here(&self.shared)
+            && !std::mem::replace(&mut phase.is_told, true)
+        {
+            self.controls.ask(Request::ReadFirst);
         }
     }
 
@@ -526,6 +556,11 @@ impl WorkerLoop {
         };
         let (mut busy, mut exhausted, mut rests, mut reads) = (false, true, false, false);
         for driver in &mut self.drivers {
+            if self.reading_first.is_some() && !driver.is_first() {
+                driver.keep_alive()?;
+                (exhausted, reads) = (false, true);
+                continue;
+            }
             let taken = driver.poll(budget)?;
             current.bytes += taken.bytes;
             busy |= taken.busy;
@@ -535,6 +570,9 @@ impl WorkerLoop {
         }
         if rests && !reads && !std::mem::replace(&mut self.caught_up, true) {
             self.shared.caught_up.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(phase) = &mut self.reading_first {
+            phase.look(&self.drivers, current.epoch);
         }
         // A worker that has just exhausted its sources ends the epoch early: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
@@ -595,6 +633,9 @@ impl WorkerLoop {
                 break;
             }
             open.released = true;
+            if let Some(phase) = &mut self.reading_first {
+                phase.released(open.epoch, &self.shared);
+            }
             for driver in &mut self.drivers {
                 driver.release(open.epoch);
             }
@@ -652,6 +693,7 @@ impl WorkerLoop {
                 in_flight_bytes: in_flight.clone().map(|open| open.bytes as u64).sum(),
                 in_flight_epochs: in_flight.count() as u64,
                 waits_for_sinks: self.is_behind(),
+                reads_first: self.reading_first.is_some(),
                 partitions: self.drivers.iter().flat_map(|driver| driver.partitions()).collect(),
             },
         );

@@ -10,6 +10,7 @@
 //! are never compared.
 
 mod board;
+mod first;
 mod why;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -87,6 +88,8 @@ pub struct WorkerStatus {
     pub in_flight_epochs: u64,
     /// `true` while it reads nothing because too much is in flight.
     pub waits_for_sinks: bool,
+    /// `true` while it reads only the sources that are read first.
+    pub reads_first: bool,
     /// The partitions that it reads.
     pub partitions: Vec<PartitionStatus>,
 }
@@ -142,6 +145,9 @@ pub struct PartitionStatus {
     pub ended: bool,
     /// `true` while it is paused by watermark alignment, as it is too far ahead of the others.
     pub rests: bool,
+    /// What was read, and what there is to read, before the sources that wait for this one are read; `None` if none
+    /// does.
+    pub initial: Option<(u64, u64)>,
     /// Milliseconds since its last record was read, or since it was found.
     pub moved_ms: u64,
     /// A note of its source, such as that its broker does not answer.

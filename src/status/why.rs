@@ -3,7 +3,7 @@
 //! A window fires when the watermark of its stream has reached its end, at an epoch that all workers have released and
 //! all steps have processed; it closes when the watermark is past the allowed lateness, too. So it can be held back by,
 //! in this order: a process without heartbeats; two processes that do not hear each other; a worker whose loop makes no
-//! progress; workers that still replay the journal; a partition whose own watermark is behind; an epoch whose input is
+//! progress; workers that still replay the journal; a source that is read before others; a partition whose own watermark is behind; an epoch whose input is
 //! not committed, or not on disk; a sink that has not published an epoch, or else a step that is still processing it; a
 //! snapshot that is not on disk; a step whose watermark has not reached the window's end.
 //!
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus};
+use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus, first};
 use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
@@ -128,6 +128,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     if repeats(status) {
         holds.push(replay(status));
     }
+    holds.extend(first::unread(status));
     let behind = watermarks(status, window_end);
     let waits_for_records = !behind.is_empty();
     let unshown = frontier(status);

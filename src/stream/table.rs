@@ -61,7 +61,7 @@ use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::input::ReadMode;
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::route::route;
-use crate::stream::{Collection, Fault, Flow, SnapshotEpochs};
+use crate::stream::{Collection, Fault, Flow, SnapshotEpochs, Stream};
 use crate::time::EventTime;
 
 /// Changes that are emitted per activation.
@@ -128,7 +128,25 @@ impl<'f> Flow<'f> {
         name: &str,
         source: &impl Source<Item = (K, Option<V>)>,
     ) -> Collection<'f, (K, V)> {
-        let records = self.read_as(name, source, ReadMode { is_table: true });
+        let records = self.read_as(name, source, ReadMode { is_table: true, is_first: false });
+        self.table_of(name, records)
+    }
+
+    /// Like [`Flow::table`], but reads the source first: see [`Flow::read_first`].
+    pub fn table_first<K: Record, V: Record>(
+        &self,
+        name: &str,
+        source: &impl Source<Item = (K, Option<V>)>,
+    ) -> Collection<'f, (K, V)> {
+        let records = self.read_as(name, source, ReadMode { is_table: true, is_first: true });
+        self.table_of(name, records)
+    }
+
+    fn table_of<K: Record, V: Record>(
+        &self,
+        name: &str,
+        records: Stream<'f, (K, Option<V>)>,
+    ) -> Collection<'f, (K, V)> {
         records.key_by(|(key, _)| key.clone()).into_table(name, TableOrder::Offset, |(_, value)| value)
     }
 }
