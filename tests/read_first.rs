@@ -15,10 +15,9 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
 use tidegate::job::{Ending, StopHandle};
-use tidegate::source::Options;
 use tidegate::source::memory::MemorySource;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
-use tidegate::{Flow, Job, Window, csv};
+use tidegate::{Flow, Window, csv};
 
 use common::cases::{for_seeds, within};
 
@@ -112,12 +111,6 @@ struct Outputs {
     counts: Captured<(i64, i64)>,
 }
 
-impl Outputs {
-    fn fork(&self) -> Self {
-        Outputs { rates: self.rates.fork(), priced: self.priced.fork(), counts: self.counts.fork() }
-    }
-}
-
 #[test]
 fn what_is_read_first_is_complete_for_all_others_on_any_number_of_workers_and_processes() {
     for_seeds(24, |seed| {
@@ -125,7 +118,6 @@ fn what_is_read_first_is_complete_for_all_others_on_any_number_of_workers_and_pr
         let (processes, workers) = [(1, 1), (1, 2), (1, 8), (2, 1), (2, 2), (3, 1)][seed as usize % 6];
         let output = Outputs::default();
         let run = TestRun::new().processes(processes).workers(workers).seed(seed);
-        let run = run.options(Options::default().max_drift(Duration::from_secs(1_000_000)));
         let outcome = run.run(input.query(&output)).map_err(|error| error.to_string())?;
         input.check(&output)?;
         // The journal says when the others were let in, and replays to the same.
@@ -141,8 +133,7 @@ fn what_is_read_first_is_complete_for_all_others_on_any_number_of_workers_and_pr
 
 fn with_state(disk: &CrashingDisk, processes: usize, workers: usize, seed: u64) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
-    let run = TestRun::new().processes(processes).workers(workers).seed(seed).in_flight(1_000).state(&disk, "state");
-    run.options(Options::default().max_drift(Duration::from_secs(1_000_000)))
+    TestRun::new().processes(processes).workers(workers).seed(seed).in_flight(1_000).state(&disk, "state")
 }
 
 #[test]
@@ -228,7 +219,7 @@ fn with_file(path: &Path, workers: usize, keys: &[&str]) -> Vec<(String, Option<
         }
         stopping.stop();
     });
-    let run = Job::new("merchants").workers(workers).epoch(Duration::from_millis(5)).stop_by(stop);
+    let run = TestRun::new().clock().workers(workers).stop_by(&stop);
     run.run(move |flow| {
         let merchants = flow.read_first("merchants", &merchants);
         let cities = merchants.key_by(|merchant| merchant.name.clone()).last_by_key_with("cities", |of| Some(of.city));
