@@ -130,6 +130,7 @@ pub mod ndjson {
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
     pub use crate::source::kafka::{
-        Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv, json, text,
+        DebeziumEvent, Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv,
+        debezium, debezium_key, json, text,
     };
 }

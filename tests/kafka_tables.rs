@@ -60,7 +60,7 @@ fn partition_of(key: &str, partitions: u32) -> u32 {
 fn changes(rng: &mut Rng, count: usize, keys: u32) -> Vec<Change> {
     let change = |_| {
         let value = (rng.u8(0..4) > 0).then(|| rng.i64(..));
-        (format!("k{}", rng.u32(0..keys)), value, rng.i64(1_000..2_000_000_000_000))
+        (format!("k{}", rng.u32(0..keys)), value, rng.i64(1_000..1_700_000_000_000))
     };
     (0..count).map(change).collect()
 }
@@ -90,7 +90,10 @@ fn rates(servers: &str, topic: &str) -> kafka::Source<(String, Option<i64>)> {
 fn sales(servers: &str, topic: &str) -> kafka::Source<(u64, String)> {
     let decoder = |message: &Message<'_>| {
         let text = str::from_utf8(message.value().ok_or("a tombstone")?).map_err(|why| why.to_string())?;
-        Ok(Some((text.parse().map_err(|_| "no number")?, String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned())))
+        Ok(Some((
+            text.parse().map_err(|_| "no number")?,
+            String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
+        )))
     };
     kafka::Source::new(servers, topic, decoder).event_time_of_message()
 }
@@ -260,7 +263,8 @@ fn job_of_another_test() {
     let stops = stops == "stop";
     let (rates, sales) = (rates(servers, of_rates).stop_at_end(stops), sales(servers, of_sales).stop_at_end(stops));
     let directory = Path::new(directory);
-    let (shown, priced) = (ndjson::Sink::new(directory.join("rates.ndjson")), ndjson::Sink::new(directory.join("priced.ndjson")));
+    let (shown, priced) =
+        (ndjson::Sink::new(directory.join("rates.ndjson")), ndjson::Sink::new(directory.join("priced.ndjson")));
     let state = State::at(directory.join("state")).snapshot_every(Duration::from_millis(100));
     let job = Job::new("tables").workers(workers.parse().unwrap()).epoch(Duration::from_millis(5)).state(state);
     job.run(move |flow| {
@@ -313,11 +317,14 @@ fn compact(broker: &Broker, topic: &str, left: usize) {
 /// A committed transaction of changes, then an aborted one whose changes must not be seen.
 fn send_in_transactions(broker: &Broker, topic: &str, round: u64, changes: &[Change]) {
     let producer = broker.transactional(&format!("{topic}-{round}"));
-    for (change_set, is_committed) in [(changes.to_vec(), true), (vec![("k0".into(), Some(-1), 1), ("k1".into(), None, 1)], false)] {
+    for (change_set, is_committed) in
+        [(changes.to_vec(), true), (vec![("k0".into(), Some(-1), 1), ("k1".into(), None, 1)], false)]
+    {
         producer.begin_transaction().unwrap();
         change_set.iter().for_each(|change| send(&producer, topic, 0, change));
         producer.flush(PATIENCE).unwrap();
-        if is_committed { producer.commit_transaction(PATIENCE) } else { producer.abort_transaction(PATIENCE) }.unwrap();
+        if is_committed { producer.commit_transaction(PATIENCE) } else { producer.abort_transaction(PATIENCE) }
+            .unwrap();
     }
 }
 
@@ -329,7 +336,7 @@ fn a_table_survives_kills_and_the_compaction_of_its_topic_while_it_runs_and_whil
     let name = folder.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
     let (of_rates, of_sales) = (format!("{name}-rates"), format!("{name}-sales"));
     broker.create_with(&of_rates, 1, &COMPACTED);
-    broker.create(&of_sales, 2);
+    broker.create_with(&of_sales, 2, &[("retention.ms", "-1")]);
     let start = |workers: usize, stops: &str| {
         let line = format!("{} {of_rates} {of_sales} {} {workers} {stops}", broker.servers, folder.path().display());
         let mut command = Command::new(std::env::current_exe().unwrap());

@@ -163,7 +163,10 @@ fn a_crash_at_any_moment_lets_no_record_in_before_what_is_read_first() {
         }
         input.check(&output).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
-    assert!(crashes > 40 && in_first > 15 && crashes - in_first > 5, "{crashes} crashes, {in_first} in the first phase");
+    assert!(
+        crashes > 40 && in_first > 15 && crashes - in_first > 5,
+        "{crashes} crashes, {in_first} in the first phase"
+    );
 }
 
 #[test]
@@ -258,7 +261,9 @@ fn a_file_that_is_followed_is_read_first_up_to_its_last_whole_record() {
 #[test]
 fn nothing_hangs_that_is_empty_or_alone() {
     for workers in [1, 2, 4] {
-        for (rates, sales) in [(vec![], vec![vec![(1, 2, 3)]]), (vec![vec![]], vec![]), (vec![vec![(1, None)]], vec![vec![]])] {
+        for (rates, sales) in
+            [(vec![], vec![vec![(1, 2, 3)]]), (vec![vec![]], vec![]), (vec![vec![(1, None)]], vec![vec![]])]
+        {
             let (input, output) = (Input { rates, sales }, Outputs::default());
             let query = input.query(&output);
             let run = within(Duration::from_secs(30), move || TestRun::new().workers(workers).run(query));

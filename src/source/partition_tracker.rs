@@ -447,7 +447,8 @@ impl<D: Record> PartitionTracker<D> {
         time: EventTime,
         data: D,
     ) -> Result<()> {
-        let (time, found) = if self.timeless { (TIMELESS, RawRecord { stamped: None, ..found }) } else { (time, found) };
+        let (time, found) =
+            if self.timeless { (TIMELESS, RawRecord { stamped: None, ..found }) } else { (time, found) };
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.invalid_time_reason(time, found.stamped));
         }

@@ -53,10 +53,10 @@ use timely::dataflow::operators::{Capability, Probe};
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
+use crate::source::Source;
 use crate::stream::assign::SourcePosition;
 use crate::stream::checkpoint::{self, CodecCell, RowChunks, RowOps, SegmentBuilder, chunks_of};
 use crate::stream::durable_context::DurableContext;
-use crate::source::Source;
 use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::input::ReadMode;
 use crate::stream::keyed_stream::Keyed;
@@ -480,7 +480,14 @@ fn build_table<'f, K: Record, V: Record>(
             });
         drop(capabilities);
         let table = TableState { rows: HashMap::default(), unsealed };
-        let mut operator = TableOperator { table, step, begins_at, saver: segment_builder, leaving: VecDeque::new(), has_warned: false };
+        let mut operator = TableOperator {
+            table,
+            step,
+            begins_at,
+            saver: segment_builder,
+            leaving: VecDeque::new(),
+            has_warned: false,
+        };
         let mut turns = EpochBuffer::<PendingRows<K, V>>::default();
         let mut sealed_through = begins_at.unwrap_or(0);
         let activator = activator();

@@ -33,7 +33,9 @@ use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
-use crate::source::{EpochInput, InitialProgress, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext};
+use crate::source::{
+    EpochInput, InitialProgress, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext,
+};
 use crate::time::Epoch;
 
 /// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout

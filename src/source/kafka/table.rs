@@ -18,6 +18,17 @@ use crate::record::Record;
 /// Reason for rejecting a message without a key.
 const NO_KEY: &str = "the message has no key, and a table needs one";
 
+/// Decodes a message's key; `None` skips the message.
+///
+/// # Errors
+/// Fails with the reason for rejecting the message.
+pub(super) fn key_of<K>(decoder: &impl Decode<K>, message: &Message<'_>) -> Result<Option<K>, String> {
+    if message.key().is_none() {
+        return Err(String::from(NO_KEY));
+    }
+    decoder.decode(&message.of_key()).map_err(|why| format!("its key: {why}"))
+}
+
 /// A decoder of the messages of a table, to a key with its value: see [`DecodedTopic::table`].
 pub struct KeyedDecoder<K, V, KD, VD> {
     key: KD,
@@ -39,11 +50,7 @@ where
     VD: Decode<V>,
 {
     fn decode(&self, message: &Message<'_>) -> Result<Option<(K, Option<V>)>, String> {
-        if message.key().is_none() {
-            return Err(String::from(NO_KEY));
-        }
-        let key = self.key.decode(&message.of_key()).map_err(|why| format!("its key: {why}"))?;
-        let Some(key) = key else { return Ok(None) };
+        let Some(key) = key_of(&self.key, message)? else { return Ok(None) };
         if message.value().is_none() {
             return Ok(Some((key, None)));
         }
