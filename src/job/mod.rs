@@ -15,6 +15,7 @@
 mod cluster;
 mod commit;
 mod controls;
+mod first_phase;
 mod monitor;
 mod open_epoch;
 mod pacing;

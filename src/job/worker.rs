@@ -31,6 +31,7 @@ use timely::worker::Worker;
 use crate::error::Result;
 use crate::job::commit::commit;
 use crate::job::controls::{Control, Controls};
+use crate::job::first_phase::FirstPhase;
 use crate::job::open_epoch::OpenEpoch;
 use crate::job::pacing::{RandomPacer, Ticker};
 use crate::job::report_throttle::ReportThrottle;
@@ -86,7 +87,8 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         Some(ends)
     });
     shared.journal.wake(worker.index(), std::thread::current());
-    let drivers = build.drivers.take();
+    let mut drivers = build.drivers.take();
+    let reading_first = FirstPhase::begin(&mut drivers, shared);
     let last = shared.replay_frames.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
     let mut turning = WorkerLoop {
         index: worker.index(),
@@ -105,6 +107,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         caught_up: false,
         others_caught_up: 0,
         catch_up_reported: false,
+        reading_first,
         begun: false,
         bound: false,
         seals,
@@ -155,6 +158,8 @@ struct WorkerLoop {
     others_caught_up: usize,
     /// `true` once this process has reported to worker 0 that it has caught up.
     catch_up_reported: bool,
+    /// The phase in which only the sources that are read first are read; `None` when it is over.
+    reading_first: Option<FirstPhase>,
     /// `true` once the first epoch has started.
     begun: bool,
     /// `true` once an epoch of this incarnation has been committed.
@@ -237,6 +242,12 @@ impl WorkerLoop {
                     self.seals.add(Epoch(epoch));
                     self.begin(Epoch(epoch))?;
                 }
+                Some(Control::ReadAll(epoch)) => {
+                    self.begin(Epoch(epoch))?;
+                    self.reading_first = None;
+                    let first = self.drivers.iter_mut().filter(|driver| driver.is_first());
+                    first.for_each(|driver| driver.note_read_first(Epoch(epoch)));
+                }
                 Some(Control::TruncateJournals(epoch)) => {
                     // Process 0 truncates its own journal where it decides.
                     if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
@@ -307,7 +318,10 @@ impl WorkerLoop {
         let faulty = self.shared.fault.is(Fault::DiscoverLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
-            current.bytes += driver.poll(0)?.bytes;
+            match &self.reading_first {
+                Some(_) if !driver.is_first() => driver.keep_alive()?,
+                _ => current.bytes += driver.poll(0)?.bytes,
+            }
         }
         Ok(())
     }
@@ -367,6 +381,11 @@ impl WorkerLoop {
         };
         let (mut busy, mut exhausted, mut rests, mut reads) = (false, true, false, false);
         for driver in &mut self.drivers {
+            if self.reading_first.is_some() && !driver.is_first() {
+                driver.keep_alive()?;
+                (exhausted, reads) = (false, true);
+                continue;
+            }
             let taken = driver.poll(budget)?;
             current.bytes += taken.bytes;
             busy |= taken.busy;
@@ -376,6 +395,9 @@ impl WorkerLoop {
         }
         if rests && !reads && !std::mem::replace(&mut self.caught_up, true) {
             self.shared.caught_up.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(phase) = &mut self.reading_first {
+            phase.look(&self.drivers, current.epoch);
         }
         // A worker that has just exhausted its sources ends the epoch early: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
@@ -418,6 +440,7 @@ impl WorkerLoop {
                 in_flight_bytes: in_flight.clone().map(|open| open.bytes as u64).sum(),
                 in_flight_epochs: in_flight.count() as u64,
                 waits_for_sinks: self.is_behind(),
+                reads_first: self.reading_first.is_some(),
                 partitions: self.drivers.iter().flat_map(|driver| driver.partitions()).collect(),
             },
         );

@@ -3,7 +3,7 @@
 //! Invariant: a counter only grows; a reader needs no lock.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,22 @@ impl DurationSetting {
     }
 }
 
+/// A flag that is set once; `false` before.
+#[derive(Debug, Default)]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+    /// Sets the flag.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if the flag is set.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The counters of a source.
 #[derive(Debug, Default)]
 #[non_exhaustive]
@@ -90,6 +106,8 @@ pub struct SourceMetrics {
     pub watermark: TimeGauge,
     /// The time without records after which a partition of the source is idle.
     pub idle_after: DurationSetting,
+    /// `true` if the source is read as a table, whose watermark has no meaning.
+    pub is_timeless: Flag,
     /// Notices that are logged once.
     pub(crate) notices: Notices,
 }

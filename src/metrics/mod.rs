@@ -13,9 +13,10 @@ mod summary;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::time::EventTime;
 pub(crate) use counters::SyncMetrics;
 pub use counters::{
-    Counter, DurationSetting, SinkMetrics, Snapshot, SnapshotMetrics, SourceMetrics, StepMetrics, TableMetrics,
+    Counter, DurationSetting, Flag, SinkMetrics, Snapshot, SnapshotMetrics, SourceMetrics, StepMetrics, TableMetrics,
     TimeGauge,
 };
 pub(crate) use notices::LatestRecord;
@@ -146,7 +147,7 @@ impl Metrics {
                     rejected: source.rejected.get(),
                     skipped: source.skipped.get(),
                     expired: source.expired.get(),
-                    watermark: source.watermark.get(),
+                    watermark: if source.is_timeless.is_set() { EventTime::MIN } else { source.watermark.get() },
                 })
                 .collect(),
             steps: (self.steps.all().into_iter())

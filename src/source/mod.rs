@@ -185,6 +185,15 @@ impl Polled {
     }
 }
 
+/// How far one worker's partitions are read towards the ends that they had when the reader was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InitialProgress {
+    /// `true` once every record that this worker's partitions had then was taken.
+    pub is_done: bool,
+    /// Partition, what was taken of it, and what there is to take before that end; in offsets.
+    pub partitions: Vec<(u32, u64, u64)>,
+}
+
 /// Reads one worker's share of a source.
 ///
 /// Polled epochs never go back. `close_epoch` is called for each epoch, in order: first after the last poll with that
@@ -207,6 +216,22 @@ pub trait Reader<D: Record> {
     /// # Errors
     /// Fails if the source is broken for good, or if a record is rejected and rejects fail the job.
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled>;
+
+    /// Called instead of `poll` while other sources are to be read first: finds partitions, so that their starts are in
+    /// the journal, and serves connections, but takes no record. The default polls with a budget of 0.
+    ///
+    /// # Errors
+    /// Fails if the source is broken for good.
+    fn keep_alive(&mut self, epoch: Epoch, intake: &mut PartitionTracker<D>) -> Result<()> {
+        self.poll(epoch, 0, intake).map(drop)
+    }
+
+    /// Returns how far this worker's partitions are read towards the ends that they had when the reader was opened. The
+    /// default is for sources that end: they are done when they are exhausted.
+    fn initial_progress(&self, intake: &PartitionTracker<D>) -> InitialProgress {
+        let known = intake.partitions().map(|known| (known.partition, known.next, known.end.unwrap_or(known.next)));
+        InitialProgress { is_done: self.exhausted(intake), partitions: known.collect() }
+    }
 
     /// Hands over records that were read earlier and held back, and reads nothing new. Returns their epoch, `None` if
     /// there were none. Called instead of `poll` while back-pressure keeps new records out: held records would keep

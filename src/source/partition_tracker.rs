@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
-use crate::source::options::{Options, TimeOf};
+use crate::source::options::{Options, TimeOf, time_of};
 use crate::source::rejected::Rejected;
 use crate::source::watermark_view::WatermarkView;
 use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
 use crate::time::{Epoch, EventTime, Span};
 pub use records::RawRecord;
+use records::TIMELESS;
 
 /// One worker's input of an epoch, and the state of its partitions at the epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +114,8 @@ pub struct PartitionTracker<D> {
     ahead: Span,
     ahead_in_files: bool,
     fail_on_reject: bool,
+    /// `true` if event times have no meaning, as in a table: see [`PartitionTracker::timeless`].
+    timeless: bool,
     partitions: Vec<TrackedPartition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
@@ -150,6 +153,7 @@ impl<D: Record> PartitionTracker<D> {
             ahead: options.max_ahead.into(),
             ahead_in_files: options.max_ahead_in_files,
             fail_on_reject: options.fail_on_reject,
+            timeless: false,
             partitions: Vec::new(),
             first_epoch: None,
             all_found: false,
@@ -159,6 +163,15 @@ impl<D: Record> PartitionTracker<D> {
             stream,
             metrics,
         }
+    }
+
+    /// Gives all records the same event time, 1970: no record is rejected for its time, none is late, and no partition
+    /// pauses.
+    #[must_use]
+    pub(crate) fn timeless(mut self) -> Self {
+        self.time_of = time_of(|_| TIMELESS);
+        self.timeless = true;
+        self
     }
 
     /// Returns the name under which the flow reads the source.

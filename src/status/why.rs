@@ -3,9 +3,10 @@
 //! A window fires when the watermark of its stream has reached its end, at an epoch that all workers have released and
 //! all steps have processed; it closes when the watermark is past the allowed lateness, too. So it can be held back by,
 //! in this order: a process without heartbeats; two processes that do not hear each other; a worker whose loop makes no
-//! progress; workers that still replay the journal; a partition whose own watermark is behind; an epoch whose input is
-//! not committed, or not on disk; a sink that has not published an epoch, or else a step that is still processing it; a
-//! snapshot that is not on disk; a step whose watermark has not reached the window's end.
+//! progress; workers that still replay the journal; a source that is read before others; a partition whose own
+//! watermark is behind; an epoch whose input is not committed, or not on disk; a sink that has not published an epoch,
+//! or else a step that is still processing it; a snapshot that is not on disk; a step whose watermark has not reached the
+//! window's end.
 //!
 //! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
 //! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW_MS`] is a cause by
@@ -14,7 +15,7 @@
 use std::time::Duration;
 
 use super::blocker::{Blocker, BlockerKind, Why, ago};
-use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus};
+use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus, first};
 use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
@@ -44,6 +45,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     if repeats(status) {
         holds.push(replay(status));
     }
+    holds.extend(first::unread(status));
     let behind = watermarks(status, window_end);
     let waits_for_records = !behind.is_empty();
     let unshown = frontier(status);

@@ -10,9 +10,15 @@
 //! sources that stop at the end they had at the start, and have not ended, have nothing more to read in this
 //! incarnation.
 //!
+//! Sources that are **read first** are read alone until all workers have read them to the ends that they had at the
+//! start, and have released the epochs in which they did. Worker 0 then starts an epoch from which on all sources are
+//! read. That epoch's frames say so; an incarnation whose state does not say so reads first again. So an epoch with
+//! records of other sources is never replayed without what was read first.
+//!
 //! In a job of several processes worker 0 is the first worker of process 0. Flags tell it what its own process needs;
 //! the other processes send it **requests**: to end an epoch early, to take a snapshot of new input, to stop the job,
-//! and to note that they have caught up. It tells them in turn how far their journals may be truncated.
+//! and to note that they have caught up, or have read what is read first. It tells them in turn how far their journals
+//! may be truncated.
 //!
 //! Invariants: at most one announced snapshot is pending; after [`Control::Stop`] nothing more is proposed.
 
@@ -49,9 +55,13 @@ impl WorkerLoop {
             Some(due) => due,
             None => Instant::now() >= self.ticker.due || self.shared.early_tick.load(Ordering::Relaxed),
         };
-        if due || self.open.is_empty() {
+        let read_all = self.reading_first.as_ref().is_some_and(|phase| phase.is_over(&self.shared));
+        if due || self.open.is_empty() || read_all {
             self.shared.early_tick.store(false, Ordering::Relaxed);
             let epoch = self.ticker.propose();
+            if read_all {
+                return self.controls.send(Control::ReadAll(epoch.0));
+            }
             let snapshot = self.is_snapshot_due();
             self.announce(epoch, snapshot);
         }
@@ -65,6 +75,7 @@ impl WorkerLoop {
                 Request::Dirty => self.shared.dirty.store(true, Ordering::Release),
                 Request::Stop => self.shared.stop.stop(),
                 Request::CaughtUp => self.others_caught_up += 1,
+                Request::ReadFirst => self.reading_first.iter_mut().for_each(|phase| phase.others += 1),
             }
         }
         let place = &self.shared.place;
@@ -97,6 +108,12 @@ impl WorkerLoop {
         }
         if self.all_here_have_caught_up() && !std::mem::replace(&mut self.catch_up_reported, true) {
             self.controls.ask(Request::CaughtUp);
+        }
+        if let Some(phase) = &mut self.reading_first
+            && phase.is_over_here(&self.shared)
+            && !std::mem::replace(&mut phase.is_told, true)
+        {
+            self.controls.ask(Request::ReadFirst);
         }
     }
 

@@ -62,6 +62,9 @@ impl WorkerLoop {
                 break;
             }
             open.released = true;
+            if let Some(phase) = &mut self.reading_first {
+                phase.released(open.epoch, &self.shared);
+            }
             for driver in &mut self.drivers {
                 driver.release(open.epoch);
             }

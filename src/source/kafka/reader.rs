@@ -37,7 +37,9 @@ use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
-use crate::source::{EpochInput, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext};
+use crate::source::{
+    EpochInput, InitialProgress, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext,
+};
 use crate::time::{Epoch, EventTime};
 
 /// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout
@@ -438,6 +440,22 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn caught_up(&self) -> bool {
         let all = self.partitions.iter().all(|feed| feed.caught_up);
         self.stops_at_end && !self.has_untracked && all && self.confirmation.ends >= self.partitions.len()
+    }
+
+    fn initial_progress(&self, intake: &PartitionTracker<T>) -> InitialProgress {
+        let mut progress = InitialProgress { is_done: true, partitions: Vec::new() };
+        for feed in &self.partitions {
+            // Behind its last record, a partition may have transaction markers.
+            let is_read = |handle| feed.caught_up || feed.at_end || intake.ended(handle);
+            let next = feed.handle.map_or(feed.start, |handle| match is_read(handle) {
+                true => feed.end,
+                false => intake.next(handle).min(feed.end),
+            });
+            progress.is_done &= feed.handle.is_some() && next >= feed.end;
+            let (read, all) = (next.saturating_sub(feed.start), feed.end.saturating_sub(feed.start));
+            progress.partitions.push((self.base + feed.id, read, all));
+        }
+        progress
     }
 
     fn notify_published(&mut self, epoch: Epoch) {

@@ -13,6 +13,9 @@ use crate::source::rejected::Rejected;
 use crate::source::watermark_view::WatermarkView;
 use crate::time::{Epoch, EventTime};
 
+/// Event time of all records of a table.
+pub(super) const TIMELESS: EventTime = EventTime::from_millis(0);
+
 /// Longest reason that is kept, in characters: a library may quote a whole record in it.
 const MAX_REASON: usize = 500;
 
@@ -87,6 +90,8 @@ impl<D: Record> PartitionTracker<D> {
         time: EventTime,
         data: D,
     ) -> Result<()> {
+        let (time, found) =
+            if self.timeless { (TIMELESS, RawRecord { stamped: None, ..found }) } else { (time, found) };
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.invalid_time_reason(time, found.stamped));
         }
