@@ -85,6 +85,8 @@ pub mod cli;
 )]
 pub mod durable;
 pub mod error;
+#[cfg(feature = "kafka")]
+mod format;
 pub mod job;
 pub mod metrics;
 mod probe;
@@ -130,6 +132,9 @@ pub mod ndjson {
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
     pub use crate::source::kafka::{
-        Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv, json, text,
+        AvroSchema, Decode, DecodeError, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind,
+        avro_schema, bytes, csv, json, text,
     };
+    #[cfg(feature = "registry")]
+    pub use crate::source::kafka::{RegisteredSchema, Registry, SchemaKind, SubjectNaming, avro};
 }

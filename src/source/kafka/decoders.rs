@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use super::decode::{Decode, value_of};
+use super::decode::{Decode, DecodeError, value_of};
 use super::message::Message;
 use crate::source::csv::{Layout, Scratch};
 
@@ -36,10 +36,10 @@ pub struct JsonDecoder<T>(PhantomData<fn() -> T>);
 
 impl<T: DeserializeOwned + 'static> Decode<T> for JsonDecoder<T> {
     #[inline]
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
         match serde_json::from_slice(value_of(message)?) {
             Ok(record) => Ok(Some(record)),
-            Err(error) => Err(format!("not the expected JSON: {error}")),
+            Err(error) => Err(format!("not the expected JSON: {error}").into()),
         }
     }
 }
@@ -49,10 +49,10 @@ impl<T: DeserializeOwned + 'static> Decode<T> for JsonDecoder<T> {
 pub struct TextDecoder(());
 
 impl Decode<String> for TextDecoder {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<String>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<String>, DecodeError> {
         match str::from_utf8(value_of(message)?) {
             Ok(text) => Ok(Some(text.to_owned())),
-            Err(error) => Err(format!("not UTF-8 text: {error}")),
+            Err(error) => Err(format!("not UTF-8 text: {error}").into()),
         }
     }
 }
@@ -62,7 +62,7 @@ impl Decode<String> for TextDecoder {
 pub struct BytesDecoder(());
 
 impl Decode<Vec<u8>> for BytesDecoder {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
         Ok(Some(value_of(message)?.to_vec()))
     }
 }
@@ -90,13 +90,13 @@ thread_local! {
 }
 
 impl<T: DeserializeOwned + 'static> Decode<T> for CsvDecoder<T> {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
         let layout = self.layout.as_ref().map_err(String::clone)?;
         let row = value_of(message)?;
         let mut scratch = SCRATCH.take();
         let decoded = layout.decode_row(&mut scratch, row);
         SCRATCH.set(scratch);
-        decoded.map(Some)
+        Ok(Some(decoded?))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -126,12 +126,17 @@ mod tests {
         JournaledRecord { offset: 5, payload: value.map(<[u8]>::to_vec), ..JournaledRecord::default() }
     }
 
+    fn reason(error: DecodeError) -> String {
+        let DecodeError::Rejected(reason) = error else { panic!("{error}") };
+        reason
+    }
+
     fn decoded<T>(decoder: &impl Decode<T>, value: &[u8]) -> Result<Option<T>, String> {
-        decoder.decode(&Message::of_record("t", 0, &record(Some(value))))
+        decoder.decode(&Message::of_record("t", 0, &record(Some(value)))).map_err(reason)
     }
 
     fn of_tombstone<T>(decoder: &impl Decode<T>) -> Result<Option<T>, String> {
-        decoder.decode(&Message::of_record("t", 0, &record(None)))
+        decoder.decode(&Message::of_record("t", 0, &record(None))).map_err(reason)
     }
 
     fn row(id: u64, name: &str, cents: Option<i64>) -> Row {

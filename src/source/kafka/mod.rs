@@ -17,6 +17,7 @@
 //! The module knows neither the purpose of epochs nor its caller.
 
 pub(crate) mod admin;
+mod avro;
 pub(crate) mod client;
 mod compacted;
 mod consumer;
@@ -40,11 +41,17 @@ use std::time::Duration;
 
 use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
+pub use crate::format::avro::AvroSchema;
+#[cfg(feature = "registry")]
+pub use crate::format::registry::{RegisteredSchema, Registry, SchemaKind, SubjectNaming};
 use crate::record::Record;
 use crate::source::{self, Reader, TimeOf, TopicAddress, WorkerContext, time_of};
 use crate::time::EventTime;
+#[cfg(feature = "registry")]
+pub use avro::avro;
+pub use avro::{AvroDecoder, avro_schema};
 use client::TopicConfig;
-pub use decode::{Decode, SkipTombstones, WithMeta};
+pub use decode::{Decode, DecodeError, SkipTombstones, WithMeta};
 pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};

@@ -1,0 +1,1 @@
+//! Tests of Avro: of decoding, and of hostile data.
