@@ -131,6 +131,8 @@ pub mod ndjson {
 /// messages.
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
+    #[cfg(feature = "protobuf")]
+    pub use crate::source::kafka::protobuf;
     pub use crate::source::kafka::{
         AvroSchema, Decode, DecodeError, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind,
         avro_schema, bytes, csv, json, text,

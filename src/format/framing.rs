@@ -7,6 +7,7 @@
 const MAGIC: u8 = 0;
 
 /// Maximum length of a path of message indexes: messages nested deeper are refused.
+#[cfg(feature = "protobuf")]
 const DEEPEST_PATH: i64 = 32;
 
 /// Splits a message into its schema's id and its data.
@@ -23,6 +24,7 @@ pub(crate) fn split(message: &[u8]) -> Result<(u32, &[u8]), String> {
 }
 
 /// Writes the frame of a message of this schema.
+#[cfg(feature = "registry")]
 pub(crate) fn write(id: u32, out: &mut Vec<u8>) {
     out.push(MAGIC);
     out.extend_from_slice(&id.to_be_bytes());
@@ -87,6 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(feature = "registry")]
     fn a_frame_is_a_zero_and_an_id() {
         let mut framed = Vec::new();
         write(0x0102_0304, &mut framed);

@@ -8,7 +8,6 @@
 //! knows neither topics nor the client library of Kafka.
 
 pub(crate) mod avro;
-#[cfg(feature = "registry")]
 pub(crate) mod framing;
 #[cfg(feature = "registry")]
 pub(crate) mod registry;

@@ -207,7 +207,8 @@ fn judge(status: u16, text: &str) -> std::result::Result<Answer, Failure> {
             may_pass: false,
         }),
         (408 | 429 | 500..=599, _) => failed(ErrorKind::SourceUnreachable, "the schema registry fails", true),
-        (400..=499, Some(value)) if value["error_code"].is_u64() => {
+        // A server which knows no such path tells no code of its own.
+        (400..=499, Some(value)) if status != 404 || value["error_code"].as_u64().is_some_and(|code| code > 404) => {
             let code = value["error_code"].as_u64().unwrap_or_default();
             let message = value["message"].as_str().unwrap_or_default().to_owned();
             Ok(Answer::Refused { code, message })

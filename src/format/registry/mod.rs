@@ -229,6 +229,10 @@ impl Registry {
     /// # Errors
     /// Fails if the registry cannot be reached until retries are over, or refuses access.
     pub fn fetch(&self, id: u32) -> Result<Option<RegisteredSchema>> {
+        // Registries count in signed integers, and some take a greater id for a wrong request.
+        if i32::try_from(id).is_err() {
+            return Ok(None);
+        }
         let Some(answer) = self.found(&format!("/schemas/ids/{id}"))? else { return Ok(None) };
         let mut seen = Vec::new();
         let mut references = Vec::new();
@@ -391,7 +395,7 @@ impl Registry {
             return Ok(());
         }
         let reasons = answer["messages"].as_array().into_iter().flatten();
-        let reasons: Vec<_> = reasons.filter_map(Value::as_str).collect();
+        let reasons: Vec<_> = reasons.chain([&answer["reason"]]).filter_map(Value::as_str).collect();
         let reasons = if reasons.is_empty() { "the registry tells no reason".into() } else { reasons.join("; ") };
         let error = Error::of(ErrorKind::SchemaRefused, "the schema is incompatible with the newest version");
         let help = "change the schema, or the subject's compatibility level";

@@ -13,7 +13,9 @@ use super::decode::{Decode, DecodeError, value_of};
 use super::message::Message;
 use crate::format::avro::AvroSchema;
 #[cfg(feature = "registry")]
-use crate::format::{framing, registry::Registry};
+use crate::format::framing;
+#[cfg(feature = "registry")]
+use crate::format::registry::Registry;
 
 /// Returns the decoder of Avro messages that begin with the id of their schema in a registry: a byte 0, then the id.
 ///

@@ -7,11 +7,12 @@ use serde::de::DeserializeOwned;
 
 use super::decode::{Decode, DecodeError, value_of};
 use super::message::Message;
+use crate::format::framing;
 use crate::source::csv::{Layout, Scratch};
 
 /// Returns the decoder of messages that are a JSON value each.
 pub fn json<T: DeserializeOwned + 'static>() -> JsonDecoder<T> {
-    JsonDecoder(PhantomData)
+    JsonDecoder { framed: false, records: PhantomData }
 }
 
 /// Returns the decoder of messages that are UTF-8 text each.
@@ -32,12 +33,29 @@ pub fn csv<T: DeserializeOwned + 'static>() -> CsvDecoder<T> {
 
 /// The decoder of JSON messages: see [`json`].
 #[derive(Clone, Debug)]
-pub struct JsonDecoder<T>(PhantomData<fn() -> T>);
+pub struct JsonDecoder<T> {
+    framed: bool,
+    records: PhantomData<fn() -> T>,
+}
+
+impl<T> JsonDecoder<T> {
+    /// Takes messages that begin with the id of their schema in a registry: a byte 0, then the id in four bytes. Others
+    /// are rejected. The schema is not asked for: JSON is read without.
+    #[must_use]
+    pub fn framed(mut self) -> Self {
+        self.framed = true;
+        self
+    }
+}
 
 impl<T: DeserializeOwned + 'static> Decode<T> for JsonDecoder<T> {
     #[inline]
     fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
-        match serde_json::from_slice(value_of(message)?) {
+        let mut json = value_of(message)?;
+        if self.framed {
+            (_, json) = framing::split(json)?;
+        }
+        match serde_json::from_slice(json) {
             Ok(record) => Ok(Some(record)),
             Err(error) => Err(format!("not the expected JSON: {error}").into()),
         }
@@ -150,6 +168,15 @@ mod tests {
         let why = decoded(&decoder, br#"{"id":1,"cents":2}"#).unwrap_err();
         assert!(why.starts_with("not the expected JSON: missing field `name`"), "{why}");
         assert_eq!(of_tombstone(&decoder).unwrap_err(), "the message has no value (a tombstone)");
+    }
+
+    #[test]
+    fn framed_json_is_behind_the_id_of_its_schema() {
+        let decoder = json::<i64>().framed();
+        assert_eq!(decoded(&decoder, b"\0\0\0\0\x0712"), Ok(Some(12)));
+        let why = decoded(&decoder, b"12").unwrap_err();
+        assert_eq!(why, "no schema id: the message begins with byte 49, and a frame with byte 0");
+        assert!(decoded(&decoder, b"\0\0\0\0").is_err() && decoded(&json::<i64>(), b"\0\0\0\0\x0712").is_err());
     }
 
     #[test]

@@ -30,6 +30,8 @@ mod mapping;
 mod message;
 mod new_data;
 mod peek;
+#[cfg(feature = "protobuf")]
+mod protobuf;
 mod reader;
 mod statistics;
 mod watch;
@@ -56,6 +58,8 @@ pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, cs
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
+#[cfg(feature = "protobuf")]
+pub use protobuf::{ProtobufDecoder, protobuf};
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
