@@ -130,6 +130,10 @@ pub mod ndjson {
 /// [source](std::error::Error::source) of an [`Error`] of either. Decoders such as [`kafka::json`] make records of
 /// messages.
 pub mod kafka {
+    #[cfg(feature = "registry")]
+    pub use crate::sink::kafka::AvroEncoder;
+    #[cfg(feature = "protobuf")]
+    pub use crate::sink::kafka::ProtobufEncoder;
     pub use crate::sink::kafka::Sink;
     #[cfg(feature = "protobuf")]
     pub use crate::source::kafka::protobuf;

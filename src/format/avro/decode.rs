@@ -18,6 +18,7 @@ use serde::de::{
 use super::logical::{date_text, decimal_text, time_text, timestamp_text, unscaled, uuid_text};
 use super::read::{AvroRefusal, DatumBytes, refused, text_of};
 use super::schema::{AvroNode, AvroRecord, AvroSchema, NodeId};
+use super::skip::{branch, decimal, skip, symbol};
 
 impl AvroSchema {
     /// Decodes a datum of this schema.
@@ -47,86 +48,17 @@ impl<'s, 'de> Datum<'s, '_, 'de> {
         Datum { schema: self.schema, node: &self.schema.nodes[node], bytes: self.bytes }
     }
 
-    fn branch(&mut self, branches: &[NodeId]) -> Result<&'s AvroNode, AvroRefusal> {
-        let index = self.bytes.long()?;
-        let branch = usize::try_from(index).ok().and_then(|index| branches.get(index));
-        let branch = branch.ok_or_else(|| {
-            AvroRefusal(format!("type {index} of a union of {}: it does not fit the schema", branches.len()))
-        })?;
-        Ok(&self.schema.nodes[*branch])
-    }
-
     /// Replaces a union by the type of it that is there.
     #[inline]
     fn resolved(mut self) -> Result<Self, AvroRefusal> {
         if let AvroNode::Union(branches) = self.node {
-            self.node = self.branch(branches)?;
+            self.node = branch(self.schema, branches, self.bytes)?;
         }
         Ok(self)
     }
 
-    /// Reads the bytes of a decimal.
-    fn decimal(&mut self, size: Option<usize>) -> Result<&'de [u8], AvroRefusal> {
-        match size {
-            Some(size) => self.bytes.exactly(size),
-            None => self.bytes.bytes(),
-        }
-    }
-
-    fn skip(mut self) -> Result<(), AvroRefusal> {
-        match self.node {
-            AvroNode::Null => self.bytes.count(),
-            AvroNode::Boolean => self.bytes.boolean().map(drop),
-            AvroNode::Int | AvroNode::Date => self.bytes.int().map(drop),
-            AvroNode::Long | AvroNode::TimeOfDay(_) | AvroNode::Timestamp(..) => self.bytes.long().map(drop),
-            AvroNode::Float => self.bytes.exactly(4).map(drop),
-            AvroNode::Double => self.bytes.exactly(8).map(drop),
-            AvroNode::Bytes => self.bytes.bytes().map(drop),
-            AvroNode::String => self.bytes.text().map(drop),
-            AvroNode::Fixed { size, .. } => self.bytes.exactly(*size).map(drop),
-            AvroNode::Uuid(_) => self.bytes.exactly(16).map(drop),
-            AvroNode::Decimal { size, .. } => self.decimal(*size).map(drop),
-            AvroNode::Enum { symbols, .. } => self.symbol(symbols).map(drop),
-            AvroNode::Union(branches) => {
-                self.node = self.branch(branches)?;
-                self.skip()
-            }
-            AvroNode::Record(record) => {
-                self.bytes.enter()?;
-                record.fields.iter().try_for_each(|field| self.at(field.node).skip())?;
-                self.bytes.leave();
-                Ok(())
-            }
-            AvroNode::Array(item) => self.skip_blocks(*item, false),
-            AvroNode::Map(value) => self.skip_blocks(*value, true),
-        }
-    }
-
-    fn skip_blocks(&mut self, item: NodeId, is_map: bool) -> Result<(), AvroRefusal> {
-        self.bytes.enter()?;
-        loop {
-            match self.bytes.block()? {
-                (0, _) => break,
-                (_, Some(length)) => drop(self.bytes.exactly(length)?),
-                (count, None) => {
-                    for _ in 0..count {
-                        self.bytes.count()?;
-                        if is_map {
-                            self.bytes.text()?;
-                        }
-                        self.at(item).skip()?;
-                    }
-                }
-            }
-        }
-        self.bytes.leave();
-        Ok(())
-    }
-
-    fn symbol(&mut self, symbols: &'s [String]) -> Result<&'s str, AvroRefusal> {
-        let index = self.bytes.int()?;
-        let symbol = usize::try_from(index).ok().and_then(|index| symbols.get(index));
-        symbol.map(String::as_str).ok_or_else(|| AvroRefusal(format!("symbol {index} of {}", symbols.len())))
+    fn skip(self) -> Result<(), AvroRefusal> {
+        skip(self.schema, self.node, self.bytes)
     }
 
     fn nested<V>(self, visit: impl FnOnce(Datum<'s, '_, 'de>) -> Result<V, AvroRefusal>) -> Result<V, AvroRefusal> {
@@ -139,12 +71,12 @@ impl<'s, 'de> Datum<'s, '_, 'de> {
     /// Answers a request of a number.
     #[inline]
     fn number<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, AvroRefusal> {
-        let mut datum = self.resolved()?;
+        let datum = self.resolved()?;
         match datum.node {
             AvroNode::Int | AvroNode::Date => visitor.visit_i32(datum.bytes.int()?),
             AvroNode::Long | AvroNode::TimeOfDay(_) | AvroNode::Timestamp(..) => visitor.visit_i64(datum.bytes.long()?),
             AvroNode::Decimal { size, scale: 0, .. } => {
-                let digits = unscaled(datum.decimal(*size)?).ok_or_else(too_many_digits)?;
+                let digits = unscaled(decimal(*size, datum.bytes)?).ok_or_else(too_many_digits)?;
                 match i64::try_from(digits) {
                     Ok(number) => visitor.visit_i64(number),
                     Err(_) => visitor.visit_i128(digits),
@@ -157,7 +89,7 @@ impl<'s, 'de> Datum<'s, '_, 'de> {
     /// Answers a request of a text.
     #[inline]
     fn text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, AvroRefusal> {
-        let mut datum = self.resolved()?;
+        let datum = self.resolved()?;
         let no_text = |value: i64| AvroRefusal(format!("{value} is beyond the years that a text can have"));
         match datum.node {
             AvroNode::String | AvroNode::Bytes => visitor.visit_borrowed_str(datum.bytes.text()?),
@@ -175,7 +107,7 @@ impl<'s, 'de> Datum<'s, '_, 'de> {
                 visitor.visit_string(timestamp_text(*unit, time, *is_local).ok_or_else(|| no_text(time))?)
             }
             AvroNode::Decimal { size, scale, .. } => {
-                let digits = unscaled(datum.decimal(*size)?).ok_or_else(too_many_digits)?;
+                let digits = unscaled(decimal(*size, datum.bytes)?).ok_or_else(too_many_digits)?;
                 visitor.visit_string(decimal_text(digits, *scale))
             }
             AvroNode::Uuid(_) => visitor.visit_string(uuid_text(datum.bytes.exactly(16)?)),
@@ -189,7 +121,7 @@ impl<'s, 'de> Datum<'s, '_, 'de> {
             AvroNode::Bytes | AvroNode::String => self.bytes.bytes()?,
             AvroNode::Fixed { size, .. } => self.bytes.exactly(*size)?,
             AvroNode::Uuid(_) => self.bytes.exactly(16)?,
-            AvroNode::Decimal { size, .. } => self.decimal(*size)?,
+            AvroNode::Decimal { size, .. } => decimal(*size, self.bytes)?,
             _ => return Ok(None),
         }))
     }
@@ -239,7 +171,7 @@ impl<'de> Deserializer<'de> for Datum<'_, '_, 'de> {
     type Error = AvroRefusal;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, AvroRefusal> {
-        let mut datum = self.resolved()?;
+        let datum = self.resolved()?;
         match datum.node {
             AvroNode::Null => {
                 datum.bytes.count()?;
@@ -250,7 +182,7 @@ impl<'de> Deserializer<'de> for Datum<'_, '_, 'de> {
             AvroNode::Double => visitor.visit_f64(f64::from_le_bytes(datum.bytes.array()?)),
             AvroNode::Bytes => visitor.visit_borrowed_bytes(datum.bytes.bytes()?),
             AvroNode::Fixed { size, .. } => visitor.visit_borrowed_bytes(datum.bytes.exactly(*size)?),
-            AvroNode::Enum { symbols, .. } => visitor.visit_str(datum.symbol(symbols)?),
+            AvroNode::Enum { symbols, .. } => visitor.visit_str(symbol(symbols, datum.bytes)?),
             AvroNode::Array(_) => datum.sequence(visitor, false),
             AvroNode::Map(value) => {
                 let value = *value;
@@ -291,9 +223,9 @@ impl<'de> Deserializer<'de> for Datum<'_, '_, 'de> {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, AvroRefusal> {
-        let mut datum = self.resolved()?;
+        let datum = self.resolved()?;
         let AvroNode::Decimal { size, scale, .. } = datum.node else { return datum.number(visitor) };
-        let digits = unscaled(datum.decimal(*size)?).ok_or_else(too_many_digits)?;
+        let digits = unscaled(decimal(*size, datum.bytes)?).ok_or_else(too_many_digits)?;
         // The nearest float, which dividing would not give.
         let nearest = decimal_text(digits, *scale).parse();
         visitor.visit_f64(nearest.or_else(|_| refused("a decimal that is no float"))?)
@@ -363,14 +295,14 @@ impl<'de> Deserializer<'de> for Datum<'_, '_, 'de> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, AvroRefusal> {
-        let mut datum = self.resolved()?;
+        let datum = self.resolved()?;
         let name = datum.node.branch_name();
         let short = name.rsplit('.').next().unwrap_or(name);
         if let Some(variant) = variants.iter().find(|variant| **variant == name || **variant == short) {
             return visitor.visit_enum(NamedBranch { variant, datum });
         }
         match datum.node {
-            AvroNode::Enum { symbols, .. } => visitor.visit_enum(datum.symbol(symbols)?.into_deserializer()),
+            AvroNode::Enum { symbols, .. } => visitor.visit_enum(symbol(symbols, datum.bytes)?.into_deserializer()),
             AvroNode::String => visitor.visit_enum(datum.bytes.text()?.into_deserializer()),
             _ => refused(format!("`{name}` is none of {}", variants.join(", "))),
         }

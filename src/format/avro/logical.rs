@@ -67,6 +67,71 @@ pub(super) fn decimal_text(unscaled: i128, scale: u32) -> String {
     digits
 }
 
+/// Returns the integer of a decimal that is written as a text.
+///
+/// # Errors
+/// Fails if it is no decimal, or has digits that the precision or the scale do not allow.
+pub(super) fn unscaled_of(text: &str, precision: u64, scale: u32) -> Result<i128, String> {
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !is_number(whole) || !is_number(fraction) {
+        return Err(format!("`{text}` is no decimal"));
+    }
+    let kept = fraction.trim_end_matches('0');
+    let refused = || format!("`{text}` has more digits than a decimal({precision}, {scale})");
+    let missing = (scale as usize).checked_sub(kept.len()).ok_or_else(refused)?;
+    let all = format!("{whole}{kept}{}", "0".repeat(missing));
+    let all = all.trim_start_matches('0');
+    if all.len() as u64 > precision {
+        return Err(refused());
+    }
+    let value: i128 = if all.is_empty() { 0 } else { all.parse().map_err(|_| refused())? };
+    Ok(if negative { -value } else { value })
+}
+
+/// Writes the integer of a decimal in as few bytes as it needs, or in as many as the size says; `None` if it does not
+/// fit.
+pub(super) fn unscaled_bytes(value: i128, size: Option<usize>) -> Option<Vec<u8>> {
+    let (wide, sign) = (value.to_be_bytes(), if value < 0 { 0xff } else { 0 });
+    let is_spare = |at: &usize| wide[*at] == sign && (wide[*at + 1] ^ sign) & 0x80 == 0;
+    let short = &wide[(0..15).take_while(is_spare).count()..];
+    match size {
+        None => Some(short.to_vec()),
+        Some(size) => {
+            let missing = size.checked_sub(short.len())?;
+            Some([&vec![sign; missing], short].concat())
+        }
+    }
+}
+
+/// Returns the days of a date that is written as a text; `None` if it is none.
+pub(super) fn days_of(text: &str) -> Option<i32> {
+    let date: Date = text.parse().ok()?;
+    Date::constant(1970, 1, 1).until(date).ok().map(|span| span.get_days())
+}
+
+/// Returns a time in its unit that is written as a text; `None` if it is none, or finer than the unit.
+pub(super) fn timestamp_of(unit: TimeUnit, text: &str, is_local: bool) -> Option<i64> {
+    let since = if is_local {
+        text.parse::<DateTime>().ok()?.duration_since(DateTime::constant(1970, 1, 1, 0, 0, 0, 0))
+    } else {
+        text.parse::<Timestamp>().ok()?.as_duration()
+    };
+    in_units(unit, since)
+}
+
+/// Returns a time of a day in its unit that is written as a text; `None` if it is none, or finer than the unit.
+pub(super) fn time_of_day_of(unit: TimeUnit, text: &str) -> Option<i64> {
+    in_units(unit, text.parse::<Time>().ok()?.duration_since(Time::midnight()))
+}
+
+fn in_units(unit: TimeUnit, since: SignedDuration) -> Option<i64> {
+    let nanos_per_unit = i128::from(1_000_000_000 / unit.per_second());
+    let nanos = since.as_nanos();
+    (nanos % nanos_per_unit == 0).then_some(nanos / nanos_per_unit).and_then(|time| i64::try_from(time).ok())
+}
+
 /// Returns a date as a text; `None` if it is beyond the years -9999 to 9999.
 pub(super) fn date_text(days: i32) -> Option<String> {
     let date = Date::constant(1970, 1, 1).checked_add(Span::new().try_days(days).ok()?).ok()?;
@@ -127,6 +192,44 @@ mod tests {
         assert_eq!(unscaled(&[&[0][..], &i128::MIN.to_be_bytes()].concat()), None);
         assert_eq!(unscaled(&[&[0xff][..], &most].concat()), None);
         assert_eq!(unscaled(&[1; 17]), None);
+    }
+
+    #[test]
+    fn decimals_and_times_are_read_as_they_are_written() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..5_000 {
+            let value = rng.i128(..) >> rng.u32(0..127);
+            let bytes = unscaled_bytes(value, None).unwrap();
+            assert_eq!(unscaled(&bytes), Some(value), "{bytes:?}");
+            assert!(bytes.len() == 1 || unscaled(&bytes[1..]) != Some(value), "{value} is not in its shortest form");
+            assert_eq!(unscaled(&unscaled_bytes(value, Some(20)).unwrap()), Some(value));
+            assert_eq!(unscaled_bytes(value, Some(bytes.len())), Some(bytes));
+            let scale = rng.u32(0..=38);
+            assert_eq!(unscaled_of(&decimal_text(value, scale), 39, scale), Ok(value));
+            let time = rng.i64(-60_000_000_000_000_000..250_000_000_000_000_000);
+            for is_local in [false, true] {
+                let text = timestamp_text(TimeUnit::Micros, time, is_local).unwrap();
+                assert_eq!(timestamp_of(TimeUnit::Micros, &text, is_local), Some(time), "{text}");
+            }
+            let days = rng.i32(-700_000..2_900_000);
+            assert_eq!(days_of(&date_text(days).unwrap()), Some(days));
+            let time = rng.i64(0..86_400_000);
+            assert_eq!(time_of_day_of(TimeUnit::Millis, &time_text(TimeUnit::Millis, time).unwrap()), Some(time));
+        }
+        assert_eq!(unscaled_bytes(128, Some(1)), None);
+        assert_eq!(unscaled_of("12.340", 4, 2), Ok(1234));
+        for (text, why) in [
+            ("12.345", "has more digits"),
+            ("123.4", "has more digits"),
+            ("", "is no decimal"),
+            ("-", "is no decimal"),
+            ("1e3", "is no decimal"),
+            (".5", "is no decimal"),
+        ] {
+            assert!(unscaled_of(text, 4, 2).unwrap_err().contains(why), "{text}");
+        }
+        assert_eq!(timestamp_of(TimeUnit::Millis, "2026-01-02T03:04:05.6789Z", false), None);
+        assert_eq!(timestamp_of(TimeUnit::Millis, "2026-01-02T04:04:05.678+01:00", false), Some(1_767_323_045_678));
     }
 
     #[test]

@@ -10,10 +10,16 @@
 //! they are bounded likewise.
 
 mod decode;
+mod default;
+mod derive;
+mod encode;
 mod logical;
 mod parse;
+mod parts;
 mod read;
 mod schema;
+mod skip;
+mod values;
 
 pub use schema::AvroSchema;
 

@@ -190,8 +190,8 @@ fn with_logical_type(node: AvroNode, json: &Value) -> AvroNode {
         (AvroNode::Long, "local-timestamp-millis") => AvroNode::Timestamp(Millis, true),
         (AvroNode::Long, "local-timestamp-micros") => AvroNode::Timestamp(Micros, true),
         (AvroNode::Long, "local-timestamp-nanos") => AvroNode::Timestamp(Nanos, true),
-        (AvroNode::Bytes, "decimal") => match scale_of(json) {
-            Some(scale) => AvroNode::Decimal { name: None, size: None, scale },
+        (AvroNode::Bytes, "decimal") => match digits_of(json) {
+            Some((precision, scale)) => AvroNode::Decimal { name: None, size: None, precision, scale },
             None => AvroNode::Bytes,
         },
         (node, _) => node,
@@ -200,16 +200,19 @@ fn with_logical_type(node: AvroNode, json: &Value) -> AvroNode {
 
 fn fixed(json: &Value, name: &Arc<str>, size: usize) -> AvroNode {
     let name = Arc::clone(name);
-    match (json["logicalType"].as_str().unwrap_or_default(), scale_of(json)) {
-        ("decimal", Some(scale)) => AvroNode::Decimal { name: Some(name), size: Some(size), scale },
+    match (json["logicalType"].as_str().unwrap_or_default(), digits_of(json)) {
+        ("decimal", Some((precision, scale))) => {
+            AvroNode::Decimal { name: Some(name), size: Some(size), precision, scale }
+        }
         ("uuid", _) if size == 16 => AvroNode::Uuid(name),
         _ => AvroNode::Fixed { name, size },
     }
 }
 
-/// Returns the scale of a decimal type; `None` if it is none.
-fn scale_of(json: &Value) -> Option<u32> {
+/// Returns precision and scale of a decimal type; `None` if it is none.
+fn digits_of(json: &Value) -> Option<(u64, u32)> {
     let precision = json["precision"].as_u64()?;
     let scale = if json["scale"].is_null() { 0 } else { json["scale"].as_u64()? };
-    u32::try_from(scale).ok().filter(|scale| scale <= &LARGEST_SCALE && u64::from(*scale) <= precision)
+    let scale = u32::try_from(scale).ok().filter(|scale| scale <= &LARGEST_SCALE && u64::from(*scale) <= precision)?;
+    Some((precision, scale))
 }

@@ -45,6 +45,7 @@ pub(super) enum AvroNode {
     Decimal {
         name: Option<Arc<str>>,
         size: Option<usize>,
+        precision: u64,
         scale: u32,
     },
     /// A UUID of 16 bytes. One in a text is a text.

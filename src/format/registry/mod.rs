@@ -9,6 +9,7 @@
 
 mod credentials;
 mod http;
+mod registration;
 mod subject;
 
 use std::cell::Cell;
@@ -26,6 +27,7 @@ use super::avro::AvroSchema;
 use crate::error::{Error, ErrorKind, Result, shortened};
 use credentials::Credentials;
 use http::{Answer, HttpClient, HttpOptions};
+pub(crate) use registration::Registration;
 pub use subject::SubjectNaming;
 
 /// Error codes of registries: no such subject, no such version, no such schema.

@@ -5,8 +5,6 @@
 
 use std::marker::PhantomData;
 
-use prost::Message as _;
-
 use super::decode::{Decode, DecodeError, value_of};
 use super::message::Message;
 use crate::format::framing;
@@ -79,6 +77,8 @@ impl<M: prost::Message + Default + 'static> Decode<M> for ProtobufDecoder<M> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::durable::journal::JournaledRecord;
 

@@ -1,5 +1,7 @@
 //! Tests of decoding: every type, logical types, hostile data. `tests/registry.rs` compares with another library.
 
+mod writing;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
