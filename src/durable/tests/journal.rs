@@ -348,7 +348,7 @@ fn files_of_other_states_and_under_other_names_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "all workers bind the first epoch")]
+#[should_panic(expected = "all workers commit the first epoch")]
 fn all_workers_bind_the_first_epoch_of_a_life() {
     let (_, state) = new_state();
     let (claim, _) = begin_incarnation(&state);
