@@ -298,6 +298,41 @@ fn numbered(seed: u64, count: usize) -> Vec<Transaction> {
     rows
 }
 
+/// A gap may reach past the end that was fixed at the first start, and may be in one topic of a list.
+#[test]
+fn a_gap_past_the_end_ends_the_partition() {
+    for in_list in [false, true] {
+        let broker = embedded(1);
+        broker.create_topic("other", 1).unwrap();
+        send(broker.servers(), "other", [(0, 500, Some(1_000_000))]);
+        send(broker.servers(), "ticks", (0..20).map(|id| (0, id, Some(1_000_000))));
+        let topics = if in_list { vec!["other", "ticks"] } else { vec!["ticks"] };
+        let (partition, others) = if in_list { (1_000_000, 1) } else { (0, 0) };
+        let source = kafka::Source::json(broker.servers(), topics).event_time(|tick: &Tick| tick.at_ms);
+        let source = source.out_of_order(Duration::ZERO).on_gap(Gap::Skip);
+        let options = Options::default().until_end(true);
+        let mut first = ReaderDriver::open(&source, options.clone()).unwrap();
+        while first.events.len() < 10 + others {
+            first.poll(1).unwrap();
+        }
+        first.commit_epoch();
+        let snapshot = (first.epoch, places(&first));
+        overflow(broker.servers(), 20..120);
+        let mut driven = ReaderDriver::open(&source, options.clone()).unwrap();
+        driven.resume(snapshot.0, &snapshot.1).unwrap();
+        driven.until_ended().unwrap();
+        let at = driven.intake.partitions().find(|at| at.partition == partition).unwrap();
+        assert_eq!((at.next, at.expired, at.ended), (20, 20 - (first.events.len() - others) as u64, true));
+        assert!(driven.events.is_empty(), "nothing is left to be read");
+        let mut again = ReaderDriver::open(&source, options).unwrap();
+        again.resume(snapshot.0, &snapshot.1).unwrap();
+        for (epoch, input) in &driven.epoch_inputs {
+            again.replay(*epoch, &input.partitions).unwrap();
+            assert_eq!(again.epoch_inputs.last().unwrap().1, *input, "epoch {epoch}");
+        }
+    }
+}
+
 /// Sends rows with their numbers as timestamps.
 fn send_rows(broker: &Broker, topic: &str, rows: &[Transaction], partitions: u64) {
     let mut config = ClientConfig::new();

@@ -35,6 +35,30 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a gap is passed in the midst of an epoch's input",
+        file: "src/source/partition_tracker.rs",
+        text: "if partition.found_at.is_some() || partition.next != partition.committed {",
+        instead: "if partition.found_at.is_some() {",
+        tests: "tests/kafka_positions.rs",
+        test: "a_gap_that_opens_under_a_reader_is_skipped_in_an_epoch_of_its_own",
+    },
+    Mutation {
+        name: "expired records of the journal are left out of a replay",
+        file: "src/source/kafka/reader/gaps.rs",
+        text: "self.check_start(&self.partitions[at], next)?;",
+        instead: "",
+        tests: "tests/kafka_positions.rs",
+        test: "a_gap_is_skipped_when_asked_for_and_is_counted_and_replayed",
+    },
+    Mutation {
+        name: "each partition fetches ahead as if it were alone",
+        file: "src/source/kafka/prefetch.rs",
+        text: "(BUDGET / partitions.max(1)).clamp(LEAST, MOST);",
+        instead: "if partitions == 0 { LEAST } else { MOST };",
+        tests: "tests/kafka_partitions.rs",
+        test: "a_thousand_partitions_are_fetched_within_a_budget_and_none_starves",
+    },
+    Mutation {
         name: "no file is synced",
         file: "src/durable/disk.rs",
         text: "self.file.sync_data()",

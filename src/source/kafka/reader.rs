@@ -25,7 +25,7 @@ use rdkafka::message::Message as _;
 use super::client::{TopicConfig, is_refusal};
 use super::compacted::refuse_compacted;
 use super::consumer::{self, check_error, connect_reader, list, offsets};
-use super::fetched_partition::FetchedPartition;
+use super::fetched_partition::{FetchedPartition, PendingGap};
 use super::identity::{self, fingerprint, missing_partition, offset_and_timestamp, recreated};
 use super::mapping::MapMessages;
 use super::message::Message;
@@ -353,7 +353,7 @@ impl<T: Record> KafkaReader<T> {
             }
             intake.keep_value(handle, || held);
         }
-        let (mut last, mut gap) = (None, None);
+        let mut last = None;
         let all = loop {
             if taken >= budget {
                 break TakeOutcome::Records(taken);
@@ -390,7 +390,8 @@ impl<T: Record> KafkaReader<T> {
                 Some(Err(error)) => {
                     feed.quiet_since = None;
                     if Self::is_gap(self.gap, &error) {
-                        gap = Some(error);
+                        feed.at_end = false;
+                        feed.gap = Some(PendingGap { to: None, has_stopped: true });
                         break TakeOutcome::Empty(taken);
                     }
                     check_error(&self.target, feed.id, &error)?;
@@ -401,9 +402,6 @@ impl<T: Record> KafkaReader<T> {
         if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = offset_and_timestamp(&message);
             intake.set_fingerprint(handle, fingerprint(offset, stamped, message.payload()));
-        }
-        if let Some(error) = gap {
-            self.find_gap(at, handle, &error, intake)?;
         }
         Ok(all)
     }
