@@ -147,9 +147,12 @@ impl Pick for fastrand::Rng {
     }
 }
 
+/// Records of each partition: events by the number of their partition, rejected ones by the place of theirs.
+type ByPartition<D> = BTreeMap<(String, u32), (Vec<Event<D>>, Vec<Rejected>)>;
+
 /// Returns the records of each partition, in the order of reading. Rejected ones name the topic of their partition.
-fn by_partition<D: Record>(history: &History<D>) -> BTreeMap<(String, u32), (Vec<Event<D>>, Vec<Rejected>)> {
-    let mut partitions = BTreeMap::<(String, u32), (Vec<_>, Vec<_>)>::new();
+fn by_partition<D: Record>(history: &History<D>) -> ByPartition<D> {
+    let mut partitions = ByPartition::new();
     for piece in history.values() {
         for event in &piece.events {
             partitions.entry((String::new(), event.origin.partition)).or_default().0.push(event.clone());

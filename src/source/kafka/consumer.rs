@@ -27,6 +27,9 @@ use crate::source::WorkerContext;
 /// Longest wait for the offsets of a partition, or for a record that exists.
 pub(super) const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Number of partitions for which limits are set where only a few records are read of each.
+const FEW: usize = 1_000;
+
 /// Properties that users may set otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
     // Pause before a full queue is filled again; by default a second.
@@ -71,7 +74,7 @@ pub(super) fn connect_reader(
     topics: usize,
     at: &WorkerContext,
 ) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
-    let (consumer, ids) = connect(topic_config, &at.job)?;
+    let (consumer, ids) = connect_within(topic_config, &at.job, PrefetchLimits::of(0))?;
     let limits = PrefetchLimits::of(topics * (ids.len() * at.threads).div_ceil(at.workers.max(1)));
     if limits == PrefetchLimits::of(0) {
         return Ok((consumer, ids));
@@ -81,9 +84,9 @@ pub(super) fn connect_reader(
     connect_within(topic_config, &at.job, limits)
 }
 
-/// Connects, and finds the partitions of the topic.
+/// Connects to read a few records, and finds the partitions of the topic.
 pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
-    connect_within(topic_config, job, PrefetchLimits::of(0))
+    connect_within(topic_config, job, PrefetchLimits::of(FEW))
 }
 
 fn connect_within(

@@ -1,7 +1,8 @@
 //! An in-memory broker inside this process, for demonstrations and quick tests.
 //!
 //! It is librdkafka's mock cluster. It keeps about 5 MiB of a partition and drops older records; it accepts
-//! transactions without isolating them; its records are lost with it. Nothing about durability can be concluded from
+//! transactions without isolating them; it knows no offsets at times, so that a start at a time is the end; its records
+//! are lost with it. Nothing about durability can be concluded from
 //! it.
 
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -24,10 +24,10 @@ use crate::record::Record;
 use crate::source::{PartitionHandle, PartitionTracker};
 
 /// Records that are gone though they are still to be read.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct PendingGap {
-    /// First offset after them.
-    pub(super) to: u64,
+    /// First offset after them; `None` until the brokers have said it.
+    pub(super) to: Option<u64>,
     /// `true` if fetching has stopped at them.
     pub(super) has_stopped: bool,
 }

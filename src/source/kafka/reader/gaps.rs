@@ -5,10 +5,12 @@
 //!
 //! Invariant: a gap is passed only where the brokers have said that nothing before its end is left.
 
+use std::time::Duration;
+
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::super::consumer::{check_error, list, offsets, unreadable};
+use super::super::consumer::{check_error, list, unreadable};
 use super::super::fetched_partition::PendingGap;
 use super::super::positions::Gap;
 use super::KafkaReader;
@@ -16,6 +18,9 @@ use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::{PartitionHandle, PartitionTracker};
+
+/// Longest wait for the brokers to say how far a gap reaches, before it is asked for again.
+const GAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<T: Record> KafkaReader<T> {
     /// `true` if an error that came instead of a record says that records are gone, and the job goes on after them.
@@ -26,39 +31,46 @@ impl<T: Record> KafkaReader<T> {
         gap == Gap::Skip && is_out_of_range
     }
 
-    /// Asks the brokers how far a gap reaches.
+    /// Asks the brokers once how far a gap reaches, and for the end of the partition. `None` if they do not answer.
+    ///
+    /// # Errors
+    /// Fails if the brokers refuse.
+    fn ask_gap(&self, id: u32) -> Result<Option<(u64, u64)>> {
+        match self.consumer.fetch_watermarks(&self.target.topic, id as i32, GAP_TIMEOUT) {
+            // Without an answer of the broker, the library returns −1.
+            Ok((low, end)) => Ok(u64::try_from(low).ok().zip(u64::try_from(end).ok())),
+            Err(error) => check_error(&self.target, id, &error).map(|()| None),
+        }
+    }
+
+    /// Passes the partition's gap, if there is one. Returns `false` if that has to wait: for an answer of the brokers, or
+    /// for the next epoch.
     ///
     /// # Errors
     /// Fails if the partition ends before the next record to take: it is not the one that was read.
-    pub(super) fn find_gap(
-        &mut self,
-        at: usize,
-        handle: PartitionHandle,
-        error: &KafkaError,
-        intake: &PartitionTracker<T>,
-    ) -> Result<()> {
-        let feed = &mut self.partitions[at];
-        let (low, end) = offsets(&self.consumer, &self.target, feed.id)?;
-        if end < intake.next(handle) {
-            return check_error(&self.target, feed.id, error);
-        }
-        feed.at_end = false;
-        feed.gap = Some(PendingGap { to: low, has_stopped: true });
-        Ok(())
-    }
-
-    /// Passes the partition's gap, if there is one. Returns `false` if that has to wait for the next epoch.
     pub(super) fn pass_gap(
         &mut self,
         at: usize,
         handle: PartitionHandle,
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
-        let Some(gap) = &self.partitions[at].gap else { return Ok(true) };
-        let (id, has_stopped) = (self.partitions[at].id, gap.has_stopped);
+        let id = self.partitions[at].id;
+        let Some(PendingGap { to, has_stopped }) = self.partitions[at].gap else { return Ok(true) };
         let next = intake.next(handle);
+        let low = match to {
+            Some(low) => low,
+            None => {
+                let Some((low, end)) = self.ask_gap(id)? else { return Ok(false) };
+                if end < next {
+                    let error = KafkaError::MessageConsumption(RDKafkaErrorCode::OffsetOutOfRange);
+                    return check_error(&self.target, id, &error).map(|()| false);
+                }
+                self.partitions[at].gap = Some(PendingGap { to: Some(low), has_stopped });
+                low
+            }
+        };
         // Records from the end on were not to be read.
-        let to = intake.until(handle).map_or(gap.to, |until| gap.to.min(until));
+        let to = intake.until(handle).map_or(low, |until| low.min(until));
         if to > next {
             if !intake.skip_expired(handle, to) {
                 return Ok(false);

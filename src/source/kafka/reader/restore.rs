@@ -57,7 +57,7 @@ impl<T: Record> KafkaReader<T> {
             let mut from = bound.next_offset;
             if !intake.ended(handle) && from < low && self.gap == Gap::Skip {
                 // Epochs of the journal come first; without such, reading goes on after the gap.
-                self.partitions[at].gap = Some(PendingGap { to: low, has_stopped: false });
+                self.partitions[at].gap = Some(PendingGap { to: Some(low), has_stopped: false });
                 from = low;
             } else if !intake.ended(handle) {
                 self.check_start(&self.partitions[at], from)?;

@@ -9,6 +9,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 
 use super::super::consumer::{check_error, list};
+use super::super::fetched_partition::PendingGap;
 use super::super::identity::{fingerprint, offset_and_timestamp};
 use super::super::message::Message;
 use super::super::positions::stops_at;
@@ -55,7 +56,7 @@ impl<T: Record> KafkaReader<T> {
             }
             intake.keep_value(handle, || held);
         }
-        let (mut last, mut gap) = (None, None);
+        let mut last = None;
         let all = loop {
             if taken >= budget {
                 break TakeOutcome::Records(taken);
@@ -92,7 +93,8 @@ impl<T: Record> KafkaReader<T> {
                 Some(Err(error)) => {
                     feed.quiet_since = None;
                     if Self::is_gap(self.gap, &error) {
-                        gap = Some(error);
+                        feed.at_end = false;
+                        feed.gap = Some(PendingGap { to: None, has_stopped: true });
                         break TakeOutcome::Empty(taken);
                     }
                     check_error(&self.target, feed.id, &error)?;
@@ -103,9 +105,6 @@ impl<T: Record> KafkaReader<T> {
         if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = offset_and_timestamp(&message);
             intake.set_fingerprint(handle, fingerprint(offset, stamped, message.payload()));
-        }
-        if let Some(error) = gap {
-            self.find_gap(at, handle, &error, intake)?;
         }
         Ok(all)
     }
