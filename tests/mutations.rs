@@ -116,9 +116,9 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a table is by time",
-        file: "src/stream/table.rs",
-        text: "if order == TableOrder::Offset { EventTime::MIN } else { time }",
-        instead: "time",
+        file: "src/stream/input.rs",
+        text: "if mode.is_table { intake.timeless() } else { intake }",
+        instead: "intake",
         tests: "tests/kafka_tables.rs",
         test: "a_topic_is_a_table_by_offset_whole_before_others_begin_on_any_number_of_workers",
     },
