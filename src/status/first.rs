@@ -1,38 +1,34 @@
-//! The sources that hold back others because they are read first.
+//! The sources that are read before others: how far they are read.
 
-use super::blocker::{Blocker, BlockerKind};
 use super::{JobStatus, PartitionStatus};
 
-/// Returns a cause for each source that is not read to its initial end yet, while other sources wait for that.
-pub(super) fn unread(status: &JobStatus) -> Vec<Blocker> {
+/// A source that is not read to its initial end yet, while other sources wait for that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UnreadSource {
+    pub(super) name: String,
+    /// What was read, and what there is to read, on all workers.
+    pub(super) progress: (u64, u64),
+    /// `true` if these are bytes, and not records.
+    pub(super) in_bytes: bool,
+}
+
+/// `true` while a worker reads only the sources that are read first.
+pub(super) fn is_reading_first(status: &JobStatus) -> bool {
+    status.processes.iter().flat_map(|process| &process.workers).any(|worker| worker.reads_first)
+}
+
+/// Returns the sources that are not read to their initial ends, in order of names.
+pub(super) fn unread_sources(status: &JobStatus) -> Vec<UnreadSource> {
     let workers = status.processes.iter().flat_map(|process| &process.workers);
-    let reading: Vec<_> = workers.filter(|worker| worker.reads_first).collect();
-    let partitions: Vec<&PartitionStatus> = reading.iter().flat_map(|worker| &worker.partitions).collect();
+    let reading = workers.filter(|worker| worker.reads_first);
+    let partitions: Vec<&PartitionStatus> = reading.flat_map(|worker| &worker.partitions).collect();
     let mut names: Vec<&str> = partitions.iter().filter(|at| at.initial.is_some()).map(|at| &*at.source).collect();
     names.sort_unstable();
     names.dedup();
-    let blockers = names.into_iter().filter_map(|name| {
+    let sources = names.into_iter().map(|name| {
         let own = || partitions.iter().filter(|at| at.source == name);
-        let (read, all) = own().filter_map(|at| at.initial).fold((0, 0), |sum, at| (sum.0 + at.0, sum.1 + at.1));
-        let unit = if own().any(|at| at.in_bytes) { "bytes" } else { "records" };
-        (read < all).then(|| Blocker {
-            cause: BlockerKind::Source,
-            name: format!("source {name}"),
-            since_ms: None,
-            says: format!("is read first, and {read} of {all} {unit} are read"),
-            help: String::from("wait: the other sources are read after it"),
-        })
+        let progress = own().filter_map(|at| at.initial).fold((0, 0), |sum, at| (sum.0 + at.0, sum.1 + at.1));
+        UnreadSource { name: name.to_owned(), progress, in_bytes: own().any(|at| at.in_bytes) }
     });
-    let blockers: Vec<_> = blockers.collect();
-    // All is read, and perhaps not on disk yet; or a worker has not found its partitions.
-    if blockers.is_empty() && !reading.is_empty() {
-        return vec![Blocker {
-            cause: BlockerKind::Source,
-            name: String::from("the sources that are read first"),
-            since_ms: None,
-            says: String::from("are not read and committed on all workers"),
-            help: String::from("wait: the other sources are read after them"),
-        }];
-    }
-    blockers
+    sources.filter(|source| source.progress.0 < source.progress.1).collect()
 }

@@ -45,7 +45,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     if repeats(status) {
         holds.push(replay(status));
     }
-    holds.extend(first::unread(status));
+    holds.extend(read_first(status));
     let behind = watermarks(status, window_end);
     let waits_for_records = !behind.is_empty();
     let unshown = frontier(status);
@@ -187,6 +187,27 @@ fn replay(status: &JobStatus) -> Blocker {
             "wait: published results are not published again; a shorter --snapshot-every leaves less to replay",
         ),
     }
+}
+
+/// Finds the sources that others wait for, because they are read first.
+fn read_first(status: &JobStatus) -> Vec<Blocker> {
+    let blocker = |name: String, says: String| Blocker {
+        cause: BlockerKind::Source,
+        name,
+        since_ms: None,
+        says,
+        help: String::from("wait: the other sources are read after that"),
+    };
+    let unread = first::unread_sources(status).into_iter().map(|source| {
+        let ((read, all), unit) = (source.progress, if source.in_bytes { "bytes" } else { "records" });
+        blocker(format!("source {}", source.name), format!("is to be read first ({read} of {all} {unit})"))
+    });
+    let mut holds: Vec<_> = unread.collect();
+    if holds.is_empty() && first::is_reading_first(status) {
+        let says = "are read, but not committed on all workers";
+        holds.push(blocker(String::from("the sources that are read first"), says.into()));
+    }
+    holds
 }
 
 /// Finds the partitions that keep the watermark from a window's end; without one, those that hold it back and make no

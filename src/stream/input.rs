@@ -505,6 +505,10 @@ impl<'f> Flow<'f> {
 
     /// Reads a source in a certain mode.
     pub(super) fn read_as<S: Source>(&self, name: &str, source: &S, mode: ReadMode) -> Stream<'f, S::Item> {
+        if sources::is_note(name) {
+            let error = Error::usage(format!("a source cannot be named `{name}`"));
+            self.build.failure.set(error.help("give it a name that does not begin like a note of the state"));
+        }
         self.build.step("source", name, source.describe(), self.identity(source));
         self.register_topics(source.topics(), Vec::new());
         let (stream, Stream { events, marks, .. }) = read(self, name, source, mode);

@@ -48,9 +48,10 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     ///
     /// Records keep their event time, but see the table as of the epoch in which they arrive, not as of their event
     /// time. Two runs over the same data may pair a record with another row, or drop it, if the table's source was
-    /// read sooner or later; a replay from the journal gives the same result. No source is read before another: even
-    /// a table that exists already, such as a compacted topic, is still being read when the first records are looked
-    /// up.
+    /// read sooner or later; a replay from the journal gives the same result. A table that exists already, such as a
+    /// compacted topic, is whole when the first records are looked up if its source is read first
+    /// ([`Flow::table_first`](crate::Flow::table_first), [`Flow::read_first`](crate::Flow::read_first)); otherwise it may
+    /// still be read then.
     ///
     /// ```
     /// use tidegate::source::memory::MemorySource;

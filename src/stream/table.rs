@@ -227,7 +227,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         checkpoint::check_rows::<TableRow<K, V>>(&flow, name);
         flow.check_exchangeable::<TableRow<K, V>>("table", name);
         let metrics = flow.build.metrics.table(name);
-        let rows = stamp_records(self, &flow, order, value, Arc::clone(&metrics));
+        let rows = stamp_records(self, &flow, value, Arc::clone(&metrics));
         let step = TableConfig {
             name: name.to_owned(),
             seals: flow.build.snapshot_epochs.clone(),
@@ -247,7 +247,6 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
 fn stamp_records<'f, K: Record, D: Record, V: Record>(
     records: Keyed<'f, K, D>,
     flow: &Flow<'f>,
-    order: TableOrder,
     value: impl Fn(D) -> Option<V> + 'static,
     metrics: Arc<TableMetrics>,
 ) -> TimelyStream<'f, u64, Vec<TableRow<K, V>>> {
@@ -265,7 +264,6 @@ fn stamp_records<'f, K: Record, D: Record, V: Record>(
                 keys_of(events, &mut keys);
                 made.extend(keys.drain(..).zip(events.drain(..)).map(|(key, event)| {
                     let Event { time, origin, data, .. } = event;
-                    let time = if order == TableOrder::Offset { EventTime::MIN } else { time };
                     (key, StampedValue { time, at: origin.tie_breaker(), value: value(data) })
                 }));
                 pool.give(std::mem::take(events));
@@ -292,7 +290,7 @@ struct TableConfig<K, V> {
 enum TableOrder {
     /// (event time, source, partition, offset).
     EventTime,
-    /// (source, partition, offset).
+    /// (source, partition, offset): of a source whose records all have the same event time.
     Offset,
 }
 

@@ -247,7 +247,7 @@ pub fn committed(servers: &str, topic: &str) -> Vec<String> {
     let (mut texts, begun) = (Vec::new(), Instant::now());
     while open > 0 {
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => texts.push(String::from_utf8(message.payload().unwrap().to_vec()).unwrap()),
+            Some(Ok(message)) => texts.push(String::from_utf8(message.payload().unwrap_or_default().to_vec()).unwrap()),
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
             _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
         }

@@ -189,3 +189,22 @@ fn a_snapshot_that_is_not_on_disk_is_told_with_its_reason() {
     status.processes[0].workers[0].front = Some(FrontStatus { epoch: Epoch(10), stage: Stage::Reading, since_ms: 0 });
     assert!(why(&status, None).holds[0].says.contains("waits for its epoch"));
 }
+
+#[test]
+fn a_source_that_is_read_first_is_named_with_what_is_left_of_it() {
+    let mut status = well();
+    let initial =
+        |number, initial| PartitionStatus { source: "rates".into(), initial: Some(initial), ..partition(number, 0) };
+    let worker = &mut status.processes[0].workers[0];
+    worker.reads_first = true;
+    worker.partitions.extend([initial(7, (3, 10)), initial(8, (5, 5))]);
+    let told = why(&status, None);
+    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (BlockerKind::Source, "source rates"));
+    assert_eq!(told.holds[0].says, "is to be read first (8 of 15 records)");
+    assert!(told.summary.contains("wait for source rates"), "{}", told.summary);
+    let worker = &mut status.processes[0].workers[0];
+    worker.partitions.iter_mut().for_each(|at| at.initial = at.initial.map(|(_, all)| (all, all)));
+    assert_eq!(why(&status, None).holds[0].name, "the sources that are read first");
+    status.processes[0].workers[0].reads_first = false;
+    assert!(why(&status, None).holds.iter().all(|hold| !hold.name.contains("first")));
+}
