@@ -128,7 +128,7 @@ pub mod ndjson {
 /// [source](std::error::Error::source) of an [`Error`] of either. Decoders such as [`kafka::json`] make records of
 /// messages.
 pub mod kafka {
-    pub use crate::sink::kafka::Sink;
+    pub use crate::sink::kafka::{Encode, MessageHeader, Sink, encode};
     pub use crate::source::kafka::{
         Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv, json, text,
     };

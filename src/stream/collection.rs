@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::output::{self, RowChange};
-use crate::stream::{BuildMode, Flow};
+use crate::stream::{BuildMode, Flow, unique_keys};
 use crate::time::Epoch;
 
 /// A multiset that changes by insertions and retractions.
@@ -143,7 +143,11 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Writes the changes to a sink, epoch by epoch: each epoch is written whole and consolidated, with a last column
     /// `diff`.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        output::write(&self.flow, name, SinkRows::Changes, self.inner.inner, sink, |row| row);
+        let rows = match sink.unique_key() {
+            Some(key_of) => unique_keys::refuse_second_rows(&self.flow, name, self.inner, key_of),
+            None => self.inner.inner,
+        };
+        output::write(&self.flow, name, SinkRows::Changes, rows, sink, |row| row);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.
