@@ -129,6 +129,7 @@ pub mod ndjson {
 /// messages.
 pub mod kafka {
     pub use crate::sink::kafka::{Encode, MessageHeader, Sink, encode};
+    pub use crate::source::DeadLetter;
     pub use crate::source::kafka::{
         Decode, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, bytes, csv, json, text,
     };

@@ -3,6 +3,7 @@
 //! * [`Sink`] is the sink. An [`Encode`] makes the values of messages: see [`encode`](mod@encode). Unless they are sent
 //!   as upserts or in Debezium's shape, changes of a collection carry their difference in a field `diff` of the row's
 //!   object; a change whose row is no JSON object is written as `{"row": …, "diff": …}`.
+//! * [`Sink::dead_letters`] keeps messages that could not be used, so that they can be sent again.
 //! * [`Publisher`] sends arbitrary messages to a topic, for any producer.
 //!
 //! Invariants: an epoch is published only when the brokers have acknowledged all of its messages. Within an epoch
@@ -11,6 +12,7 @@
 //! state it is published exactly once to readers of committed messages: in one transaction with a record of its number
 //! in the progress topic.
 
+pub(crate) mod dead_letter;
 pub mod encode;
 mod events;
 mod message;

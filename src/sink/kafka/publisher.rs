@@ -212,9 +212,12 @@ impl Publisher {
         record.timestamp = message.at_ms;
         if !message.headers.is_empty() {
             let headers = OwnedHeaders::new_with_capacity(message.headers.len());
-            record.headers = Some(message.headers.iter().fold(headers, |headers, (key, value)| {
-                headers.insert(Header { key, value: value.as_ref() })
-            }));
+            record.headers = Some(
+                message
+                    .headers
+                    .iter()
+                    .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() })),
+            );
         }
         let mut since = None;
         loop {

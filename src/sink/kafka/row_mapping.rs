@@ -174,7 +174,8 @@ impl<D: Record> RowMapping<D> {
     ) -> Result<()> {
         let key = key.or_else(|| self.key.as_ref().map(|key_of| key_of(row))).flatten();
         let headers = self.headers.as_ref().map(|headers| headers(row)).unwrap_or_default();
-        let partition = self.partition.as_ref().map(|partition| partition_of(partition(row, partitions as u32), partitions));
+        let partition =
+            self.partition.as_ref().map(|partition| partition_of(partition(row, partitions as u32), partitions));
         let at_ms = self.timestamp.as_ref().map(|timestamp| timestamp_of(timestamp(row)));
         send(&OutgoingMessage {
             topic: None,
@@ -195,9 +196,11 @@ fn not_encoded(why: String) -> Error {
 fn partition_of(partition: u32, partitions: usize) -> Result<i32> {
     match i32::try_from(partition) {
         Ok(number) if (partition as usize) < partitions => Ok(number),
-        _ => Err(Error::of(ErrorKind::SinkFailed, format!("a row goes to partition {partition}, which does not exist"))
-            .because(format!("the topic has {partitions} partitions"))
-            .help("return a smaller number than the one that `kafka::Sink::partition` is given")),
+        _ => {
+            Err(Error::of(ErrorKind::SinkFailed, format!("a row goes to partition {partition}, which does not exist"))
+                .because(format!("the topic has {partitions} partitions"))
+                .help("return a smaller number than the one that `kafka::Sink::partition` is given"))
+        }
     }
 }
 

@@ -222,7 +222,13 @@ impl TransactionalWriter {
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;
         self.attempt = Some(progress);
         let (topic, key, value) = (Some(&*self.progress.topic), Some(self.key.as_bytes()), Some(&*value));
-        self.publisher.post(&OutgoingMessage { topic, partition: Some(0), key, value, ..OutgoingMessage::default() })?;
+        self.publisher.post(&OutgoingMessage {
+            topic,
+            partition: Some(0),
+            key,
+            value,
+            ..OutgoingMessage::default()
+        })?;
         self.publisher.flush()?;
         (incarnation.still_current)()?;
         self.publisher.commit()
