@@ -12,6 +12,7 @@ pub mod manual;
 pub mod produce;
 mod progress;
 mod query;
+pub mod redrive;
 mod run;
 pub mod snapshot;
 mod stop;

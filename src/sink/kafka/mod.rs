@@ -19,6 +19,8 @@ mod message;
 mod net_change;
 mod progress;
 mod publisher;
+#[cfg(feature = "cli")]
+pub(crate) mod redrive;
 mod row_mapping;
 mod send_errors;
 mod topics;
