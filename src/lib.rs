@@ -134,7 +134,8 @@ pub mod kafka {
     pub use crate::sink::kafka::AvroEncoder;
     #[cfg(feature = "protobuf")]
     pub use crate::sink::kafka::ProtobufEncoder;
-    pub use crate::sink::kafka::Sink;
+    pub use crate::sink::kafka::{Encode, MessageHeader, Sink, encode};
+    pub use crate::source::DeadLetter;
     #[cfg(feature = "protobuf")]
     pub use crate::source::kafka::protobuf;
     pub use crate::source::kafka::{

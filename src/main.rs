@@ -14,6 +14,7 @@ use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{DemoArgs, demo};
 use tidegate::cli::manual::{CompletionsArgs, ManArgs, completions, man};
 use tidegate::cli::produce::{ProduceArgs, produce};
+use tidegate::cli::redrive::{RedriveArgs, redrive};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
 use tidegate::cli::up::{UpArgs, up};
 use tidegate::cli::why::{WhyArgs, why_not};
@@ -60,6 +61,7 @@ const EXAMPLES: &str = "Examples:
   tidegate demo --brokers localhost:9092           the same with a real broker
   tidegate produce --brokers localhost:9092 --generate 1000000
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
+  tidegate redrive --brokers localhost:9092 --topic dead --dry-run
   tidegate snapshot ls state/                      the snapshots of a query's state
   tidegate why state/                              what holds a window back
   tidegate account_totals --brokers localhost:9092 --out totals.csv -w 2
@@ -95,6 +97,8 @@ enum Command {
     Produce(ProduceArgs),
     /// Copies a topic of transactions to a CSV file
     Consume(Box<ConsumeArgs>),
+    /// Sends dead letters back to the topics that they came from
+    Redrive(RedriveArgs),
     /// Lists, inspects and verifies the snapshots of a state, and exports savepoints
     Snapshot(SnapshotArgs),
     /// Explains why a window has not fired, or why a job has no output
@@ -120,6 +124,7 @@ fn main() -> ExitCode {
         Some(Command::Demo(args)) => demo(args),
         Some(Command::Produce(args)) => produce(args),
         Some(Command::Consume(args)) => consume(args),
+        Some(Command::Redrive(args)) => redrive(args),
         Some(Command::Snapshot(args)) => snapshot(args),
         Some(Command::Up(args)) => up(args, |name| query(name).is_some()),
         Some(Command::Why(args)) => why_not(args),

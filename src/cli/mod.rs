@@ -13,6 +13,7 @@ pub mod manual;
 pub mod produce;
 mod progress;
 mod query;
+pub mod redrive;
 mod run;
 pub mod snapshot;
 mod stop;

@@ -22,7 +22,7 @@ use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Sink};
 use crate::source::kafka::{Gap, StartOffset, Topics};
-use crate::source::{self, Options, Rejected, Source};
+use crate::source::{self, DeadLetter, Options, Rejected, Source};
 use crate::stream::{Flow, QueryResult};
 use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
@@ -84,7 +84,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Output")]
     pub late: Option<String>,
 
-    /// Destination of rejected records, as for --out; without it they are only counted
+    /// Destination of rejected records, as for --out; without it they are only counted. In a topic they are the original
+    /// messages, with headers tidegate.error.* that tell the reason and the place: tidegate redrive sends them back
     #[arg(long, value_name = "WHERE", help_heading = "Output")]
     pub rejects: Option<String>,
 
@@ -148,6 +149,17 @@ pub(super) fn check_outputs(outputs: &[(&str, Option<&Path>)]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Number of partitions of an output's topic that is created.
+const CREATED_PARTITIONS: u32 = 4;
+
+/// The sink of rejected records.
+enum RejectsSink {
+    /// A file, or standard output.
+    Records(Box<dyn Sink<Rejected>>),
+    /// A topic.
+    Letters(Box<dyn Sink<DeadLetter>>),
 }
 
 /// Formats of result files.
@@ -257,12 +269,22 @@ impl QueryArgs {
         self.late.as_ref().map(|target| self.sink("--late", target)).transpose()
     }
 
-    /// Returns the sink of rejected records; `None` without `--rejects`.
+    /// Returns the sink of rejected records; `None` without `--rejects`. In a topic they are dead letters.
     ///
     /// # Errors
     /// Fails if `--rejects` does not name a sink.
-    pub fn rejects(&self) -> Result<Option<Box<dyn Sink<Rejected>>>> {
-        self.rejects.as_ref().map(|target| self.sink("--rejects", target)).transpose()
+    fn rejects(&self) -> Result<Option<RejectsSink>> {
+        let Some(target) = &self.rejects else { return Ok(None) };
+        let flag = "--rejects";
+        Ok(Some(match self.check_topic(flag, target)? {
+            Some((brokers, topic)) => {
+                let letters = sink::kafka::Sink::dead_letters(brokers, topic).create(CREATED_PARTITIONS);
+                RejectsSink::Letters(
+                    self.run.hooks.wrap_sink(Box::new(letters.configs(self.kafka.properties()?.iter()))),
+                )
+            }
+            None => RejectsSink::Records(self.sink(flag, target)?),
+        }))
     }
 
     fn sink<D: Record>(&self, flag: &str, target: &str) -> Result<Box<dyn Sink<D>>> {
@@ -283,17 +305,9 @@ impl QueryArgs {
         if target == "-" {
             return Ok(Box::new(sink::stdout::Stdout::csv()));
         }
-        if let Some(topic) = target.strip_prefix("kafka:") {
-            let Some(brokers) = &self.brokers else {
-                let error = Error::usage(format!("{flag} {target} needs the address of the brokers"));
-                return Err(error.help("add --brokers HOST:PORT"));
-            };
-            self.check_distinct_topics(flag, target)?;
-            let mut output = sink::kafka::Sink::json(brokers, topic).create(4);
-            for (key, value) in self.kafka.properties()?.iter() {
-                output = output.config(key, value);
-            }
-            return Ok(Box::new(output));
+        if let Some((brokers, topic)) = self.check_topic(flag, target)? {
+            let output = sink::kafka::Sink::json(brokers, topic).create(CREATED_PARTITIONS);
+            return Ok(Box::new(output.configs(self.kafka.properties()?.iter())));
         }
         if self.csv.iter().chain(&self.ndjson).any(|input| is_one_file(input, Path::new(target))) {
             let error = Error::usage(format!("{flag} {target} is the file that is read"));
@@ -306,6 +320,18 @@ impl QueryArgs {
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
             }
         }
+    }
+
+    /// Returns the brokers and the topic that an output names; `None` if it names no topic.
+    fn check_topic<'a>(&'a self, flag: &str, target: &'a str) -> Result<Option<(&'a str, &'a str)>> {
+        let Some(topic) = target.strip_prefix("kafka:") else { return Ok(None) };
+        let Some(brokers) = &self.brokers else {
+            let error = Error::usage(format!("{flag} {target} needs the address of the brokers"));
+            return Err(error.help("add --brokers HOST:PORT"));
+        };
+        self.check_outputs()?;
+        self.check_distinct_topics(flag, target)?;
+        Ok(Some((brokers, topic)))
     }
 
     /// Fails if another flag names the same topic: rows of two kinds could not be told apart in it.
@@ -353,8 +379,10 @@ impl QueryArgs {
         let rejects = self.rejects()?;
         let (report, code) = watch.run(job, progress_line, move |flow| {
             flow.build(&query);
-            if let Some(rejects) = &rejects {
-                flow.rejects().write("rejects", rejects);
+            match &rejects {
+                Some(RejectsSink::Records(rejects)) => flow.rejects().write("rejects", rejects),
+                Some(RejectsSink::Letters(letters)) => flow.dead_letters().write("rejects", letters),
+                None => {}
             }
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {

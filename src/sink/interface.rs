@@ -15,6 +15,7 @@ use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch, StateId};
 use crate::error::Result;
 use crate::record::Record;
+use crate::sink::UniqueKey;
 use crate::source::TopicAddress;
 use crate::time::Epoch;
 
@@ -41,6 +42,13 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Returns the function that gives a row's key, if a collection that is written must have at most one row of each
+    /// key at every epoch; `None` if it need not. The job checks it, and fails before an epoch with a second row is
+    /// written.
+    fn unique_key(&self) -> Option<UniqueKey<D>> {
+        None
+    }
+
     /// Opens the sink for writing: locks or fences the target, and changes nothing that readers see.
     ///
     /// # Errors
@@ -60,6 +68,10 @@ impl<D: Record, S: Sink<D> + ?Sized> Sink<D> for Box<S> {
 
     fn topics(&self) -> Vec<TopicAddress> {
         (**self).topics()
+    }
+
+    fn unique_key(&self) -> Option<UniqueKey<D>> {
+        (**self).unique_key()
     }
 
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {

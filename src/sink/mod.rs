@@ -15,7 +15,9 @@ mod interface;
 pub mod kafka;
 pub mod ndjson;
 pub mod stdout;
+pub(crate) mod unique_key;
 
 #[cfg(feature = "cli")]
 pub(crate) use file::published_in;
 pub use interface::{Sink, SinkContext, SinkRows, SinkWriter};
+pub use unique_key::UniqueKey;

@@ -42,7 +42,7 @@ use crate::time::watermark::WorkerWatermark;
 use options::TOPIC_STRIDE;
 pub use options::{Options, TimeOf, WorkerContext, time_of};
 pub use partition_tracker::{EpochInput, PartitionHandle, PartitionTracker, RawRecord, RestoredPartition};
-pub use rejected::Rejected;
+pub use rejected::{DeadLetter, Rejected, RejectedMessage};
 pub use watermark_view::WatermarkView;
 
 /// A source of records: a value made before a job runs and shared by its workers.

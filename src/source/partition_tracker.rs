@@ -16,7 +16,7 @@ use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::source::options::{Options, TimeOf, time_of};
-use crate::source::rejected::Rejected;
+use crate::source::rejected::DeadLetter;
 use crate::source::watermark_view::WatermarkView;
 use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
@@ -104,7 +104,7 @@ pub struct PartitionTracker<D> {
     /// Accepted events of the epoch that the last poll returned. The driver of the reader drains them.
     pub events: Vec<Event<D>>,
     /// Rejected records of the same epoch, drained likewise.
-    pub rejects: Vec<Event<Rejected>>,
+    pub rejects: Vec<Event<DeadLetter>>,
     name: String,
     place: String,
     index: u16,
@@ -494,13 +494,13 @@ impl<D: Record> PartitionTracker<D> {
 
     /// Ends a poll: returns an estimate of the memory that its records hold, and the events and rejects for the caller
     /// to drain. Raises the shared counters.
-    pub fn finish_poll(&mut self) -> (usize, &mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
+    pub fn finish_poll(&mut self) -> (usize, &mut Vec<Event<D>>, &mut Vec<Event<DeadLetter>>) {
         let bytes = std::mem::take(&mut self.held);
         self.metrics.read.add(std::mem::take(&mut self.taken));
         self.metrics.bytes.add(bytes as u64);
         self.metrics.accepted.add(self.events.len() as u64);
         self.metrics.skipped.add(std::mem::take(&mut self.skipped));
-        let space = self.events.len() * size_of::<Event<D>>() + self.rejects.len() * size_of::<Event<Rejected>>();
+        let space = self.events.len() * size_of::<Event<D>>() + self.rejects.len() * size_of::<Event<DeadLetter>>();
         (bytes + space, &mut self.events, &mut self.rejects)
     }
 }

@@ -1,6 +1,16 @@
 //! A record that could not be used, as a record of its own: for the rejects sink.
+//!
+//! * A [`Rejected`] is such a record for people: its place, the reason and its text.
+//! * A [`DeadLetter`] is the same with everything that a message has, so that it can be sent again.
+//!
+//! Invariant: the bytes of a record are in it once, and none of them is lost.
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "kafka")]
+use crate::error::shortened;
 
 /// A record that could not be used, with its place and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,4 +32,129 @@ pub struct Rejected {
     pub encoding: String,
     /// The record itself.
     pub record: String,
+}
+
+impl Rejected {
+    /// Sets the record, as text if it is UTF-8.
+    pub(crate) fn with_record(mut self, bytes: &[u8]) -> Self {
+        (self.encoding, self.record) = match str::from_utf8(bytes) {
+            Ok(text) => ("text".to_owned(), text.to_owned()),
+            Err(_) => ("hex".to_owned(), bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        };
+        self
+    }
+
+    /// Returns the bytes of the record.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        if self.encoding != "hex" {
+            return Cow::Borrowed(self.record.as_bytes());
+        }
+        let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0) as u8;
+        Cow::Owned(
+            self.record
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| pair.iter().fold(0, |sum, byte| sum << 4 | digit(*byte)))
+                .collect(),
+        )
+    }
+}
+
+/// What a rejected message has beside its value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RejectedMessage {
+    /// Name of the topic.
+    pub topic: String,
+    /// Timestamp in milliseconds since 1970; `None` if the message has none.
+    pub timestamp: Option<i64>,
+    /// The key; `None` if the message has none.
+    pub key: Option<Vec<u8>>,
+    /// The headers, in their order: names with values, which may be null.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// `true` if the message has no value.
+    pub is_tombstone: bool,
+}
+
+/// A record that could not be used, with everything that is needed to send it again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The record, its place and the reason.
+    pub rejected: Rejected,
+    /// The rest of the message, if it is one of a topic.
+    pub message: Option<RejectedMessage>,
+}
+
+impl DeadLetter {
+    /// Makes a dead letter of a message that was decoded, for a reason found later: `step` is the name of the step that
+    /// cannot use it. A decoder that keeps the message (`kafka::Decode::with_meta`) makes such letters possible.
+    ///
+    /// ```
+    /// # #[cfg(feature = "kafka")] {
+    /// use tidegate::kafka::{self, DeadLetter, Decode, Message};
+    ///
+    /// // Each record comes with the letter that it becomes if it is late.
+    /// let readings = kafka::Source::new(
+    ///     "localhost:9092",
+    ///     "reading",
+    ///     kafka::json().with_meta(|celsius: i64, message: &Message<'_>| (celsius, DeadLetter::of(message, "hourly", "late"))),
+    /// )
+    /// .event_time_of_message();
+    /// let letters = kafka::Sink::dead_letters("localhost:9092", "reading-late");
+    /// # }
+    /// ```
+    #[cfg(feature = "kafka")]
+    pub fn of(message: &crate::source::kafka::Message<'_>, step: &str, reason: &str) -> Self {
+        let rejected = Rejected {
+            source: step.to_owned(),
+            place: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            line: 0,
+            reason: shortened(reason, MAX_REASON).into_owned(),
+            encoding: String::new(),
+            record: String::new(),
+        };
+        let rejected = rejected.with_record(message.value().unwrap_or_default());
+        DeadLetter { rejected, message: Some(message.to_rejected()) }
+    }
+
+    /// Returns the value of the message, or the bytes of the record; `None` if the message is a tombstone.
+    pub fn value(&self) -> Option<Cow<'_, [u8]>> {
+        let has_value = !self.message.as_ref().is_some_and(|message| message.is_tombstone);
+        has_value.then(|| self.rejected.bytes())
+    }
+}
+
+/// Longest reason that is kept, in characters: a library may quote a whole record in it.
+pub(super) const MAX_REASON: usize = 500;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_a_record_come_back_whatever_they_are() {
+        let empty = Rejected {
+            source: String::new(),
+            place: String::new(),
+            partition: 0,
+            offset: 0,
+            line: 0,
+            reason: String::new(),
+            encoding: String::new(),
+            record: String::new(),
+        };
+        let all: Vec<u8> = (0..=255).collect();
+        for bytes in [&b""[..], b"abc", "é".as_bytes(), b"ff", b"\xff", &all] {
+            let rejected = empty.clone().with_record(bytes);
+            assert_eq!(&*rejected.bytes(), bytes);
+            let letter = |message| DeadLetter { rejected: rejected.clone(), message };
+            assert_eq!(letter(None).value().as_deref(), Some(bytes));
+            assert_eq!(letter(Some(RejectedMessage::default())).value().as_deref(), Some(bytes));
+            let tombstone = RejectedMessage { is_tombstone: true, ..RejectedMessage::default() };
+            assert_eq!(letter(Some(tombstone)).value(), None);
+        }
+    }
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::output::{self, RowChange};
-use crate::stream::{BuildMode, Flow, Stream};
+use crate::stream::{BuildMode, Flow, Stream, unique_keys};
 use crate::time::Epoch;
 
 /// The origin of a collection that is not recoverable.
@@ -163,7 +163,11 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Writes the changes to a sink, epoch by epoch: each epoch is written whole and consolidated, with a last column
     /// `diff`.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        output::write(&self.flow, name, SinkRows::Changes, self.inner.inner, sink, |row| row);
+        let rows = match sink.unique_key() {
+            Some(key_of) => unique_keys::refuse_second_rows(&self.flow, name, self.inner, key_of),
+            None => self.inner.inner,
+        };
+        output::write(&self.flow, name, SinkRows::Changes, rows, sink, |row| row);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.

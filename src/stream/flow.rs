@@ -25,14 +25,14 @@ use super::watermark_stream::EventsAndWatermarks;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::sources;
 use crate::error::{Error, Result};
-use crate::source::{Rejected, Source, TopicAddress};
+use crate::source::{DeadLetter, Source, TopicAddress};
 
 /// A stream of one operator's contributions to manifests.
 pub(crate) type SnapshotAckStream<'f> = TimelyStream<'f, u64, Vec<SnapshotAck>>;
 
 /// The events and watermark updates of a stream of rejected records. It does not hold its flow, as the flow holds it:
 /// such a cycle would leak what the flow owns, such as open files.
-pub(super) type RejectStream<'f> = EventsAndWatermarks<'f, Rejected>;
+pub(super) type RejectStream<'f> = EventsAndWatermarks<'f, DeadLetter>;
 
 /// The result of a function that builds a query: nothing, or a [`Result`] whose error fails the job before it starts.
 pub trait QueryResult {

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
 use crate::source::{
-    self, EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WatermarkView,
+    self, DeadLetter, EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WatermarkView,
     WorkerContext,
 };
 use crate::status::PartitionStatus;
@@ -70,7 +70,7 @@ struct SourceDriver<D: Record> {
     intake: PartitionTracker<D>,
     events: InputHandle<Event<D>>,
     marks: InputHandle<WatermarkMessage>,
-    rejects: InputHandle<Event<Rejected>>,
+    rejects: InputHandle<Event<DeadLetter>>,
     /// Epochs that are not released, oldest first; the last one is current.
     open: VecDeque<(Epoch, Capabilities)>,
     /// The last released epoch. The capabilities of the next epoch are made from its own, which are kept until that
@@ -291,7 +291,7 @@ pub(crate) fn read<'f, S: Source>(
     name: &str,
     source: &S,
     mode: ReadMode,
-) -> (Stream<'f, S::Item>, Stream<'f, Rejected>) {
+) -> (Stream<'f, S::Item>, Stream<'f, DeadLetter>) {
     let (scope, build) = (flow.scope, &flow.build);
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
     let ((marks, marks_capability), mark_stream) = scope.new_unordered_input();
@@ -519,6 +519,12 @@ impl<'f> Flow<'f> {
     /// Returns the records rejected by the sources that were read so far. Unless they are written to a sink, they are
     /// only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
+        self.dead_letters().map(|letter| letter.rejected)
+    }
+
+    /// Returns what [`Flow::rejects`] returns, with everything that a message of a topic has: for a topic from which
+    /// the messages can be sent again (`kafka::Sink::dead_letters`).
+    pub fn dead_letters(&self) -> Stream<'f, DeadLetter> {
         let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: ContainerPool::default() };
         self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.suppress_reject_notice());
         let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);

@@ -42,6 +42,7 @@ mod session;
 mod snapshot_epochs;
 pub mod state;
 mod table;
+mod unique_keys;
 mod value_reporter;
 mod view;
 mod watermark_stream;

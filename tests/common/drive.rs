@@ -63,7 +63,7 @@ impl<D: Record> ReaderDriver<D> {
         let (_bytes, events, rejects) = self.intake.finish_poll();
         let count = events.len() + rejects.len();
         self.events.append(events);
-        self.rejects.extend(rejects.drain(..).map(|reject| reject.data));
+        self.rejects.extend(rejects.drain(..).map(|reject| reject.data.rejected));
         count
     }
 

@@ -24,7 +24,7 @@ use crate::durable::disk::Disk;
 use crate::durable::journal::JournalEnds;
 use crate::durable::test_disk::{DiskOperation, HookedDisk, OperationKind};
 use crate::durable::{Incarnation, PublishedEpoch};
-use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
+use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter, UniqueKey};
 use crate::source::TopicAddress;
 use crate::time::Epoch;
 use crate::{Record, Result};
@@ -244,6 +244,10 @@ impl<D: Record> Sink<D> for FaultySink<D> {
 
     fn topics(&self) -> Vec<TopicAddress> {
         self.sink.topics()
+    }
+
+    fn unique_key(&self) -> Option<UniqueKey<D>> {
+        self.sink.unique_key()
     }
 
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
+use super::message::OutgoingMessage;
 use super::send_errors::{is_fenced, is_permanent, lost_records, remedy};
 use super::topics::find_or_create;
 use crate::durable::FencingCheck;
@@ -196,7 +198,7 @@ impl Publisher {
     /// # Errors
     /// Fails if the message cannot be sent, or if an earlier one was not delivered.
     pub fn send(&mut self, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
-        self.post(None, None, key, payload, at_ms)
+        self.post(&OutgoingMessage { key, value: Some(payload), at_ms, ..OutgoingMessage::default() })
     }
 
     /// Sends a message to this partition, whatever its key; otherwise like [`Publisher::send`].
@@ -204,27 +206,25 @@ impl Publisher {
     /// # Errors
     /// Fails as [`Publisher::send`] does, and if there is no such partition.
     pub fn send_to(&mut self, partition: u32, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
-        self.post(None, Some(partition as i32), key, payload, at_ms)
+        let (partition, value) = (Some(partition as i32), Some(payload));
+        self.post(&OutgoingMessage { partition, key, value, at_ms, ..OutgoingMessage::default() })
     }
 
-    /// Sends a message to partition 0 of another topic; otherwise like [`Publisher::send`].
-    pub(super) fn send_to_topic(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Result<()> {
-        self.post(Some(topic), Some(0), Some(key), payload, None)
-    }
-
-    fn post(
-        &mut self,
-        topic: Option<&str>,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        payload: &[u8],
-        at_ms: Option<i64>,
-    ) -> Result<()> {
-        let topic = topic.unwrap_or(&self.target.topic).to_owned();
-        let mut record = BaseRecord::<[u8], [u8]>::to(&topic).payload(payload);
-        record.partition = partition;
-        record.key = key;
-        record.timestamp = at_ms;
+    /// Sends a message with everything that it has; otherwise like [`Publisher::send`].
+    pub(super) fn post(&mut self, message: &OutgoingMessage<'_>) -> Result<()> {
+        let topic = message.topic.unwrap_or(&self.target.topic).to_owned();
+        let mut record = BaseRecord::<[u8], [u8]>::to(&topic);
+        (record.partition, record.key, record.payload) = (message.partition, message.key, message.value);
+        record.timestamp = message.at_ms;
+        if !message.headers.is_empty() {
+            let headers = OwnedHeaders::new_with_capacity(message.headers.len());
+            record.headers = Some(
+                message
+                    .headers
+                    .iter()
+                    .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() })),
+            );
+        }
         let mut since = None;
         loop {
             self.check()?;

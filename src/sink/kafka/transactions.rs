@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::message::{OutgoingMessage, PendingMessages};
 use super::progress::{self, SinkProgress};
 use super::publisher::Publisher;
 use super::send_errors::lost_records;
@@ -61,40 +62,6 @@ pub(super) struct TransactionalWriter {
     broken: bool,
 }
 
-/// Messages, kept until they are committed.
-#[derive(Default)]
-struct PendingMessages {
-    bytes: Vec<u8>,
-    /// Length of each message's key, and total length of key and payload.
-    lengths: Vec<(Option<usize>, usize)>,
-}
-
-impl PendingMessages {
-    fn push(&mut self, key: Option<&[u8]>, payload: &[u8]) {
-        self.bytes.extend(key.unwrap_or_default());
-        self.bytes.extend(payload);
-        self.lengths.push((key.map(<[u8]>::len), key.map_or(0, <[u8]>::len) + payload.len()));
-    }
-
-    fn each(&self, mut send: impl FnMut(Option<&[u8]>, &[u8]) -> Result<()>) -> Result<()> {
-        let mut rest = &self.bytes[..];
-        self.lengths.iter().try_for_each(|(key_length, length)| {
-            let (message, others) = rest.split_at(*length);
-            rest = others;
-            let (key, payload) = message.split_at(key_length.unwrap_or(0));
-            send(key_length.map(|_| key), payload)
-        })
-    }
-
-    /// Drops the messages, and all but the usual capacity.
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.lengths.clear();
-        self.bytes.shrink_to(1 << 20);
-        self.lengths.shrink_to(1 << 14);
-    }
-}
-
 impl TransactionalWriter {
     /// Fences earlier producers, reads the published progress, and makes sure that both topics exist. The output topic
     /// is created only if nothing was published in it.
@@ -131,6 +98,11 @@ impl TransactionalWriter {
             unpublished,
             broken,
         })
+    }
+
+    /// Returns the number of partitions of the topic.
+    pub(super) fn partitions(&self) -> usize {
+        self.publisher.partitions().0
     }
 
     /// Returns what is published, according to the topics.
@@ -182,10 +154,10 @@ impl TransactionalWriter {
     }
 
     /// Sends a message of the current epoch.
-    pub(super) fn send(&mut self, key: Option<&[u8]>, payload: &[u8]) -> Result<()> {
-        self.pending.push(key, payload);
+    pub(super) fn send(&mut self, message: &OutgoingMessage<'_>) -> Result<()> {
+        self.pending.push(message);
         if self.retry_reason.is_none()
-            && let Err(error) = self.publisher.send(key, payload, None)
+            && let Err(error) = self.publisher.post(message)
         {
             self.mark_for_retry(error)?;
         }
@@ -222,8 +194,7 @@ impl TransactionalWriter {
                 return Ok(());
             }
             let publisher = &mut self.publisher;
-            let sent =
-                publisher.begin().and_then(|()| self.pending.each(|key, payload| publisher.send(key, payload, None)));
+            let sent = publisher.begin().and_then(|()| self.pending.each(|message| publisher.post(message)));
             self.retry_reason = sent.err();
         }
     }
@@ -237,7 +208,7 @@ impl TransactionalWriter {
         // Pending acknowledgements are not waited for, which would take half as long again. Only those of the first
         // messages are: from then on the topic is identified by its end offsets.
         let mut ends = self.committed.iter().flat_map(|found| found.ends.clone()).collect::<BTreeMap<_, _>>();
-        if ends.is_empty() && !self.pending.lengths.is_empty() {
+        if ends.is_empty() && !self.pending.is_empty() {
             self.publisher.flush()?;
         }
         for (partition, end) in self.publisher.ends(&self.output.topic) {
@@ -250,7 +221,14 @@ impl TransactionalWriter {
         let value =
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;
         self.attempt = Some(progress);
-        self.publisher.send_to_topic(&self.progress.topic, self.key.as_bytes(), &value)?;
+        let (topic, key, value) = (Some(&*self.progress.topic), Some(self.key.as_bytes()), Some(&*value));
+        self.publisher.post(&OutgoingMessage {
+            topic,
+            partition: Some(0),
+            key,
+            value,
+            ..OutgoingMessage::default()
+        })?;
         self.publisher.flush()?;
         (incarnation.still_current)()?;
         self.publisher.commit()
@@ -387,27 +365,4 @@ fn deleted_topic(topic: &TopicConfig) -> Error {
     no_topic(ErrorKind::SinkFailed, topic, &[])
         .because("results were published in it, and it was deleted")
         .help("start with a new state directory, or name another topic")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_sent_again_as_they_were() {
-        let messages = [(Some(&b"k"[..]), &b"one"[..]), (None, b"two"), (Some(b""), b""), (None, b"")];
-        let mut outbox = PendingMessages::default();
-        for _ in 0..2 {
-            messages.iter().for_each(|(key, payload)| outbox.push(*key, payload));
-            let mut sent = Vec::new();
-            let each = outbox.each(|key, payload| {
-                sent.push((key.map(<[u8]>::to_vec), payload.to_vec()));
-                Ok(())
-            });
-            assert_eq!(each, Ok(()));
-            let expected = messages.map(|(key, payload)| (key.map(<[u8]>::to_vec), payload.to_vec()));
-            assert_eq!(sent, expected);
-            outbox.clear();
-        }
-    }
 }

@@ -211,7 +211,7 @@ impl SimulatedWorker {
             RecordResult { offset: origin.offset, mark: watermark, accepted, line: 0, rejected: Vec::new() }
         }));
         outcomes.extend(rejects.drain(..).map(|Event { watermark, origin, data, .. }| {
-            let Rejected { line, record, encoding, reason, .. } = data;
+            let Rejected { line, record, encoding, reason, .. } = data.rejected;
             assert!(!reason.is_empty());
             let rejected = if encoding == "hex" { from_hex(&record) } else { record.into_bytes() };
             RecordResult { offset: origin.offset, mark: watermark, accepted: None, line, rejected }

@@ -85,6 +85,7 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
         }
         let (stamped, bytes) = (message.timestamp_millis(), message.value().unwrap_or_default());
         let found = RawRecord { offset, next: offset + 1, stamped, line: 0, bytes };
+        let rejects = intake.rejects.len();
         match (self.decoder.decode(message), &self.event_time) {
             (Ok(Some(record)), EventTimeOrigin::Record(_)) => intake.accept(epoch, slot, found, record)?,
             (Ok(Some(record)), from_message) => match time_of_message(from_message, message) {
@@ -96,6 +97,7 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
             // The message is not taken: the next start decodes it again.
             (Err(DecodeError::Failed(error)), _) => return Err(error),
         }
+        intake.keep_if_rejected(rejects, || message.to_rejected());
         Ok(true)
     }
 }

@@ -11,6 +11,7 @@ use std::fmt;
 use rdkafka::message::{BorrowedMessage, Headers, Message as _, Timestamp};
 
 use crate::durable::journal::JournaledRecord;
+use crate::source::RejectedMessage;
 use crate::thread;
 use crate::time::EventTime;
 
@@ -163,6 +164,17 @@ impl<'a> Message<'a> {
                 found.ok().flatten().map(|header| (header.key, header.value))
             }
             Content::Kept(record) => record.headers.get(number).map(|(name, value)| (&**name, value.as_deref())),
+        }
+    }
+
+    /// Returns a copy of everything but the value, for a message that is rejected.
+    pub(crate) fn to_rejected(self) -> RejectedMessage {
+        RejectedMessage {
+            topic: self.topic.to_owned(),
+            timestamp: self.timestamp,
+            key: self.key().map(<[u8]>::to_vec),
+            headers: self.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+            is_tombstone: self.value().is_none(),
         }
     }
 

@@ -9,15 +9,14 @@ use std::time::Duration;
 use super::{PartitionHandle, PartitionTracker, TrackedPartition};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::record::{Event, Origin, Record};
-use crate::source::rejected::Rejected;
+#[cfg(feature = "kafka")]
+use crate::source::rejected::RejectedMessage;
+use crate::source::rejected::{DeadLetter, MAX_REASON, Rejected};
 use crate::source::watermark_view::WatermarkView;
 use crate::time::{Epoch, EventTime};
 
 /// Event time of all records of a table.
 pub(super) const TIMELESS: EventTime = EventTime::from_millis(0);
-
-/// Longest reason that is kept, in characters: a library may quote a whole record in it.
-const MAX_REASON: usize = 500;
 
 /// A record as read, before it is accepted or rejected.
 #[derive(Clone, Copy, Debug)]
@@ -277,10 +276,6 @@ impl<D: Record> PartitionTracker<D> {
     ) -> Result<()> {
         self.count_taken(found.bytes.len());
         let reason = &*shortened(reason, MAX_REASON);
-        let (encoding, record) = match std::str::from_utf8(found.bytes) {
-            Ok(text) => ("text", text.to_owned()),
-            Err(_) => ("hex", found.bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
-        };
         let rejected = Rejected {
             source: self.name.clone(),
             place: place.clone(),
@@ -288,9 +283,10 @@ impl<D: Record> PartitionTracker<D> {
             offset: found.offset,
             line: found.line,
             reason: reason.to_owned(),
-            encoding: encoding.to_owned(),
-            record,
+            encoding: String::new(),
+            record: String::new(),
         };
+        let rejected = rejected.with_record(found.bytes);
         if self.fail_on_reject {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
@@ -305,9 +301,21 @@ impl<D: Record> PartitionTracker<D> {
             );
         }
         let origin = Origin { source: self.index, unresolved: false, raised: false, partition, offset: found.offset };
-        self.rejects.push(Event { time: EventTime::MIN, watermark, origin, data: rejected });
+        let letter = DeadLetter { rejected, message: None };
+        self.rejects.push(Event { time: EventTime::MIN, watermark, origin, data: letter });
         self.metrics.rejected.add(1);
         Ok(())
+    }
+
+    /// Keeps the rest of a message with its reject, if it was rejected: `before` rejects were there before the message
+    /// was offered.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn keep_if_rejected(&mut self, before: usize, message: impl FnOnce() -> RejectedMessage) {
+        if self.rejects.len() > before
+            && let Some(letter) = self.rejects.last_mut()
+        {
+            letter.data.message = Some(message());
+        }
     }
 
     #[inline]

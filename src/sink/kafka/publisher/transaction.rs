@@ -6,8 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{Producer, PurgeConfig};
+use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::super::send_errors::{is_fenced, is_permanent, transaction_error_text};
 use super::{LOG_WAIT_AFTER_PUBLISH, Publisher, SHORT_PAUSE};
@@ -122,6 +124,28 @@ impl Publisher {
         self.is_doubtful();
         self.transaction_start = None;
         Ok(())
+    }
+
+    /// Adds offsets that a consumer group has reached to the transaction.
+    ///
+    /// # Errors
+    /// Fails if another producer of the same id was opened, or if the brokers do not accept the offsets.
+    pub(in crate::sink::kafka) fn send_offsets(
+        &mut self,
+        offsets: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+    ) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            match self.producer.send_offsets_to_transaction(offsets, group, LOG_WAIT_AFTER_PUBLISH) {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && since.elapsed() < INIT_TIMEOUT => {
+                    self.serve_events();
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+                Err(error) => return Err(self.failed("commit the offsets of a group", &error)),
+            }
+        }
     }
 
     /// Aborts the transaction, if one is open, so that readers need not wait for its timeout.
