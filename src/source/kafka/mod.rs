@@ -101,7 +101,7 @@ impl Source<()> {
         UntimedTopic { topic_config: TopicConfig::new(brokers, topic) }
     }
 
-    /// Names a topic whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
+    /// Names a topic whose messages a decoder makes records of: a closure, or one such as [`csv()`]; `brokers` are
     /// `HOST:PORT[,HOST:PORT…]`.
     ///
     /// ```
