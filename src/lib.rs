@@ -62,8 +62,8 @@
 //! # Modules
 //!
 //! Lowest layer first: [`time`]; [`error`], [`metrics`], [`record`], [`status`]; [`durable`]; [`source`],
-//! [`sink`], [`view`]; [`stream`], with which queries are written; [`job`]; [`testing`], to run a query in memory and
-//! read its output by epoch; [`cli`], the flags that query programs share.
+//! [`sink`], [`view`]; [`stream`], with which queries are written; [`job`]; `testing`, to run a query in memory and
+//! read its output by epoch; `cli`, the flags that query programs share.
 //!
 //! # State
 //!

@@ -2,7 +2,7 @@
 //!
 //! * The [`journal`] commits the input of each epoch: offsets, watermarks, ends of partitions.
 //! * A `segment` has the rows of one durable arrangement that changed in an interval of epochs, encoded by a
-//!   [`codec`]; `compaction` merges segments.
+//!   `codec`; `compaction` merges segments.
 //! * A `manifest` names the segments, offsets, watermarks and sink positions that are one consistent cut at an epoch.
 //!   A **snapshot** is a manifest and the files that it names.
 //! * An **incarnation** of a state is its life between two recoveries; incarnations are numbered from 1. `state` is

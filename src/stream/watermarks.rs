@@ -243,7 +243,7 @@ impl<'f, D: Record> Stream<'f, D> {
     /// is the greater of the two. A stream that becomes active again gets the watermark of the epoch before as its
     /// activation watermark: its records are late for windows that have closed meanwhile. `--idle-timeout` sets the
     /// time without records after which a partition is idle, for all sources;
-    /// [`kafka::Source::idle_after`](crate::kafka::Source::idle_after) or
+    /// `kafka::Source::idle_after` or
     /// [`FileSource::idle_after`](crate::source::file::FileSource::idle_after) set it for one.
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {

@@ -197,7 +197,7 @@ impl Window<Sessions> {
     /// Session windows: a key's records that are less than `gap` apart. `gap` is a whole number of milliseconds, at
     /// least one. A session extends from its first record to `gap` after its last. A record is late when its own time
     /// is, whatever session it would join. [`Window::offset`] does not shift sessions. Their rows are always
-    /// serialized by serde: [`Aggregated::codec`] does not change that.
+    /// serialized by serde: `Aggregated::codec` does not change that.
     pub const fn session(gap: Duration) -> Self {
         Window::of(WindowKind::Session { gap })
     }
@@ -208,7 +208,7 @@ impl Window<Counts> {
     /// time are ordered by source, partition and offset; records that have none, such as results of windows, by what
     /// the aggregate makes of them. A window extends from its first record to just after its last. One that is not
     /// full extends to the end of time, and `on_close` emits it when its stream ends. A record is late when its own
-    /// time is. [`Window::offset`] does not shift count windows; [`Aggregated::codec`] is ignored as for sessions.
+    /// time is. [`Window::offset`] does not shift count windows; `Aggregated::codec` is ignored as for sessions.
     pub const fn count(size: u64) -> Self {
         Window::of(WindowKind::Count { size })
     }

@@ -85,7 +85,7 @@ impl Decode<Vec<u8>> for BytesDecoder {
     }
 }
 
-/// The decoder of CSV messages: see [`csv`].
+/// The decoder of CSV messages: see [`csv()`].
 #[derive(Debug)]
 pub struct CsvDecoder<T> {
     layout: Result<Layout, String>,

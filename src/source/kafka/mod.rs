@@ -135,8 +135,8 @@ impl Source<()> {
         UntimedTopic { topic_config, further }
     }
 
-    /// Names a topic, or a list of topics, whose messages a decoder makes records of: a closure, or one such as [`csv`]; `brokers` are
-    /// `HOST:PORT[,HOST:PORT…]`.
+    /// Names a topic, or a list of topics, whose messages a decoder makes records of: a closure, or one such as
+    /// [`csv()`]; `brokers` are `HOST:PORT[,HOST:PORT…]`.
     ///
     /// ```
     /// # use serde::{Deserialize, Serialize};
