@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
 use tidegate::job::{Ending, StopHandle};
 use tidegate::source::memory::MemorySource;
+use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::{Flow, Window, csv};
 
@@ -82,7 +83,7 @@ impl Input {
             priced
                 .key_by(|_| 0u8)
                 .window(Window::tumbling(Duration::from_millis(100)))
-                .aggregate("counts", |each| each.count())
+                .aggregate("counts", Each::count)
                 .on_close()
                 .map(|row| (row.window.end.millis(), row.value))
                 .write("counts", &output.counts);
