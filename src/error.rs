@@ -156,6 +156,15 @@ impl Error {
         self
     }
 
+    /// Keeps the error of a library as the [source](std::error::Error::source), and leaves the cause as it is: for errors
+    /// whose own words say as much.
+    #[must_use]
+    #[cfg(feature = "kafka")]
+    pub(crate) fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.inner.source = Some(Arc::new(source));
+        self
+    }
+
     /// Sets the remedy.
     #[must_use]
     pub fn help(mut self, remedy: impl fmt::Display) -> Self {

@@ -130,7 +130,7 @@ pub mod ndjson {
 pub mod kafka {
     pub use crate::sink::kafka::Sink;
     pub use crate::source::kafka::{
-        Decode, Gap, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, Topics, bytes, csv,
-        json, text,
+        DebeziumEvent, Decode, Gap, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, Topics,
+        bytes, csv, debezium, debezium_key, json, text,
     };
 }

@@ -414,3 +414,22 @@ fn an_error_of_the_kafka_client_is_the_source_of_ours_and_its_text_the_cause() {
         assert!(matches!(kafka_error(&failed), Some(KafkaError::ClientConfig(..))), "{:?}", kafka_error(&failed));
     }
 }
+
+#[test]
+fn a_missing_topic_is_told_by_a_kind_and_by_the_brokers_code() {
+    let broker = tidegate::source::kafka::EmbeddedBroker::start().unwrap();
+    let servers = broker.servers();
+    let source = kafka::Source::json(servers, "missing").event_time(|payment: &Payment| payment.at_ms);
+    let read = Job::new("read")
+        .run(move |flow| flow.read("payments", &source).map(|payment| payment.cents).write("cents", &Captured::new()));
+    let sink = kafka::Sink::json(servers, "missing");
+    let source = payments(&[&[payment(1, "a", "b", 1)]]);
+    let written = Job::new("write").run(move |flow| flow.read("payments", &source).write("payments", &sink));
+    for (failed, kind) in [(read, ErrorKind::SourceUnreachable), (written, ErrorKind::SinkFailed)] {
+        let failed = failed.unwrap_err();
+        assert!(failed.to_string().starts_with("the topic missing does not exist ("), "{failed}");
+        assert_eq!(failed.kind(), kind);
+        let code = kafka_error(&failed).and_then(KafkaError::rdkafka_error_code);
+        assert_eq!(code, Some(kafka::RDKafkaErrorCode::UnknownTopicOrPartition));
+    }
+}

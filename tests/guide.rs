@@ -375,7 +375,7 @@ impl LineReader {
         let Some(slot) = self.slot else { return Ok(0) };
         let lines = self.log.lines(tracker.next(slot), most);
         for (offset, line) in (tracker.next(slot)..).zip(&lines) {
-            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: line.as_bytes() };
+            let found = RawRecord::new(offset, line.as_bytes());
             match line.split_once(' ').and_then(|(word, at)| Some((word.to_owned(), at.parse().ok()?))) {
                 Some(record) => tracker.accept(epoch, slot, found, record)?,
                 None => tracker.reject(epoch, slot, found, "it is not a word and a time")?,
@@ -413,7 +413,7 @@ impl Reader<Line> for LineReader {
 
     fn poll(&mut self, epoch: Epoch, most: usize, tracker: &mut PartitionTracker<Line>) -> Result<Polled> {
         self.slot.get_or_insert_with(|| tracker.track(epoch, 0, 0, None));
-        Ok(Polled { epoch, busy: self.take(epoch, most, tracker)? > 0 })
+        Ok(Polled::new(epoch, self.take(epoch, most, tracker)? > 0))
     }
 }
 

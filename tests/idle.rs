@@ -138,7 +138,7 @@ impl Reader<Tick> for SteeredReader {
                 intake.set_idle(slot);
             }
         }
-        Ok(Polled { epoch, busy: false })
+        Ok(Polled::new(epoch, false))
     }
 
     fn replay(

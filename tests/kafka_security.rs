@@ -11,7 +11,8 @@ mod run;
 #[path = "common/transactions.rs"]
 mod transactions;
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -20,7 +21,8 @@ use broker::{Broker, committed};
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{ProgramOutput, check_contains, run, start};
+use run::{ProgramOutput, TIDEGATE, check_contains, run, start, start_with};
+use tempfile::TempDir;
 use transactions::{DISORDER_MS, Expected, TOTALS, Transaction, expected, json_of, of_json, rows_of, same_rows, wild};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
@@ -170,4 +172,140 @@ fn who_may_not_is_told_why_and_soon() {
     });
     untrusted.remove(dangling.unwrap());
     refused(untrusted, &["certificate verify failed"]);
+}
+
+/// Asserts that a text, of this origin, contains no password.
+fn check_secretive(text: &str, origin: &str) {
+    assert!(!text.contains("-secret"), "a password is in {origin}:\n{text}");
+}
+
+/// Returns what a running job answers, whatever it is.
+fn get(address: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.starts_with("HTTP/1.1 ").then_some(answer)
+}
+
+/// A topic that alice may read, and files of Kafka properties below a folder.
+struct Secrets<'a> {
+    secured: &'a Secured,
+    folder: TempDir,
+    topic: &'static str,
+}
+
+impl<'a> Secrets<'a> {
+    fn prepare(secured: &'a Secured, topic: &'static str, partitions: &[Vec<Transaction>]) -> Self {
+        secured.topic_of(topic, partitions, "none");
+        secured.allow("alice", &format!("--operation Read --topic {topic}"));
+        let secrets = Secrets { secured, folder: tempfile::tempdir().unwrap(), topic };
+        std::fs::write(secrets.folder.path().join("password"), "alice-secret\n").unwrap();
+        secrets
+    }
+
+    /// Writes a file of properties, with these lines at its end, and returns its path; `{}` stands for the folder.
+    fn properties(&self, name: &str, last_lines: &str) -> String {
+        let (path, folder) = (self.folder.path().join(name), self.folder.path().to_str().unwrap());
+        let certificate = self.secured.broker.data().join("keys/broker.pem").display().to_string();
+        let text = format!(
+            "# of alice\nsecurity.protocol = sasl_ssl\nsasl.mechanism=SCRAM-SHA-512\nsasl.username=alice\n\
+             ssl.ca.location={certificate}\n{}\n",
+            last_lines.replace("{}", folder)
+        );
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    /// Returns the arguments that read the topic; `{}` stands for the folder.
+    fn typed(&self, rest: &str) -> Vec<String> {
+        let line = format!(
+            "--brokers 127.0.0.1:{} --topic {} --out-of-order {DISORDER_MS}ms --out {{}}/out.csv {rest}",
+            self.secured.port, self.topic
+        );
+        line.split_whitespace().map(|word| word.replace("{}", self.folder.path().to_str().unwrap())).collect()
+    }
+}
+
+#[test]
+fn a_secret_of_a_file_or_the_environment_opens_a_topic_and_is_in_no_message() {
+    let Some(secured) = Secured::shared() else { return };
+    let partitions = dealt(&wild(4, 2_000), 2);
+    let secrets = Secrets::prepare(secured, "secret", &partitions);
+    let rows = expected_of(&partitions).rows();
+    let runs = |flags: &str, variable: Option<&str>| {
+        let typed = secrets.typed(&format!("{flags} --until-end --progress plain"));
+        let running = start_with(ACCOUNT_TOTALS, typed, |command| {
+            variable.map(|value| command.env("TIDEGATE_TEST_PASSWORD", value));
+        });
+        let ended = running.end();
+        check_secretive(&ended.stderr, "standard error");
+        ended
+    };
+    let of_file = secrets.properties("file", "sasl.password=${file:{}/password}");
+    let plain = secrets.properties("plain", "sasl.password=alice-secret");
+    let wrong = secrets.properties("wrong", "sasl.password=wrong");
+    let of_variable = secrets.properties("variable", "sasl.password=${env:TIDEGATE_TEST_PASSWORD}");
+    let password = secrets.folder.path().join("password");
+    for (flags, variable) in [
+        (format!("--kafka-config-file {of_file}"), None),
+        (format!("--kafka-config-file {plain}"), None),
+        (format!("--kafka-config-file {of_variable}"), Some("alice-secret")),
+        (format!("--kafka-config-file {wrong} --kafka-config sasl.password=${{file:{}}}", password.display()), None),
+    ] {
+        runs(&flags, variable).code(0);
+        let out = secrets.folder.path().join("out.csv");
+        same_rows(&rows_of(&out, &TOTALS), &rows);
+        std::fs::remove_file(out).unwrap();
+    }
+    let missing = runs(&format!("--kafka-config-file {of_variable}"), None);
+    check_contains(missing.error(2), &["sasl.password", "variable, line 6", "TIDEGATE_TEST_PASSWORD"]);
+    let refused = runs(&format!("--kafka-config-file {of_variable}"), Some("not-the-secret-of-alice"));
+    check_contains(refused.error(1), &["invalid credentials"]);
+    // What the library says of values that it cannot use.
+    let key = secrets.properties("key", "sasl.password=x\nssl.key.pem=pem-secret\nssl.key.password=key-secret");
+    check_contains(runs(&format!("--kafka-config-file {key}"), None).error(1), &["ssl.key.pem"]);
+    let unknown = secrets.properties("unknown", "sasl.no.such.password=other-secret");
+    let unknown = runs(&format!("--kafka-config-file {unknown}"), None);
+    check_contains(unknown.error(2), &["sasl.no.such.password", "[hidden]"]);
+}
+
+#[test]
+fn a_secret_is_neither_in_the_state_nor_in_what_a_running_job_tells() {
+    let Some(secured) = Secured::shared() else { return };
+    let secrets = Secrets::prepare(secured, "told", &dealt(&wild(5, 2_000), 2));
+    let of_file = secrets.properties("file", "sasl.password=${file:{}/password}");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let rest = format!(
+        "--kafka-config-file {of_file} --state {{}}/state --epoch 10ms --snapshot-every 50ms --progress plain \
+         --http 127.0.0.1:{port}"
+    );
+    let words = ["up", "-n", "1", "--", ACCOUNT_TOTALS].map(String::from).into_iter().chain(secrets.typed(&rest));
+    let mut running = start(TIDEGATE, words);
+    let state = secrets.folder.path().join("state");
+    running.wait_until("a snapshot", |_| std::fs::read_dir(state.join("manifests")).ok()?.next().map(drop));
+    for path in ["/status", "/metrics", "/why", "/profile", "/views", "/healthz"] {
+        let answer = running.wait_until(path, |_| get(&format!("127.0.0.1:{port}"), path));
+        check_secretive(&answer, path);
+    }
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    check_secretive(&ended.code(143).stderr, "standard error");
+    let files = files_below(&state);
+    assert!(files.len() > 3, "{files:?}");
+    for path in files {
+        check_secretive(&String::from_utf8_lossy(&std::fs::read(&path).unwrap()), &path.display().to_string());
+    }
+}
+
+/// Returns all files below a folder.
+fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => files.extend(files_below(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
 }

@@ -424,3 +424,31 @@ fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
     copy("fits", "fits.csv", &state).unwrap();
     assert_eq!(copied(&folder.path().join("fits.csv")), generated(1, 50));
 }
+
+#[test]
+fn a_rate_that_brokers_cannot_keep_slows_producers_down() {
+    const RATE: u64 = 500;
+    let Some(broker) = Broker::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (servers, here) = (&broker.servers, folder.path().display());
+    let pid = fs::read_to_string(broker.data().join("broker.pid")).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap());
+    let now_ms = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap().as_millis() as i64
+    };
+    let mut producer = spawn(&format!("produce --brokers {servers} --topic held --generate 3500 --rate {RATE}"));
+    std::thread::sleep(Duration::from_secs(2));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let stopped = now_ms();
+    std::thread::sleep(Duration::from_secs(5));
+    let resumed = now_ms();
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert!(producer.wait().unwrap().success());
+    tool(&format!("consume --brokers {servers} --topic held --out {here}/held.csv --until-end")).unwrap();
+    let rows = copied(&folder.path().join("held.csv"));
+    assert_eq!(rows.len(), 3500);
+    let between = rows.values().filter(|row| stopped < row.at_ms && row.at_ms < resumed).count() as u64;
+    // Acknowledgements that were under way make room once more.
+    assert!(between > 0 && between <= 2 * RATE, "{between} messages were made while the brokers took none");
+}

@@ -287,7 +287,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
     let (topic, folder) = (broker.topic(3), tempfile::tempdir().unwrap());
     let address = format!("127.0.0.1:{}", free_ports());
     let produce =
-        format!("produce --brokers {} --topic {topic} --generate 1000000 --rate 2000 --accounts 50", broker.servers);
+        format!("produce --brokers {} --topic {topic} --generate 1000000 --rate 500 --accounts 50", broker.servers);
     let mut producing = start(TIDEGATE, produce.split_whitespace());
     let line = format!(
         "up -n 3 -- {BALANCES} --brokers {} --topic {topic} --out {{}}/out.csv --state {{}}/state --epoch 20ms \
@@ -300,6 +300,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
     for kills in 0..3 {
         let mut seen = BTreeSet::new();
         up.wait_until("balances at several epochs", |_| {
+            assert!(producing.is_alive(), "the producer ended: {}", producing.stderr());
             let answer = get(&address, "/views/balances");
             let (epoch, rows) = balances(&answer.filter(|(status, _)| *status == 200)?.1);
             assert!(epoch >= last.0, "an epoch that was answered with is in all later answers, after crashes too");

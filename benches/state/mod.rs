@@ -147,7 +147,7 @@ impl<D: Record> Reader<D> for GeneratedReader<D> {
                 busy = true;
             }
         }
-        Ok(Polled { epoch, busy })
+        Ok(Polled::new(epoch, busy))
     }
 
     fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<D>) -> Result<bool> {

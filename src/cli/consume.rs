@@ -21,7 +21,7 @@ use clap::Args;
 
 use super::query::{FileFormat, check_outputs, file_sink};
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs};
-use super::{Property, note, pairs, print_line};
+use super::{KafkaConfigArgs, note, print_line};
 use crate::error::{Error, Result};
 use crate::job::RunReport;
 use crate::metrics::Metrics;
@@ -77,9 +77,9 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub compacted: bool,
 
-    /// Property of the Kafka client (TLS, SASL, …); can be given several times
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub kafka_config: Vec<Property>,
+    /// Flags of the Kafka client.
+    #[command(flatten)]
+    pub kafka: KafkaConfigArgs,
 
     /// Flags of running as a job.
     #[command(flatten)]
@@ -98,7 +98,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     }
     args.run.state.as_deref().map_or(Ok(()), check_not_old_state)?;
     let topic = kafka::Source::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
-    let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end).compacted(args.compacted);
+    let topic = topic.configs(args.kafka.properties()?.iter()).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
     let (out, rejects) = (file_sink(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
     let rejects = rejects.map(|path| file_sink(path, FileFormat::Ndjson, &args.run));

@@ -7,6 +7,7 @@
 mod child_process;
 pub mod consume;
 pub mod demo;
+mod kafka_config;
 mod log;
 pub mod manual;
 pub mod produce;
@@ -21,35 +22,9 @@ pub mod why;
 
 use log::print_line;
 
+pub use kafka_config::{KafkaConfigArgs, Property};
 pub use log::note;
 pub use query::{QueryArgs, start, start_with};
-
-/// A configuration property of the Kafka client, written as `KEY=VALUE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Property {
-    /// Name of the librdkafka property.
-    pub key: String,
-    /// Value, passed on unchanged.
-    pub value: String,
-}
-
-impl std::str::FromStr for Property {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => {
-                Ok(Property { key: key.trim().to_owned(), value: value.to_owned() })
-            }
-            _ => Err(String::from("it has to be KEY=VALUE, as in security.protocol=ssl")),
-        }
-    }
-}
-
-/// Returns the properties as pairs of key and value.
-fn pairs(properties: &[Property]) -> impl Iterator<Item = (&str, &str)> {
-    properties.iter().map(|property| (property.key.as_str(), property.value.as_str()))
-}
 
 /// Parses a duration, such as `100ms` or `2s`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {

@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::progress::{CommandProgress, ProgressTotal};
 use super::stop::StopSignal;
-use super::{Property, note, pairs, print_line};
+use super::{KafkaConfigArgs, note, print_line};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::sink::kafka::Publisher;
 use crate::source::csv::Csv;
@@ -26,6 +26,9 @@ const MAX_REPORTED: u64 = 10;
 
 /// Maximum span of event time of generated transactions, in seconds, without `--rate`.
 const MAX_EVENT_TIME_SPAN_S: u64 = 3600;
+
+/// Number of messages that may be in flight at any rate.
+const MIN_IN_FLIGHT: usize = 64;
 
 const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --generate 1000000
@@ -57,7 +60,8 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson"])]
     pub seed: u64,
 
-    /// Maximum number of messages per second, evenly spaced; generated event times then follow the clock
+    /// Maximum number of messages per second, evenly spaced; generated event times then follow the clock. Slower
+    /// brokers slow it down: at most the messages of one second are in flight
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
 
@@ -77,9 +81,9 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub partitions: u32,
 
-    /// Property of the Kafka client (TLS, SASL, …); can be given several times
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub kafka_config: Vec<Property>,
+    /// Flags of the Kafka client.
+    #[command(flatten)]
+    pub kafka: KafkaConfigArgs,
 }
 
 /// The input of `tidegate produce`: exactly one of these flags.
@@ -114,7 +118,8 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let stop = StopSignal::listen()?;
     let mut rows = TransactionInput::open(args)?;
     let beginning = stop.begin_startup();
-    let mut publisher = Publisher::open(&args.brokers, &args.topic, pairs(&args.kafka_config), Some(args.partitions))?;
+    let properties = args.kafka.properties()?;
+    let mut publisher = Publisher::open(&args.brokers, &args.topic, properties.iter(), Some(args.partitions))?;
     drop(beginning);
     if let (partitions, true) = publisher.partitions() {
         note(format_args!("created the topic {} with {partitions} partitions", args.topic));
@@ -124,7 +129,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let (mut message, mut sent, mut bad) = (Vec::with_capacity(256), 0_u64, 0_u64);
     while stop.exit_code_if_stopped().is_none() {
         if let Some(rate) = args.rate
-            && !wait_until_due(begun + Duration::from_secs_f64(sent as f64 / rate), &mut publisher, &stop)?
+            && !wait_until_due(begun + Duration::from_secs_f64(sent as f64 / rate), rate, &mut publisher, &stop)?
         {
             break;
         }
@@ -160,10 +165,16 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     Ok(stop.exit_code_if_stopped().unwrap_or(u8::from(bad > 0)))
 }
 
-/// Waits until a message is due; returns `false` on a request to stop.
-fn wait_until_due(due: Instant, publisher: &mut Publisher, stop: &StopSignal) -> Result<bool> {
+/// Waits until a message is due and the brokers have acknowledged all but those of the last second; returns `false` on a
+/// request to stop. Brokers that are slower than the rate would otherwise get event times that are ever further behind
+/// the clock, and further in one partition than in another.
+fn wait_until_due(due: Instant, rate: f64, publisher: &mut Publisher, stop: &StopSignal) -> Result<bool> {
+    let most = (rate as usize).max(MIN_IN_FLIGHT);
     loop {
-        let left = due.saturating_duration_since(Instant::now());
+        let mut left = due.saturating_duration_since(Instant::now());
+        if publisher.in_flight() >= most {
+            left = left.max(Duration::from_millis(1));
+        }
         if left.is_zero() {
             return Ok(true);
         }

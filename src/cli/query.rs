@@ -16,7 +16,7 @@ use clap::{Args, Parser};
 
 use super::child_process::end_with_parent;
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
-use super::{Property, duration, note, pairs};
+use super::{KafkaConfigArgs, duration, note};
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
@@ -56,9 +56,9 @@ pub struct QueryArgs {
     #[arg(long, help_heading = "Input")]
     pub compacted: bool,
 
-    /// Property of the Kafka client (TLS, SASL, …); can be given several times
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Input")]
-    pub kafka_config: Vec<Property>,
+    /// Flags of the Kafka client.
+    #[command(flatten, next_help_heading = "Input")]
+    pub kafka: KafkaConfigArgs,
 
     /// Read a CSV file instead of Kafka; its header names the columns, extra ones are ignored
     #[arg(long, value_name = "FILE", conflicts_with = "ndjson", help_heading = "Input")]
@@ -227,7 +227,7 @@ impl QueryArgs {
                 let topic = source::kafka::Source::json(brokers, self.topics()).event_time(time_of);
                 let topic = topic.from(self.from.clone()).on_gap(self.on_gap).compacted(self.compacted);
                 let topic = self.stop_at.into_iter().fold(topic, source::kafka::Source::stop_at);
-                Box::new(topic.configs(pairs(&self.kafka_config)))
+                Box::new(topic.configs(self.kafka.properties()?.iter()))
             }
             _ => {
                 let error = Error::usage("there is nothing to read");
@@ -290,7 +290,7 @@ impl QueryArgs {
             };
             self.check_distinct_topics(flag, target)?;
             let mut output = sink::kafka::Sink::json(brokers, topic).create(4);
-            for (key, value) in pairs(&self.kafka_config) {
+            for (key, value) in self.kafka.properties()?.iter() {
                 output = output.config(key, value);
             }
             return Ok(Box::new(output));

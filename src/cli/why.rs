@@ -14,6 +14,7 @@ use super::{note, print_line};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::inspect::{RecordedProgress, recorded_progress};
 use crate::durable::recovery::ProcessInfo;
+use crate::durable::sources;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::status::{
@@ -140,7 +141,8 @@ fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
         bounds.map(|bound| (manifest.epoch, bound))
     });
     let from_journal = frames.iter().flat_map(|frame| frame.progress.iter().map(|bound| (frame.epoch, bound)));
-    for (epoch, bound) in from_snapshot.chain(from_journal) {
+    let all = from_snapshot.chain(from_journal).filter(|(_, bound)| !sources::is_note(&bound.source));
+    for (epoch, bound) in all {
         let partition = PartitionStatus {
             source: bound.source.clone(),
             partition: bound.partition,
@@ -156,8 +158,8 @@ fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
         partitions.insert((bound.source.clone(), bound.partition), partition);
     }
     let mut streams = BTreeMap::<String, EventTime>::new();
-    let sources = manifest.iter().flat_map(|manifest| &manifest.sources);
-    for source in sources.filter(|source| !source.is_combined()) {
+    let saved = manifest.iter().flat_map(|manifest| &manifest.sources);
+    for source in saved.filter(|source| !source.is_combined() && !sources::is_note(&source.name)) {
         streams.insert(source.name.clone(), source.watermark);
     }
     for ((source, _), partition) in &partitions {

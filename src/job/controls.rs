@@ -21,6 +21,8 @@ pub(crate) enum Control {
     Tick(u64),
     /// Like `Tick`, and the new epoch has a snapshot.
     Snapshot(u64),
+    /// Like `Tick`, and from the new epoch on the sources are read that waited for those that are read first.
+    ReadAll(u64),
     /// Journals are not needed up to and including this epoch, and may be truncated.
     TruncateJournals(u64),
     /// No further epoch follows.
@@ -38,6 +40,8 @@ pub(crate) enum Request {
     Stop,
     /// All workers of the process have caught up.
     CaughtUp,
+    /// All workers of the process have read what is read first.
+    ReadFirst,
 }
 
 /// Input handle for messages of one type.

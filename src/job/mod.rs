@@ -15,10 +15,13 @@
 mod cluster;
 mod commit;
 mod controls;
+mod first_phase;
 mod monitor;
+mod open_epoch;
 mod pacing;
 mod profile;
 mod prometheus;
+mod report_throttle;
 mod run;
 mod run_report;
 pub(crate) mod start;

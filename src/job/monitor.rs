@@ -65,7 +65,8 @@ impl JobMonitor {
         let connections = self.side.as_ref().map(|side| side.connections()).unwrap_or_default();
         processes.push(ProcessStatus { connections, ..self.board.status() });
         processes.sort_by_key(|process| process.process);
-        let streams = self.metrics.sources().into_iter();
+        // A table's watermark holds nothing back.
+        let streams = self.metrics.sources().into_iter().filter(|(_, metrics)| !metrics.is_timeless.is_set());
         let steps = self.metrics.steps().into_iter();
         JobStatus {
             job: self.job.clone(),

@@ -377,6 +377,7 @@ impl Job {
             board: Arc::new(StatusBoard::new(process, self.workers)),
             profile: self.profile,
             caught_up: AtomicUsize::new(0),
+            read_first: AtomicUsize::new(0),
         };
         let Some(StartedRun { dir, journal, snapshots, durable, life: incarnation, replay, last }) = begun else {
             return (shared, None);

@@ -1,4 +1,5 @@
-//! The loop of one worker, which starts and ends epochs.
+//! The loop of one worker: it starts and ends epochs, and reads. What worker 0 decides, and tells the others, is in
+//! `proposals`; the way of an ended epoch to its publication is in `releases`.
 //!
 //! Worker 0 proposes epochs: at every tick it broadcasts the next even epoch, a wall-clock millisecond made greater
 //! than all epochs before it. The others follow, so clocks of other machines do not matter. On a proposal a worker
@@ -13,19 +14,9 @@
 //! To **replay** a journal, worker 0 proposes the journal's epochs instead, and every worker reads their input before
 //! it follows to the next. A job that resumes after a crash then reads live input; the replayed epochs are in the
 //! journal already.
-//!
-//! In a job with state worker 0 also announces **snapshots**, one at a time: each with the tick that starts its epoch,
-//! so that every worker knows of it before the epoch can be complete, and the next only when the manifest of the last
-//! one is written. The last epoch of a job that stops cleanly, or ends, has a snapshot, so the next start replays
-//! nothing.
-//!
-//! When all workers of all processes have **caught up**, worker 0 stops the job as if a stop had been requested:
-//! sources that stop at the end they had at the start, and have not ended, have nothing more to read in this
-//! incarnation.
-//!
-//! In a job of several processes worker 0 is the first worker of process 0. Flags tell it what its own process needs;
-//! the other processes send it **requests**: to end an epoch early, to take a snapshot of new input, to stop the job,
-//! and to note that they have caught up. It tells them in turn how far their journals may be truncated.
+
+mod proposals;
+mod releases;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -37,15 +28,17 @@ use std::time::{Duration, Instant};
 use timely::dataflow::operators::probe;
 use timely::worker::Worker;
 
-use crate::durable::journal::{Frame, PartitionProgress};
 use crate::error::Result;
 use crate::job::commit::commit;
-use crate::job::controls::{Control, Controls, Request};
+use crate::job::controls::{Control, Controls};
+use crate::job::first_phase::FirstPhase;
+use crate::job::open_epoch::OpenEpoch;
 use crate::job::pacing::{RandomPacer, Ticker};
+use crate::job::report_throttle::ReportThrottle;
 use crate::job::run_report::Ending;
 use crate::job::worker_shared::WorkerShared;
 use crate::source::WorkerContext;
-use crate::status::{Stage, WorkerReport};
+use crate::status::WorkerReport;
 use crate::stream::{BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, SnapshotEpochs};
 use crate::time::Epoch;
 
@@ -94,7 +87,8 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         Some(ends)
     });
     shared.journal.wake(worker.index(), std::thread::current());
-    let drivers = build.drivers.take();
+    let mut drivers = build.drivers.take();
+    let reading_first = FirstPhase::begin(&mut drivers, shared);
     let last = shared.replay_frames.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
     let mut turning = WorkerLoop {
         index: worker.index(),
@@ -113,6 +107,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         caught_up: false,
         others_caught_up: 0,
         catch_up_reported: false,
+        reading_first,
         begun: false,
         bound: false,
         seals,
@@ -122,7 +117,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         stop_asked: false,
         ending: false,
         stopped: None,
-        reported: Reported::default(),
+        reported: ReportThrottle::default(),
     };
     let ending = turning.resume().and_then(|()| turning.run_until_end(worker));
     if let Err(error) = &ending {
@@ -135,31 +130,6 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         return None;
     }
     ending.ok()
-}
-
-/// An epoch that this worker has started and that is not published yet.
-struct OpenEpoch {
-    epoch: Epoch,
-    /// For each source, the input committed to the epoch; `None` until it is known.
-    bound: Vec<Option<Vec<PartitionProgress>>>,
-    /// `true` if nothing is added to it any more.
-    closed: bool,
-    /// `true` if the journal has its frame, or it needs none.
-    written: bool,
-    needs_sync: bool,
-    released: bool,
-    bytes: usize,
-}
-
-impl OpenEpoch {
-    fn stage(&self) -> Stage {
-        match (self.closed, self.written, self.released) {
-            (false, ..) => Stage::Reading,
-            (true, false, _) => Stage::Binding,
-            (true, true, false) => Stage::Syncing,
-            (true, true, true) => Stage::Flowing,
-        }
-    }
 }
 
 /// The state of one worker's loop.
@@ -188,6 +158,8 @@ struct WorkerLoop {
     others_caught_up: usize,
     /// `true` once this process has reported to worker 0 that it has caught up.
     catch_up_reported: bool,
+    /// The phase in which only the sources that are read first are read; `None` when it is over.
+    reading_first: Option<FirstPhase>,
     /// `true` once the first epoch has started.
     begun: bool,
     /// `true` once an epoch of this incarnation has been committed.
@@ -205,7 +177,7 @@ struct WorkerLoop {
     /// Set when no further epoch follows.
     stopped: Option<Ending>,
     /// Throttle of this worker's status reports.
-    reported: Reported,
+    reported: ReportThrottle,
 }
 
 impl WorkerLoop {
@@ -269,6 +241,12 @@ impl WorkerLoop {
                     self.seals.forget_before(self.shown.unwrap_or_default());
                     self.seals.add(Epoch(epoch));
                     self.begin(Epoch(epoch))?;
+                }
+                Some(Control::ReadAll(epoch)) => {
+                    self.begin(Epoch(epoch))?;
+                    self.reading_first = None;
+                    let first = self.drivers.iter_mut().filter(|driver| driver.is_first());
+                    first.for_each(|driver| driver.note_read_first(Epoch(epoch)));
                 }
                 Some(Control::TruncateJournals(epoch)) => {
                     // Process 0 truncates its own journal where it decides.
@@ -340,7 +318,10 @@ impl WorkerLoop {
         let faulty = self.shared.fault.is(Fault::DiscoverLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
-            current.bytes += driver.poll(0)?.bytes;
+            match &self.reading_first {
+                Some(_) if !driver.is_first() => driver.keep_alive()?,
+                _ => current.bytes += driver.poll(0)?.bytes,
+            }
         }
         Ok(())
     }
@@ -369,132 +350,6 @@ impl WorkerLoop {
             self.end_current();
         }
         Ok(reached)
-    }
-
-    /// Worker 0: decides whether the current epoch ends now, and proposes the next one.
-    fn propose(&mut self) {
-        let pending = self.open.back().is_some_and(|open| !open.closed && open.epoch < self.ticker.last);
-        if self.stopped.is_some() || self.ending || pending {
-            return;
-        }
-        let repeats = &self.shared.replay_frames;
-        if self.proposed < repeats.len() || (!repeats.is_empty() && !self.shared.continues_live) {
-            // An epoch of the journal is proposed when this worker has read the one before.
-            if self.proposed == self.replayed {
-                let control = repeats.get(self.proposed).map_or(Control::Stop, |frame| Control::Tick(frame.epoch.0));
-                self.ending = control == Control::Stop;
-                self.proposed += 1;
-                self.controls.send(control);
-            }
-            return;
-        }
-        let is_over = self.shared.snapshots.is_some() && self.drivers.iter().all(|driver| driver.is_complete());
-        if (self.shared.stop.is_asked() || is_over) && self.is_free_for_snapshot() {
-            return self.end(is_over);
-        }
-        let due = match self.random.is_due() {
-            Some(due) => due,
-            None => Instant::now() >= self.ticker.due || self.shared.early_tick.load(Ordering::Relaxed),
-        };
-        if due || self.open.is_empty() {
-            self.shared.early_tick.store(false, Ordering::Relaxed);
-            let epoch = self.ticker.propose();
-            let snapshot = self.is_snapshot_due();
-            self.announce(epoch, snapshot);
-        }
-    }
-
-    /// Worker 0: takes the requests of other processes, and tells them how far journals may be truncated.
-    fn take_requests(&mut self) {
-        while let Some(request) = self.controls.next_request() {
-            match request {
-                Request::EarlyTick => self.shared.early_tick.store(true, Ordering::Relaxed),
-                Request::Dirty => self.shared.dirty.store(true, Ordering::Release),
-                Request::Stop => self.shared.stop.stop(),
-                Request::CaughtUp => self.others_caught_up += 1,
-            }
-        }
-        let place = &self.shared.place;
-        let others = place.workers / place.threads - 1;
-        if self.all_here_have_caught_up() && self.others_caught_up == others {
-            self.shared.stop.stop();
-        }
-        if place.threads < place.workers
-            && !self.ending
-            && let Some(cut) = self.shared.snapshots.as_ref().and_then(|snapshots| snapshots.cut())
-            && self.cut.replace(cut) != Some(cut)
-        {
-            self.controls.send(Control::TruncateJournals(cut.0));
-        }
-    }
-
-    /// Other processes: sends worker 0 the requests that this process's flags stand for.
-    fn ask(&mut self) {
-        if !self.controls.sends_requests() {
-            return;
-        }
-        if self.shared.early_tick.swap(false, Ordering::Relaxed) {
-            self.controls.ask(Request::EarlyTick);
-        }
-        if self.shared.dirty.swap(false, Ordering::AcqRel) {
-            self.controls.ask(Request::Dirty);
-        }
-        if self.shared.stop.is_asked() && !std::mem::replace(&mut self.stop_asked, true) {
-            self.controls.ask(Request::Stop);
-        }
-        if self.all_here_have_caught_up() && !std::mem::replace(&mut self.catch_up_reported, true) {
-            self.controls.ask(Request::CaughtUp);
-        }
-    }
-
-    fn all_here_have_caught_up(&self) -> bool {
-        self.shared.caught_up.load(Ordering::Relaxed) == self.shared.place.threads
-    }
-
-    /// Proposes an epoch, with or without a snapshot.
-    fn announce(&mut self, epoch: Epoch, snapshot: bool) {
-        if snapshot {
-            (self.announced, self.announced_at) = (epoch, Instant::now());
-            self.shared.board.announced(epoch);
-            self.shared.dirty.store(false, Ordering::Release);
-        }
-        self.controls.send(if snapshot { Control::Snapshot(epoch.0) } else { Control::Tick(epoch.0) });
-    }
-
-    /// Ends the job; in a job with state, with a last snapshot. It is always taken, as input that has been read may not
-    /// be committed yet.
-    fn end(&mut self, is_over: bool) {
-        if let Some(snapshots) = self.shared.snapshots.clone() {
-            let epoch = self.ticker.propose();
-            if is_over {
-                snapshots.ends_with(epoch);
-            }
-            self.announce(epoch, true);
-        }
-        self.ending = true;
-        self.controls.send(Control::Stop);
-    }
-
-    /// `true` if no announced snapshot is pending: there is one at a time.
-    fn is_free_for_snapshot(&self) -> bool {
-        self.shared.snapshots.as_ref().is_none_or(|snapshots| snapshots.committed() >= self.announced)
-    }
-
-    /// `true` if the next epoch is to have a snapshot.
-    fn is_snapshot_due(&mut self) -> bool {
-        if self.shared.snapshots.is_none() || !self.is_free_for_snapshot() {
-            return false;
-        }
-        match self.random.below(3) {
-            Some(chance) => chance == 0,
-            // Replayed input gets a snapshot at once: even a series of short incarnations does not replay it again and
-            // again.
-            None => {
-                let repeated = self.announced == Epoch(0) && !self.shared.replay_frames.is_empty();
-                let due = repeated || self.announced_at.elapsed() >= self.shared.snapshot_every;
-                due && self.shared.dirty.load(Ordering::Acquire)
-            }
-        }
     }
 
     /// `true` if the sinks are behind: reading pauses.
@@ -526,6 +381,11 @@ impl WorkerLoop {
         };
         let (mut busy, mut exhausted, mut rests, mut reads) = (false, true, false, false);
         for driver in &mut self.drivers {
+            if self.reading_first.is_some() && !driver.is_first() {
+                driver.keep_alive()?;
+                (exhausted, reads) = (false, true);
+                continue;
+            }
             let taken = driver.poll(budget)?;
             current.bytes += taken.bytes;
             busy |= taken.busy;
@@ -536,6 +396,9 @@ impl WorkerLoop {
         if rests && !reads && !std::mem::replace(&mut self.caught_up, true) {
             self.shared.caught_up.fetch_add(1, Ordering::Relaxed);
         }
+        if let Some(phase) = &mut self.reading_first {
+            phase.look(&self.drivers, current.epoch);
+        }
         // A worker that has just exhausted its sources ends the epoch early: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
         let full = current.bytes > if self.shared.synchronous { 0 } else { allowed / 8 };
@@ -543,66 +406,6 @@ impl WorkerLoop {
             self.shared.early_tick.store(true, Ordering::Relaxed);
         }
         Ok(busy)
-    }
-
-    /// Collects the input committed to epochs that have ended, and hands it to the journal.
-    fn commit_input(&mut self) -> Result<()> {
-        let on_record = {
-            let last = self.shared.replay_frames.last().filter(|_| self.shared.continues_live).map(|last| last.epoch);
-            move |epoch: Epoch| Some(epoch) <= last
-        };
-        for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
-            for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
-                if bound.is_none() {
-                    *bound = driver.commit_input(open.epoch)?;
-                }
-                if bound.is_none() {
-                    // Buffered records would keep the epoch open, whether or not anything is polled now.
-                    open.bytes += driver.deliver()?;
-                }
-            }
-            if !open.bound.iter().all(Option::is_some) {
-                break; // Epochs are committed in order.
-            }
-            let progress: Vec<PartitionProgress> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
-            open.written = true;
-            let live = !on_record(open.epoch);
-            // In the first epoch of an incarnation every worker writes a frame: without all of them the journal commits
-            // nothing.
-            let first = live && self.shared.continues_live && !std::mem::replace(&mut self.bound, true);
-            open.needs_sync = live && (!progress.is_empty() || first);
-            if open.needs_sync {
-                self.shared.dirty.store(true, Ordering::Release);
-                if let Some(ends) = &mut self.ends {
-                    ends.tell(open.epoch);
-                }
-                self.shared.journal.append(self.index, Frame { epoch: open.epoch, progress })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits the input of epochs that have ended, and releases the epochs that the journal has synced.
-    fn commit_and_release(&mut self) -> Result<()> {
-        self.commit_input()?;
-        if self.open.iter().all(|open| open.released || !open.written) {
-            return Ok(()); // The journal is shared between threads: not locked without need.
-        }
-        self.shared.journal.check()?;
-        let synced = self.shared.journal.synced(self.index);
-        for open in self.open.iter_mut().filter(|open| !open.released) {
-            if !open.written || (open.needs_sync && synced < Some(open.epoch)) {
-                break;
-            }
-            open.released = true;
-            for driver in &mut self.drivers {
-                driver.release(open.epoch);
-            }
-            if let Some(ends) = &mut self.ends {
-                ends.release(open.epoch);
-            }
-        }
-        Ok(())
     }
 
     /// Drops all capabilities once all input is committed and synced; returns `true` if that is so.
@@ -616,21 +419,6 @@ impl WorkerLoop {
         self.ends = None;
         self.controls.close();
         Ok(true)
-    }
-
-    /// Drops the epochs that all sinks have published, and tells the sources.
-    fn drop_published(&mut self) {
-        let mut shown = None;
-        while let Some(open) = self.open.front().filter(|open| open.released && !self.probe.less_equal(&open.epoch.0)) {
-            shown = Some(open.epoch);
-            self.open.pop_front();
-        }
-        if let Some(epoch) = shown.filter(|epoch| self.shown < Some(*epoch)) {
-            self.shown = Some(epoch);
-            for driver in &mut self.drivers {
-                driver.shown(epoch);
-            }
-        }
     }
 
     /// Reports that the loop has made an iteration and, at intervals, the worker's status.
@@ -652,42 +440,12 @@ impl WorkerLoop {
                 in_flight_bytes: in_flight.clone().map(|open| open.bytes as u64).sum(),
                 in_flight_epochs: in_flight.count() as u64,
                 waits_for_sinks: self.is_behind(),
+                reads_first: self.reading_first.is_some(),
                 partitions: self.drivers.iter().flat_map(|driver| driver.partitions()).collect(),
             },
         );
         if let Some(snapshots) = self.shared.snapshots.as_ref().filter(|_| self.index == 0) {
             board.committed(snapshots.committed());
         }
-    }
-}
-
-/// The time of the last status report, and the oldest epoch at that time.
-struct Reported {
-    at: Option<Instant>,
-    front: Option<(Epoch, Stage)>,
-    /// Start of the current stage of the oldest epoch.
-    since: Instant,
-}
-
-impl Default for Reported {
-    fn default() -> Self {
-        Reported { at: None, front: None, since: Instant::now() }
-    }
-}
-
-impl Reported {
-    /// Interval between two status reports.
-    const EVERY: Duration = Duration::from_millis(50);
-
-    /// `true` if a report is due.
-    fn is_due(&mut self, front: Option<(Epoch, Stage)>, now: Instant) -> bool {
-        if self.front != front {
-            (self.front, self.since) = (front, now);
-        }
-        if self.at.is_some_and(|at| now - at < Self::EVERY) {
-            return false;
-        }
-        self.at = Some(now);
-        true
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct WorkerShared {
     /// Number of workers of this process that have read all they will read in this incarnation, of sources that have
     /// not ended.
     pub(crate) caught_up: AtomicUsize,
+    /// Number of workers of this process that have read, and committed, what is read first.
+    pub(crate) read_first: AtomicUsize,
     /// The status that workers report.
     pub(crate) board: Arc<StatusBoard>,
     /// The profile of this process, if profiling is enabled.

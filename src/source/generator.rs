@@ -238,7 +238,7 @@ impl IndexedRecords<Transaction> for GeneratorSource {
         intake: &mut PartitionTracker<Transaction>,
     ) -> Result<()> {
         for offset in offsets {
-            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            let found = RawRecord::new(offset, &[]);
             let index = offset * u64::from(self.partitions) + u64::from(partition);
             intake.accept(epoch, slot, found, self.generator.at(index))?;
         }

@@ -19,7 +19,9 @@ pub mod memory;
 pub mod ndjson;
 mod options;
 mod partition_tracker;
+mod rejected;
 mod topic_address;
+mod watermark_view;
 
 pub use topic_address::TopicAddress;
 
@@ -39,9 +41,9 @@ use crate::time::watermark::WorkerWatermark;
 #[cfg(feature = "kafka")]
 use options::TOPIC_STRIDE;
 pub use options::{Options, TimeOf, WorkerContext, time_of};
-pub use partition_tracker::{
-    EpochInput, PartitionHandle, PartitionTracker, RawRecord, Rejected, RestoredPartition, WatermarkView,
-};
+pub use partition_tracker::{EpochInput, PartitionHandle, PartitionTracker, RawRecord, RestoredPartition};
+pub use rejected::Rejected;
+pub use watermark_view::WatermarkView;
 
 /// A source of records: a value made before a job runs and shared by its workers.
 #[diagnostic::on_unimplemented(
@@ -167,12 +169,29 @@ pub fn track<S: Source>(
 
 /// Result of polling a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Polled {
     /// Epoch of the events that the poll added to the intake: the polled one, or an earlier one that is not committed
     /// yet.
     pub epoch: Epoch,
     /// `true` if more may be readable at once.
     pub busy: bool,
+}
+
+impl Polled {
+    /// Creates the result of a poll that added events of `epoch`; `busy` is `true` if more may be readable at once.
+    pub fn new(epoch: Epoch, busy: bool) -> Self {
+        Polled { epoch, busy }
+    }
+}
+
+/// How far one worker's partitions are read towards the ends that they had when the reader was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InitialProgress {
+    /// `true` once every record that this worker's partitions had then was taken.
+    pub is_done: bool,
+    /// Partition, what was taken of it, and what there is to take before that end; in offsets.
+    pub partitions: Vec<(u32, u64, u64)>,
 }
 
 /// Reads one worker's share of a source.
@@ -197,6 +216,22 @@ pub trait Reader<D: Record> {
     /// # Errors
     /// Fails if the source is broken for good, or if a record is rejected and rejects fail the job.
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled>;
+
+    /// Called instead of `poll` while other sources are to be read first: finds partitions, so that their starts are in
+    /// the journal, and serves connections, but takes no record. The default polls with a budget of 0.
+    ///
+    /// # Errors
+    /// Fails if the source is broken for good.
+    fn keep_alive(&mut self, epoch: Epoch, intake: &mut PartitionTracker<D>) -> Result<()> {
+        self.poll(epoch, 0, intake).map(drop)
+    }
+
+    /// Returns how far this worker's partitions are read towards the ends that they had when the reader was opened. The
+    /// default is for sources that end: they are done when they are exhausted.
+    fn initial_progress(&self, intake: &PartitionTracker<D>) -> InitialProgress {
+        let known = intake.partitions().map(|known| (known.partition, known.next, known.end.unwrap_or(known.next)));
+        InitialProgress { is_done: self.exhausted(intake), partitions: known.collect() }
+    }
 
     /// Hands over records that were read earlier and held back, and reads nothing new. Returns their epoch, `None` if
     /// there were none. Called instead of `poll` while back-pressure keeps new records out: held records would keep
@@ -263,6 +298,7 @@ pub trait Reader<D: Record> {
 
 /// Monitoring data that a source adds to the status of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PartitionNote {
     /// The partition.
     pub partition: u32,
@@ -273,6 +309,34 @@ pub struct PartitionNote {
     pub end: Option<u64>,
     /// Reason why no records arrive from the partition, other than that it has none.
     pub note: Option<String>,
+}
+
+impl PartitionNote {
+    /// Creates a note on a partition of which nothing is known.
+    pub fn new(partition: u32) -> Self {
+        PartitionNote { partition, position: None, end: None, note: None }
+    }
+
+    /// Sets the position that reading has reached.
+    #[must_use]
+    pub fn position(mut self, position: u64) -> Self {
+        self.position = Some(position);
+        self
+    }
+
+    /// Sets the offset that the next record to arrive will have.
+    #[must_use]
+    pub fn end(mut self, end: u64) -> Self {
+        self.end = Some(end);
+        self
+    }
+
+    /// Sets the reason why no records arrive, such as "no broker leads it".
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
 }
 
 /// A reader that has no partitions and never will: the source is read by other workers.
@@ -294,7 +358,7 @@ impl<D: Record> Reader<D> for NullReader {
     }
 
     fn close_epoch(&mut self, _epoch: Epoch, _intake: &mut PartitionTracker<D>) -> Result<Option<EpochInput>> {
-        Ok(Some(EpochInput { partitions: Vec::new(), watermark: WorkerWatermark::without_partitions() }))
+        Ok(Some(EpochInput::new(Vec::new(), WorkerWatermark::without_partitions())))
     }
 
     fn replay(

@@ -1,10 +1,11 @@
-//! The bookkeeping of a worker's partitions of one source: it accepts or rejects their records, follows their watermarks
-//! and collects what each epoch commits.
+//! The bookkeeping of a worker's partitions of one source: it follows their offsets, watermarks, ends and idleness, and
+//! collects what each epoch commits. Records are accepted or rejected in `records`.
 //!
 //! Invariants: offsets of a partition only grow; what an epoch commits is exactly what was taken since the epoch before;
 //! nothing here reads a clock.
 
-use std::cell::Cell;
+mod records;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +13,33 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
-use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
-use crate::source::options::{Options, TimeOf};
+use crate::source::options::{Options, TimeOf, time_of};
+use crate::source::rejected::Rejected;
+use crate::source::watermark_view::WatermarkView;
 use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
 use crate::time::{Epoch, EventTime, Span};
+pub use records::RawRecord;
+use records::TIMELESS;
 
 /// One worker's input of an epoch, and the state of its partitions at the epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EpochInput {
     /// Progress of the partitions that changed, for the journal.
     pub partitions: Vec<PartitionProgress>,
     /// The worker's contribution to the stream's watermark.
     pub watermark: WorkerWatermark,
+}
+
+impl EpochInput {
+    /// Creates the input of an epoch: the progress of the partitions that changed, and the worker's contribution to the
+    /// stream's watermark. [`PartitionTracker::close_epoch`] makes both for all tracked partitions.
+    pub fn new(partitions: Vec<PartitionProgress>, watermark: WorkerWatermark) -> Self {
+        EpochInput { partitions, watermark }
+    }
 }
 
 /// Position of a partition in a snapshot.
@@ -39,54 +52,6 @@ pub struct RestoredPartition {
     /// above the partition's own watermark.
     #[serde(rename = "floor")]
     pub activation_watermark: EventTime,
-}
-
-/// A stream's watermark as the flow publishes it to the worker's readers, for watermark alignment and activation
-/// watermarks.
-#[derive(Debug, Default)]
-pub struct WatermarkView {
-    watermark: Cell<Option<EventTime>>,
-    complete: Cell<Option<Epoch>>,
-}
-
-impl WatermarkView {
-    /// Publishes the stream's watermark, which is final for all epochs up to `epoch`.
-    pub fn publish(&self, epoch: Epoch, watermark: EventTime) {
-        self.watermark.set(Some(watermark));
-        self.complete.set(Some(epoch));
-    }
-
-    /// Returns the stream's watermark as far as this worker knows; [`EventTime::MIN`] before the first one.
-    pub fn watermark(&self) -> EventTime {
-        self.watermark.get().unwrap_or(EventTime::MIN)
-    }
-
-    /// Returns the last epoch at which the watermark is known; `None` before the first.
-    pub fn complete(&self) -> Option<Epoch> {
-        self.complete.get()
-    }
-}
-
-/// A record that could not be used, with its place and the reason.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Rejected {
-    /// Name under which the flow reads the source.
-    pub source: String,
-    /// Path of the file, or name of the topic.
-    pub place: String,
-    /// Partition number; 0 for a file.
-    pub partition: u32,
-    /// Kafka offset, or position of the record's first byte in the file.
-    pub offset: u64,
-    /// Line in the file, from 1; 0 if the source has no lines.
-    pub line: u64,
-    /// Reason for the rejection.
-    pub reason: String,
-    /// Encoding of `record`: `text`, or `hex` if the bytes are not UTF-8.
-    pub encoding: String,
-    /// The record itself.
-    pub record: String,
 }
 
 /// A partition that a worker reads.
@@ -122,25 +87,6 @@ struct TrackedPartition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionHandle(usize);
 
-/// A record as read, before it is accepted or rejected.
-#[derive(Clone, Copy, Debug)]
-pub struct RawRecord<'a> {
-    /// Offset in the partition.
-    pub offset: u64,
-    /// Offset of the following record as far as it is known: one more in Kafka, the position of the next line in a
-    /// file.
-    pub next: u64,
-    /// Kafka timestamp in milliseconds since 1970; `None` if the record has none.
-    pub stamped: Option<i64>,
-    /// Line in the file, from 1; 0 if the source has no lines.
-    pub line: u64,
-    /// Bytes of the record, for the rejects sink and the counters.
-    pub bytes: &'a [u8],
-}
-
-/// Longest reason that is kept, in characters: a library may quote a whole record in it.
-const MAX_REASON: usize = 500;
-
 /// What a tracker needs of its source.
 pub(crate) struct TrackedSource<D> {
     /// Description of the source, for people.
@@ -168,6 +114,8 @@ pub struct PartitionTracker<D> {
     ahead: Span,
     ahead_in_files: bool,
     fail_on_reject: bool,
+    /// `true` if event times have no meaning, as in a table: see [`PartitionTracker::timeless`].
+    timeless: bool,
     partitions: Vec<TrackedPartition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
@@ -205,6 +153,7 @@ impl<D: Record> PartitionTracker<D> {
             ahead: options.max_ahead.into(),
             ahead_in_files: options.max_ahead_in_files,
             fail_on_reject: options.fail_on_reject,
+            timeless: false,
             partitions: Vec::new(),
             first_epoch: None,
             all_found: false,
@@ -214,6 +163,15 @@ impl<D: Record> PartitionTracker<D> {
             stream,
             metrics,
         }
+    }
+
+    /// Gives all records the same event time, 1970: no record is rejected for its time, none is late, and no partition
+    /// pauses.
+    #[must_use]
+    pub(crate) fn timeless(mut self) -> Self {
+        self.time_of = time_of(|_| TIMELESS);
+        self.timeless = true;
+        self
     }
 
     /// Returns the name under which the flow reads the source.
@@ -232,37 +190,14 @@ impl<D: Record> PartitionTracker<D> {
         self.ahead_in_files.then_some(self.ahead)
     }
 
-    /// Checks an event time against `greatest`, the greatest one before it in the file. Returns the reason if it is to
-    /// be rejected.
-    pub fn check_ahead(&self, time: EventTime, greatest: EventTime) -> Option<String> {
-        (time > greatest.plus(self.ahead)).then(|| {
-            let ahead = humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs()));
-            format!(
-                "its event time {time} is more than {ahead} ahead of the greatest one before it, {greatest} (--max-ahead)"
-            )
-        })
-    }
-
     /// `true` if no record of a file has had an event time that great so far.
-    pub fn is_peak(&self, time: EventTime) -> bool {
+    pub(crate) fn is_peak(&self, time: EventTime) -> bool {
         self.metrics.notices.is_peak(time)
     }
 
     /// Keeps the place of the record with the greatest event time of a file.
-    pub fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
+    pub(crate) fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
         self.metrics.notices.note_peak(LatestRecord { time, place: self.place.clone(), offset, line });
-    }
-
-    /// Warns once per source if an event time looks like seconds since 1970.
-    pub fn notice_unit(&self, time: EventTime) {
-        // Seconds of the years 2001 to 2286; milliseconds of January to April 1970.
-        if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.should_log_unit() {
-            let (seconds, place) = (time.millis(), &self.place);
-            tracing::warn!(
-                "the event times of {place} look like seconds since 1970 and are taken as milliseconds: the first one, \
-                 {seconds}, is {time}; multiply them by 1000 if that is wrong"
-            );
-        }
     }
 
     /// Returns the flow's view of the stream's watermark.
@@ -423,231 +358,6 @@ impl<D: Record> PartitionTracker<D> {
         if partition.until.is_some_and(|until| next >= until) {
             partition.ended = true;
         }
-    }
-
-    /// Takes a record that was parsed. One with an impossible event time is rejected.
-    ///
-    /// # Errors
-    /// Fails if the record is rejected and rejects fail the job.
-    #[inline]
-    pub fn accept(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>, data: D) -> Result<()> {
-        let time = (self.time_of)(&data);
-        self.accept_at(epoch, slot, found, time, data)
-    }
-
-    /// Takes a record that was parsed and has this event time, whatever the source's function gives. One with an
-    /// impossible event time is rejected.
-    ///
-    /// # Errors
-    /// Fails if the record is rejected and rejects fail the job.
-    #[inline]
-    pub fn accept_at(
-        &mut self,
-        epoch: Epoch,
-        slot: PartitionHandle,
-        found: RawRecord<'_>,
-        time: EventTime,
-        data: D,
-    ) -> Result<()> {
-        if !time.is_writable() || self.is_ahead(time, found.stamped) {
-            return self.reject(epoch, slot, found, &self.invalid_time_reason(time, found.stamped));
-        }
-        self.count_taken(found.bytes.len());
-        if self.partitions[slot.0].idle {
-            self.activate(slot, epoch);
-        }
-        let partition = &mut self.partitions[slot.0];
-        let watermark = partition.clock.observe(time);
-        let is_first = partition.first_watermark.is_none();
-        if is_first {
-            partition.first_watermark = Some(partition.clock.watermark());
-        }
-        let unresolved =
-            partition.unresolved_since.is_some() && Self::is_unresolved(partition, watermark, &self.stream);
-        let origin =
-            Origin { source: self.index, unresolved, raised: false, partition: partition.id, offset: found.offset };
-        self.events.push(Event { time, watermark, origin, data });
-        self.advance_to(slot, found.next);
-        if is_first {
-            self.notice_unit(time);
-        }
-        Ok(())
-    }
-
-    /// Takes consecutive records from offset `first` on. They have no timestamps of their own, and their bytes are not
-    /// counted.
-    ///
-    /// # Errors
-    /// Fails if a record is rejected and rejects fail the job.
-    pub fn accept_all(&mut self, epoch: Epoch, slot: PartitionHandle, first: u64, records: &[D]) -> Result<()> {
-        let mut rest = records;
-        let mut offset = first;
-        while let Some((record, others)) = rest.split_first() {
-            // The first one takes the long way: it may activate the partition, be unresolved, or be rejected.
-            let found = RawRecord { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
-            self.accept(epoch, slot, found, record.clone())?;
-            rest = others;
-            offset += 1;
-            let partition = &mut self.partitions[slot.0];
-            if partition.unresolved_since.is_some() || partition.idle {
-                continue;
-            }
-            let (mut clock, time_of, id, source) = (partition.clock.clone(), &*self.time_of, partition.id, self.index);
-            let before = self.events.len();
-            let usual = rest.iter().map_while(|record| {
-                let time = time_of(record);
-                if !time.is_writable() {
-                    return None;
-                }
-                let watermark = clock.observe(time);
-                let origin = Origin { source, unresolved: false, raised: false, partition: id, offset };
-                offset += 1;
-                Some(Event { time, watermark, origin, data: record.clone() })
-            });
-            self.events.extend(usual);
-            let taken = self.events.len() - before;
-            partition.clock = clock;
-            rest = &rest[taken..];
-            self.taken += taken as u64;
-            self.advance_to(slot, offset);
-        }
-        Ok(())
-    }
-
-    /// `true` if the activation watermark may still decide whether a record is late. It is known once the epoch of the
-    /// activation is complete, and is at most the stream's watermark since. From the record on whose own watermark has
-    /// reached that, it has no effect.
-    fn is_unresolved(partition: &mut TrackedPartition, mark: EventTime, stream: &WatermarkView) -> bool {
-        let known = stream.complete() >= partition.unresolved_since;
-        if known && mark >= stream.watermark() {
-            partition.unresolved_since = None;
-        }
-        partition.unresolved_since.is_some()
-    }
-
-    #[inline]
-    fn is_ahead(&self, time: EventTime, stamped: Option<i64>) -> bool {
-        stamped.is_some_and(|stamped| time > EventTime::from_millis(stamped).plus(self.ahead))
-    }
-
-    fn invalid_time_reason(&self, time: EventTime, stamped: Option<i64>) -> String {
-        match stamped {
-            _ if !time.is_writable() => {
-                // Microseconds of the year 2001, read as milliseconds, are in the year 33658.
-                let unit = match time.millis() {
-                    1_000_000_000_000_000..10_000_000_000_000_000 => ": are they microseconds? divide them by 1000",
-                    1_000_000_000_000_000_000.. if time < EventTime::MAX => {
-                        ": are they nanoseconds? divide them by 1000000"
-                    }
-                    _ => "",
-                };
-                format!("its event time, {} ms since 1970, is outside the years 1 to 9998{unit}", time.millis())
-            }
-            Some(stamped) => format!(
-                "its event time {time} is more than {} ahead of its Kafka timestamp {} (--max-ahead)",
-                humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs())),
-                EventTime::from_millis(stamped),
-            ),
-            None => String::from("its event time cannot be"),
-        }
-    }
-
-    /// Returns a record's event time if it is a possible one.
-    ///
-    /// # Errors
-    /// Fails with the reason if the event time is impossible.
-    pub fn time_of(&self, data: &D) -> std::result::Result<EventTime, String> {
-        let time = (self.time_of)(data);
-        if time.is_writable() { Ok(time) } else { Err(self.invalid_time_reason(time, None)) }
-    }
-
-    /// Takes a record that the source leaves out on purpose. Like any other record, it wakes its partition; it does not
-    /// move the watermark.
-    pub fn skip(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>) {
-        if self.partitions[slot.0].idle {
-            self.activate(slot, epoch);
-        }
-        self.advance_to(slot, found.next);
-        self.count_taken(found.bytes.len());
-        self.skipped += 1;
-    }
-
-    /// Takes a record that cannot be used.
-    ///
-    /// # Errors
-    /// Fails if rejects fail the job.
-    pub fn reject(&mut self, epoch: Epoch, slot: PartitionHandle, found: RawRecord<'_>, reason: &str) -> Result<()> {
-        if self.partitions[slot.0].idle {
-            self.activate(slot, epoch);
-        }
-        let partition = &self.partitions[slot.0];
-        let (number, mark) = (partition.id, partition.clock.watermark());
-        let label = partition.label.clone().unwrap_or_else(|| (self.place.clone(), number));
-        self.advance_to(slot, found.next);
-        self.reject_labelled((number, mark), label, found, reason)
-    }
-
-    /// Takes a record that cannot be used, of a partition that this intake does not track.
-    ///
-    /// # Errors
-    /// Fails if rejects fail the job.
-    pub fn reject_at(
-        &mut self,
-        partition: u32,
-        watermark: EventTime,
-        found: RawRecord<'_>,
-        reason: &str,
-    ) -> Result<()> {
-        self.reject_labelled((partition, watermark), (self.place.clone(), partition), found, reason)
-    }
-
-    /// Rejects a record of a partition that people know by this place and number.
-    fn reject_labelled(
-        &mut self,
-        (partition, watermark): (u32, EventTime),
-        (place, number): (String, u32),
-        found: RawRecord<'_>,
-        reason: &str,
-    ) -> Result<()> {
-        self.count_taken(found.bytes.len());
-        let reason = &*shortened(reason, MAX_REASON);
-        let (encoding, record) = match std::str::from_utf8(found.bytes) {
-            Ok(text) => ("text", text.to_owned()),
-            Err(_) => ("hex", found.bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
-        };
-        let rejected = Rejected {
-            source: self.name.clone(),
-            place: place.clone(),
-            partition: number,
-            offset: found.offset,
-            line: found.line,
-            reason: reason.to_owned(),
-            encoding: encoding.to_owned(),
-            record,
-        };
-        if self.fail_on_reject {
-            let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
-            let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
-            let error = Error::of(ErrorKind::RecordRejected, "a record was rejected").at(place).because(reason);
-            return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
-        }
-        if self.metrics.notices.should_log_reject() {
-            let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
-            let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
-            tracing::warn!(
-                "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
-            );
-        }
-        let origin = Origin { source: self.index, unresolved: false, raised: false, partition, offset: found.offset };
-        self.rejects.push(Event { time: EventTime::MIN, watermark, origin, data: rejected });
-        self.metrics.rejected.add(1);
-        Ok(())
-    }
-
-    #[inline]
-    fn count_taken(&mut self, bytes: usize) {
-        self.held += bytes;
-        self.taken += 1;
     }
 
     /// Counts records of a reader that makes its events itself, without [`PartitionTracker::accept`].

@@ -56,6 +56,7 @@ pub(crate) struct WorkerReport {
     pub(crate) in_flight_bytes: u64,
     pub(crate) in_flight_epochs: u64,
     pub(crate) waits_for_sinks: bool,
+    pub(crate) reads_first: bool,
     /// The partitions that it reads, without their times.
     pub(crate) partitions: Vec<PartitionStatus>,
 }
@@ -240,6 +241,7 @@ impl StatusBoard {
             in_flight_bytes: known.in_flight_bytes,
             in_flight_epochs: known.in_flight_epochs,
             waits_for_sinks: known.waits_for_sinks,
+            reads_first: known.reads_first,
             partitions: partitions.collect(),
             ..empty
         }
@@ -268,6 +270,7 @@ mod tests {
             in_flight_bytes: 10,
             in_flight_epochs: 1,
             waits_for_sinks: false,
+            reads_first: false,
             partitions: vec![PartitionStatus { source: "s".into(), partition: 3, next, ..PartitionStatus::default() }],
         }
     }

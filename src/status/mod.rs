@@ -9,13 +9,16 @@
 //! Wall-clock times are given as durations up to the moment at which a status was taken, so clocks of several machines
 //! are never compared.
 
+mod blocker;
 mod board;
+mod first;
 mod why;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use blocker::{Blocker, BlockerKind, Why};
 pub(crate) use board::{StatusBoard, WorkerReport};
-pub use why::{Blocker, BlockerKind, Why, why, window_end};
+pub use why::{why, window_end};
 
 use crate::time::{Epoch, EventTime};
 
@@ -87,6 +90,8 @@ pub struct WorkerStatus {
     pub in_flight_epochs: u64,
     /// `true` while it reads nothing because too much is in flight.
     pub waits_for_sinks: bool,
+    /// `true` while it reads only the sources that are read first.
+    pub reads_first: bool,
     /// The partitions that it reads.
     pub partitions: Vec<PartitionStatus>,
 }
@@ -142,6 +147,9 @@ pub struct PartitionStatus {
     pub ended: bool,
     /// `true` while it is paused by watermark alignment, as it is too far ahead of the others.
     pub rests: bool,
+    /// What was read, and what there is to read, before the sources that wait for this one are read; `None` if none
+    /// does.
+    pub initial: Option<(u64, u64)>,
     /// Offsets that were skipped in this incarnation because their records had expired before they were read.
     #[serde(default)]
     pub expired: u64,

@@ -3,20 +3,19 @@
 //! A window fires when the watermark of its stream has reached its end, at an epoch that all workers have released and
 //! all steps have processed; it closes when the watermark is past the allowed lateness, too. So it can be held back by,
 //! in this order: a process without heartbeats; two processes that do not hear each other; a worker whose loop makes no
-//! progress; workers that still replay the journal; a partition whose own watermark is behind; an epoch whose input is
-//! not committed, or not on disk; a sink that has not published an epoch, or else a step that is still processing it; a
-//! snapshot that is not on disk; a step whose watermark has not reached the window's end.
+//! progress; workers that still replay the journal; a source that is read before others; a partition whose own
+//! watermark is behind; an epoch whose input is not committed, or not on disk; a sink that has not published an epoch,
+//! or else a step that is still processing it; a snapshot that is not on disk; a step whose watermark has not reached the
+//! window's end.
 //!
 //! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
 //! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW_MS`] is a cause by
 //! itself.
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus};
+use super::blocker::{Blocker, BlockerKind, Why, ago};
+use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus, first};
 use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
@@ -29,88 +28,6 @@ const CUT_OFF_MS: u64 = 3_000;
 const SLOW_MS: u64 = 2_000;
 /// Maximum number of partitions listed one by one.
 const MAX_LISTED: usize = 5;
-
-/// The causes that hold back a window, or the job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Why {
-    /// The end of the window in question, if one was given.
-    pub window_end: Option<String>,
-    /// A summary in one line.
-    pub summary: String,
-    /// The causes, the first one first; empty if nothing holds it back.
-    pub holds: Vec<Blocker>,
-}
-
-/// One cause that holds something back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Blocker {
-    /// The kind of the cause.
-    pub cause: BlockerKind,
-    /// The name of the process, partition, sink and so on: `process 2`, `partition 3 of transactions`, `sink totals`.
-    pub name: String,
-    /// Milliseconds since it began to hold back, if known.
-    pub since_ms: Option<u64>,
-    /// The problem, as a phrase that follows the name.
-    pub says: String,
-    /// The suggested remedy.
-    pub help: String,
-}
-
-/// The kinds of causes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum BlockerKind {
-    /// A process sends no heartbeats.
-    Process,
-    /// Two running processes do not hear each other.
-    Connection,
-    /// A worker's loop makes no progress, or the worker still replays the journal.
-    Worker,
-    /// A partition holds back the watermark.
-    Partition,
-    /// The source has no partition that could move the watermark.
-    Source,
-    /// The journal is not synced.
-    Sync,
-    /// A step is behind.
-    Step,
-    /// A sink has not published what it was given.
-    Sink,
-    /// A snapshot is not on disk.
-    Snapshot,
-}
-
-impl fmt::Display for Blocker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.name, self.says)?;
-        if let Some(since) = self.since_ms {
-            write!(f, ", since {}", ago(since))?;
-        }
-        write!(f, ": {}", self.help)
-    }
-}
-
-/// Formats the summary, and then a line for each cause.
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.summary)?;
-        for (number, hold) in (1..).zip(&self.holds) {
-            write!(f, "\n  {number}. {hold}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Formats a duration.
-fn ago(millis: u64) -> String {
-    if millis < 10_000 {
-        return format!("{}.{} s", millis / 1_000, millis % 1_000 / 100);
-    }
-    humantime::format_duration(Duration::from_secs(millis / 1_000)).to_string()
-}
 
 /// Parses the end of a window, given as END or START/END; each RFC 3339, or milliseconds since 1970.
 ///
@@ -128,6 +45,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     if repeats(status) {
         holds.push(replay(status));
     }
+    holds.extend(first::unread(status));
     let behind = watermarks(status, window_end);
     let waits_for_records = !behind.is_empty();
     let unshown = frontier(status);

@@ -9,8 +9,10 @@
 
 use std::fmt;
 
-use differential_dataflow::VecCollection;
+use differential_dataflow::{AsCollection, VecCollection};
 use timely::dataflow::Stream as TimelyStream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::operator::Operator;
 
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch};
@@ -18,15 +20,24 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::output::{self, RowChange};
-use crate::stream::{BuildMode, Flow};
+use crate::stream::{BuildMode, Flow, Stream};
 use crate::time::Epoch;
+
+/// The origin of a collection that is not recoverable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotRecoverable {
+    /// Rows of windows that have fired.
+    Fired,
+    /// Records that are changes.
+    Changes,
+}
 
 /// A multiset that changes by insertions and retractions.
 pub struct Collection<'f, D: Record> {
     pub(super) inner: VecCollection<'f, u64, D, isize>,
     flow: Flow<'f>,
-    /// `true` if the collection is not recoverable: after a crash, rows that no longer change are missing.
-    not_recoverable: bool,
+    /// Set if the collection is not recoverable: after a crash, rows that no longer change are missing.
+    not_recoverable: Option<NotRecoverable>,
 }
 
 impl<D: Record> Clone for Collection<'_, D> {
@@ -43,12 +54,12 @@ impl<D: Record> fmt::Debug for Collection<'_, D> {
 
 impl<'f, D: Record> Collection<'f, D> {
     pub(crate) fn new(inner: VecCollection<'f, u64, D, isize>, flow: Flow<'f>) -> Self {
-        Collection { inner, flow, not_recoverable: false }
+        Collection { inner, flow, not_recoverable: None }
     }
 
     /// Marks the collection as not recoverable: after a crash, rows that no longer change are missing.
-    pub(super) fn not_recoverable(self) -> Self {
-        Collection { not_recoverable: true, ..self }
+    pub(super) fn not_recoverable(self, origin: NotRecoverable) -> Self {
+        Collection { not_recoverable: Some(origin), ..self }
     }
 
     /// Returns its flow, and its changes as they arrive.
@@ -66,10 +77,19 @@ impl<'f, D: Record> Collection<'f, D> {
 
     /// Refuses operators that keep rows if the collection is not recoverable.
     pub(super) fn check_recoverable(&self) {
-        if self.not_recoverable && self.flow.build.mode == BuildMode::OpenSinks {
-            let what = "after a crash, rows of closed windows are not there again for what is computed of `on_fire`";
-            let help = "in a job with state, write what `on_fire` shows, changed row by row at most; \
-                        or compute it of `on_change` or `on_close`";
+        let Some(origin) = self.not_recoverable else { return };
+        if self.flow.build.mode == BuildMode::OpenSinks {
+            let (what, help) = match origin {
+                NotRecoverable::Fired => (
+                    "after a crash, rows of closed windows are not there again for what is computed of `on_fire`",
+                    "in a job with state, write what `on_fire` shows, changed row by row at most; \
+                     or compute it of `on_change` or `on_close`",
+                ),
+                NotRecoverable::Changes => (
+                    "after a crash, rows that were read are not there again for what is computed of `changes`",
+                    "in a job with state, write these rows, changed row by row at most; or read the source as a table",
+                ),
+            };
             self.flow.build.failure.set(Error::usage(what).help(help));
         }
     }
@@ -95,7 +115,7 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Adds up the records of both.
     #[must_use]
     pub fn concat(self, other: Collection<'f, D>) -> Collection<'f, D> {
-        let not_recoverable = self.not_recoverable || other.not_recoverable;
+        let not_recoverable = self.not_recoverable.or(other.not_recoverable);
         Collection { not_recoverable, ..self.by_row(|collection| collection.concat(other.inner)) }
     }
 
@@ -117,7 +137,7 @@ impl<'f, D: Record> Collection<'f, D> {
         operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
     ) -> Collection<'f, D2> {
         self.check_recoverable();
-        Collection { inner: operators(self.inner), flow: self.flow, not_recoverable: false }
+        Collection { inner: operators(self.inner), flow: self.flow, not_recoverable: None }
     }
 
     /// Applies any operators of differential dataflow to this collection and another one, such as a join: see
@@ -150,6 +170,51 @@ impl<'f, D: Record> Collection<'f, D> {
     /// An error fails the job.
     pub fn for_each_epoch(self, name: &str, see: impl Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync + 'static) {
         self.write(name, &Observer(std::sync::Arc::new(see)));
+    }
+}
+
+impl<'f, D: Record> Stream<'f, D> {
+    /// Returns the collection that the stream's records are changes of: `changes` returns the rows that a record adds (1)
+    /// or retracts (-1). The records are trusted: a row that is retracted and was never added is there -1 times.
+    ///
+    /// No rows are kept for it. So in a job with state it can be written, changed row by row at most; what is computed of
+    /// all its rows would lack, after a crash, those that no longer change, and is refused. Read the source as a table for
+    /// that: see [`Flow::table`].
+    ///
+    /// ```
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun};
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// // (row, how often it is added)
+    /// let changes = vec![("a".to_string(), 1), ("b".to_string(), 1), ("a".to_string(), -1)];
+    /// let source = MemorySource::new(vec![changes], |_| 0);
+    /// let rows = Captured::new();
+    /// let output = rows.clone();
+    /// TestRun::new().run(move |flow| flow.read("changes", &source).changes(|change| [change]).write("rows", &output))?;
+    /// assert_eq!(rows.all(), ["b".to_string()]);
+    /// # Ok(()) }
+    /// ```
+    pub fn changes<D2: Record, I: IntoIterator<Item = (D2, isize)>>(
+        self,
+        changes: impl Fn(D) -> I + 'static,
+    ) -> Collection<'f, D2> {
+        let Stream { events, flow, pool, .. } = self;
+        let rows = events.unary(Pipeline, "Changes", move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, events| {
+                    let Some(&epoch) = capability.least() else { return };
+                    for event in events.drain(..) {
+                        made.extend(changes(event.data).into_iter().map(|(row, diff)| (row, epoch, diff)));
+                    }
+                    pool.give(std::mem::take(events));
+                    output.session(&capability).give_container(&mut made);
+                    made.clear();
+                });
+            }
+        });
+        Collection::new(rows.as_collection(), flow).not_recoverable(NotRecoverable::Changes)
     }
 }
 

@@ -13,6 +13,24 @@ pub(crate) trait Driver {
     /// Reads what is available, about `budget` records at most.
     fn poll(&mut self, budget: usize) -> Result<PollResult>;
 
+    /// `true` if the source is one of those that are read first: see [`Driver::note_read_first`].
+    fn is_first(&self) -> bool;
+
+    /// Name under which the flow reads the source.
+    fn name(&self) -> &str;
+
+    /// Serves the source instead of polling it while other sources are read first.
+    fn keep_alive(&mut self) -> Result<()>;
+
+    /// `true` once this worker has read its share of the source up to the end that it had at the start.
+    fn has_reached_initial_end(&self) -> bool;
+
+    /// Commits, with the input of `epoch`, that the source was read first. From then on every snapshot says so.
+    fn note_read_first(&mut self, epoch: Epoch);
+
+    /// `true` if the source is one that was noted to have been read first.
+    fn is_noted(&self) -> bool;
+
     /// Sends what was read and held back earlier, without reading anything new; returns its size in bytes.
     fn deliver(&mut self) -> Result<usize>;
 

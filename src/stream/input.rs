@@ -93,6 +93,9 @@ struct SourceDriver<D: Record> {
     /// epoch; `None` in a job without state.
     parts: Option<(InputHandle<SnapshotAck>, ActivateCapability<u64>)>,
     seals: SnapshotEpochs,
+    is_first: bool,
+    /// Epoch from which on the journal says that the source was read first; 0 if an earlier incarnation has said it.
+    noted_at: Option<Epoch>,
 }
 
 impl<D: Record> SourceDriver<D> {
@@ -112,6 +115,11 @@ impl<D: Record> SourceDriver<D> {
         if self.seals.contains(epoch.0) {
             let part = SnapshotAck::Source(self.intake.name().to_owned(), self.progress.values().cloned().collect());
             snapshot_acks.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
+            if self.worker == 0 && self.noted_at.is_some_and(|noted| noted <= epoch) {
+                let note = sources::read_first_note(self.intake.name());
+                let part = SnapshotAck::Source(note.source.clone(), vec![note]);
+                snapshot_acks.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
+            }
             held.downgrade(&(epoch.0 + 1));
         }
     }
@@ -163,6 +171,30 @@ impl<D: Record> Driver for SourceDriver<D> {
         Ok(PollResult { bytes, busy, exhausted, caught_up })
     }
 
+    fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    fn name(&self) -> &str {
+        self.intake.name()
+    }
+
+    fn keep_alive(&mut self) -> Result<()> {
+        self.reader.keep_alive(self.current(), &mut self.intake)
+    }
+
+    fn has_reached_initial_end(&self) -> bool {
+        self.reader.initial_progress(&self.intake).is_done
+    }
+
+    fn note_read_first(&mut self, epoch: Epoch) {
+        self.noted_at.get_or_insert(epoch);
+    }
+
+    fn is_noted(&self) -> bool {
+        self.noted_at.is_some()
+    }
+
     fn deliver(&mut self) -> Result<usize> {
         let epoch = self.reader.deliver(&mut self.intake)?;
         Ok(epoch.map_or(0, |epoch| self.send(epoch)))
@@ -184,7 +216,7 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
-        let Some(EpochInput { partitions, watermark }) = self.reader.close_epoch(epoch, &mut self.intake)? else {
+        let Some(EpochInput { mut partitions, watermark }) = self.reader.close_epoch(epoch, &mut self.intake)? else {
             return Ok(None);
         };
         self.send(epoch);
@@ -199,6 +231,9 @@ impl<D: Record> Driver for SourceDriver<D> {
             self.reported = Some(WorkerWatermark { activated: Vec::new(), ..watermark });
         }
         self.record_progress(epoch, &partitions);
+        if self.noted_at == Some(epoch) {
+            partitions.push(sources::read_first_note(self.intake.name()));
+        }
         Ok(Some(partitions))
     }
 
@@ -223,7 +258,15 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn partitions(&self) -> Vec<PartitionStatus> {
-        self.reader.partitions(&self.intake)
+        let mut partitions = self.reader.partitions(&self.intake);
+        if self.is_first && self.noted_at.is_none() {
+            for (id, read, all) in self.reader.initial_progress(&self.intake).partitions {
+                if let Some(partition) = partitions.iter_mut().find(|partition| partition.partition == id) {
+                    partition.initial = Some((read, all));
+                }
+            }
+        }
+        partitions
     }
 }
 
@@ -233,11 +276,21 @@ impl<D: Record> Drop for SourceDriver<D> {
     }
 }
 
+/// How a source is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ReadMode {
+    /// `true` if it is read as a table: event times have no meaning.
+    pub(crate) is_table: bool,
+    /// `true` if other sources are read only when this one was read to the end that it has at the start.
+    pub(crate) is_first: bool,
+}
+
 /// Reads a source; returns its stream and the stream of rejected records.
 pub(crate) fn read<'f, S: Source>(
     flow: &Flow<'f>,
     name: &str,
     source: &S,
+    mode: ReadMode,
 ) -> (Stream<'f, S::Item>, Stream<'f, Rejected>) {
     let (scope, build) = (flow.scope, &flow.build);
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
@@ -250,6 +303,9 @@ pub(crate) fn read<'f, S: Source>(
     });
     let (view, pool) = (SharedWatermarkView::default(), ContainerPool::default());
     let metrics = build.metrics.source(name);
+    if mode.is_table {
+        metrics.is_timeless.set();
+    }
     let index = build.drivers.borrow().len() as u16;
     let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
     let marks_of_stream = WatermarkStream::of_source(marks_of_stream, name);
@@ -272,6 +328,7 @@ pub(crate) fn read<'f, S: Source>(
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
                 let intake =
                     source::track(source, (name, index), &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
+                let intake = if mode.is_table { intake.timeless() } else { intake };
                 let capabilities =
                     Capabilities { events: events_capability, marks: marks_capability, rejects: rejects_capability };
                 build.drivers.borrow_mut().push(Box::new(SourceDriver {
@@ -294,6 +351,8 @@ pub(crate) fn read<'f, S: Source>(
                     progress: BTreeMap::new(),
                     parts: snapshot_acks,
                     seals: build.snapshot_epochs.clone(),
+                    is_first: mode.is_first,
+                    noted_at: None,
                 }));
             }
             Err(error) => build.failure.set(error),
@@ -430,9 +489,25 @@ fn watermark<'f>(
 impl<'f> Flow<'f> {
     /// Reads a source. The name is unique among the query's sources.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
+        self.read_as(name, source, ReadMode::default())
+    }
+
+    /// Like [`Flow::read`], but reads the source **first**: the sources of the query that are not read first are read
+    /// only after all workers have read this one to the end that it had when the job started, in later epochs. So what
+    /// is looked up of it ([`Keyed::join_table`](super::Keyed::join_table)) misses nothing that was there then.
+    ///
+    /// A job that recovers before that goes on reading first, up to the end at that time; once the other sources are
+    /// read, a state says so, and later incarnations read all at once. The source must come to an end: partitions that
+    /// are added later, and records that arrive meanwhile, are not waited for.
+    pub fn read_first<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
+        self.read_as(name, source, ReadMode { is_first: true, ..ReadMode::default() })
+    }
+
+    /// Reads a source in a certain mode.
+    pub(super) fn read_as<S: Source>(&self, name: &str, source: &S, mode: ReadMode) -> Stream<'f, S::Item> {
         self.build.step("source", name, source.describe(), self.identity(source));
         self.register_topics(source.topics(), Vec::new());
-        let (stream, Stream { events, marks, .. }) = read(self, name, source);
+        let (stream, Stream { events, marks, .. }) = read(self, name, source, mode);
         self.rejects.borrow_mut().push((events, marks));
         stream
     }

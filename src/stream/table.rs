@@ -6,6 +6,8 @@
 //! * A **row** is a key with the stamp and the value of its latest record. A record that **deletes** its key has no
 //!   value, and its row is kept as a tombstone: an older record that arrives later must not undo it.
 //! * A table has no watermark and never judges lateness: every record counts, however old.
+//! * A table **by offset** ([`Flow::table`]) gives all records the same event time, so (source, partition, offset)
+//!   decides. Of a key that is in several partitions, the record of the greatest one counts.
 //!
 //! A table is two operators. The first, on the worker that read the record, computes key, stamp and value. The
 //! second, on the worker of the key, takes the greatest row of each key in the epoch, and when the epoch is complete
@@ -51,13 +53,15 @@ use timely::dataflow::operators::{Capability, Probe};
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
+use crate::source::Source;
 use crate::stream::assign::SourcePosition;
 use crate::stream::checkpoint::{self, CodecCell, RowChunks, RowOps, SegmentBuilder, chunks_of};
 use crate::stream::durable_context::DurableContext;
 use crate::stream::epochs::{self, EpochBuffer};
+use crate::stream::input::ReadMode;
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::route::route;
-use crate::stream::{Collection, Fault, Flow, SnapshotEpochs};
+use crate::stream::{Collection, Fault, Flow, SnapshotEpochs, Stream};
 use crate::time::EventTime;
 
 /// Changes that are emitted per activation.
@@ -88,6 +92,62 @@ fn saved_rows<K: Record, V: Record>() -> RowOps<TableRow<K, V>> {
         // Records that arrive later may be older: a delete must override them.
         is_tombstone: |_| false,
         window: |_| EventTime::MAX,
+    }
+}
+
+impl<'f> Flow<'f> {
+    /// Reads a source as a table: the last record of each key **by offset** has its value, and one without a value
+    /// deletes the key. The source is a topic (`kafka::Source::new(…).table(…)`), which
+    /// may be compacted, or any other one whose records are pairs of a key and an optional value. The name is unique
+    /// among the query's sources and among its steps with state.
+    ///
+    /// A table has no event time: no record is late or rejected for its time, and it holds back no window. It changes at
+    /// the end of an epoch, once for each key.
+    ///
+    /// All records of a key belong into one partition, where offsets order them. If a key has records in several
+    /// partitions, that of the partition with the greatest number counts, whichever is newer, and a warning names the
+    /// first such key.
+    ///
+    /// Deletes are kept, as in [`Keyed::last_by_key_with`].
+    ///
+    /// ```
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun};
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// let rates = vec![("USD".to_string(), Some(90)), ("EUR".to_string(), Some(100)), ("USD".to_string(), None)];
+    /// let source = MemorySource::new(vec![rates], |_| 0);
+    /// let now = Captured::new();
+    /// let output = now.clone();
+    /// TestRun::new().run(move |flow| flow.table("rates", &source).write("now", &output))?;
+    /// assert_eq!(now.all(), [("EUR".to_string(), 100)]);
+    /// # Ok(()) }
+    /// ```
+    pub fn table<K: Record, V: Record>(
+        &self,
+        name: &str,
+        source: &impl Source<Item = (K, Option<V>)>,
+    ) -> Collection<'f, (K, V)> {
+        let records = self.read_as(name, source, ReadMode { is_table: true, is_first: false });
+        self.table_of(name, records)
+    }
+
+    /// Like [`Flow::table`], but reads the source first: see [`Flow::read_first`].
+    pub fn table_first<K: Record, V: Record>(
+        &self,
+        name: &str,
+        source: &impl Source<Item = (K, Option<V>)>,
+    ) -> Collection<'f, (K, V)> {
+        let records = self.read_as(name, source, ReadMode { is_table: true, is_first: true });
+        self.table_of(name, records)
+    }
+
+    fn table_of<K: Record, V: Record>(
+        &self,
+        name: &str,
+        records: Stream<'f, (K, Option<V>)>,
+    ) -> Collection<'f, (K, V)> {
+        records.key_by(|(key, _)| key.clone()).into_table(name, TableOrder::Offset, |(_, value)| value)
     }
 }
 
@@ -152,19 +212,29 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         name: &str,
         value: impl Fn(D) -> Option<V> + 'static,
     ) -> Collection<'f, (K, V)> {
+        self.into_table(name, TableOrder::EventTime, value)
+    }
+
+    fn into_table<V: Record>(
+        self,
+        name: &str,
+        order: TableOrder,
+        value: impl Fn(D) -> Option<V> + 'static,
+    ) -> Collection<'f, (K, V)> {
         let flow = self.stream.flow.clone();
         let fingerprint = Codec::<TableRow<K, V>>::fingerprint(&Postcard);
-        flow.build.step("table", name, "the last".to_owned(), fingerprint);
+        flow.build.step("table", name, order.describe().to_owned(), fingerprint);
         checkpoint::check_rows::<TableRow<K, V>>(&flow, name);
         flow.check_exchangeable::<TableRow<K, V>>("table", name);
         let metrics = flow.build.metrics.table(name);
-        let rows = stamp_records(self, &flow, value, Arc::clone(&metrics));
+        let rows = stamp_records(self, &flow, order, value, Arc::clone(&metrics));
         let step = TableConfig {
             name: name.to_owned(),
             seals: flow.build.snapshot_epochs.clone(),
             metrics,
             codec: checkpoint::postcard::<TableRow<K, V>>(),
             forget_deletes: flow.has_fault(Fault::ForgetDeletes),
+            order,
         };
         let changes = build_table(&flow, rows, step);
         // Back-pressure includes this step: a query may have no sink behind it.
@@ -177,6 +247,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
 fn stamp_records<'f, K: Record, D: Record, V: Record>(
     records: Keyed<'f, K, D>,
     flow: &Flow<'f>,
+    order: TableOrder,
     value: impl Fn(D) -> Option<V> + 'static,
     metrics: Arc<TableMetrics>,
 ) -> TimelyStream<'f, u64, Vec<TableRow<K, V>>> {
@@ -194,6 +265,7 @@ fn stamp_records<'f, K: Record, D: Record, V: Record>(
                 keys_of(events, &mut keys);
                 made.extend(keys.drain(..).zip(events.drain(..)).map(|(key, event)| {
                     let Event { time, origin, data, .. } = event;
+                    let time = if order == TableOrder::Offset { EventTime::MIN } else { time };
                     (key, StampedValue { time, at: origin.tie_breaker(), value: value(data) })
                 }));
                 pool.give(std::mem::take(events));
@@ -212,6 +284,26 @@ struct TableConfig<K, V> {
     /// The codec of saved rows.
     codec: CodecCell<TableRow<K, V>>,
     forget_deletes: bool,
+    order: TableOrder,
+}
+
+/// The order that decides which record of a key is the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TableOrder {
+    /// (event time, source, partition, offset).
+    EventTime,
+    /// (source, partition, offset).
+    Offset,
+}
+
+impl TableOrder {
+    /// Returns its description in the query's fingerprint.
+    fn describe(self) -> &'static str {
+        match self {
+            TableOrder::EventTime => "the last",
+            TableOrder::Offset => "the last by offset",
+        }
+    }
 }
 
 /// A row of the table.
@@ -317,15 +409,36 @@ struct TableOperator<K: Record, V: Record> {
     /// Builds segments; `None` in a job without state.
     saver: Option<SegmentBuilder<TableRow<K, V>>>,
     leaving: OutgoingChanges<K, V>,
+    /// `true` once a key in several partitions was reported.
+    has_warned: bool,
 }
 
 impl<K: Record, V: Record> TableOperator<K, V> {
+    /// Warns, once, of a key that records of several partitions have: their order is no order of time.
+    fn warn_of_moved_keys(&mut self, news: &TableMap<K, StampedValue<V>>) {
+        if self.has_warned {
+            return;
+        }
+        let others = news.iter().filter_map(|(key, new)| Some((key, self.table.rows.get(key)?.last.at, new.at)));
+        if let Some((key, (_, before, _), (_, now, _))) = others.into_iter().find(|(_, old, new)| old.1 != new.1) {
+            self.has_warned = true;
+            tracing::warn!(
+                "table {}: the key {key:?} has records in the partitions {before} and {now}; of such keys the record of \
+                 the greatest partition counts, whichever is newer: write a key to one partition",
+                self.step.name
+            );
+        }
+    }
+
     /// Completes an epoch: applies its rows and seals the table if the epoch is sealed.
     fn complete(&mut self, epoch: u64, mut turn: PendingRows<K, V>, sealed: bool) {
         let from_snapshot = self.begins_at == Some(epoch);
-        let metrics = &self.step.metrics;
+        let metrics = Arc::clone(&self.step.metrics);
         metrics.compared.add(turn.records);
         metrics.loaded.add(turn.loaded);
+        if self.step.order == TableOrder::Offset && !from_snapshot {
+            self.warn_of_moved_keys(&turn.news);
+        }
         if from_snapshot && self.step.forget_deletes {
             turn.news.retain(|_, row| row.value.is_some());
         }
@@ -367,7 +480,14 @@ fn build_table<'f, K: Record, V: Record>(
             });
         drop(capabilities);
         let table = TableState { rows: HashMap::default(), unsealed };
-        let mut operator = TableOperator { table, step, begins_at, saver: segment_builder, leaving: VecDeque::new() };
+        let mut operator = TableOperator {
+            table,
+            step,
+            begins_at,
+            saver: segment_builder,
+            leaving: VecDeque::new(),
+            has_warned: false,
+        };
         let mut turns = EpochBuffer::<PendingRows<K, V>>::default();
         let mut sealed_through = begins_at.unwrap_or(0);
         let activator = activator();

@@ -33,6 +33,7 @@ use timely::dataflow::operators::vec::Filter;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::stream::aggregate::{Aggregate, Each};
+use crate::stream::collection::NotRecoverable;
 use crate::stream::panes::{CalendarUnit, WindowAssigner, check_overlap, whole_millis};
 use crate::stream::window_row::PeriodicRow;
 use crate::stream::window_type::{Codecs, WindowKind, WindowedOutputs, WindowedStep};
@@ -321,7 +322,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// a crash (`count`, `distinct`, joins, `reduce`, `through`) are refused.
     pub fn on_fire(&self) -> Collection<'f, Open<K, A::Value>> {
         self.made.subscriptions.fired.set(true);
-        self.made.collection(self.made.results.fired.clone(), "OnFire").not_recoverable()
+        self.made.collection(self.made.results.fired.clone(), "OnFire").not_recoverable(NotRecoverable::Fired)
     }
 
     /// Returns the rows of all open windows, each time the watermark has passed a multiple of `period`, counted from

@@ -217,7 +217,7 @@ impl Reader<Deal> for TurnReader {
                 }
             }
         }
-        Ok(Polled { epoch, busy: true })
+        Ok(Polled::new(epoch, true))
     }
 
     fn replay(

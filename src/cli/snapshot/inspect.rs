@@ -13,6 +13,7 @@ use crate::cli::progress::bytes_bar;
 use crate::cli::{note, print_line};
 use crate::durable::codec::DynamicValue;
 use crate::durable::manifest::Manifest;
+use crate::durable::sources;
 use crate::error::Result;
 
 /// Default number of rows on a terminal.
@@ -124,6 +125,10 @@ fn overview(manifest: &Manifest) {
         print_line(format_args!("  {flag} {value}"));
     }
     for source in &manifest.sources {
+        if sources::is_note(&source.name) {
+            print_line(format_args!("{}: done", source.name));
+            continue;
+        }
         let kind = if source.is_combined() { "" } else { "source " };
         print_line(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
         for bound in &source.progress {

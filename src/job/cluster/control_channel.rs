@@ -23,11 +23,10 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
-use super::data_connection::{DataConnection, Sender};
+use super::channel_state::{ChannelState, ControlMessage, Peer, PeerOutbox, WatchedConnection};
+use super::data_connection::DataConnection;
 use super::framed::{Framed, encoded};
-use super::heartbeat::{HEARTBEAT_INTERVAL, HeartbeatMonitor, Silence};
+use super::heartbeat::{HEARTBEAT_INTERVAL, HeartbeatMonitor};
 use super::losses::{Loss, LossRecord};
 use super::messages::{FailureReport, StartMessage};
 use super::options::Cluster;
@@ -42,23 +41,6 @@ const TICK: Duration = Duration::from_millis(50);
 const FAILURE_REPORT_GRACE: Duration = Duration::from_millis(500);
 /// Maximum time to send and read the last messages.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// A message on a control channel.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum ControlMessage {
-    /// Heartbeat, with the process's status once its workers have started.
-    Alive(Option<Box<ProcessStatus>>),
-    /// Decision of process 0.
-    StartMessage(StartMessage),
-    /// The failure of a process.
-    Failed(FailureReport),
-    /// The loss of a process, the process that has noticed it, and the cause.
-    Lost { process: usize, by: usize, why: String },
-    /// The process has finished, with these counters.
-    Done(JobSummary),
-    /// The job is over.
-    Over,
-}
 
 /// The control channel of a process.
 pub(crate) struct ControlChannel {
@@ -76,81 +58,6 @@ pub(crate) struct ControlChannel {
     board: OnceLock<Arc<StatusBoard>>,
     /// The connections of the dataflow, once there are any.
     links: OnceLock<Vec<WatchedConnection>>,
-}
-
-/// A connection of the dataflow, as watched here.
-struct WatchedConnection {
-    process: usize,
-    /// Sends heartbeats.
-    sender: Arc<Sender>,
-    silence: Arc<Silence>,
-}
-
-/// Another process, as seen by this one.
-#[derive(Default)]
-struct Peer {
-    silence: Arc<Silence>,
-    outbox: Mutex<PeerOutbox>,
-    filled: Condvar,
-}
-
-impl Peer {
-    fn outbox(&self) -> MutexGuard<'_, PeerOutbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Messages queued for a process.
-#[derive(Default)]
-struct PeerOutbox {
-    messages: Vec<ControlMessage>,
-    /// Number of the process's connection that the messages are for; a process may connect again.
-    attempt: u64,
-    open: bool,
-    stream: Option<TcpStream>,
-}
-
-struct ChannelState {
-    /// `true` in process 0 until all are connected: until then a process that disconnects may connect again.
-    gathers: bool,
-    /// Decision of process 0.
-    answer: Option<StartMessage>,
-    /// Last reported status of each process.
-    at: Vec<ProcessStatus>,
-    /// The counters of each process that has finished.
-    done: Vec<Option<JobSummary>>,
-    /// The message that tells why the job fails, if another process or the loss of one is the reason.
-    reason: Option<ControlMessage>,
-    told: bool,
-    over: bool,
-    closing: Option<Instant>,
-}
-
-impl ChannelState {
-    fn new(processes: usize, gathers: bool) -> Self {
-        ChannelState {
-            gathers,
-            answer: None,
-            at: (0..processes).map(|process| ProcessStatus { process, ..ProcessStatus::default() }).collect(),
-            done: vec![None; processes],
-            reason: None,
-            told: false,
-            over: false,
-            closing: None,
-        }
-    }
-
-    /// Stores the status that a process has reported.
-    fn put(&mut self, status: ProcessStatus) {
-        if let Some(known) = self.at.get_mut(status.process) {
-            *known = status;
-        }
-    }
-
-    /// Returns a process's last reported status, or its default status if it has reported none.
-    fn of(&self, process: usize, silent_ms: u64) -> ProcessStatus {
-        ProcessStatus { silent_ms, ..self.at[process].clone() }
-    }
 }
 
 impl ControlChannel {
@@ -518,19 +425,5 @@ impl ControlChannel {
             }
         }
         threads.into_iter().for_each(ThreadHandle::join);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_process_said_last_is_what_is_known_of_it() {
-        let mut state = ChannelState::new(2, false);
-        assert_eq!(state.of(1, 70), ProcessStatus { process: 1, silent_ms: 70, ..ProcessStatus::default() });
-        state.put(ProcessStatus { process: 1, shown_ms: 1, ..ProcessStatus::default() });
-        state.put(ProcessStatus { process: 1, shown_ms: 2, ..ProcessStatus::default() });
-        assert_eq!((state.of(1, 5).shown_ms, state.of(1, 5).silent_ms), (2, 5));
     }
 }

@@ -23,6 +23,7 @@
 //! another process is bounded by a timeout, or by its heartbeats.
 
 mod acceptor;
+mod channel_state;
 pub(crate) mod control_channel;
 mod data_connection;
 mod framed;

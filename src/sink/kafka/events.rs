@@ -17,7 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 
-use crate::source::kafka::client::{LastError, error_text};
+use crate::source::kafka::broker_errors::{LastError, error_text};
 
 /// Events of one producer.
 #[derive(Debug, Default)]

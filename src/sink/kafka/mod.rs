@@ -13,6 +13,7 @@
 mod events;
 mod progress;
 mod publisher;
+mod send_errors;
 mod topics;
 mod transactions;
 
@@ -56,7 +57,7 @@ impl<D> Sink<D> {
     /// Sets a property of librdkafka. Properties that correctness depends on are refused when the topic is opened.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {
-        self.target.properties.insert(key.to_owned(), value.to_owned());
+        self.target.properties.set(key, value);
         self
     }
 

@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{PublishedEpoch, StateId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::kafka::client::{TopicConfig, client_not_created, error_text, is_group_refusal, is_transient};
+use crate::source::kafka::broker_errors::{error_text, is_group_refusal, is_transient};
+use crate::source::kafka::client::{TopicConfig, client_not_created};
 use crate::time::Epoch;
 
 /// Version of the format.
@@ -150,7 +151,7 @@ fn consumer(topic_config: &TopicConfig, isolation: &str) -> Result<BaseConsumer>
     let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
     let mut topic_config = topic_config.clone();
     // Transaction properties are for producers only.
-    topic_config.properties.retain(|key, _| !key.starts_with("transaction"));
+    topic_config.properties.retain(|key| !key.starts_with("transaction"));
     let config: ClientConfig = topic_config.configure(DEFAULTS, &needed)?;
     config.create().map_err(|error| client_not_created(&topic_config, &error))
 }
@@ -254,7 +255,7 @@ pub(super) fn check_output(output: &TopicConfig, progress: &SinkProgress) -> Res
         let (_, found) = ends(&consumer, output, *partition)?;
         if found < *end {
             let why = format!("partition {partition} ends at offset {found}, and had reached {end}");
-            return Err(super::publisher::lost_records(output, &why));
+            return Err(super::send_errors::lost_records(output, &why));
         }
     }
     Ok(())

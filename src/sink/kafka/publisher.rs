@@ -1,25 +1,25 @@
-//! Sends messages to a topic and tracks their delivery; with a transactional id, in transactions.
+//! Sends messages to a topic and tracks their delivery; with a transactional id, in transactions: see `transaction`.
 //!
 //! Invariants: a message counts as delivered only after the broker has acknowledged it to the idempotent producer, from
-//! all in-sync replicas; the first failure is kept, and every later call returns it. Of the producers with one
-//! transactional id only the one that was opened last can send or commit. After an error that passes (see
-//! [`Error::is_transient`]) the outcome of the transaction is unknown, until a new producer of the same id decides it.
+//! all in-sync replicas; the first failure is kept, and every later call returns it.
+
+mod transaction;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
+use super::send_errors::{is_fenced, is_permanent, lost_records, remedy};
 use super::topics::find_or_create;
 use crate::durable::FencingCheck;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::kafka::client::{
-    TopicConfig, TopicLookup, UNKNOWN_TOPIC_TIMEOUT, check_leaders, client_not_created, error_text, find_topic,
-    find_topic_within, no_topic,
-};
+use crate::source::kafka::broker_errors::error_text;
+use crate::source::kafka::client::{TopicConfig, client_not_created};
+use crate::source::kafka::topic_lookup::{TopicLookup, check_leaders, find_topic, find_topic_within};
 
 const DEFAULTS: &[(&str, &str)] = &[
     // Batches fill while others are in flight, so waiting longer gains little.
@@ -43,15 +43,6 @@ const NEEDED: &[(&str, &str)] =
 
 /// Waits for the broker longer than this are logged.
 const LOG_WAIT_AFTER_PUBLISH: Duration = Duration::from_secs(2);
-
-/// Longest wait for the broker to end the transaction of an earlier producer with the same id.
-const INIT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Longest wait for an abort of a transaction. The broker aborts it later in any case.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Pause before a call that failed is repeated: it may have failed at once.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Largest number of the client library's events that are served at once.
 const EVENTS: usize = 256;
@@ -97,7 +88,7 @@ impl Publisher {
         create: Option<u32>,
     ) -> Result<Self> {
         let mut topic_config = TopicConfig::new(brokers, topic);
-        topic_config.properties.extend(properties.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        properties.into_iter().for_each(|(key, value)| topic_config.properties.set(key, value));
         Publisher::to(topic_config, create)
     }
 
@@ -107,44 +98,8 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Creates a producer of transactions with this transactional id. It ends the open transaction of any other
-    /// producer of this id, and fences that producer. The topic may be missing only if `may_be_new` is `true`.
-    ///
-    /// # Errors
-    /// Fails if no broker is reachable, if the topic is missing, or if the brokers do not allow transactions.
-    pub(super) fn transactional(topic_config: TopicConfig, id: &str, may_be_new: bool) -> Result<Self> {
-        let mut publisher = Publisher::with(topic_config, Some(id))?;
-        let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_TOPIC_TIMEOUT };
-        publisher.partitions = match publisher.look_up(patience)? {
-            TopicLookup::There(ids) => {
-                publisher.check_leaders()?;
-                ids.len()
-            }
-            TopicLookup::Unknown(similar) if !may_be_new => return Err(no_topic(&publisher.target, &similar)),
-            TopicLookup::Unknown(_) => 0,
-        };
-        let begun = Instant::now();
-        loop {
-            match publisher.producer.init_transactions(LOG_WAIT_AFTER_PUBLISH) {
-                Ok(()) => return Ok(publisher),
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_TIMEOUT => {
-                    publisher.serve_events();
-                    std::thread::sleep(RETRY_PAUSE);
-                }
-                Err(error) => {
-                    let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
-                    let failed =
-                        Error::of(ErrorKind::SinkFailed, "cannot begin transactions").at(publisher.target.describe());
-                    let why = publisher.with_last_error(&transaction_error_text(&error));
-                    let failed = failed.because(why).caused_by(error).help("check the brokers and --kafka-config");
-                    return Err(if passes { failed.transient() } else { failed });
-                }
-            }
-        }
-    }
-
     fn with(topic_config: TopicConfig, id: Option<&str>) -> Result<Self> {
-        if topic_config.properties.contains_key("transactional.id") {
+        if topic_config.properties.contains("transactional.id") {
             let error = Error::usage("the Kafka property transactional.id cannot be set").at(topic_config.describe());
             return Err(error.help("remove the property"));
         }
@@ -228,6 +183,12 @@ impl Publisher {
         self.producer.context().delivered()
     }
 
+    /// Returns the number of messages that are sent and not acknowledged yet.
+    #[cfg(feature = "cli")]
+    pub(crate) fn in_flight(&self) -> usize {
+        usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
+    }
+
     /// Sends a message without waiting for its acknowledgement; waits while too many are in flight. Messages with equal
     /// keys go to one partition, in order. `at_ms` is the message's timestamp in milliseconds since 1970; `None` stands
     /// for now.
@@ -289,7 +250,7 @@ impl Publisher {
     /// # Errors
     /// Fails if a message was not delivered.
     pub fn poll(&mut self) -> Result<()> {
-        self.producer.poll(Duration::ZERO);
+        self.serve_acknowledgements();
         self.check()
     }
 
@@ -363,82 +324,6 @@ impl Publisher {
         (0..EVENTS).for_each(|_| self.producer.poll(Duration::ZERO));
     }
 
-    /// Begins a transaction, unless one is open.
-    ///
-    /// # Errors
-    /// Fails if another producer of the same id was opened, or if an earlier transaction was not ended.
-    pub(super) fn begin(&mut self) -> Result<()> {
-        if self.transaction_start.is_none() {
-            self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", &error))?;
-            self.transaction_start = Some(Instant::now());
-            self.serve_events();
-            self.doubts = self.producer.context().doubts();
-        }
-        Ok(())
-    }
-
-    /// `true` if a transaction is open.
-    pub(super) fn is_in_transaction(&self) -> bool {
-        self.transaction_start.is_some()
-    }
-
-    /// `true` if any transaction was in doubt: one of its requests may still be in flight.
-    pub(super) fn is_doubtful(&mut self) -> bool {
-        // Requests between two transactions cannot cause harm.
-        if self.is_in_transaction() {
-            self.serve_events();
-            self.doubtful |= self.producer.context().doubts() != self.doubts;
-        }
-        self.doubtful
-    }
-
-    /// Commits the transaction: its messages become visible, atomically and durably. All of them must have been
-    /// acknowledged.
-    ///
-    /// # Errors
-    /// Fails if another producer of the same id was opened, or if the brokers do not accept the commit; it is then
-    /// unknown whether the transaction is committed.
-    pub(super) fn commit(&mut self) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            match self.producer.commit_transaction(LOG_WAIT_AFTER_PUBLISH) {
-                Ok(()) => break,
-                Err(KafkaError::Transaction(error))
-                    if error.is_retriable() && since.elapsed() < self.limit.unwrap_or_default() + INIT_TIMEOUT => {}
-                Err(error) => return Err(self.failed("commit a transaction", &error)),
-            }
-            self.doubtful = true;
-            self.serve_events();
-            self.check_current()?;
-            std::thread::sleep(RETRY_PAUSE);
-            if !std::mem::replace(&mut self.wait_logged, true) {
-                let why = self.producer.context().last_error.reason().map_or(String::new(), |why| format!(": {why}"));
-                tracing::warn!("{} does not commit the transaction, waiting{why}", self.target.describe());
-            }
-        }
-        if std::mem::take(&mut self.wait_logged) {
-            tracing::info!("{} has accepted the transaction", self.target.describe());
-        }
-        self.is_doubtful();
-        self.transaction_start = None;
-        Ok(())
-    }
-
-    /// Aborts the transaction, if one is open, so that readers need not wait for its timeout.
-    pub(super) fn abort(&mut self) {
-        if self.transaction_start.take().is_none() || self.producer.client().fatal_error().is_some() {
-            return;
-        }
-        self.producer.purge(PurgeConfig::default().queue().inflight());
-        let since = Instant::now();
-        while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_TIMEOUT {
-            self.producer.poll(Duration::ZERO);
-            std::thread::sleep(SHORT_PAUSE);
-        }
-        // If it fails, the brokers abort the transaction at its timeout, or when the next producer of its id is opened.
-        let _aborted = self.producer.abort_transaction(ABORT_TIMEOUT);
-    }
-
     /// Returns the offset after the last acknowledged message of each partition of a topic.
     pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         self.producer.context().ends(topic)
@@ -447,41 +332,6 @@ impl Publisher {
     /// Sets offsets that a topic is known to have reached: a message that gets a smaller one is an error.
     pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
         self.producer.context().expect_offsets(topic, ends);
-    }
-
-    /// `true` if another producer of the same id was opened, or if the brokers have ended the transaction.
-    pub(super) fn is_fenced(&self) -> bool {
-        self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code))
-    }
-
-    /// Returns the reason why the open transaction can no longer be committed; `None` if it can, or if none is open.
-    fn abort_reason(&self) -> Option<Error> {
-        self.transaction_start?;
-        // Within a transaction this call changes nothing, and returns the state of the transaction.
-        match self.producer.begin_transaction() {
-            Err(KafkaError::Transaction(error)) if error.is_fatal() || error.txn_requires_abort() => {
-                Some(self.failed("send messages in a transaction", &KafkaError::Transaction(error)))
-            }
-            _ => None,
-        }
-    }
-
-    /// Returns the error of a failed transaction.
-    fn failed(&self, to: &str, error: &KafkaError) -> Error {
-        let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
-        let code = fatal.or_else(|| error.rdkafka_error_code());
-        let failed = Error::of(ErrorKind::SinkFailed, format!("cannot {to}"));
-        let failed = failed.at(self.target.describe()).because(transaction_error_text(error)).caused_by(error.clone());
-        let took = self.transaction_start.map(|begun| begun.elapsed()).unwrap_or_default();
-        if let Some(limit) = self.limit.filter(|limit| took > *limit) {
-            let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs_f64());
-            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").transient();
-        }
-        if code.is_some_and(is_fenced) {
-            let why = "another process has taken over: it has been started with the same state";
-            return failed.because(why).help("leave the state to that process, or end it and start again").transient();
-        }
-        if code.is_some_and(is_permanent) { failed } else { failed.transient() }
     }
 
     /// Fails if a message was not delivered, or if a topic has lost messages.
@@ -534,54 +384,6 @@ impl Publisher {
     }
 }
 
-/// Returns the error for a topic that was recreated or has lost records.
-pub(super) fn lost_records(topic: &TopicConfig, why: &str) -> Error {
-    Error::of(ErrorKind::SinkFailed, "cannot go on with the topic")
-        .at(topic.describe())
-        .because(why)
-        .help("it was recreated or has lost records: start with a new state directory, or name another topic")
-}
-
-/// `true` if sending the same message again has the same outcome.
-fn is_permanent(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        code,
-        Code::MessageSizeTooLarge
-            | Code::MessageBatchTooLarge
-            | Code::InvalidMessageSize
-            | Code::InvalidRecord
-            | Code::InvalidTimestamp
-            | Code::PolicyViolation
-            | Code::UnsupportedForMessageFormat
-            | Code::InvalidTransactionTimeout
-            | Code::SaslAuthenticationFailed
-            | Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
-    )
-}
-
-/// Returns the advice for an error that lasts; `None` if there is none.
-fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
-    use RDKafkaErrorCode as Code;
-    Some(match code {
-        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
-            "raise the topic's max.message.bytes, or send smaller messages"
-        }
-        Code::InvalidRecord => {
-            "a compacted topic takes only messages with a key: give the output a key (kafka::Sink::key_by), or \
-             write to a topic with cleanup.policy=delete"
-        }
-        Code::InvalidTimestamp => "the topic limits timestamps: see its message.timestamp settings",
-        Code::SaslAuthenticationFailed
-        | Code::TopicAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed => "check the user's rights and --kafka-config",
-        _ => return None,
-    })
-}
-
 /// State of a wait during which nothing has arrived.
 struct DeliveryWait {
     since: Instant,
@@ -589,18 +391,4 @@ struct DeliveryWait {
     asked: Instant,
     /// Time of the last check whether to keep waiting.
     told: Instant,
-}
-
-/// `true` if an error means that another producer of the same id was opened.
-fn is_fenced(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
-    matches!(code, Fenced | ProducerFenced | InvalidProducerEpoch)
-}
-
-/// Formats an error; the library words those of transactions best itself.
-fn transaction_error_text(error: &KafkaError) -> String {
-    match error {
-        KafkaError::Transaction(error) => error.string(),
-        error => error_text(error),
-    }
 }

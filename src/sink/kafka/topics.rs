@@ -10,11 +10,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::events::ProducerEvents;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::admin::{administrator, block_on};
-use crate::source::kafka::client::{
-    TopicConfig, TopicLookup, code_text, error_text, find_topic, look_up_topic, no_topic,
-};
+use crate::source::kafka::broker_errors::{code_text, error_text};
+use crate::source::kafka::client::TopicConfig;
+use crate::source::kafka::topic_lookup::{TopicLookup, find_topic, look_up_topic, no_topic};
 
 /// Longest wait for the brokers to report whether a topic exists, before it is created.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ pub(super) fn find_or_create(
     let Some(wanted) = create else {
         return match find()? {
             TopicLookup::There(ids) => Ok((ids.len(), false)),
-            TopicLookup::Unknown(similar) => Err(no_topic(topic_config, &similar)),
+            TopicLookup::Unknown(similar) => Err(no_topic(ErrorKind::SinkFailed, topic_config, &similar)),
         };
     };
     // Creating an existing topic does no harm, so the brokers are asked only once, not for as long as a topic may be
@@ -48,7 +48,7 @@ pub(super) fn find_or_create(
             create_topic(topic_config, config, wanted, settings)?;
             find_or_create(producer, config, topic_config, None, settings).map(|(partitions, _)| (partitions, true))
         }
-        TopicLookup::Unknown(similar) => Err(no_topic(topic_config, &similar)),
+        TopicLookup::Unknown(similar) => Err(no_topic(ErrorKind::SinkFailed, topic_config, &similar)),
     }
 }
 
@@ -60,7 +60,8 @@ fn create_topic(
     settings: &[(&str, &str)],
 ) -> Result<bool> {
     let failed = |because: String| {
-        Error::new(format!("cannot create the topic {}", topic_config.topic)).at(&topic_config.brokers).because(because)
+        let what = format!("cannot create the topic {}", topic_config.topic);
+        Error::of(ErrorKind::SinkFailed, what).at(&topic_config.brokers).because(because)
     };
     let admin = administrator(topic_config, config)?;
     let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;

@@ -22,11 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::progress::{self, SinkProgress};
-use super::publisher::{Publisher, lost_records};
+use super::publisher::Publisher;
+use super::send_errors::lost_records;
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch, StateId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::kafka::client::{TopicConfig, no_topic};
+use crate::source::kafka::client::TopicConfig;
+use crate::source::kafka::topic_lookup::no_topic;
 use crate::time::Epoch;
 
 /// Number of consecutive failures of a transaction, none of them in doubt, after which the sink fails.
@@ -382,7 +384,7 @@ fn expect(publisher: &Publisher, (output, progress): (&TopicConfig, &TopicConfig
 
 /// Returns the error for a topic in which results were published and that no longer exists.
 fn deleted_topic(topic: &TopicConfig) -> Error {
-    no_topic(topic, &[])
+    no_topic(ErrorKind::SinkFailed, topic, &[])
         .because("results were shown in it, and it was deleted")
         .help("start with a new state directory, or name another topic")
 }

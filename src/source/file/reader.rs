@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
-use crate::source::{EpochInput, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition};
+use crate::source::{EpochInput, InitialProgress, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition};
 use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
@@ -275,6 +275,18 @@ impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
             NextChunk::EpochTooEarly => Ok(Polled { epoch, busy: true }),
             NextChunk::Nothing => Ok(Polled { epoch, busy: !self.held.is_empty() }),
         }
+    }
+
+    fn keep_alive(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<()> {
+        intake.begin(epoch);
+        intake.all_found();
+        Ok(())
+    }
+
+    fn initial_progress(&self, _intake: &PartitionTracker<T>) -> InitialProgress {
+        let (next, end, is_dealt) = self.shared.initial_progress();
+        let partitions = if self.owner { vec![(PARTITION, next, end)] } else { Vec::new() };
+        InitialProgress { is_done: is_dealt && self.held.is_empty(), partitions }
     }
 
     fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<Option<EpochInput>> {

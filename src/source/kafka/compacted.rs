@@ -12,7 +12,8 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::admin::{administrator, block_on};
-use super::client::{TopicConfig, code_text, error_text};
+use super::broker_errors::{code_text, error_text};
+use super::client::TopicConfig;
 use crate::error::{Error, Result};
 
 /// Longest wait for the brokers to report a topic's settings.

@@ -15,12 +15,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::client::{
-    self, TopicConfig, TopicLookup, code_text, error_text, find_topic, is_refusal, is_transient, is_unknown,
-};
+use super::broker_errors::{code_text, error_text, is_refusal, is_transient, is_unknown};
+use super::client::{TopicConfig, client_not_created};
 use super::identity::LOGGED;
 use super::prefetch::PrefetchLimits;
 use super::statistics::ConsumerEvents;
+use super::topic_lookup::{TopicLookup, find_topic, no_leader, no_topic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::WorkerContext;
 
@@ -107,8 +107,7 @@ fn connect_within(
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let group = config.get("group.id").unwrap_or(&name).to_owned();
     let listener = ConsumerEvents::new(&topic_config.topic, &group, Duration::from_millis(wait));
-    let consumer =
-        config.create_with_context(listener).map_err(|error| client::client_not_created(topic_config, &error))?;
+    let consumer = config.create_with_context(listener).map_err(|error| client_not_created(topic_config, &error))?;
     let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
     // Counted, because a poll also returns nothing when it has served an event.
     let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
@@ -117,7 +116,7 @@ fn connect_within(
             ConsumerEvents::serve_events(&consumer);
             Ok((consumer, ids))
         }
-        TopicLookup::Unknown(similar) => Err(client::no_topic(topic_config, &similar)),
+        TopicLookup::Unknown(similar) => Err(no_topic(ErrorKind::SourceUnreachable, topic_config, &similar)),
     }
 }
 
@@ -138,7 +137,7 @@ pub(super) fn offsets(
                 return Err(failed.at_partition(topic_config.describe(), id).help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_TIMEOUT => {
-                return Err(client::no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
+                return Err(no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
             }
             // Serves what the library reports of the broker.
             _ => {

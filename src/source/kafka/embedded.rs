@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rdkafka::mocking::MockCluster;
 
-use super::client::error_text;
+use super::broker_errors::error_text;
 use crate::error::{Error, Result};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 

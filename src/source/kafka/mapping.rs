@@ -17,6 +17,8 @@ pub(super) enum EventTimeOrigin<T> {
     Timestamp,
     /// The header of this name.
     Header(Arc<str>),
+    /// The message's timestamp; 1970 if it has none.
+    TimestampIfAny,
 }
 
 /// A way from messages to records, whatever the decoder. Its methods are called through one pointer, at most once for a
@@ -59,7 +61,9 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
     fn time_of_record(&self) -> TimeOf<T> {
         match &self.event_time {
             EventTimeOrigin::Record(time_of) => Arc::clone(time_of),
-            EventTimeOrigin::Timestamp | EventTimeOrigin::Header(_) => time_of(|_record| EventTime::MIN),
+            EventTimeOrigin::Timestamp | EventTimeOrigin::Header(_) | EventTimeOrigin::TimestampIfAny => {
+                time_of(|_record| EventTime::MIN)
+            }
         }
     }
 
@@ -99,6 +103,9 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
 /// # Errors
 /// Fails with the reason for rejecting the message.
 fn time_of_message<T>(origin: &EventTimeOrigin<T>, message: &Message<'_>) -> std::result::Result<EventTime, String> {
+    if let EventTimeOrigin::TimestampIfAny = origin {
+        return Ok(message.timestamp().unwrap_or(EventTime::from_millis(0)));
+    }
     let EventTimeOrigin::Header(name) = origin else {
         return message.timestamp().ok_or_else(|| String::from("the message has no timestamp for its event time"));
     };

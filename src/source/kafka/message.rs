@@ -33,6 +33,8 @@ pub struct Message<'a> {
     offset: u64,
     timestamp: Option<i64>,
     is_log_append_time: bool,
+    /// `true` if the key takes the place of the value: see [`Message::of_key`].
+    is_key: bool,
     content: Content<'a>,
 }
 
@@ -53,6 +55,7 @@ impl<'a> Message<'a> {
             offset: message.offset().max(0) as u64,
             timestamp: timestamp.to_millis(),
             is_log_append_time: matches!(timestamp, Timestamp::LogAppendTime(_)),
+            is_key: false,
             content: Content::Fetched(message),
         }
     }
@@ -65,8 +68,15 @@ impl<'a> Message<'a> {
             offset: record.offset,
             timestamp: record.timestamp,
             is_log_append_time: record.is_log_append_time,
+            is_key: false,
             content: Content::Kept(record),
         }
+    }
+
+    /// Returns the message with its key in the place of its value: decoders of values decode keys with it.
+    #[must_use]
+    pub fn of_key(self) -> Self {
+        Message { is_key: true, ..self }
     }
 
     /// Returns the name of the topic.
@@ -116,6 +126,9 @@ impl<'a> Message<'a> {
     /// Returns the value; `None` if the message is a tombstone. An empty value is a value.
     #[inline]
     pub fn value(&self) -> Option<&'a [u8]> {
+        if self.is_key {
+            return self.key();
+        }
         match self.content {
             Content::Fetched(message) => message.payload(),
             Content::Kept(record) => record.payload.as_deref(),

@@ -17,9 +17,11 @@
 //! The module knows neither the purpose of epochs nor its caller.
 
 pub(crate) mod admin;
+pub(crate) mod broker_errors;
 pub(crate) mod client;
 mod compacted;
 mod consumer;
+mod debezium;
 mod decode;
 mod decoders;
 mod embedded;
@@ -31,8 +33,11 @@ mod new_data;
 mod peek;
 mod positions;
 mod prefetch;
+pub(crate) mod properties;
 mod reader;
 mod statistics;
+mod table;
+pub(crate) mod topic_lookup;
 mod topics;
 mod watch;
 
@@ -47,6 +52,7 @@ use crate::record::Record;
 use crate::source::{self, Reader, TimeOf, TopicAddress, WorkerContext, time_of};
 use crate::time::EventTime;
 use client::TopicConfig;
+pub use debezium::{DebeziumDecoder, DebeziumEvent, DebeziumKeyDecoder, debezium, debezium_key};
 pub use decode::{Decode, SkipTombstones, WithMeta};
 pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
@@ -54,9 +60,11 @@ use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
 pub use message::{Message, MessageHeaders, TimestampKind};
 use positions::ReadOptions;
 pub use positions::{Gap, StartOffset};
+pub use properties::ClientProperties;
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+pub use table::KeyedDecoder;
 pub use topics::Topics;
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
@@ -188,14 +196,7 @@ impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     }
 
     fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
-        Source {
-            topic_config: self.topic_config,
-            further: self.further,
-            read_options: ReadOptions::default(),
-            out_of_order: None,
-            idle_after: None,
-            mapping: Arc::new(MessageMapping { decoder: self.decoder, event_time }),
-        }
+        Source::with(self.topic_config, self.further, Arc::new(MessageMapping { decoder: self.decoder, event_time }))
     }
 }
 
@@ -286,7 +287,7 @@ impl<T: Record> Source<T> {
     /// `isolation.level`, are refused when the topic is opened.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {
-        self.topic_config.properties.insert(key.to_owned(), value.to_owned());
+        self.topic_config.properties.set(key, value);
         self
     }
 
@@ -298,6 +299,12 @@ impl<T: Record> Source<T> {
 }
 
 impl<T> Source<T> {
+    /// Creates a source whose messages are decoded so, with default options.
+    fn with(topic_config: TopicConfig, further: Vec<String>, mapping: Arc<dyn MapMessages<T>>) -> Self {
+        let read_options = ReadOptions::default();
+        Source { topic_config, further, read_options, out_of_order: None, idle_after: None, mapping }
+    }
+
     /// Returns the topics of the list, or the only one.
     fn configs_of_topics(&self) -> impl Iterator<Item = TopicConfig> {
         let further = self.further.iter().map(|name| TopicConfig { topic: name.clone(), ..self.topic_config.clone() });

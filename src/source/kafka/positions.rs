@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::client::{TopicConfig, error_text, is_transient, is_unknown};
+use super::broker_errors::{error_text, is_transient, is_unknown};
+use super::client::TopicConfig;
 use super::consumer::OFFSETS_TIMEOUT;
 use super::statistics::ConsumerEvents;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,6 +1,6 @@
 //! Reads one worker's partitions of a topic.
 //!
-//! * Each partition is a [`FetchedPartition`]; records are taken of all of them in turns.
+//! * Each partition is a [`FetchedPartition`]; records are taken of all of them in turns: see `take`.
 //! * A topic is **verified** by its id; a topic without one by the last record that was taken of each partition.
 //! * A partition's end, if it has one, is **confirmed** when the topic was asked for after the partition was read to
 //!   its end, and was still the same. No epoch with an unconfirmed end is committed.
@@ -13,6 +13,7 @@ mod gaps;
 mod group_offsets;
 mod replay;
 mod restore;
+mod take;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,21 +23,23 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 
-use super::client::{TopicConfig, is_refusal};
+use super::broker_errors::is_refusal;
+use super::client::TopicConfig;
 use super::compacted::refuse_compacted;
-use super::consumer::{self, check_error, connect_reader, list, offsets};
-use super::fetched_partition::{FetchedPartition, PendingGap};
-use super::identity::{self, fingerprint, missing_partition, offset_and_timestamp, recreated};
+use super::consumer::{self, connect_reader, list, offsets};
+use super::fetched_partition::FetchedPartition;
+use super::identity::{self, missing_partition, recreated};
 use super::mapping::MapMessages;
-use super::message::Message;
-use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition, offsets_at, stops_at};
+use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition, offsets_at};
 use super::prefetch::PrefetchLimits;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
-use crate::source::{EpochInput, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext};
+use crate::source::{
+    EpochInput, InitialProgress, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext,
+};
 use crate::time::{Epoch, EventTime};
 
 /// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout
@@ -51,13 +54,6 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for the brokers to confirm an end.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Result of taking records from a partition.
-enum TakeOutcome {
-    Records(usize),
-    /// Fewer records than asked for were there.
-    Empty(usize),
-}
 
 /// Progress of confirming that the topic is still the same.
 #[derive(Debug, Default)]
@@ -324,140 +320,6 @@ impl<T: Record> KafkaReader<T> {
         }
     }
 
-    /// Takes up to `budget` records of one partition.
-    fn take(
-        &mut self,
-        at: usize,
-        epoch: Epoch,
-        budget: usize,
-        intake: &mut PartitionTracker<T>,
-    ) -> Result<TakeOutcome> {
-        let Some(handle) = self.partitions[at].handle else { return Ok(TakeOutcome::Empty(0)) };
-        if !self.pass_gap(at, handle, intake)? {
-            return Ok(TakeOutcome::Empty(0));
-        }
-        let feed = &mut self.partitions[at];
-        let mut taken = 0;
-        let stop = feed.end;
-        let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
-        let topic = &self.target.topic;
-        if let Some(held) = feed.held.take_if(|held| stops_at(self.stop_at, held.timestamp)) {
-            intake.end_before(handle, held.offset);
-        }
-        if let Some(held) = feed.held.take_if(|held| !is_for_later(held.offset))
-            && self.mapping.offer(epoch, handle, &Message::of_record(topic, feed.id, &held), intake)?
-        {
-            taken += 1;
-            if !self.by_value {
-                intake.set_fingerprint(handle, fingerprint(held.offset, held.timestamp, held.payload.as_deref()));
-            }
-            intake.keep_value(handle, || held);
-        }
-        let mut last = None;
-        let all = loop {
-            if taken >= budget {
-                break TakeOutcome::Records(taken);
-            }
-            if let Some(until) = intake.until(handle).filter(|_| feed.at_end) {
-                // Only transaction markers are left before it.
-                intake.skip_to(handle, until);
-                intake.mark_ended(handle);
-            }
-            feed.caught_up |= is_for_later(intake.next(handle));
-            feed.caught_up |= self.stops_at_end && (feed.at_end || intake.ended(handle));
-            if intake.ended(handle) || intake.is_paused(handle) || feed.caught_up {
-                break TakeOutcome::Empty(taken);
-            }
-            match feed.queue.poll(Duration::ZERO) {
-                None => break TakeOutcome::Empty(taken),
-                Some(Ok(message)) => {
-                    feed.at_end = false;
-                    feed.quiet_since = None;
-                    let fetched = Message::fetched(topic, feed.id, &message);
-                    if is_for_later(fetched.offset()) {
-                        // Only transaction markers are left before it. The record is not kept: this incarnation reads
-                        // nothing more.
-                        feed.caught_up = true;
-                    } else if stops_at(self.stop_at, fetched.timestamp_millis()) {
-                        intake.end_before(handle, fetched.offset());
-                    } else if self.mapping.offer(epoch, handle, &fetched, intake)? {
-                        taken += 1;
-                        intake.keep_value(handle, || fetched.to_record());
-                        last = Some(message);
-                    }
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
-                Some(Err(error)) => {
-                    feed.quiet_since = None;
-                    if Self::is_gap(self.gap, &error) {
-                        feed.at_end = false;
-                        feed.gap = Some(PendingGap { to: None, has_stopped: true });
-                        break TakeOutcome::Empty(taken);
-                    }
-                    check_error(&self.target, feed.id, &error)?;
-                }
-            }
-        };
-        // Computed from the last record only, so that it costs little.
-        if let Some(message) = last.filter(|_| !self.by_value) {
-            let (offset, stamped) = offset_and_timestamp(&message);
-            intake.set_fingerprint(handle, fingerprint(offset, stamped, message.payload()));
-        }
-        Ok(all)
-    }
-
-    /// Takes records of all partitions in turns. Returns `true` if the budget was used up.
-    fn take_in_turns(
-        &mut self,
-        epoch: Epoch,
-        budget: usize,
-        intake: &mut PartitionTracker<T>,
-        now: Instant,
-    ) -> Result<bool> {
-        let count = self.partitions.len();
-        let share = (budget / count.max(1)).max(1);
-        let (mut left, mut more) = (budget, true);
-        while more && left > 0 {
-            more = false;
-            for _ in 0..count {
-                self.turn = (self.turn + 1) % count;
-                let at = self.turn;
-                let feed = &self.partitions[at];
-                let Some(handle) = feed.handle.filter(|handle| !intake.ended(*handle) && !feed.caught_up) else {
-                    continue;
-                };
-                if intake.is_paused(handle) {
-                    self.partitions[at].reset_idleness();
-                    continue;
-                }
-                match self.take(at, epoch, share.min(left), intake)? {
-                    TakeOutcome::Records(records) => {
-                        left -= records.min(left);
-                        more = true;
-                    }
-                    TakeOutcome::Empty(records) => {
-                        left -= records.min(left);
-                        self.partitions[at].update_idleness(handle, now, self.idle_timeout, intake);
-                    }
-                }
-                if intake.ended(handle) || self.partitions[at].caught_up {
-                    self.stop_fetching(at);
-                }
-                if left == 0 {
-                    break;
-                }
-            }
-        }
-        Ok(left == 0)
-    }
-
-    /// Stops fetching a partition that is read to its end. A failure is ignored: it costs only memory.
-    fn stop_fetching(&self, at: usize) {
-        if let Ok(list) = list(&self.target.topic, &[(self.partitions[at].id, 0)]) {
-            let _ = self.consumer.pause(&list);
-        }
-    }
-
     /// Requests a confirmation if an end was reached since the last request. Returns `true` if all ends are confirmed.
     fn confirm(&mut self, intake: &PartitionTracker<T>) -> bool {
         let is_over =
@@ -578,6 +440,22 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn caught_up(&self) -> bool {
         let all = self.partitions.iter().all(|feed| feed.caught_up);
         self.stops_at_end && !self.has_untracked && all && self.confirmation.ends >= self.partitions.len()
+    }
+
+    fn initial_progress(&self, intake: &PartitionTracker<T>) -> InitialProgress {
+        let mut progress = InitialProgress { is_done: true, partitions: Vec::new() };
+        for feed in &self.partitions {
+            // Behind its last record, a partition may have transaction markers.
+            let is_read = |handle| feed.caught_up || feed.at_end || intake.ended(handle);
+            let next = feed.handle.map_or(feed.start, |handle| match is_read(handle) {
+                true => feed.end,
+                false => intake.next(handle).min(feed.end),
+            });
+            progress.is_done &= feed.handle.is_some() && next >= feed.end;
+            let (read, all) = (next.saturating_sub(feed.start), feed.end.saturating_sub(feed.start));
+            progress.partitions.push((self.base + feed.id, read, all));
+        }
+        progress
     }
 
     fn notify_published(&mut self, epoch: Epoch) {

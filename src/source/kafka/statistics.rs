@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
-use super::client::{LastError, is_group_refusal, warn_unusable_group};
+use super::broker_errors::{LastError, is_group_refusal, warn_unusable_group};
 use super::identity::id_in;
 use crate::source::PartitionNote;
 

@@ -18,7 +18,8 @@ use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{
-    EpochInput, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, TOPIC_STRIDE, WorkerContext,
+    EpochInput, InitialProgress, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, TOPIC_STRIDE,
+    WorkerContext,
 };
 use crate::time::Epoch;
 
@@ -230,6 +231,16 @@ impl<T: Record> Reader<T> for TopicsReader<T> {
 
     fn caught_up(&self) -> bool {
         self.readers.iter().all(KafkaReader::caught_up)
+    }
+
+    fn initial_progress(&self, intake: &PartitionTracker<T>) -> InitialProgress {
+        let mut all = InitialProgress { is_done: true, partitions: Vec::new() };
+        for reader in &self.readers {
+            let progress = reader.initial_progress(intake);
+            all.is_done &= progress.is_done;
+            all.partitions.extend(progress.partitions);
+        }
+        all
     }
 
     fn notify_published(&mut self, epoch: Epoch) {

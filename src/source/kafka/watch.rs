@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::client::{TopicConfig, TopicLookup, look_up_topic};
+use super::client::TopicConfig;
 use super::consumer::{connect, offsets};
 use super::identity::{has_fingerprint, missing_partition, wrong_record};
 use super::peek::{ReadDecision, read_each};
 use super::statistics::ConsumerEvents;
+use super::topic_lookup::{TopicLookup, look_up_topic};
 use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
 use crate::thread::{self, ThreadHandle, ThreadRole};

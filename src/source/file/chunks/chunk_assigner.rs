@@ -41,6 +41,8 @@ pub(super) struct ChunkAssigner {
     pub(super) splitter: ChunkSplitter,
     /// End of a run that stops at the end, unless the journal has one.
     pub(super) end_at_start: Option<u64>,
+    /// Length of the file when it was opened.
+    pub(super) opened_length: u64,
     pub(super) until: Option<u64>,
     /// Position where the next chunk begins.
     pub(super) position: u64,
@@ -77,6 +79,7 @@ impl ChunkAssigner {
         let file = InputFile::open(path, limits)?;
         Ok(ChunkAssigner {
             end_at_start: until_end.then_some(file.length),
+            opened_length: file.length,
             file,
             splitter: ChunkSplitter::default(),
             until: None,

@@ -177,6 +177,15 @@ impl<F: RecordFormat> SharedFile<F> {
         self.lock().started_at == 0
     }
 
+    /// Returns the position up to which chunks were dealt, the file's length when it was opened, and `true` if no whole
+    /// record before that is left to deal.
+    pub(crate) fn initial_progress(&self) -> (u64, u64, bool) {
+        let state = self.lock();
+        let end = state.until.map_or(state.opened_length, |until| until.min(state.opened_length));
+        let is_dealt = state.position >= end || state.partial_at >= Some(end);
+        (state.position.min(end), end, is_dealt)
+    }
+
     /// `true` if the end is fixed and all chunks before it have been dealt.
     pub(crate) fn exhausted(&self) -> bool {
         let state = self.lock();

@@ -1,0 +1,402 @@
+//! Topics as tables: the last message of each key by offset, whatever the timestamps say, whatever compaction removes,
+//! and whatever is killed; read first, they are whole for every record that looks something up.
+//!
+//! The broker is in this process, or a real one where a topic is compacted or transactions are aborted; the job that is
+//! killed there is this program, started again.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/drive.rs"]
+mod drive;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use drive::ReaderDriver;
+use fastrand::Rng;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde::{Deserialize, Serialize};
+use tidegate::durable::disk::Disk;
+use tidegate::kafka::{self, Decode, Message};
+use tidegate::source::Options;
+use tidegate::source::kafka::EmbeddedBroker;
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
+use tidegate::{Flow, Job, State, ndjson};
+
+use common::cases::within;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A message of the table: key, value (`None` is a tombstone), timestamp.
+type Change = (String, Option<i64>, i64);
+
+fn producer(servers: &str) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("linger.ms", "1");
+    config.create().unwrap()
+}
+
+fn send(producer: &BaseProducer, topic: &str, partition: u32, (key, value, at_ms): &Change) {
+    let text = value.map(|value| value.to_string());
+    let mut record = BaseRecord::to(topic).partition(partition as i32).key(key).timestamp(*at_ms);
+    if let Some(text) = &text {
+        record = record.payload(text);
+    }
+    producer.send(record).map_err(|(why, _)| why).unwrap();
+    producer.poll(Duration::ZERO);
+}
+
+fn partition_of(key: &str, partitions: u32) -> u32 {
+    key.bytes().map(u32::from).sum::<u32>() % partitions
+}
+
+/// Returns random changes of some keys, with timestamps in no order.
+fn changes(rng: &mut Rng, count: usize, keys: u32) -> Vec<Change> {
+    let change = |_| {
+        let value = (rng.u8(0..4) > 0).then(|| rng.i64(..));
+        (format!("k{}", rng.u32(0..keys)), value, rng.i64(1_000..1_700_000_000_000))
+    };
+    (0..count).map(change).collect()
+}
+
+fn send_all(servers: &str, topic: &str, partitions: u32, changes: &[Change]) {
+    let producer = producer(servers);
+    changes.iter().for_each(|change| send(&producer, topic, partition_of(&change.0, partitions), change));
+    producer.flush(PATIENCE).unwrap();
+}
+
+/// Computes the table from scratch.
+fn table_of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> BTreeMap<String, i64> {
+    let mut table = BTreeMap::new();
+    for (key, value, _) in changes {
+        match value {
+            Some(value) => table.insert(key.clone(), *value),
+            None => table.remove(key),
+        };
+    }
+    table
+}
+
+fn rates(servers: &str, topic: &str) -> kafka::Source<(String, Option<i64>)> {
+    kafka::Source::new(servers, topic, kafka::json::<i64>()).table(kafka::text())
+}
+
+fn sales(servers: &str, topic: &str) -> kafka::Source<(u64, String)> {
+    let decoder = |message: &Message<'_>| {
+        let text = str::from_utf8(message.value().ok_or("a tombstone")?).map_err(|why| why.to_string())?;
+        Ok(Some((
+            text.parse().map_err(|_| "no number")?,
+            String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
+        )))
+    };
+    kafka::Source::new(servers, topic, decoder).event_time_of_message()
+}
+
+/// What a query shows: the table, and each sale with what it has seen.
+#[derive(Clone, Default)]
+struct Outputs {
+    rates: Captured<(String, i64)>,
+    priced: Captured<(u64, String, Option<i64>)>,
+}
+
+impl Outputs {
+    fn query(&self, servers: &str) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
+        let (own, rates, sales) = (self.clone(), rates(servers, "rates"), sales(servers, "sales"));
+        move |flow| {
+            let rates = flow.table_first("rates", &rates);
+            rates.clone().write("rates", &own.rates);
+            let sales = flow.read("sales", &sales).key_by(|sale| sale.1.clone()).left_join_table(rates);
+            sales.map(|((number, key), rate)| (number, key, rate)).write("priced", &own.priced);
+        }
+    }
+
+    fn check(&self, changes: &[Change], sales: &[Change]) {
+        let table = table_of(changes);
+        assert_eq!(self.rates.all(), table.clone().into_iter().collect::<Vec<_>>());
+        let mut expected: Vec<_> = sales
+            .iter()
+            .map(|(key, number, _)| (number.unwrap().unsigned_abs(), key.clone(), table.get(key).copied()))
+            .collect();
+        let mut priced = self.priced.all();
+        (expected.sort(), priced.sort());
+        assert_eq!(priced, expected);
+    }
+}
+
+fn sales_of(rng: &mut Rng, numbers: std::ops::Range<i64>, keys: u32) -> Vec<Change> {
+    numbers.map(|number| (format!("k{}", rng.u32(0..keys)), Some(number), 1_000 + number)).collect()
+}
+
+/// Starts a broker with random changes and sales; some partitions are empty, or hold tombstones alone.
+fn filled(rng: &mut Rng, count: usize) -> (EmbeddedBroker, Vec<Change>, Vec<Change>) {
+    let broker = EmbeddedBroker::start().unwrap();
+    let partitions = rng.u32(1..5);
+    broker.create_topic("rates", partitions + 2).unwrap();
+    broker.create_topic("sales", 2).unwrap();
+    let mut changes = changes(rng, count, 20);
+    let sales = sales_of(rng, 0..count as i64, 24);
+    send_all(broker.servers(), "rates", partitions, &changes);
+    let deletes: Vec<Change> = (0..3).map(|number| (format!("gone{number}"), None, 5)).collect();
+    let producer = producer(broker.servers());
+    deletes.iter().for_each(|delete| send(&producer, "rates", partitions, delete));
+    producer.flush(PATIENCE).unwrap();
+    changes.extend(deletes);
+    send_all(broker.servers(), "sales", 2, &sales);
+    (broker, changes, sales)
+}
+
+fn bounded() -> Options {
+    Options::default().until_end(true)
+}
+
+#[test]
+fn a_topic_is_a_table_by_offset_whole_before_others_begin_on_any_number_of_workers() {
+    for seed in 0..8 {
+        let mut rng = Rng::with_seed(seed);
+        let (broker, changes, sales) = filled(&mut rng, 150);
+        let (processes, workers) = [(1, 1), (1, 2), (1, 8), (2, 2)][seed as usize % 4];
+        let (output, run) = (Outputs::default(), TestRun::new().processes(processes).workers(workers));
+        let (run, query) = (run.seed(seed).options(bounded()), output.query(broker.servers()));
+        let outcome = within(PATIENCE, move || run.run(query)).expect("it does not hang").unwrap();
+        println!("seed {seed}: {} epochs", outcome.journal.len());
+        output.check(&changes, &sales);
+        let summary = outcome.report.summary;
+        assert!(summary.sources.iter().all(|source| source.rejected == 0), "{summary}");
+    }
+}
+
+#[test]
+fn a_crash_at_any_moment_changes_no_table_and_no_price() {
+    let (mut crashes, mut early) = (0, 0);
+    for seed in 0..8 {
+        let mut rng = Rng::with_seed(seed);
+        let (broker, changes, sales) = filled(&mut rng, 80);
+        let (output, mut disk) = (Outputs::default(), CrashingDisk::new());
+        for life in 0..8 {
+            let (workers, processes) = (rng.usize(1..4), rng.usize(1..3));
+            if life < 7 {
+                disk.crash_at(rng.usize(10..160));
+            }
+            let shared: Arc<dyn Disk> = disk.shared();
+            let run = TestRun::new().workers(workers).processes(processes).seed(rng.u64(..)).in_flight(1_000);
+            let (run, query) = (run.options(bounded()).state(&shared, "state"), output.query(broker.servers()));
+            let ended = within(PATIENCE, move || run.run(query)).expect("it does not hang");
+            if !disk.has_crashed() {
+                ended.unwrap();
+                break;
+            }
+            crashes += 1;
+            early += usize::from(output.priced.epochs().is_empty());
+            disk = disk.survivors(rng.u64(0..8));
+        }
+        output.check(&changes, &sales);
+    }
+    assert!(crashes > 10 && early > 3, "{crashes} crashes, {early} of them while the table was read first");
+}
+
+#[test]
+fn a_message_without_a_key_or_with_a_wrong_one_is_rejected_by_name_and_a_key_may_be_skipped() {
+    let broker = EmbeddedBroker::start().unwrap();
+    broker.create_topic("rates", 1).unwrap();
+    let producer = producer(broker.servers());
+    let send = |key: Option<&[u8]>, value: Option<&str>| {
+        let mut record = BaseRecord::<[u8], str>::to("rates").partition(0);
+        record.key = key;
+        record.payload = value;
+        producer.send(record).map_err(|(why, _)| why).unwrap();
+    };
+    for (key, value) in [
+        (Some(&b"a"[..]), Some("1")),
+        (None, Some("2")),
+        (Some(b"\xff"), Some("3")),
+        (Some(b"b"), Some("no number")),
+        (Some(b""), None),
+        (Some(b"skip"), Some("no number either")),
+        (Some(b"a"), Some("4")),
+    ] {
+        send(key, value);
+    }
+    producer.flush(PATIENCE).unwrap();
+    let key = |message: &Message<'_>| Ok(kafka::text().decode(message)?.filter(|key| key != "skip"));
+    let source = kafka::Source::new(broker.servers(), "rates", kafka::json::<i64>()).table(key);
+    let mut driven = ReaderDriver::open(&source, bounded()).unwrap();
+    driven.until_ended().unwrap();
+    let rows: Vec<_> = driven.events.iter().map(|event| (event.data.0.as_str(), event.data.1)).collect();
+    assert_eq!(rows, [("a", Some(1)), ("", None), ("a", Some(4))]);
+    let rejects: Vec<_> = driven.rejects.iter().map(|reject| (reject.offset, &*reject.reason)).collect();
+    assert_eq!(rejects[0], (1, "the message has no key, and a table needs one"));
+    assert!(rejects[1].0 == 2 && rejects[1].1.starts_with("its key: not UTF-8"), "{rejects:?}");
+    assert!(rejects[2].0 == 3 && rejects[2].1.starts_with("not the expected JSON"), "{rejects:?}");
+    assert_eq!(rejects.len(), 3);
+}
+
+/// A row of the job's output of sales.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Priced {
+    number: u64,
+    key: String,
+    rate: Option<i64>,
+}
+
+/// A row of the table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Row {
+    key: String,
+    rate: i64,
+}
+
+/// The job that is killed: servers, topics of rates and of sales, directory, workers, and whether it stops at the end.
+const CHILD: &str = "TIDEGATE_TEST_TABLE_JOB";
+
+/// Runs the job if this program was started as one.
+#[test]
+fn job_of_another_test() {
+    let Ok(line) = std::env::var(CHILD) else { return };
+    let words: Vec<&str> = line.split(' ').collect();
+    let [servers, of_rates, of_sales, directory, workers, stops] = words[..] else { panic!("{line}") };
+    let stops = stops == "stop";
+    let (rates, sales) = (rates(servers, of_rates).stop_at_end(stops), sales(servers, of_sales).stop_at_end(stops));
+    let directory = Path::new(directory);
+    let (shown, priced) =
+        (ndjson::Sink::new(directory.join("rates.ndjson")), ndjson::Sink::new(directory.join("priced.ndjson")));
+    let state = State::at(directory.join("state")).snapshot_every(Duration::from_millis(100));
+    let job = Job::new("tables").workers(workers.parse().unwrap()).epoch(Duration::from_millis(5)).state(state);
+    job.run(move |flow| {
+        let rates = flow.table_first("rates", &rates);
+        rates.clone().map(|(key, rate)| Row { key, rate }).write("rates", &shown);
+        let sales = flow.read("sales", &sales).key_by(|sale| sale.1.clone()).left_join_table(rates);
+        sales.map(|((number, key), rate)| Priced { number, key, rate }).write("priced", &priced);
+    })
+    .unwrap();
+}
+
+/// Rows of NDJSON; a cut last line is left out.
+fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Vec<T> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[derive(Deserialize)]
+struct RowChange {
+    key: String,
+    rate: i64,
+    diff: isize,
+}
+
+const COMPACTED: [(&str, &str); 5] = [
+    ("cleanup.policy", "compact"),
+    ("min.cleanable.dirty.ratio", "0.001"),
+    ("segment.bytes", "1048576"),
+    ("min.compaction.lag.ms", "0"),
+    ("max.compaction.lag.ms", "200"),
+];
+
+/// Compacts a topic of one partition, and waits until at most `left` of its messages are left. Large messages close the
+/// segment of the others; the table rejects them.
+fn compact(broker: &Broker, topic: &str, left: usize) {
+    let large = "no JSON ".repeat(75_000);
+    let producer = producer(&broker.servers);
+    for _ in 0..3 {
+        let record = BaseRecord::to(topic).partition(0).payload(&large).key("large");
+        producer.send(record).map_err(|(why, _)| why).unwrap();
+        producer.flush(PATIENCE).unwrap();
+    }
+    let begun = Instant::now();
+    while broker::committed(&broker.servers, topic).len() > left {
+        assert!(begun.elapsed() < PATIENCE, "the topic is not compacted");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A committed transaction of changes, then an aborted one whose changes must not be seen.
+fn send_in_transactions(broker: &Broker, topic: &str, round: u64, changes: &[Change]) {
+    let producer = broker.transactional(&format!("{topic}-{round}"));
+    for (change_set, is_committed) in
+        [(changes.to_vec(), true), (vec![("k0".into(), Some(-1), 1), ("k1".into(), None, 1)], false)]
+    {
+        producer.begin_transaction().unwrap();
+        change_set.iter().for_each(|change| send(&producer, topic, 0, change));
+        producer.flush(PATIENCE).unwrap();
+        if is_committed { producer.commit_transaction(PATIENCE) } else { producer.abort_transaction(PATIENCE) }
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_table_survives_kills_and_the_compaction_of_its_topic_while_it_runs_and_while_it_does_not() {
+    let Some(broker) = Broker::shared() else { return };
+    let mut rng = Rng::with_seed(3);
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
+    let (of_rates, of_sales) = (format!("{name}-rates"), format!("{name}-sales"));
+    broker.create_with(&of_rates, 1, &COMPACTED);
+    broker.create_with(&of_sales, 2, &[("retention.ms", "-1")]);
+    let start = |workers: usize, stops: &str| {
+        let line = format!("{} {of_rates} {of_sales} {} {workers} {stops}", broker.servers, folder.path().display());
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "job_of_another_test", "--nocapture"]).env(CHILD, line);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // Keys from 40 on are set once, before anything starts: what every sale of them must see is known.
+    let (mut sent, mut sold) = (changes(&mut rng, 4_000, 40), Vec::new());
+    sent.extend((40..60).map(|key| (format!("k{key}"), Some(key), 7)));
+    send_in_transactions(broker, &of_rates, 0, &sent);
+    let mut early = 0;
+    for round in 1..6u64 {
+        let more = sales_of(&mut rng, round as i64 * 1_000..round as i64 * 1_000 + 300, 64);
+        send_all(&broker.servers, &of_sales, 2, &more);
+        sold.extend(more);
+        let mut job = start(1 + round as usize % 3, "run");
+        // Compaction while the job runs, and while it does not.
+        std::thread::sleep(Duration::from_millis(rng.u64(200..2_500)));
+        if round == 3 {
+            compact(broker, &of_rates, 1_500);
+        }
+        if round == 5 {
+            let begun = Instant::now();
+            while rows::<Priced>(&folder.path().join("priced.ndjson")).len() < sold.len() {
+                assert!(begun.elapsed() < PATIENCE && job.try_wait().unwrap().is_none(), "the sales are not priced");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        assert!(job.try_wait().unwrap().is_none(), "the job ended: {:?}", job.wait_with_output());
+        job.kill().unwrap();
+        job.wait().unwrap();
+        early += usize::from(rows::<Priced>(&folder.path().join("priced.ndjson")).is_empty());
+        let more = changes(&mut rng, 400, 40);
+        send_in_transactions(broker, &of_rates, round, &more);
+        sent.extend(more);
+        if round == 5 {
+            // The last record that was counted is gone, and most of what is to be read.
+            compact(broker, &of_rates, 120);
+        }
+    }
+    let output = start(2, "stop").wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut table = BTreeMap::<(String, i64), isize>::new();
+    for RowChange { key, rate, diff } in rows(&folder.path().join("rates.ndjson")) {
+        *table.entry((key, rate)).or_default() += diff;
+    }
+    table.retain(|_, count| *count != 0);
+    assert!(table.values().all(|count| *count == 1), "{table:?}");
+    assert_eq!(table.into_keys().collect::<BTreeMap<_, _>>(), table_of(&sent));
+    let priced: Vec<Priced> = rows(&folder.path().join("priced.ndjson"));
+    let numbers: BTreeSet<_> = priced.iter().map(|sale| sale.number).collect();
+    assert_eq!((numbers.len(), priced.len()), (sold.len(), sold.len()), "each sale once");
+    for Priced { number, key, rate } in &priced {
+        let known: i64 = key[1..].parse().unwrap();
+        let is_right = match known {
+            40..60 => *rate == Some(known),
+            60.. => rate.is_none(),
+            _ => rate.is_none_or(|rate| sent.iter().any(|change| change.0 == *key && change.1 == Some(rate))),
+        };
+        assert!(is_right, "sale {number} of {key} saw {rate:?}");
+    }
+    println!("{early} of 5 jobs were killed before a sale was priced");
+}
