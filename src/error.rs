@@ -33,6 +33,8 @@ pub enum ErrorKind {
     SourceChanged,
     /// Brokers refuse access.
     AccessRefused,
+    /// A schema registry lacks a schema that is needed, or refuses one, such as an incompatible one.
+    SchemaRefused,
     /// A record was rejected, and the job was told to fail then.
     RecordRejected,
     /// An output has published less than the state knows.

@@ -85,6 +85,8 @@ pub mod cli;
 )]
 pub mod durable;
 pub mod error;
+#[cfg(feature = "kafka")]
+mod format;
 pub mod job;
 pub mod metrics;
 mod probe;
@@ -128,9 +130,17 @@ pub mod ndjson {
 /// [source](std::error::Error::source) of an [`Error`] of either. Decoders such as [`kafka::json`] make records of
 /// messages.
 pub mod kafka {
+    #[cfg(feature = "registry")]
+    pub use crate::sink::kafka::AvroEncoder;
+    #[cfg(feature = "protobuf")]
+    pub use crate::sink::kafka::ProtobufEncoder;
     pub use crate::sink::kafka::Sink;
+    #[cfg(feature = "protobuf")]
+    pub use crate::source::kafka::protobuf;
     pub use crate::source::kafka::{
-        DebeziumEvent, Decode, Gap, KafkaError, Message, RDKafkaErrorCode, Source, StartOffset, TimestampKind, Topics,
-        bytes, csv, debezium, debezium_key, json, text,
+        AvroSchema, DebeziumEvent, Decode, DecodeError, Gap, KafkaError, Message, RDKafkaErrorCode, Source,
+        StartOffset, TimestampKind, Topics, avro_schema, bytes, csv, debezium, debezium_key, json, text,
     };
+    #[cfg(feature = "registry")]
+    pub use crate::source::kafka::{RegisteredSchema, Registry, SchemaKind, SubjectNaming, avro};
 }

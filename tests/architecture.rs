@@ -14,7 +14,7 @@ use source_files::source_files;
 /// The modules of the crate, lowest layer first. A module may use those of its own layer and of lower ones.
 const LAYERS: [&[&str]; 8] = [
     &["time"],
-    &["error", "metrics", "probe", "record", "status", "thread"],
+    &["error", "format", "metrics", "probe", "record", "status", "thread"],
     &["durable"],
     &["source", "sink", "view"],
     &["stream"],

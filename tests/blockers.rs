@@ -286,7 +286,7 @@ fn a_file_of_results_that_is_not_synced_is_the_cause() {
     gate.close(true);
     running.append(&text(2, 10_000));
     let told = running.until_first(None, BlockerKind::Sink, "sink out");
-    assert!(told.contains("has not shown epoch"), "{told}");
+    assert!(told.contains("has not published epoch"), "{told}");
     // The file that is read is silent too, but a blocker of records that were read comes first.
     let both = running.until("the file is silent too", None, |why| why.to_string().contains("the file of ticks"));
     assert_eq!(both.holds[0].cause, BlockerKind::Sink, "{both}");
@@ -311,7 +311,7 @@ fn a_topic_of_results_whose_broker_is_gone_is_the_cause() {
     broker.kill();
     running.append(&text(3, 20_000));
     let told = running.until_first(None, BlockerKind::Sink, "sink out");
-    assert!(told.contains("has not shown epoch"), "{told}");
+    assert!(told.contains("has not published epoch"), "{told}");
     broker.restart();
     read(2);
     running.end();

@@ -334,7 +334,7 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
         disk.clone(),
         shard(&disk),
         &format!(
-            "cannot go on with the results file (totals.csv): it has {} bytes, and {length} were shown, as \
+            "cannot go on with the results file (totals.csv): it has {} bytes, and {length} were published, as \
              totals.csv.commit-1 says; restore it, or move it away and begin anew, with a new state directory",
             length - 1
         ),
@@ -568,7 +568,7 @@ fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
     let mut writer = open(&disk).unwrap();
     writer.published().unwrap();
     let why = refused(writer.begin(&copied.claim()));
-    assert!(why.contains("life 2 of the state wrote it, and this is only life 2"), "{why}");
+    assert!(why.contains("incarnation 2 of the state wrote it, and this is only incarnation 2"), "{why}");
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
     drop(place.begun());
     let mut writer = copied.open().unwrap();
     let why = refused(writer.begin(&copied.claim()));
-    assert!(why.contains("life 2 of the state wrote to it, and this is only life 2"), "{why}");
+    assert!(why.contains("incarnation 2 of the state wrote to it, and this is only incarnation 2"), "{why}");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
     // A progress record has the end offsets acknowledged before it, perhaps without those of the last transaction.
     broker.delete(&place.topic);
     let why = refused(kafka::Sink::<Row>::json(&place.servers, &place.topic).create(1).open(&shard_of(&place)));
-    assert!(why.contains(&place.topic) && why.contains("results were shown in it, and it was deleted"), "{why}");
+    assert!(why.contains(&place.topic) && why.contains("results were published in it, and it was deleted"), "{why}");
     broker.create(&place.topic, 1);
     std::thread::sleep(Duration::from_millis(500));
     let recreated = kafka::Sink::json(&place.servers, &place.topic).create(1);

@@ -223,7 +223,10 @@ fn a_message_without_a_key_or_with_a_wrong_one_is_rejected_by_name_and_a_key_may
         send(key, value);
     }
     producer.flush(PATIENCE).unwrap();
-    let key = |message: &Message<'_>| Ok(kafka::text().decode(message)?.filter(|key| key != "skip"));
+    let key = |message: &Message<'_>| {
+        let key = kafka::text().decode(message).map_err(|error| error.to_string())?;
+        Ok(key.filter(|key| key != "skip"))
+    };
     let source = kafka::Source::new(broker.servers(), "rates", kafka::json::<i64>()).table(key);
     let mut driven = ReaderDriver::open(&source, bounded()).unwrap();
     driven.until_ended().unwrap();

@@ -188,7 +188,7 @@ fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() 
     state.begin_incarnation().unwrap();
     let killed = disk.after_kill();
     let error = OpenedState::open(killed.shared(), "state").unwrap().begin_incarnation().unwrap_err().to_string();
-    let expected = "cannot begin a life of the state (state/lives): the directory does not show files that are in it; \
+    let expected = "cannot begin an incarnation of the state (state/lives): the directory does not show files that are in it; \
                     keep the state on a disk of this machine";
     assert_eq!(error, expected);
 }

@@ -18,7 +18,7 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
 /// Modules inside which no circle of imports may be.
-const WITHOUT_CIRCLES: [&str; 8] = ["stream", "job", "durable", "source", "sink", "view", "status", "cli"];
+const WITHOUT_CIRCLES: [&str; 9] = ["stream", "job", "durable", "source", "sink", "view", "status", "cli", "format"];
 
 /// Type names that formats or connectors have in parallel, each in modules of its own.
 const PARALLELS: [&str; 3] = ["Encoder", "Sink", "Source"];

@@ -123,7 +123,7 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon",
     },
     Mutation {
-        name: "records of lives are not bounded",
+        name: "records of incarnations are not bounded",
         file: "src/durable/state/incarnations.rs",
         text: "names.retain(|name| incarnation_of_claim(name).is_none() && is_obsolete_record(name, next));",
         instead: "names.clear();",
@@ -131,9 +131,9 @@ const MUTATIONS: &[Mutation] = &[
         test: "starts_that_fail_leave_no_more_than_a_few_records_and_what_counts_stays",
     },
     Mutation {
-        name: "an earlier life appends to results",
+        name: "an earlier incarnation appends to results",
         file: "src/sink/file.rs",
-        text: "stated.still_current()?;",
+        text: "stateful.still_current()?;",
         instead: "",
         tests: "tests/file_sinks.rs",
         test: "an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones",

@@ -179,7 +179,7 @@ fn a_silent_partition(watched: &mut Watched) {
     }
     check_contains(watched.why(&url, "--window tomorrow").error(2), &["--window tomorrow", "2026-01-31T10:00:00Z"]);
     let line = watched.running[0].wait_until("a line of its own", |running| {
-        running.stderr().lines().find(|line| line.contains("nothing was shown for")).map(str::to_owned)
+        running.stderr().lines().find(|line| line.contains("nothing was published for")).map(str::to_owned)
     });
     check_contains(&line, &["WARN", "partition 2 of transactions"]);
     let (status, text) = watched.get(1, "/why");

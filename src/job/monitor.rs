@@ -50,7 +50,7 @@ pub(crate) struct JobMonitor {
     pub(crate) processes: usize,
     pub(crate) board: Arc<StatusBoard>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) side: Option<Arc<ControlChannel>>,
+    pub(crate) channel: Option<Arc<ControlChannel>>,
     pub(crate) syncs: Arc<SyncMetrics>,
     pub(crate) idle_timeout: Duration,
     pub(crate) profile: Option<Arc<Profile>>,
@@ -61,8 +61,8 @@ pub(crate) struct JobMonitor {
 impl JobMonitor {
     /// Returns the status of the job, as far as this process knows it.
     pub(crate) fn status(&self) -> JobStatus {
-        let mut processes: Vec<_> = self.side.iter().flat_map(|side| side.others()).collect();
-        let connections = self.side.as_ref().map(|side| side.connections()).unwrap_or_default();
+        let mut processes: Vec<_> = self.channel.iter().flat_map(|channel| channel.others()).collect();
+        let connections = self.channel.as_ref().map(|channel| channel.connections()).unwrap_or_default();
         processes.push(ProcessStatus { connections, ..self.board.status() });
         processes.sort_by_key(|process| process.process);
         // A table's watermark holds nothing back.
@@ -330,7 +330,7 @@ impl StallDetector {
         let quiet_s = self.since.elapsed().as_secs();
         self.report_after = self.report_after.saturating_mul(BACKOFF);
         let first = why.holds.first().map_or(String::new(), |hold| format!(". {hold}"));
-        Some(format!("nothing was shown for {quiet_s} s; {}{first}", why.summary))
+        Some(format!("nothing was published for {quiet_s} s; {}{first}", why.summary))
     }
 }
 

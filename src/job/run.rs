@@ -285,13 +285,13 @@ impl Job {
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
-        let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
+        let channel = mesh.as_ref().map(|mesh| Arc::clone(&mesh.channel));
         let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
-        if let Some(side) = &side {
-            side.attach_board(Arc::clone(&shared.board));
+        if let Some(channel) = &channel {
+            channel.attach_board(Arc::clone(&shared.board));
         }
         let profile = shared.profile.clone();
-        let watch = Arc::new(shared.watch(side.clone()));
+        let watch = Arc::new(shared.watch(channel.clone()));
         watcher.begin(Arc::clone(&watch));
         // After the start a failure in one process fails all of them.
         let watching =
@@ -318,16 +318,16 @@ impl Job {
         }
         drop((watching, watch));
         let mut summary = metrics.summary();
-        if let Some(side) = &side {
+        if let Some(channel) = &channel {
             if !is_first {
-                side.done(summary.clone());
-            } else if let Some(others) = side.wait_for_summaries() {
+                channel.done(summary.clone());
+            } else if let Some(others) = channel.wait_for_summaries() {
                 others.into_iter().for_each(|other| summary.add(other));
             }
         }
         drop(dir);
-        if let Some(side) = &side {
-            side.close();
+        if let Some(channel) = &channel {
+            channel.close();
         }
         if let Some(error) = failure.get() {
             return Err(error.clone());

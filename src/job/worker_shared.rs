@@ -74,14 +74,14 @@ pub(crate) struct WorkerShared {
 
 impl WorkerShared {
     /// Returns the parts that can be observed from outside the job while it runs.
-    pub(crate) fn watch(&self, side: Option<Arc<ControlChannel>>) -> JobMonitor {
+    pub(crate) fn watch(&self, channel: Option<Arc<ControlChannel>>) -> JobMonitor {
         JobMonitor {
             job: self.place.job.clone(),
             process: self.board.process(),
             processes: self.place.workers / self.place.threads,
             board: Arc::clone(&self.board),
             metrics: Arc::clone(&self.metrics),
-            side,
+            channel,
             syncs: self.journal.syncs(),
             idle_timeout: self.place.options.idle_timeout,
             profile: self.profile.clone(),

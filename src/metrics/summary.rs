@@ -202,7 +202,7 @@ impl JobSummary {
         }
         for TableSummary { name, received, compared, .. } in &self.tables {
             if received != compared {
-                return fault(format!("table `{name}`"), format!("{received} in, but {compared} folded"));
+                return fault(format!("table `{name}`"), format!("{received} in, but {compared} compared"));
             }
         }
         Ok(())
@@ -253,7 +253,7 @@ impl fmt::Display for JobSummary {
         for table in &self.tables {
             let TableSummary { name, received, compared, loaded, changes } = table;
             let loaded = if *loaded > 0 { format!("; {loaded} rows from the snapshot") } else { String::new() };
-            lines.push(format!("{name}: {received} in = {compared} folded{loaded}; {changes} changes"));
+            lines.push(format!("{name}: {received} in = {compared} compared{loaded}; {changes} changes"));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;

@@ -114,22 +114,24 @@ impl<E> FileWriter<E> {
 
 impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
     fn published(&mut self) -> Result<Option<PublishedEpoch>> {
-        let FileWriter { kind: TargetKind::Stateful(stated), file, encoder, place, .. } = self else { return Ok(None) };
+        let FileWriter { kind: TargetKind::Stateful(stateful), file, encoder, place, .. } = self else {
+            return Ok(None);
+        };
         let mut header = Vec::new();
         encoder.header(&mut header);
-        let commit = stated.held.commits.newest()?;
-        stated.check(&*file.target, commit.as_ref(), &header).map_err(|error| error.at(place))?;
+        let commit = stateful.held.commits.newest()?;
+        stateful.check(&*file.target, commit.as_ref(), &header).map_err(|error| error.at(place))?;
         self.last = commit.as_ref().and_then(|commit| commit.epoch);
         let published = commit.as_ref().and_then(Commit::published);
-        stated.found = Some(commit);
+        stateful.found = Some(commit);
         Ok(published)
     }
 
     fn begin(&mut self, incarnation: &Incarnation) -> Result<()> {
         let mut header = Vec::new();
         self.encoder.header(&mut header);
-        if let TargetKind::Stateful(stated) = &self.kind
-            && stated.found.is_none()
+        if let TargetKind::Stateful(stateful) = &self.kind
+            && stateful.found.is_none()
         {
             SinkWriter::<D>::published(self)?;
         }
@@ -148,7 +150,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
                     synced.map_err(|why| self.file.failed_by("begin the results file", why))?;
                 }
             }
-            TargetKind::Stateful(stated) => stated.begin(&mut self.file, incarnation, &header)?,
+            TargetKind::Stateful(stateful) => stateful.begin(&mut self.file, incarnation, &header)?,
         }
         self.begun = true;
         Ok(())
@@ -159,14 +161,14 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
             return Err(bug("a results file was to be written to before it was begun").at(&self.place));
         }
         if self.last.is_some_and(|last| last >= epoch) {
-            return Err(bug(format!("epoch {epoch} was to be shown again, or out of order")).at(&self.place));
+            return Err(bug(format!("epoch {epoch} was to be published again, or out of order")).at(&self.place));
         }
         self.lines.clear();
         let encoded = self.encoder.rows(rows, &mut self.lines);
         encoded.map_err(|error| error.at(&self.place))?;
-        if let TargetKind::Stateful(stated) = &mut self.kind {
-            stated.still_current()?;
-            stated.unpublished = true;
+        if let TargetKind::Stateful(stateful) = &mut self.kind {
+            stateful.still_current()?;
+            stateful.unpublished = true;
         }
         self.file.append(&self.lines)?;
         self.lines.clear();
@@ -177,7 +179,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
 
     fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
         match &mut self.kind {
-            TargetKind::Stateful(stated) if stated.unpublished => stated.commit(&mut self.file, self.last, ends),
+            TargetKind::Stateful(stateful) if stateful.unpublished => stateful.commit(&mut self.file, self.last, ends),
             TargetKind::Stateless(_) if self.synced => self.file.sync(),
             _ => Ok(()),
         }
@@ -227,7 +229,7 @@ mod tests {
         show(&mut writer, 4, &[(1, 1)]).unwrap();
         for epoch in [2, 4] {
             let error = show(&mut writer, epoch, &[(1, 1)]).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("epoch {epoch} was to be shown again")), "{error}");
+            assert!(error.starts_with(&format!("epoch {epoch} was to be published again")), "{error}");
         }
         assert_eq!(fs::read(&path).unwrap(), b"{\"row\":1}\n");
     }

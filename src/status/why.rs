@@ -362,7 +362,7 @@ fn frontier(status: &JobStatus) -> Vec<Blocker> {
         cause: BlockerKind::Sink,
         name: format!("sink {}", sink.name),
         since_ms: Some(sink.since_ms),
-        says: format!("has not shown epoch {epoch}"),
+        says: format!("has not published epoch {epoch}"),
         help: String::from("what it writes to is slow, full or not there: look at the disk, or at the brokers"),
     }));
     if let Some(epoch) = slow.filter(|_| holds.len() == before) {

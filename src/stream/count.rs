@@ -39,7 +39,7 @@ pub(crate) struct CountState<S> {
 /// Aggregates count windows of `size` records.
 pub(crate) struct CountWindows<K, D, A> {
     pub(crate) size: i64,
-    pub(crate) telling: ValueReporter<A>,
+    pub(crate) reporter: ValueReporter<A>,
     pub(crate) types: std::marker::PhantomData<fn(K, D)>,
 }
 
@@ -62,7 +62,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> CountWindows<K, D, A> {
     }
 
     fn shown(&self, key: &K, (window, total): (Interval, &Counted<A::Sum>)) -> Option<WindowRow<K, A::Value>> {
-        Some((window, key.clone(), self.telling.value(window, key, total)?))
+        Some((window, key.clone(), self.reporter.value(window, key, total)?))
     }
 
     /// Returns the window that is not full, which ends at the end of time.
@@ -85,11 +85,11 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountWindows<K, D
     }
 
     fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {
-        CountState { filling: None, waiting: vec![(stamp, self.telling.aggregate.lift(part))] }
+        CountState { filling: None, waiting: vec![(stamp, self.reporter.aggregate.lift(part))] }
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: A::Part) {
-        insert_ordered(&mut row.waiting, (stamp, self.telling.aggregate.lift(part)));
+        insert_ordered(&mut row.waiting, (stamp, self.reporter.aggregate.lift(part)));
     }
 
     fn due(row: &Self::Row) -> EventTime {

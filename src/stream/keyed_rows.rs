@@ -159,7 +159,7 @@ pub(crate) struct KeyedRows<B: KeyedOperator> {
     /// Windows that end at or before this time have fired.
     fired: EventTime,
     lateness: Span,
-    wants: Subscriptions,
+    subscriptions: Subscriptions,
     metrics: Arc<StepMetrics>,
 }
 
@@ -171,22 +171,12 @@ impl<B: KeyedOperator> KeyedRows<B> {
         metrics: Arc<StepMetrics>,
     ) -> Self {
         let (rows, wakes, unsealed) = (HashMap::default(), BTreeMap::new(), durable.then(Vec::new));
-        KeyedRows {
-            operator,
-            rows,
-            wakes,
-            unsealed,
-            closed,
-            fired: EventTime::MIN,
-            lateness,
-            wants: subscriptions,
-            metrics,
-        }
+        KeyedRows { operator, rows, wakes, unsealed, closed, fired: EventTime::MIN, lateness, subscriptions, metrics }
     }
 
     /// Adds a record.
     fn add(&mut self, key: B::Key, stamp: EventStamp, part: B::Part) {
-        let (corrects, fired, lateness) = (self.wants.corrections(self.lateness), self.fired, self.lateness);
+        let (corrects, fired, lateness) = (self.subscriptions.corrections(self.lateness), self.fired, self.lateness);
         let held = match self.rows.entry(key.clone()) {
             Entry::Occupied(held) => {
                 let held = held.into_mut();
@@ -271,7 +261,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
     }
 
     fn tracks_changes(&self) -> bool {
-        self.wants.live.get() || self.wants.corrections(self.lateness)
+        self.subscriptions.live.get() || self.subscriptions.corrections(self.lateness)
     }
 
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
@@ -285,7 +275,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
         results: &mut StepResultsOf<Self>,
     ) {
         let keys = records.iter().map(|(key, ..)| key.clone()).collect::<BTreeSet<_>>();
-        let through = if self.wants.live.get() { EventTime::MAX } else { self.fired };
+        let through = if self.subscriptions.live.get() { EventTime::MAX } else { self.fired };
         let before: Vec<_> = keys.into_iter().map(|key| (self.shown(&key, through), key)).collect();
         self.absorb(&mut records);
         for (old, key) in before {
@@ -293,10 +283,10 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
             let fired = |rows: &[WindowRow<B::Key, B::Value>]| {
                 rows.iter().filter(|row| row.0.end <= self.fired).cloned().collect::<Vec<_>>()
             };
-            if self.wants.corrections(self.lateness) {
+            if self.subscriptions.corrections(self.lateness) {
                 differences(&fired(&old), &fired(&new), |row, diff| results.fired.push((row, epoch, diff)));
             }
-            if self.wants.live.get() {
+            if self.subscriptions.live.get() {
                 differences(&old, &new, |row, diff| results.live.push((row, epoch, diff)));
             }
         }
@@ -318,12 +308,17 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
                 continue;
             }
             self.metrics.loaded.add(B::count(&row).unsigned_abs());
-            if self.wants.live.get() {
+            if self.subscriptions.live.get() {
                 let all = (self.closed, EventTime::MAX);
                 self.operator.show(&key, &row, all, &mut |shown| results.live.push((shown, epoch, 1)));
             }
-            let wake =
-                wake_time(&self.operator, &row, self.wants.corrections(self.lateness), self.fired, self.lateness);
+            let wake = wake_time(
+                &self.operator,
+                &row,
+                self.subscriptions.corrections(self.lateness),
+                self.fired,
+                self.lateness,
+            );
             schedule_at(&mut self.wakes, wake, key.clone());
             self.rows.insert(key, KeyedEntry { row, wake, unsealed: false });
         }
@@ -349,9 +344,9 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
 
     fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
         let (to, before, corrects) =
-            (watermark.minus(self.lateness), self.fired, self.wants.corrections(self.lateness));
-        let live = self.wants.live.get();
-        let fires = self.wants.fired.get() && !corrects;
+            (watermark.minus(self.lateness), self.fired, self.subscriptions.corrections(self.lateness));
+        let live = self.subscriptions.live.get();
+        let fires = self.subscriptions.fired.get() && !corrects;
         self.fired = watermark;
         let mut counted = 0;
         if watermark == EventTime::MAX {
@@ -394,7 +389,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
         }
         self.closed = self.closed.max(to);
         self.metrics.counted.add(counted.unsigned_abs());
-        for (period, at) in self.wants.ticks(before, watermark) {
+        for (period, at) in self.subscriptions.ticks(before, watermark) {
             for (key, held) in &self.rows {
                 let all = (self.closed, EventTime::MAX);
                 self.operator.show(key, &held.row, all, &mut |row| results.ticked.push((period, at, row)));

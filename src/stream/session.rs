@@ -30,7 +30,7 @@ pub(crate) struct Session<S> {
 /// Aggregates session windows.
 pub(crate) struct SessionWindows<K, D, A> {
     pub(crate) gap: Span,
-    pub(crate) telling: ValueReporter<A>,
+    pub(crate) reporter: ValueReporter<A>,
     pub(crate) types: std::marker::PhantomData<fn(K, D)>,
 }
 
@@ -54,7 +54,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K,
     }
 
     fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {
-        let total = Counted { count: 1, sum: self.telling.aggregate.lift(part) };
+        let total = Counted { count: 1, sum: self.reporter.aggregate.lift(part) };
         vec![Session { start: stamp.0, end: stamp.0.plus(self.gap), total }]
     }
 
@@ -64,7 +64,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K,
         let first = row.iter().rposition(|session| session.end <= time).map_or(0, |before| before + 1);
         let near = row[first..].iter().take_while(|session| session.start < end).count();
         if near == 0 {
-            let total = Counted { count: 1, sum: self.telling.aggregate.lift(part) };
+            let total = Counted { count: 1, sum: self.reporter.aggregate.lift(part) };
             row.insert(first, Session { start: time, end, total });
             return;
         }
@@ -72,7 +72,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K,
         let session = &mut row[first];
         (session.start, session.end) = (session.start.min(time), session.end.max(end));
         session.total.count += 1;
-        self.telling.aggregate.absorb(&mut session.total.sum, part);
+        self.reporter.aggregate.absorb(&mut session.total.sum, part);
         for other in joined.drain(..) {
             session.end = session.end.max(other.end);
             differential_dataflow::difference::Semigroup::plus_equals(&mut session.total, &other.total);
@@ -89,7 +89,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K,
         for session in row.drain(..over) {
             counted += session.total.count;
             let window = Self::window(&session);
-            let value = self.telling.value(window, key, &session.total);
+            let value = self.reporter.value(window, key, &session.total);
             closed.extend(value.map(|value| (window, key.clone(), value)));
         }
         counted
@@ -116,7 +116,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K,
     ) {
         for session in row.iter().filter(|session| after < session.end && session.end <= through) {
             let window = Self::window(session);
-            if let Some(value) = self.telling.value(window, key, &session.total) {
+            if let Some(value) = self.reporter.value(window, key, &session.total) {
                 each((window, key.clone(), value));
             }
         }

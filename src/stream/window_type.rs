@@ -164,7 +164,7 @@ impl BuildStep for Sessions {
             _ => Span::ZERO,
         };
         let detail = format!("sessions {} ms apart", gap.millis());
-        build_by_time(keyed, step, &detail, |reporter| SessionWindows { gap, telling: reporter, types: PhantomData })
+        build_by_time(keyed, step, &detail, |reporter| SessionWindows { gap, reporter, types: PhantomData })
     }
 }
 
@@ -178,7 +178,7 @@ impl BuildStep for Counts {
             _ => i64::MAX,
         };
         let detail = format!("windows of {size} records");
-        build_by_time(keyed, step, &detail, |reporter| CountWindows { size, telling: reporter, types: PhantomData })
+        build_by_time(keyed, step, &detail, |reporter| CountWindows { size, reporter, types: PhantomData })
     }
 }
 

@@ -126,7 +126,7 @@ impl<D: Record> SinkWriter<D> for Captured<D> {
     fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
         let mut capture = self.lock();
         if let Some(last) = capture.rows.keys().next_back() {
-            assert!(*last < epoch, "epoch {epoch} is shown after epoch {last}");
+            assert!(*last < epoch, "epoch {epoch} is published after epoch {last}");
         }
         capture.rows.insert(epoch, rows.to_vec());
         Ok(())

@@ -59,7 +59,7 @@ impl SlowSync {
         inner.shown = inner.shown.max(Some(epoch));
         for (worker, sync) in &inner.workers {
             if let Some((early, _)) = sync.waiting.front().filter(|waiting| waiting.0 <= epoch) {
-                let error = Error::new(format!("epoch {epoch} is shown, but epoch {early} is not on record"));
+                let error = Error::new(format!("epoch {epoch} is published, but epoch {early} is not on record"));
                 return Err(error.at(format!("worker {worker}")));
             }
         }
@@ -69,7 +69,7 @@ impl SlowSync {
     fn append(&self, worker: usize, epoch: Epoch) -> Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shown) = inner.shown.filter(|shown| *shown >= epoch) {
-            return Err(Error::new(format!("epoch {epoch} is bound after epoch {shown} was shown")));
+            return Err(Error::new(format!("epoch {epoch} is committed after epoch {shown} was published")));
         }
         inner.workers.entry(worker).or_default().waiting.push_back((epoch, self.turns));
         Ok(())

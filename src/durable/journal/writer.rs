@@ -171,7 +171,11 @@ impl Journal for FileJournal {
         assert!(queue.appended[worker] < Some(epoch), "a worker binds its epochs in order, each once");
         if queue.appended[worker].is_none() {
             // Input of an incarnation counts only if all its workers have a frame for its first epoch.
-            assert_eq!(*queue.first.get_or_insert(epoch), epoch, "all workers bind the first epoch of a life");
+            assert_eq!(
+                *queue.first.get_or_insert(epoch),
+                epoch,
+                "all workers commit the first epoch of an incarnation"
+            );
         }
         queue.appended[worker] = Some(epoch);
         queue.waiting.push(QueuedFrame { worker, epoch, body });
@@ -268,7 +272,7 @@ impl JournalWriter {
         let names = config.disk.list(&config.directory);
         let names = names.map_err(|why| disk_error("cannot list the journal", config.directory.display(), why))?;
         if names.contains(&id.to_string()) {
-            return Err(Error::new("this life of the state has a journal already").at(id));
+            return Err(Error::new("this incarnation of the state has a journal already").at(id));
         }
         let (file, length) = begin_file(&config, id, None)?;
         let salt = salt(config.state, id);

@@ -76,7 +76,10 @@ pub(super) fn claimed_journals<'a>(
             None if named.last <= base => continue,
             None => {
                 let last = named.last.unwrap_or_default();
-                return Err(missing(named.file, format!("life {} counts it up to epoch {last}", claim.incarnation)));
+                return Err(missing(
+                    named.file,
+                    format!("incarnation {} counts it up to epoch {last}", claim.incarnation),
+                ));
             }
             Some(Err(why)) => return Err(why.clone().help(RESTORE_HINT)),
             Some(Ok(file)) => file,
@@ -85,7 +88,7 @@ pub(super) fn claimed_journals<'a>(
         if file.intact_length < named.length || new.last() != named.last {
             let Claim { incarnation, .. } = claim;
             let why = format!(
-                "life {incarnation} counts {} bytes of it, of which {} are good",
+                "incarnation {incarnation} counts {} bytes of it, of which {} are good",
                 named.length, file.intact_length
             );
             return Err(damaged(named.file, why));
@@ -153,11 +156,11 @@ pub(super) fn check_epoch_order(taken: &[JournalPrefix<'_>]) -> Result<()> {
         for JournalEntry { worker, frame: Frame { epoch, .. }, .. } in new.entries() {
             let last: Option<Epoch> = last_of.insert((life, *worker), *epoch);
             if last.max(before) >= Some(*epoch) || *worker >= workers {
-                return Err(damaged(new.file.id, format!("worker {worker} has bound epoch {epoch} out of order")));
+                return Err(damaged(new.file.id, format!("worker {worker} has committed epoch {epoch} out of order")));
             }
             let known = lives.entry(life).or_insert((*epoch, workers));
             if known.1 != workers {
-                return Err(damaged(new.file.id, format!("its life has {} workers, not {workers}", known.1)));
+                return Err(damaged(new.file.id, format!("its incarnation has {} workers, not {workers}", known.1)));
             }
             known.0 = known.0.max(*epoch);
         }

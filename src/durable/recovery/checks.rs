@@ -26,10 +26,10 @@ pub(super) fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, kn
         if let Some(shown) = state.published
             && sink.epoch() < Some(shown)
         {
-            let has = sink.epoch().map_or("has shown nothing".into(), |has| format!("ends with epoch {has}"));
+            let has = sink.epoch().map_or("has published nothing".into(), |has| format!("ends with epoch {has}"));
             return Err(Error::of(ErrorKind::SinkBehind, "an output is behind the state")
                 .at(format!("output {name}"))
-                .because(format!("it {has}, and had shown epoch {shown} at the snapshot"))
+                .because(format!("it {has}, and had published epoch {shown} at the snapshot"))
                 .help("put it back as it was, or begin a new state and new outputs"));
         }
     }
@@ -40,7 +40,7 @@ pub(super) fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, kn
             let has = known.map_or("nothing".into(), |known| format!("what happened up to epoch {known}"));
             return Err(Error::of(ErrorKind::SinkAhead, "an output is ahead of the state")
                 .at(format!("output {name}"))
-                .because(format!("it has shown epoch {shown}, and the state has {has}"))
+                .because(format!("it has published epoch {shown}, and the state has {has}"))
                 .help(format!("use the state that wrote it, or begin a new output{}", lost_end_hint(found))));
         }
     }

@@ -23,12 +23,12 @@ pub(super) fn check_all_claimed(survey: &StateScan, claim: Option<&Claim>) -> Re
     let manifest = survey.manifests.keys().map(|id| (id.incarnation, id.to_string()));
     match journal.chain(manifest).find(|(incarnation, _)| *incarnation > last) {
         None => Ok(()),
-        Some((incarnation, name)) => Err(missing_claim_error(incarnation, format!("that life wrote {name}"))),
+        Some((incarnation, name)) => Err(missing_claim_error(incarnation, format!("that incarnation wrote {name}"))),
     }
 }
 
 pub(super) fn missing_claim_error(incarnation: u64, why: String) -> Error {
-    let error = Error::of(ErrorKind::StateDamaged, "the claim of a life of the state is missing")
+    let error = Error::of(ErrorKind::StateDamaged, "the claim of an incarnation of the state is missing")
         .at(format!("lives/{incarnation}.claim"));
     error.because(why).help(RESTORE_HINT)
 }

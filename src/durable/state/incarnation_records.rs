@@ -12,7 +12,8 @@ use crate::durable::envelope::Envelope;
 use crate::durable::recovery::Claim;
 use crate::error::{Error, ErrorKind, Result};
 
-pub(super) const INCARNATION_RECORD: Envelope = Envelope { magic: *b"TGALIFE", version: 1, name: "record of a life" };
+pub(super) const INCARNATION_RECORD: Envelope =
+    Envelope { magic: *b"TGALIFE", version: 1, name: "record of an incarnation" };
 /// Version 1 differs only in the contents of a `StepFingerprint`.
 pub(super) const CLAIM: Envelope = Envelope { magic: *b"TGCLAIM", version: 2, name: "claim" };
 
@@ -46,8 +47,10 @@ pub(super) fn read_claim(state: StateId, number: u64, bytes: &[u8]) -> Result<Cl
     let (mut claim, version): (Claim, u8) = opened;
     claim.query.upgrade(version);
     if claim.state != state || claim.incarnation != number {
-        let why = format!("it is that of life {} of the state {}", claim.incarnation, claim.state);
-        return Err(Error::of(ErrorKind::StateDamaged, "a claim is not that of its life").at(place).because(why));
+        let why = format!("it is that of incarnation {} of the state {}", claim.incarnation, claim.state);
+        return Err(Error::of(ErrorKind::StateDamaged, "a claim is not that of its incarnation")
+            .at(place)
+            .because(why));
     }
     Ok(claim)
 }

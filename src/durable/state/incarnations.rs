@@ -34,7 +34,7 @@ impl StateDir {
     /// # Errors
     /// Fails if a disk operation fails, or if listing the directory does not show the records in it.
     pub(crate) fn begin_incarnation(&self) -> Result<u64> {
-        let cannot = self.cannot("begin a life of");
+        let cannot = self.cannot("begin an incarnation of");
         let record = INCARNATION_RECORD.seal(&ProcessInfo::this_process())?;
         for _ in 0..NUMBERS_TRIED {
             let next = latest(&*self.disk, &self.records_path()).map_err(&cannot)? + 1;
@@ -52,7 +52,7 @@ impl StateDir {
                 return Ok(next);
             }
         }
-        Err(Error::of(ErrorKind::StateDamaged, "cannot begin a life of the state")
+        Err(Error::of(ErrorKind::StateDamaged, "cannot begin an incarnation of the state")
             .at(self.records_path().display())
             .because("the directory does not show files that are in it")
             .help("keep the state on a disk of this machine"))
@@ -68,7 +68,7 @@ impl StateDir {
             }
             Err(Error::of(ErrorKind::Superseded, "another process goes on with this state")
                 .at(&place)
-                .because(format!("its life {latest} has begun, and this is life {incarnation}")))
+                .because(format!("its incarnation {latest} has begun, and this is incarnation {incarnation}")))
         })
     }
 

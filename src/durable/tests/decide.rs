@@ -246,7 +246,7 @@ fn a_state_without_a_past_begins_from_nothing() {
     check("claim 1 last 8", "from nothing, replay nothing, count nothing, last 8");
     check(
         "out 6",
-        "an output is ahead of the state (output out): it has shown epoch 6, and the state has nothing; use the state \
+        "an output is ahead of the state (output out): it has published epoch 6, and the state has nothing; use the state \
          that wrote it, or begin a new output",
     );
 }
@@ -330,22 +330,22 @@ fn of_older_lives_what_the_claim_counts_of_the_latest_all() {
     );
     check(
         "claim 2 counts 1-0-0:3/6; 1-0-0 = 0@2 0@4",
-        "the journal is damaged (journal/1-0-0.journal): life 2 counts 130 bytes of it, of which 120 are good; restore…",
+        "the journal is damaged (journal/1-0-0.journal): incarnation 2 counts 130 bytes of it, of which 120 are good; restore…",
     );
     check(
         "claim 2 counts 1-0-0:3/6",
-        "a file of the journal is missing (journal/1-0-0.journal): life 2 counts it up to…",
+        "a file of the journal is missing (journal/1-0-0.journal): incarnation 2 counts it up to…",
     );
     check("claim 2 counts 1-0-0:1/2; 1-0-0 damaged", "a file of the journal is damaged; restore…");
     check("claim 2 counts 1-0-0:3/6 from 8-1; manifest 8-1", "from 8-1, replay nothing, count nothing, last 8");
     // An incarnation 5 that began without a claim is fine; one whose claim is lost is refused.
     check(
         "claim 2; 5-0-0 = 0@2",
-        "the claim of a life of the state is missing (lives/5.claim): that life wrote 5-0-0.journal; restore…",
+        "the claim of an incarnation of the state is missing (lives/5.claim): that incarnation wrote 5-0-0.journal; restore…",
     );
     check(
         "manifest 4-1",
-        "the claim of a life of the state is missing (lives/1.claim): that life wrote 4-1.manifest;…",
+        "the claim of an incarnation of the state is missing (lives/1.claim): that incarnation wrote 4-1.manifest;…",
     );
     check("claim 1; claim 2 damaged", "the claim is damaged; restore…");
     check("claim 1 damaged; claim 2", "from nothing, replay nothing, count nothing, last 0");
@@ -378,19 +378,19 @@ fn what_was_synced_must_be_good() {
     check("claim 1; 1-0-0 after 1/2 = 0@6", "the journal is damaged (journal/1-0-0.journal): it does not follow…");
     check(
         "claim 1; 1-0-0 = 0@4 0@2",
-        "the journal is damaged (journal/1-0-0.journal): worker 0 has bound epoch 2 out…",
+        "the journal is damaged (journal/1-0-0.journal): worker 0 has committed epoch 2 out…",
     );
     check(
         "claim 1; 1-0-0 = 0@4 1@4",
-        "the journal is damaged (journal/1-0-0.journal): worker 1 has bound epoch 4 out…",
+        "the journal is damaged (journal/1-0-0.journal): worker 1 has committed epoch 4 out…",
     );
     check(
         "claim 2 counts 1-0-0:1/4; 1-0-0 = 0@4; 2-0-0 = 0@4",
-        "the journal is damaged (journal/2-0-0.journal): worker 0 has bound epoch 4 out of order; restore…",
+        "the journal is damaged (journal/2-0-0.journal): worker 0 has committed epoch 4 out of order; restore…",
     );
     check(
         "claim 1; 1-0-0 workers 2 = 0@2; 1-1-0 workers 3 = 1@2",
-        "the journal is damaged (journal/1-1-0.journal): its life has 2 workers, not 3; restore…",
+        "the journal is damaged (journal/1-1-0.journal): its incarnation has 2 workers, not 3; restore…",
     );
     check(
         "claim 1; manifest 4-1 step t segment a; segment b",
@@ -404,19 +404,19 @@ fn no_sink_is_behind_or_ahead() {
     check("claim 1; 1-0-0 = 0@2 0@4; out 5", "from nothing, replay 2 4, count 1-0-0:2, last 5");
     check(
         "claim 1; 1-0-0 = 0@2 0@4; out 6",
-        "an output is ahead of the state (output out): it has shown epoch 6, and the state has what happened up to epoch \
+        "an output is ahead of the state (output out): it has published epoch 6, and the state has what happened up to epoch \
          4; use…",
     );
     check("claim 1; manifest 6-1 out 6; out 7", "from 6-1, replay nothing, count nothing, last 7");
     check("claim 1; manifest 6-1 out 6; out 8", "an output is ahead of the state (output out)…");
     check(
         "claim 1; manifest 6-1 out 6; out 4",
-        "an output is behind the state (output out): it ends with epoch 4, and had shown epoch 6 at the snapshot; put \
+        "an output is behind the state (output out): it ends with epoch 4, and had published epoch 6 at the snapshot; put \
          it…",
     );
     check(
         "claim 1; manifest 6-1 out 6; out -",
-        "an output is behind the state (output out): it has shown nothing, and had shown epoch 6 at the snapshot; put…",
+        "an output is behind the state (output out): it has published nothing, and had published epoch 6 at the snapshot; put…",
     );
     check(
         "claim 1; manifest 6-1 out 6",
@@ -462,7 +462,7 @@ fn what_a_sink_knows_of_journals_is_in_them() {
     check(&format!("{later}; out 4 by 2 knows 1/1@6"), "a file of the journal is missing (journal/2-1-0.journal)…");
     check(
         &format!("{later}; out 4 by 3"),
-        "the claim of a life of the state is missing (lives/3.claim): the output out…",
+        "the claim of an incarnation of the state is missing (lives/3.claim): the output out…",
     );
 }
 

@@ -139,7 +139,7 @@ fn what_a_claim_counts_must_be_there() {
     for length in 0..bytes.len() {
         disk.put(&path, &bytes[..length]);
         let error = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap_err().to_string();
-        assert!(error.starts_with("the journal is damaged (journal/1-0-0.journal): life 2 counts"), "{error}");
+        assert!(error.starts_with("the journal is damaged (journal/1-0-0.journal): incarnation 2 counts"), "{error}");
     }
     // Anything that an older incarnation appends later does not count.
     let mut more = bytes.clone();
@@ -151,7 +151,7 @@ fn what_a_claim_counts_must_be_there() {
     let error = decided(&state.scan_and_sync().unwrap(), 3, None).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "a file of the journal is missing (journal/1-0-0.journal): life 2 counts it up to epoch 10; restore the state \
+        "a file of the journal is missing (journal/1-0-0.journal): incarnation 2 counts it up to epoch 10; restore the state \
          from a copy, or begin a new state and new outputs"
     );
 }
@@ -348,7 +348,7 @@ fn files_of_other_states_and_under_other_names_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "all workers bind the first epoch")]
+#[should_panic(expected = "all workers commit the first epoch")]
 fn all_workers_bind_the_first_epoch_of_a_life() {
     let (_, state) = new_state();
     let (claim, _) = begin_incarnation(&state);

@@ -145,7 +145,7 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
         assert_eq!((state.still_current(number))().is_ok(), number == last);
     }
     let error = (state.still_current(first))().unwrap_err().to_string();
-    let why = format!("its life {last} has begun, and this is life {first}");
+    let why = format!("its incarnation {last} has begun, and this is incarnation {first}");
     assert_eq!(error, format!("another process goes on with this state (state): {why}"));
 }
 

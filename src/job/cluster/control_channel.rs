@@ -64,7 +64,7 @@ impl ControlChannel {
     /// Creates the channel and starts its watching thread; no process is connected yet.
     pub(super) fn begin(cluster: &Cluster, failure: Arc<JobFailure>) -> Result<Arc<Self>> {
         let (processes, is_first) = (cluster.processes(), cluster.process() == 0);
-        let side = Arc::new(ControlChannel {
+        let channel = Arc::new(ControlChannel {
             cluster: cluster.clone(),
             failure,
             losses: Arc::default(),
@@ -75,9 +75,9 @@ impl ControlChannel {
             board: OnceLock::new(),
             links: OnceLock::new(),
         });
-        let own = Arc::clone(&side);
-        side.spawn(ThreadRole::Processes, ThreadRole::Processes.name(), move || own.watch())?;
-        Ok(side)
+        let own = Arc::clone(&channel);
+        channel.spawn(ThreadRole::Processes, ThreadRole::Processes.name(), move || own.watch())?;
+        Ok(channel)
     }
 
     fn spawn(&self, role: ThreadRole, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {

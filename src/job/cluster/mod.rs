@@ -90,8 +90,9 @@ impl Cluster {
                  (--cluster-secret-file)"
             );
         }
-        let side = ControlChannel::begin(self, Arc::clone(failure))?;
-        let gathered = Gathered { cluster: self.clone(), listener, side: Some(side), failure: Arc::clone(failure) };
+        let channel = ControlChannel::begin(self, Arc::clone(failure))?;
+        let gathered =
+            Gathered { cluster: self.clone(), listener, channel: Some(channel), failure: Arc::clone(failure) };
         let all_are_there = match self.process {
             0 => self.receive_all(&gathered, hello, stop),
             _ => self.come(&gathered, hello, stop),
@@ -105,18 +106,18 @@ impl Cluster {
 
     /// Process 0: accepts the other processes; `false` if a stop was requested.
     fn receive_all(&self, gathered: &Gathered, own: &JoinRequest, stop: &StopHandle) -> Result<bool> {
-        let side = gathered.side()?;
+        let channel = gathered.channel()?;
         let mut acceptor = Acceptor::new(Arc::clone(&gathered.listener), self.terms(ConnectionPurpose::Control, 0));
         let mut time = RunningTime::start();
-        while !side.is_gathered() {
+        while !channel.is_gathered() {
             if let Some(error) = gathered.failure.get() {
                 return Err(error.clone());
             }
             if stop.is_asked() {
-                side.answer(StartMessage::Stopped);
+                channel.answer(StartMessage::Stopped);
                 return Ok(false);
             }
-            let missing = (1..self.processes()).find(|process| !side.is_connected(*process));
+            let missing = (1..self.processes()).find(|process| !channel.is_connected(*process));
             if let Some(missing) = missing
                 && time.elapsed() > self.connect_timeout
             {
@@ -126,7 +127,7 @@ impl Cluster {
                 return Err(error.help("start all processes, with one file of hosts"));
             }
             for arrival in acceptor.poll() {
-                self.receive(arrival, own, side)?;
+                self.receive(arrival, own, channel)?;
             }
             std::thread::sleep(acceptor.pause());
         }
@@ -134,17 +135,21 @@ impl Cluster {
     }
 
     /// Process 0: checks a process's configuration, and accepts or refuses the process.
-    fn receive(&self, arrival: AcceptedPeer, own: &JoinRequest, side: &Arc<ControlChannel>) -> Result<()> {
+    fn receive(&self, arrival: AcceptedPeer, own: &JoinRequest, channel: &Arc<ControlChannel>) -> Result<()> {
         let AcceptedPeer { process, mut wire, hello: Some(hello) } = arrival else { return Ok(()) };
         if let Err(error) = own.check(&hello, self.processes()) {
             let _ = wire.send(&JoinReply::Refused(FailureReport::new(0, &error)), HANDSHAKE_TIMEOUT);
             return Err(error);
         }
-        let is_heard = u128::from(side.silent_ms(process)) < REPLACE_AFTER.as_millis();
-        let is_connected = side.is_connected(process) && is_heard;
+        let is_heard = u128::from(channel.silent_ms(process)) < REPLACE_AFTER.as_millis();
+        let is_connected = channel.is_connected(process) && is_heard;
         let reply = if is_connected { JoinReply::AlreadyConnected } else { JoinReply::Welcome };
         // A process that is gone already may connect again.
-        if wire.send(&reply, HANDSHAKE_TIMEOUT).is_ok() && !is_connected { side.attach(process, wire) } else { Ok(()) }
+        if wire.send(&reply, HANDSHAKE_TIMEOUT).is_ok() && !is_connected {
+            channel.attach(process, wire)
+        } else {
+            Ok(())
+        }
     }
 
     /// Other processes: connects to process 0; `false` if a stop was requested before.
@@ -168,7 +173,7 @@ impl Cluster {
         let Some(wire) = self.reach(0, &|| stop.is_asked() || gathered.failure.get().is_some(), come)? else {
             return Ok(false);
         };
-        gathered.side()?.attach(0, wire).map(|()| true)
+        gathered.channel()?.attach(0, wire).map(|()| true)
     }
 
     /// Reaches another process, which may have yet to start, by repeated attempts; `None` if `is_over` holds before.
@@ -234,13 +239,13 @@ pub(crate) enum StartDecision {
 pub(crate) struct Gathered {
     cluster: Cluster,
     listener: Arc<TcpListener>,
-    side: Option<Arc<ControlChannel>>,
+    channel: Option<Arc<ControlChannel>>,
     failure: Arc<JobFailure>,
 }
 
 impl Gathered {
-    fn side(&self) -> Result<&Arc<ControlChannel>> {
-        self.side.as_ref().ok_or_else(|| Error::new("the processes are connected already"))
+    fn channel(&self) -> Result<&Arc<ControlChannel>> {
+        self.channel.as_ref().ok_or_else(|| Error::new("the processes are connected already"))
     }
 
     /// Process 0: tells all to start, as this incarnation of the state if there is one, and with views if they are
@@ -262,8 +267,8 @@ impl Gathered {
     /// Tells all processes that the start has failed, and returns the first failure.
     pub(crate) fn refuse(&self, error: Error) -> Error {
         self.failure.set(error.clone());
-        if let Some(side) = &self.side {
-            side.close();
+        if let Some(channel) = &self.channel {
+            channel.close();
         }
         self.failure.get().cloned().unwrap_or(error)
     }
@@ -272,19 +277,19 @@ impl Gathered {
         if let Some(error) = self.failure.get() {
             return Err(error.clone());
         }
-        self.side()?.answer(answer);
+        self.channel()?.answer(answer);
         Ok(())
     }
 
     /// Other processes: waits for the decision of process 0. It may take as long as a recovery, while process 0 sends
     /// heartbeats.
     pub(crate) fn decided(&mut self, stop: &StopHandle) -> Result<StartDecision> {
-        let side = self.side()?;
-        match (side.answered(), self.failure.get()) {
+        let channel = self.channel()?;
+        match (channel.answered(), self.failure.get()) {
             (Some(StartMessage::Stopped), _) => Ok(StartDecision::Stopped),
             (Some(StartMessage::Begin { number, life, views }), _) => Ok(StartDecision::Run { number, life, views }),
             (Some(StartMessage::Ended), _) => Ok(StartDecision::Ended),
-            (None, _) if stop.is_asked() && side.has_lost_process() => Ok(StartDecision::Stopped),
+            (None, _) if stop.is_asked() && channel.has_lost_process() => Ok(StartDecision::Stopped),
             (None, Some(error)) => Err(error.clone()),
             (None, None) => Err(Error::new("process 0 has decided nothing")),
         }
@@ -302,19 +307,21 @@ impl Gathered {
         };
         // All processes are connected: the listener is closed.
         self.cluster.listener = None;
-        let (process, side) = (self.cluster.process, Arc::clone(self.side()?));
+        let (process, channel) = (self.cluster.process, Arc::clone(self.channel()?));
         let timeout = self.cluster.heartbeat_timeout;
         let link = |(process, stream): (usize, Option<TcpStream>)| {
             stream
-                .map(|stream| DataConnection::new(stream, process, timeout, side.losses(), Arc::clone(&self.failure)))
+                .map(|stream| {
+                    DataConnection::new(stream, process, timeout, channel.losses(), Arc::clone(&self.failure))
+                })
                 .transpose()
         };
         let links: io::Result<Vec<_>> = streams.into_iter().enumerate().map(link).collect();
         match links {
             Ok(links) => {
-                side.connected(&links);
-                self.side = None;
-                Ok(Some(Mesh { process, links, side }))
+                channel.connected(&links);
+                self.channel = None;
+                Ok(Some(Mesh { process, links, channel }))
             }
             Err(why) => Err(self.refuse(Error::new("cannot connect the processes").because(why))),
         }
@@ -357,8 +364,8 @@ impl Gathered {
 
 impl Drop for Gathered {
     fn drop(&mut self) {
-        if let Some(side) = self.side.take() {
-            side.close();
+        if let Some(channel) = self.channel.take() {
+            channel.close();
         }
     }
 }
@@ -401,7 +408,7 @@ pub(crate) struct Mesh {
     pub(crate) process: usize,
     /// The connection to each other process, for the dataflow.
     pub(crate) links: Vec<Option<DataConnection>>,
-    pub(crate) side: Arc<ControlChannel>,
+    pub(crate) channel: Arc<ControlChannel>,
 }
 
 impl Mesh {

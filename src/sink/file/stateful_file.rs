@@ -58,7 +58,7 @@ impl StatefulFile {
         let again = "restore it, or move it away and begin anew, with a new state directory";
         if length < commit.length {
             let (shown, name) = (commit.length, path.display());
-            let why = format!("it has {length} bytes, and {shown} were shown, as {name} says");
+            let why = format!("it has {length} bytes, and {shown} were published, as {name} says");
             return Err(refused(why).help(again));
         }
         let unreadable = |why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why);
@@ -85,9 +85,11 @@ impl StatefulFile {
         }
         if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= incarnation.incarnation) {
             let (theirs, ours) = (commit.incarnation, incarnation.incarnation);
-            return Err(refused(format!("life {theirs} of the state wrote it, and this is only life {ours}"))
-                .at(&file.place)
-                .help("use the newest copy of the state directory"));
+            return Err(refused(format!(
+                "incarnation {theirs} of the state wrote it, and this is only incarnation {ours}"
+            ))
+            .at(&file.place)
+            .help("use the newest copy of the state directory"));
         }
         Ok(newest)
     }

@@ -13,6 +13,8 @@
 mod events;
 mod progress;
 mod publisher;
+#[cfg(feature = "registry")]
+mod registered;
 mod send_errors;
 mod topics;
 mod transactions;
@@ -34,6 +36,10 @@ use crate::source::TopicAddress;
 use crate::source::kafka::client::TopicConfig;
 use crate::time::Epoch;
 pub use publisher::Publisher;
+#[cfg(feature = "registry")]
+pub use registered::AvroEncoder;
+#[cfg(feature = "protobuf")]
+pub use registered::ProtobufEncoder;
 use transactions::TransactionalWriter;
 
 /// Function that returns a row's key.

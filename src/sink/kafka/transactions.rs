@@ -147,7 +147,7 @@ impl TransactionalWriter {
             let (theirs, ours) = (found.incarnation, incarnation.incarnation);
             return Err(Error::of(ErrorKind::SinkFailed, "cannot go on with the topic")
                 .at(self.output.describe())
-                .because(format!("life {theirs} of the state wrote to it, and this is only life {ours}"))
+                .because(format!("incarnation {theirs} of the state wrote to it, and this is only incarnation {ours}"))
                 .help("use the newest copy of the state directory"));
         }
         if self.committed.is_none() && self.truncated && incarnation.incarnation > 1 {
@@ -385,7 +385,7 @@ fn expect(publisher: &Publisher, (output, progress): (&TopicConfig, &TopicConfig
 /// Returns the error for a topic in which results were published and that no longer exists.
 fn deleted_topic(topic: &TopicConfig) -> Error {
     no_topic(ErrorKind::SinkFailed, topic, &[])
-        .because("results were shown in it, and it was deleted")
+        .because("results were published in it, and it was deleted")
         .help("start with a new state directory, or name another topic")
 }
 

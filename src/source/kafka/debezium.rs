@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-use super::decode::Decode;
+use super::decode::{Decode, DecodeError};
 use super::decoders::json;
 use super::mapping::{EventTimeOrigin, MessageMapping};
 use super::message::Message;
@@ -131,7 +131,7 @@ struct WrappedKey<K> {
 }
 
 /// Decodes an envelope; `None` for a message that is no change. The caller handles tombstones.
-fn decode_envelope<B, V>(message: &Message<'_>, needs_before: bool) -> Result<Option<EnvelopeChange<B, V>>, String>
+fn decode_envelope<B, V>(message: &Message<'_>, needs_before: bool) -> Result<Option<EnvelopeChange<B, V>>, DecodeError>
 where
     B: DeserializeOwned + 'static,
     V: DeserializeOwned + 'static,
@@ -143,7 +143,7 @@ where
     let DebeziumFields { op, before, after, source, ts_ms } = payload.unwrap_or(bare);
     let at = source.and_then(|source| source.ts_ms).or(ts_ms).map(EventTime::from_millis).or(message.timestamp());
     let at = at.unwrap_or(EventTime::from_millis(0));
-    let lacks = |what: &str, op: &str| Err(format!("the change `{op}` has no row `{what}`"));
+    let lacks = |what: &str, op: &str| Err(DecodeError::Rejected(format!("the change `{op}` has no row `{what}`")));
     match op.as_deref() {
         Some(op @ ("c" | "r" | "u")) if after.is_none() => lacks("after", op),
         Some("u") if needs_before && before.is_none() => lacks("before", "u"),
@@ -153,9 +153,11 @@ where
         Some("d") if needs_before && before.is_none() => lacks("before", "d"),
         Some("d") => Ok(Some((before, None, at))),
         Some("m") => Ok(None),
-        Some("t") => Err(String::from("the table was truncated (`t`), and which rows that deletes is not told")),
-        Some(op) => Err(format!("the operation `{}` of the change is unknown", op.escape_debug())),
-        None => Err(String::from("not a change of Debezium: it has no `op`")),
+        Some("t") => Err(DecodeError::from("the table was truncated (`t`), and which rows that deletes is not told")),
+        Some(op) => {
+            Err(DecodeError::Rejected(format!("the operation `{}` of the change is unknown", op.escape_debug())))
+        }
+        None => Err(DecodeError::from("not a change of Debezium: it has no `op`")),
     }
 }
 
@@ -163,7 +165,7 @@ where
 type EnvelopeChange<B, V> = (Option<B>, Option<V>, EventTime);
 
 impl<V: DeserializeOwned + 'static> Decode<DebeziumEvent<V>> for DebeziumDecoder<V> {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<DebeziumEvent<V>>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<DebeziumEvent<V>>, DecodeError> {
         if message.value().is_none() {
             return Ok(None);
         }
@@ -173,7 +175,7 @@ impl<V: DeserializeOwned + 'static> Decode<DebeziumEvent<V>> for DebeziumDecoder
 }
 
 impl<K: DeserializeOwned + 'static> Decode<K> for DebeziumKeyDecoder<K> {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<K>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<K>, DecodeError> {
         match json::<WrappedKey<K>>().decode(message) {
             Ok(key) => Ok(key.map(|key| key.payload)),
             // A key without a schema.
@@ -194,7 +196,7 @@ where
     V: DeserializeOwned + 'static,
     KD: Decode<K>,
 {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<(K, Option<V>)>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<(K, Option<V>)>, DecodeError> {
         let Some(key) = key_of(&self.key, message)? else { return Ok(None) };
         // Compaction may have left the tombstone alone.
         if message.value().is_none() {
@@ -249,7 +251,8 @@ mod tests {
     }
 
     fn decoded<T>(decoder: &impl Decode<T>, value: Option<&str>) -> Result<Option<T>, String> {
-        decoder.decode(&Message::of_record("t", 0, &record(r#"{"id": 1004}"#, value)))
+        let message = record(r#"{"id": 1004}"#, value);
+        decoder.decode(&Message::of_record("t", 0, &message)).map_err(|error| error.to_string())
     }
 
     fn wrapped(envelope: &str) -> String {

@@ -4,11 +4,14 @@
 //! one: [`Decode::skip_tombstones`], [`Decode::with_meta`].
 //!
 //! Invariant: a decoder is a function of the message alone. Messages are decoded again when epochs are replayed, and
-//! must give the same records then.
+//! must give the same records then. So a message is rejected for what it is, and never because something else that
+//! decoding needs is missing: that fails the job.
 
+use std::fmt;
 use std::marker::PhantomData;
 
 use super::message::Message;
+use crate::error::Error;
 
 /// Reason for rejecting a message without a value.
 const TOMBSTONE: &str = "the message has no value (a tombstone)";
@@ -38,8 +41,9 @@ pub trait Decode<T>: Send + Sync + 'static {
     /// Decodes a message. `Ok(None)` skips it: it is counted as skipped, and its offset is taken all the same.
     ///
     /// # Errors
-    /// Fails with the reason for rejecting the message.
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String>;
+    /// Fails with the reason for rejecting the message (a `String` becomes one by `?`), or with an error that fails the
+    /// job: see [`DecodeError`].
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError>;
 
     /// Checks that the decoder can decode anything at all. Called before the topic is opened.
     ///
@@ -78,10 +82,49 @@ pub trait Decode<T>: Send + Sync + 'static {
 }
 
 impl<T, F: Fn(&Message<'_>) -> Result<Option<T>, String> + Send + Sync + 'static> Decode<T> for F {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
-        self(message)
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
+        self(message).map_err(DecodeError::Rejected)
     }
 }
+
+/// Reason why a message gives no record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// The message itself is wrong: it is rejected for this reason, at each replay again.
+    Rejected(String),
+    /// The message cannot be judged, for example because a schema registry does not answer: the job fails, and its next
+    /// start decodes the message again.
+    Failed(Error),
+}
+
+impl From<String> for DecodeError {
+    fn from(reason: String) -> Self {
+        DecodeError::Rejected(reason)
+    }
+}
+
+impl From<&str> for DecodeError {
+    fn from(reason: &str) -> Self {
+        DecodeError::Rejected(reason.to_owned())
+    }
+}
+
+impl From<Error> for DecodeError {
+    fn from(error: Error) -> Self {
+        DecodeError::Failed(error)
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DecodeError::Rejected(reason) => f.write_str(reason),
+            DecodeError::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for DecodeError {}
 
 /// Returns a message's value.
 ///
@@ -100,7 +143,7 @@ pub struct SkipTombstones<D, T> {
 }
 
 impl<T: 'static, D: Decode<T>> Decode<T> for SkipTombstones<D, T> {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
         if message.value().is_none() { Ok(None) } else { self.decoder.decode(message) }
     }
 
@@ -123,7 +166,7 @@ where
     D: Decode<V>,
     F: Fn(V, &Message<'_>) -> T + Send + Sync + 'static,
 {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
         Ok(self.decoder.decode(message)?.map(|value| (self.add)(value, message)))
     }
 

@@ -5,13 +5,14 @@ use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use super::decode::{Decode, value_of};
+use super::decode::{Decode, DecodeError, value_of};
 use super::message::Message;
+use crate::format::framing;
 use crate::source::csv::{Layout, Scratch};
 
 /// Returns the decoder of messages that are a JSON value each.
 pub fn json<T: DeserializeOwned + 'static>() -> JsonDecoder<T> {
-    JsonDecoder(PhantomData)
+    JsonDecoder { framed: false, records: PhantomData }
 }
 
 /// Returns the decoder of messages that are UTF-8 text each.
@@ -32,14 +33,31 @@ pub fn csv<T: DeserializeOwned + 'static>() -> CsvDecoder<T> {
 
 /// The decoder of JSON messages: see [`json`].
 #[derive(Clone, Debug)]
-pub struct JsonDecoder<T>(PhantomData<fn() -> T>);
+pub struct JsonDecoder<T> {
+    framed: bool,
+    records: PhantomData<fn() -> T>,
+}
+
+impl<T> JsonDecoder<T> {
+    /// Takes messages that begin with the id of their schema in a registry: a byte 0, then the id in four bytes. Others
+    /// are rejected. The schema is not asked for: JSON is read without.
+    #[must_use]
+    pub fn framed(mut self) -> Self {
+        self.framed = true;
+        self
+    }
+}
 
 impl<T: DeserializeOwned + 'static> Decode<T> for JsonDecoder<T> {
     #[inline]
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
-        match serde_json::from_slice(value_of(message)?) {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
+        let mut json = value_of(message)?;
+        if self.framed {
+            (_, json) = framing::split(json)?;
+        }
+        match serde_json::from_slice(json) {
             Ok(record) => Ok(Some(record)),
-            Err(error) => Err(format!("not the expected JSON: {error}")),
+            Err(error) => Err(format!("not the expected JSON: {error}").into()),
         }
     }
 }
@@ -49,10 +67,10 @@ impl<T: DeserializeOwned + 'static> Decode<T> for JsonDecoder<T> {
 pub struct TextDecoder(());
 
 impl Decode<String> for TextDecoder {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<String>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<String>, DecodeError> {
         match str::from_utf8(value_of(message)?) {
             Ok(text) => Ok(Some(text.to_owned())),
-            Err(error) => Err(format!("not UTF-8 text: {error}")),
+            Err(error) => Err(format!("not UTF-8 text: {error}").into()),
         }
     }
 }
@@ -62,7 +80,7 @@ impl Decode<String> for TextDecoder {
 pub struct BytesDecoder(());
 
 impl Decode<Vec<u8>> for BytesDecoder {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<Vec<u8>>, DecodeError> {
         Ok(Some(value_of(message)?.to_vec()))
     }
 }
@@ -90,13 +108,13 @@ thread_local! {
 }
 
 impl<T: DeserializeOwned + 'static> Decode<T> for CsvDecoder<T> {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
         let layout = self.layout.as_ref().map_err(String::clone)?;
         let row = value_of(message)?;
         let mut scratch = SCRATCH.take();
         let decoded = layout.decode_row(&mut scratch, row);
         SCRATCH.set(scratch);
-        decoded.map(Some)
+        Ok(Some(decoded?))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -126,12 +144,17 @@ mod tests {
         JournaledRecord { offset: 5, payload: value.map(<[u8]>::to_vec), ..JournaledRecord::default() }
     }
 
+    fn reason(error: DecodeError) -> String {
+        let DecodeError::Rejected(reason) = error else { panic!("{error}") };
+        reason
+    }
+
     fn decoded<T>(decoder: &impl Decode<T>, value: &[u8]) -> Result<Option<T>, String> {
-        decoder.decode(&Message::of_record("t", 0, &record(Some(value))))
+        decoder.decode(&Message::of_record("t", 0, &record(Some(value)))).map_err(reason)
     }
 
     fn of_tombstone<T>(decoder: &impl Decode<T>) -> Result<Option<T>, String> {
-        decoder.decode(&Message::of_record("t", 0, &record(None)))
+        decoder.decode(&Message::of_record("t", 0, &record(None))).map_err(reason)
     }
 
     fn row(id: u64, name: &str, cents: Option<i64>) -> Row {
@@ -145,6 +168,15 @@ mod tests {
         let why = decoded(&decoder, br#"{"id":1,"cents":2}"#).unwrap_err();
         assert!(why.starts_with("not the expected JSON: missing field `name`"), "{why}");
         assert_eq!(of_tombstone(&decoder).unwrap_err(), "the message has no value (a tombstone)");
+    }
+
+    #[test]
+    fn framed_json_is_behind_the_id_of_its_schema() {
+        let decoder = json::<i64>().framed();
+        assert_eq!(decoded(&decoder, b"\0\0\0\0\x0712"), Ok(Some(12)));
+        let why = decoded(&decoder, b"12").unwrap_err();
+        assert_eq!(why, "no schema id: the message begins with byte 49, and a frame with byte 0");
+        assert!(decoded(&decoder, b"\0\0\0\0").is_err() && decoded(&json::<i64>(), b"\0\0\0\0\x0712").is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::decode::Decode;
+use super::decode::{Decode, DecodeError};
 use super::message::Message;
 use crate::error::{Error, Result};
 use crate::record::Record;
@@ -37,7 +37,7 @@ pub(super) trait MapMessages<T>: Send + Sync {
     /// Offers a message to the tracker, which accepts, rejects or skips it. Returns `true` if it was taken.
     ///
     /// # Errors
-    /// Fails if the message is rejected and rejects fail the job.
+    /// Fails if the message is rejected and rejects fail the job, or if it cannot be judged.
     fn offer(
         &self,
         epoch: Epoch,
@@ -92,7 +92,9 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
                 Err(reason) => intake.reject(epoch, slot, found, &reason)?,
             },
             (Ok(None), _) => intake.skip(epoch, slot, found),
-            (Err(reason), _) => intake.reject(epoch, slot, found, &reason)?,
+            (Err(DecodeError::Rejected(reason)), _) => intake.reject(epoch, slot, found, &reason)?,
+            // The message is not taken: the next start decodes it again.
+            (Err(DecodeError::Failed(error)), _) => return Err(error),
         }
         Ok(true)
     }

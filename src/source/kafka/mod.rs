@@ -17,6 +17,7 @@
 //! The module knows neither the purpose of epochs nor its caller.
 
 pub(crate) mod admin;
+mod avro;
 pub(crate) mod broker_errors;
 pub(crate) mod client;
 mod compacted;
@@ -34,6 +35,8 @@ mod peek;
 mod positions;
 mod prefetch;
 pub(crate) mod properties;
+#[cfg(feature = "protobuf")]
+mod protobuf;
 mod reader;
 mod statistics;
 mod table;
@@ -48,12 +51,18 @@ use std::time::Duration;
 
 use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
+pub use crate::format::avro::AvroSchema;
+#[cfg(feature = "registry")]
+pub use crate::format::registry::{RegisteredSchema, Registry, SchemaKind, SubjectNaming};
 use crate::record::Record;
 use crate::source::{self, Reader, TimeOf, TopicAddress, WorkerContext, time_of};
 use crate::time::EventTime;
+#[cfg(feature = "registry")]
+pub use avro::avro;
+pub use avro::{AvroDecoder, avro_schema};
 use client::TopicConfig;
 pub use debezium::{DebeziumDecoder, DebeziumEvent, DebeziumKeyDecoder, debezium, debezium_key};
-pub use decode::{Decode, SkipTombstones, WithMeta};
+pub use decode::{Decode, DecodeError, SkipTombstones, WithMeta};
 pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
@@ -61,6 +70,8 @@ pub use message::{Message, MessageHeaders, TimestampKind};
 use positions::ReadOptions;
 pub use positions::{Gap, StartOffset};
 pub use properties::ClientProperties;
+#[cfg(feature = "protobuf")]
+pub use protobuf::{ProtobufDecoder, protobuf};
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};

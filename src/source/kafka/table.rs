@@ -9,7 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::decode::Decode;
+use super::decode::{Decode, DecodeError};
 use super::mapping::{EventTimeOrigin, MessageMapping};
 use super::message::Message;
 use super::{DecodedTopic, Source, UntimedTopic};
@@ -21,12 +21,15 @@ const NO_KEY: &str = "the message has no key, and a table needs one";
 /// Decodes a message's key; `None` skips the message.
 ///
 /// # Errors
-/// Fails with the reason for rejecting the message.
-pub(super) fn key_of<K>(decoder: &impl Decode<K>, message: &Message<'_>) -> Result<Option<K>, String> {
+/// Fails with the reason for rejecting the message, or with an error that fails the job.
+pub(super) fn key_of<K>(decoder: &impl Decode<K>, message: &Message<'_>) -> Result<Option<K>, DecodeError> {
     if message.key().is_none() {
-        return Err(String::from(NO_KEY));
+        return Err(DecodeError::from(NO_KEY));
     }
-    decoder.decode(&message.of_key()).map_err(|why| format!("its key: {why}"))
+    decoder.decode(&message.of_key()).map_err(|error| match error {
+        DecodeError::Rejected(why) => DecodeError::Rejected(format!("its key: {why}")),
+        failed @ DecodeError::Failed(_) => failed,
+    })
 }
 
 /// A decoder of the messages of a table, to a key with its value: see [`DecodedTopic::table`].
@@ -49,7 +52,7 @@ where
     KD: Decode<K>,
     VD: Decode<V>,
 {
-    fn decode(&self, message: &Message<'_>) -> Result<Option<(K, Option<V>)>, String> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<(K, Option<V>)>, DecodeError> {
         let Some(key) = key_of(&self.key, message)? else { return Ok(None) };
         if message.value().is_none() {
             return Ok(Some((key, None)));

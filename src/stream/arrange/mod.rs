@@ -48,7 +48,7 @@ use crate::time::{EventTime, Span};
 pub(crate) struct PaneState<T: Pane, K: Record, D, A: Aggregate<D>> {
     store: PaneStore<T, K, A::Sum>,
     reporter: ValueReporter<A>,
-    wants: Subscriptions,
+    subscriptions: Subscriptions,
     lateness: Span,
     forget_sealed: bool,
     /// Windows that end at or before this time have fired.
@@ -70,7 +70,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
         let store = PaneStore::new(scope, info, closed, windows, metrics);
         let forget_sealed = fault.is(Fault::IgnoreSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
-        PaneState { store, reporter, wants: subscriptions, lateness, forget_sealed, fired, data }
+        PaneState { store, reporter, subscriptions, lateness, forget_sealed, fired, data }
     }
 
     /// Calls `each` with the current rows of an open window.
@@ -108,7 +108,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
     }
 
     fn tracks_changes(&self) -> bool {
-        self.wants.live.get() || self.wants.corrections(self.lateness)
+        self.subscriptions.live.get() || self.subscriptions.corrections(self.lateness)
     }
 
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
@@ -121,7 +121,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
         mut records: Vec<RoutedRecordOf<Self>>,
         results: &mut StepResultsOf<Self>,
     ) {
-        let through = if self.wants.live.get() { EventTime::MAX } else { self.fired };
+        let through = if self.subscriptions.live.get() { EventTime::MAX } else { self.fired };
         let mut touched = BTreeSet::new();
         for (key, pane, _) in &records {
             let ends = self.store.windows.ends(*pane, self.store.closed, through);
@@ -143,10 +143,10 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
             for (total, diff) in [(whole(old), -1), (whole(new), 1)] {
                 let Some(value) = total.and_then(|total| self.reporter.value(window, &row.1, &total)) else { continue };
                 let shown = (window, row.1.clone(), value);
-                if self.wants.corrections(self.lateness) && row.0 <= self.fired {
+                if self.subscriptions.corrections(self.lateness) && row.0 <= self.fired {
                     results.fired.push((shown.clone(), epoch, diff));
                 }
-                if self.wants.live.get() {
+                if self.subscriptions.live.get() {
                     results.live.push((shown, epoch, diff));
                 }
             }
@@ -155,7 +155,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
 
     fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>) {
         let rows = self.store.load(rows, epoch);
-        if !self.wants.live.get() {
+        if !self.subscriptions.live.get() {
             return;
         }
         if T::IN_SEVERAL_WINDOWS {
@@ -179,7 +179,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
 
     fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
         let (closed, before) = (watermark.minus(self.lateness), self.fired);
-        if self.wants.corrections(self.lateness) {
+        if self.subscriptions.corrections(self.lateness) {
             for end in self.store.ends(before.max(self.store.closed), watermark) {
                 self.show(end, |shown| results.fired.push((shown, epoch, 1)));
             }
@@ -187,7 +187,8 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
         self.fired = watermark;
         if closed > self.store.closed {
             let (reporter, windows) = (&self.reporter, self.store.windows.clone());
-            let (live, fired) = (self.wants.live.get(), self.wants.fired.get() && self.lateness == Span::ZERO);
+            let (live, fired) =
+                (self.subscriptions.live.get(), self.subscriptions.fired.get() && self.lateness == Span::ZERO);
             let mut window = Interval::NOTHING;
             results.closed.reserve(self.store.memtable_rows_through(closed));
             self.store.close(closed, epoch, |end, key, total| {
@@ -206,7 +207,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
                 results.closed.push(shown);
             });
         }
-        for (period, at) in self.wants.ticks(before, watermark) {
+        for (period, at) in self.subscriptions.ticks(before, watermark) {
             for end in self.store.ends(self.store.closed, EventTime::MAX) {
                 self.show(end, |shown| results.ticked.push((period, at, shown)));
             }

@@ -1,0 +1,148 @@
+//! Encoders of rows as messages whose schema is in a registry.
+//!
+//! Invariants: the schema is known to the registry, or refused, before a row is encoded; an encoder is a function of
+//! the row alone.
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::format::avro::AvroSchema;
+use crate::format::framing;
+use crate::format::registry::{Registration, Registry, SchemaKind, SubjectNaming};
+
+/// An encoder of rows as Avro messages that begin with the id of their schema.
+///
+/// ```no_run
+/// # use serde::{Deserialize, Serialize};
+/// use tidegate::kafka::{AvroEncoder, AvroSchema, Registry};
+///
+/// #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// struct Total { account: String, cents: i64 }
+///
+/// let registry = Registry::new("http://localhost:8081");
+/// let schema = AvroSchema::of::<Total>("com.acme")?;
+/// let encoder = AvroEncoder::new(&registry, "totals", schema).auto_register(true);
+/// encoder.prepare()?;
+/// let mut message = Vec::new();
+/// encoder.encode(&Total { account: "a".into(), cents: 5 }, &mut message).unwrap();
+/// # tidegate::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct AvroEncoder {
+    schema: AvroSchema,
+    topic: String,
+    registration: Registration,
+}
+
+impl AvroEncoder {
+    /// Writes values of a topic by this schema. It is looked up in the registry, under the subject `TOPIC-value`.
+    pub fn new(registry: &Registry, topic: &str, schema: AvroSchema) -> Self {
+        let subject = SubjectNaming::Topic.subject(topic, schema.name(), false);
+        let registration = Registration::new(registry, subject, SchemaKind::Avro, schema.text().to_owned());
+        AvroEncoder { schema, topic: topic.to_owned(), registration }
+    }
+
+    /// Sets how the subject is named.
+    #[must_use]
+    pub fn subject_naming(mut self, naming: SubjectNaming) -> Self {
+        self.registration.subject = naming.subject(&self.topic, self.schema.name(), false);
+        self
+    }
+
+    /// Registers the schema if the registry does not have it, if `register` is `true`. One that is incompatible with the
+    /// subject's newest version fails the job all the same.
+    #[must_use]
+    pub fn auto_register(mut self, register: bool) -> Self {
+        self.registration.auto_register = register;
+        self
+    }
+
+    /// Finds the schema in the registry, or registers it. It has to be called before rows are encoded; again it does
+    /// nothing.
+    ///
+    /// # Errors
+    /// Fails if the schema is missing or incompatible, or if the registry cannot be reached or refuses access.
+    pub fn prepare(&self) -> Result<()> {
+        self.registration.prepare()
+    }
+
+    /// Appends a row's message to `out`.
+    ///
+    /// # Errors
+    /// Fails with the reason if the row does not fit the schema, and leaves `out` as it was.
+    pub fn encode<D: Serialize + ?Sized>(&self, row: &D, out: &mut Vec<u8>) -> std::result::Result<(), String> {
+        let id = id_of(&self.registration)?;
+        let length = out.len();
+        framing::write(id, out);
+        let encoded = self.schema.encode(row, out);
+        if encoded.is_err() {
+            out.truncate(length);
+        }
+        encoded.map_err(|why| format!("the row does not fit the schema `{}`: {why}", self.schema.name()))
+    }
+}
+
+fn id_of(registration: &Registration) -> std::result::Result<u32, String> {
+    registration.id().ok_or_else(|| String::from("the schema is not prepared"))
+}
+
+/// An encoder of values of Protocol Buffers as messages that begin with the id of their schema and with message indexes.
+#[cfg(feature = "protobuf")]
+#[derive(Debug)]
+pub struct ProtobufEncoder {
+    topic: String,
+    type_name: String,
+    indexes: Vec<u32>,
+    registration: Registration,
+}
+
+#[cfg(feature = "protobuf")]
+impl ProtobufEncoder {
+    /// Writes values of a topic of the first type of a `.proto` file with this text; `type_name` is that type's full name.
+    /// The text is looked up in the registry, under the subject `TOPIC-value`.
+    pub fn new(registry: &Registry, topic: &str, proto: &str, type_name: &str) -> Self {
+        let subject = SubjectNaming::Topic.subject(topic, type_name, false);
+        let registration = Registration::new(registry, subject, SchemaKind::Protobuf, proto.to_owned());
+        ProtobufEncoder { topic: topic.to_owned(), type_name: type_name.to_owned(), indexes: vec![0], registration }
+    }
+
+    /// Sets the path to the type in the file: `[1]` is its second type, `[1, 0]` the first type within that.
+    #[must_use]
+    pub fn at(mut self, indexes: &[u32]) -> Self {
+        self.indexes = indexes.to_vec();
+        self
+    }
+
+    /// Sets how the subject is named.
+    #[must_use]
+    pub fn subject_naming(mut self, naming: SubjectNaming) -> Self {
+        self.registration.subject = naming.subject(&self.topic, &self.type_name, false);
+        self
+    }
+
+    /// Registers the schema if the registry does not have it, if `register` is `true`: see
+    /// [`AvroEncoder::auto_register`].
+    #[must_use]
+    pub fn auto_register(mut self, register: bool) -> Self {
+        self.registration.auto_register = register;
+        self
+    }
+
+    /// Finds the schema in the registry, or registers it: see [`AvroEncoder::prepare`].
+    ///
+    /// # Errors
+    /// Fails if the schema is missing or incompatible, or if the registry cannot be reached or refuses access.
+    pub fn prepare(&self) -> Result<()> {
+        self.registration.prepare()
+    }
+
+    /// Appends a row's message to `out`.
+    ///
+    /// # Errors
+    /// Fails if the encoder is not prepared.
+    pub fn encode<M: prost::Message>(&self, row: &M, out: &mut Vec<u8>) -> std::result::Result<(), String> {
+        framing::write(id_of(&self.registration)?, out);
+        framing::write_indexes(&self.indexes, out);
+        row.encode(out).map_err(|why| why.to_string())
+    }
+}

@@ -1,0 +1,70 @@
+//! A real schema registry for tests, and clients of Kafka in Python that we did not write. `tests/kafka/registry` runs
+//! the registry; it ends with the test process, even if that is killed.
+//!
+//! Without Java or Python, tests that need them are skipped with a line on standard error; with `CI=true` they fail.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A running schema registry.
+pub struct SchemaRegistry {
+    pub url: String,
+    /// Kills the registry and removes its files when its standard input ends.
+    _watchdog: Child,
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka").join(name)
+}
+
+/// Returns what a script has printed; `None` if it lacks a program on this machine.
+fn printed(output: &Output, what: &str) -> Option<String> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(0) => Some(String::from_utf8(output.stdout.clone()).unwrap().trim().to_owned()),
+        Some(4) if std::env::var("CI").as_deref() != Ok("true") => {
+            // Not by `eprintln`, which the test runner captures.
+            let line = format!("SKIPPED: no {what} here: {}\n", said.trim());
+            std::io::stderr().lock().write_all(line.as_bytes()).unwrap();
+            None
+        }
+        code => panic!("no {what} ({code:?}): {said}"),
+    }
+}
+
+impl SchemaRegistry {
+    /// Starts a registry; `None` if there can be none on this machine.
+    pub fn start() -> Option<SchemaRegistry> {
+        let data = tempfile::Builder::new().prefix("tidegate-registry-").tempdir().unwrap().keep();
+        // In a session of its own, so that it survives an interrupt from the keyboard.
+        let wipe = r#"while read -r _; do :; done; "$0" kill -d "$1" >/dev/null 2>&1; rm -rf -- "$1""#;
+        let mut watchdog = Command::new("setsid");
+        watchdog.args(["bash", "-c", wipe]).arg(script("registry")).arg(&data).stdin(Stdio::piped());
+        let watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let output = Command::new(script("registry")).args(["start", "-d"]).arg(&data).output().unwrap();
+        let url = printed(&output, "schema registry")?;
+        Some(SchemaRegistry { url, _watchdog: watchdog })
+    }
+}
+
+/// A Python with clients of Kafka.
+pub struct Python(PathBuf);
+
+impl Python {
+    /// Finds or makes it; `None` if there can be none on this machine.
+    pub fn find() -> Option<Python> {
+        let output = Command::new(script("python")).output().unwrap();
+        printed(&output, "Python").map(|path| Python(path.into()))
+    }
+
+    /// Runs `tests/kafka/registry_client.py` and returns its output.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = Command::new(&self.0).arg(script("registry_client.py")).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
