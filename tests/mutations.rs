@@ -75,6 +75,22 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_thousand_partitions_are_fetched_within_a_budget_and_none_starves",
     },
     Mutation {
+        name: "a refused property is told with its value, a secret one too",
+        file: "src/source/kafka/properties.rs",
+        text: "if is_secret(key) { HIDDEN } else { value }",
+        instead: "if false { HIDDEN } else { value }",
+        tests: "tests/kafka_security.rs",
+        test: "a_secret_of_a_file_or_the_environment_opens_a_topic_and_is_in_no_message",
+    },
+    Mutation {
+        name: "a producer with a rate does not wait for brokers that are slower",
+        file: "src/cli/produce.rs",
+        text: "publisher.in_flight() >= most",
+        instead: "publisher.in_flight() == usize::MAX",
+        tests: "tests/kafka_tools.rs",
+        test: "a_rate_that_brokers_cannot_keep_slows_producers_down",
+    },
+    Mutation {
         name: "no file is synced",
         file: "src/durable/disk.rs",
         text: "self.file.sync_data()",

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::format::avro::AvroSchema;
 use crate::format::framing;
 use crate::format::registry::{Registration, Registry, SchemaKind, SubjectNaming};
+use crate::sink::kafka::Encode;
 
 /// An encoder of rows as Avro messages that begin with the id of their schema.
 ///
@@ -144,5 +145,26 @@ impl ProtobufEncoder {
         framing::write(id_of(&self.registration)?, out);
         framing::write_indexes(&self.indexes, out);
         row.encode(out).map_err(|why| why.to_string())
+    }
+}
+
+impl<D: Serialize> Encode<D> for AvroEncoder {
+    fn encode(&self, row: &D, value: &mut Vec<u8>) -> std::result::Result<(), String> {
+        AvroEncoder::encode(self, row, value)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        self.prepare().map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(feature = "protobuf")]
+impl<M: prost::Message> Encode<M> for ProtobufEncoder {
+    fn encode(&self, row: &M, value: &mut Vec<u8>) -> std::result::Result<(), String> {
+        ProtobufEncoder::encode(self, row, value)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        self.prepare().map_err(|error| error.to_string())
     }
 }
