@@ -28,6 +28,9 @@ mod account_totals;
 mod balances;
 #[path = "../queries/late_report.rs"]
 mod late_report;
+#[path = "../queries/orders_enriched.rs"]
+#[cfg(feature = "registry")]
+mod orders_enriched;
 #[path = "../queries/silent_accounts.rs"]
 mod silent_accounts;
 #[path = "../queries/spend_by_minute.rs"]
@@ -45,11 +48,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 type QueryMain = fn() -> ExitCode;
 
 /// The queries that come along, by name.
-const QUERIES: [(&str, QueryMain); 8] = [
+const QUERIES: &[(&str, QueryMain)] = &[
     ("account_sessions", account_sessions::main),
     ("account_totals", account_totals::main),
     ("balances", balances::main),
     ("late_report", late_report::main),
+    #[cfg(feature = "registry")]
+    ("orders_enriched", orders_enriched::main),
     ("silent_accounts", silent_accounts::main),
     ("spend_by_minute", spend_by_minute::main),
     ("top_spenders", top_spenders::main),
@@ -72,6 +77,7 @@ Included queries; each has a --help:
   account_sessions  sessions of each account
   balances          the balance of each account, at every epoch
   late_report       late records, by merchant
+  orders_enriched   orders with their customers, kept up to date, from Avro topics
   silent_accounts   accounts that have gone silent
   spend_by_minute   spend of the last minute, every 10 seconds
   top_spenders      the accounts that spend most
@@ -136,7 +142,7 @@ fn main() -> ExitCode {
 
 /// The query of this name.
 fn query(name: &OsStr) -> Option<(&'static str, QueryMain)> {
-    QUERIES.into_iter().find(|(known, _)| name == *known)
+    QUERIES.iter().copied().find(|(known, _)| name == *known)
 }
 
 /// Replaces this process by the query of this name, so that all it says names the query.

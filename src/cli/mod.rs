@@ -10,6 +10,7 @@ pub mod demo;
 mod kafka_config;
 mod log;
 pub mod manual;
+mod message_format;
 pub mod produce;
 mod progress;
 mod query;
@@ -25,6 +26,7 @@ use log::print_line;
 
 pub use kafka_config::{KafkaConfigArgs, Property};
 pub use log::note;
+pub use message_format::{MessageFormat, MessageFormatArgs};
 pub use query::{QueryArgs, start, start_with};
 
 /// Parses a duration, such as `100ms` or `2s`.

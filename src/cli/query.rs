@@ -16,12 +16,12 @@ use clap::{Args, Parser};
 
 use super::child_process::end_with_parent;
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
-use super::{KafkaConfigArgs, duration, note};
+use super::{KafkaConfigArgs, MessageFormatArgs, duration, note};
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Sink};
-use crate::source::kafka::{Gap, StartOffset, Topics};
+use crate::source::kafka::{Decode, Gap, StartOffset, Topics};
 use crate::source::{self, DeadLetter, Options, Rejected, Source};
 use crate::stream::{Flow, QueryResult};
 use crate::thread::{JobFailure, guard};
@@ -59,6 +59,10 @@ pub struct QueryArgs {
     /// Flags of the Kafka client.
     #[command(flatten, next_help_heading = "Input")]
     pub kafka: KafkaConfigArgs,
+
+    /// Flags of the format of messages.
+    #[command(flatten, next_help_heading = "Formats of messages")]
+    pub messages: MessageFormatArgs,
 
     /// Read a CSV file instead of Kafka; its header names the columns, extra ones are ignored
     #[arg(long, value_name = "FILE", conflicts_with = "ndjson", help_heading = "Input")]
@@ -236,7 +240,8 @@ impl QueryArgs {
             (Some(path), ..) => Box::new(source::csv::Source::new(path).event_time(time_of)),
             (_, Some(path), _) => Box::new(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
-                let topic = source::kafka::Source::json(brokers, self.topics()).event_time(time_of);
+                let topic = source::kafka::Source::new(brokers, self.topics(), self.messages.decoder()?);
+                let topic = topic.event_time(time_of);
                 let topic = topic.from(self.from.clone()).on_gap(self.on_gap).compacted(self.compacted);
                 let topic = self.stop_at.into_iter().fold(topic, source::kafka::Source::stop_at);
                 Box::new(topic.configs(self.kafka.properties()?.iter()))
@@ -246,6 +251,24 @@ impl QueryArgs {
                 return Err(error.help("name a source: --brokers HOST:PORT, --csv FILE or --ndjson FILE"));
             }
         })
+    }
+
+    /// Returns a topic that is read as a table: see [`DecodedTopic::table`](source::kafka::DecodedTopic::table). `key`
+    /// decodes the messages' keys.
+    ///
+    /// # Errors
+    /// Fails if the flags name no brokers, or no schema registry that the format needs.
+    pub fn table<K: Record, V: Record>(
+        &self,
+        topic: &str,
+        key: impl Decode<K>,
+    ) -> Result<source::kafka::Source<(K, Option<V>)>> {
+        let Some(brokers) = &self.brokers else {
+            let error = Error::usage(format!("the topic {topic} needs the address of its brokers"));
+            return Err(error.help("add --brokers HOST:PORT"));
+        };
+        let table = source::kafka::Source::new(brokers, topic, self.messages.decoder()?).table(key);
+        Ok(table.configs(self.kafka.properties()?.iter()))
     }
 
     /// Returns the topics to read.
@@ -259,6 +282,30 @@ impl QueryArgs {
     /// Fails if `--out` does not name a sink.
     pub fn out<D: Record>(&self) -> Result<Box<dyn Sink<D>>> {
         self.sink("--out", &self.out)
+    }
+
+    /// Returns the sink of the changes of a collection with one row for each key. A topic gets one message for each key
+    /// whose row changes: the new row, or a tombstone (see [`kafka::Sink::upsert`](sink::kafka::Sink::upsert)). Other
+    /// sinks get what those of [`QueryArgs::out`] get.
+    ///
+    /// # Errors
+    /// Fails if `--out` does not name a sink.
+    pub fn out_by_key<D: Record>(
+        &self,
+        key: impl Fn(&D) -> String + Send + Sync + 'static,
+    ) -> Result<Box<dyn Sink<D>>> {
+        match self.check_topic("--out", &self.out)? {
+            Some((brokers, topic)) => {
+                let output = self.topic_sink(brokers, topic)?.key_by(key).upsert();
+                Ok(self.run.hooks.wrap_sink(Box::new(output)))
+            }
+            None => self.out(),
+        }
+    }
+
+    fn topic_sink<D: Record>(&self, brokers: &str, topic: &str) -> Result<sink::kafka::Sink<D>> {
+        let output = sink::kafka::Sink::new(brokers, topic, self.messages.encoder(topic)?).create(CREATED_PARTITIONS);
+        Ok(output.configs(self.kafka.properties()?.iter()))
     }
 
     /// Returns the sink of late records; `None` without `--late`.
@@ -306,8 +353,7 @@ impl QueryArgs {
             return Ok(Box::new(sink::stdout::Stdout::csv()));
         }
         if let Some((brokers, topic)) = self.check_topic(flag, target)? {
-            let output = sink::kafka::Sink::json(brokers, topic).create(CREATED_PARTITIONS);
-            return Ok(Box::new(output.configs(self.kafka.properties()?.iter())));
+            return Ok(Box::new(self.topic_sink(brokers, topic)?));
         }
         if self.csv.iter().chain(&self.ndjson).any(|input| is_one_file(input, Path::new(target))) {
             let error = Error::usage(format!("{flag} {target} is the file that is read"));

@@ -197,5 +197,94 @@ def read_avro(url, path):
             print(json.dumps(value, default=str))
 
 
+def orders(servers, url, orders_topic, customers_topic, seed, count, rate):
+    """Writes customers and orders with changes and deletes, and prints the table of enriched orders that they come to."""
+    import fastavro
+    import random
+    import time
+    from confluent_kafka import Producer
+    order_schema = {"type": "record", "name": "Order", "fields": [
+        {"name": "note", "type": "string"}, {"name": "customer", "type": "long"}, {"name": "cents", "type": "int"},
+        {"name": "at_ms", "type": {"type": "long", "logicalType": "timestamp-millis"}}]}
+    customer_schema = {"type": "record", "name": "Customer", "fields": [
+        {"name": "name", "type": "string"}, {"name": "tier", "type": ["null", "string"]}]}
+    writers = {}
+    for topic, schema in [(orders_topic, order_schema), (customers_topic, customer_schema)]:
+        writers[topic] = (register(url, f"{topic}-value", json.dumps(schema)), fastavro.parse_schema(schema))
+    producer = Producer({"bootstrap.servers": servers, "linger.ms": 5, "compression.type": "lz4"})
+    tables = {orders_topic: {}, customers_topic: {}}
+
+    def change(topic, key, row):
+        if row is None:
+            tables[topic].pop(key, None)
+            value = None
+        else:
+            tables[topic][key] = row
+            number, schema = writers[topic]
+            datum = io.BytesIO()
+            fastavro.schemaless_writer(datum, schema, row)
+            value = struct.pack(">bI", 0, number) + datum.getvalue()
+        producer.produce(topic, value, key=str(key))
+        producer.poll(0)
+
+    rng = random.Random(int(seed))
+    customer = lambda: {"name": f"name-{rng.randrange(1000)}", "tier": rng.choice([None, "gold", "silver"])}
+    # Some customers come late, and none is number 0.
+    for key in range(1, 80):
+        change(customers_topic, key, customer())
+    for number in range(int(count)):
+        if float(rate) > 0 and number % 100 == 0:
+            producer.flush(60)
+            time.sleep(100 / float(rate))
+        dice = rng.random()
+        if dice < 0.05:
+            change(customers_topic, rng.randrange(1, 100), customer() if dice < 0.04 else None)
+        else:
+            order = {"note": "x" * rng.randrange(20), "customer": rng.randrange(100), "cents": rng.randrange(100000),
+                     "at_ms": 1_700_000_000_000 + rng.randrange(10**9)}
+            change(orders_topic, rng.randrange(int(count) // 3), order if dice < 0.9 else None)
+    assert producer.flush(60) == 0
+    enriched = {}
+    for key, order in tables[orders_topic].items():
+        customer = tables[customers_topic].get(order["customer"])
+        if customer is not None:
+            enriched[str(key)] = {"order": key, "customer": order["customer"], "cents": order["cents"],
+                                  "at_ms": order["at_ms"], **customer}
+    print(json.dumps(enriched, sort_keys=True))
+
+
+def read_table(servers, url, topic):
+    """Prints the last committed value of each key of a topic, but for those that are deleted."""
+    import fastavro
+    from confluent_kafka import Consumer, TopicPartition
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "table", "enable.partition.eof": True,
+                         "isolation.level": "read_committed", "enable.auto.commit": False})
+    partitions = list(consumer.list_topics(topic, 30).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+    schemas, table, ended = {}, {}, set()
+    while len(ended) < len(partitions):
+        message = consumer.poll(30)
+        assert message is not None, "no message within 30 s"
+        if message.error():
+            assert message.error().name() == "_PARTITION_EOF", message.error()
+            ended.add(message.partition())
+            continue
+        key, value = message.key().decode(), message.value()
+        if value is None:
+            assert key in table, f"{key} is deleted twice"
+            del table[key]
+            continue
+        magic, number = struct.unpack(">bI", value[:5])
+        assert magic == 0, value
+        if number not in schemas:
+            schemas[number] = fastavro.parse_schema(json.loads(request(url, f"/schemas/ids/{number}")["schema"]))
+        row = fastavro.schemaless_reader(io.BytesIO(value[5:]), schemas[number], None)
+        assert table.get(key) != row, f"{key} is set twice to {row}"
+        table[key] = row
+    consumer.close()
+    print(json.dumps(table, sort_keys=True))
+
+
 if __name__ == "__main__":
-    {"write": write, "send": send, "read_avro": read_avro}[sys.argv[1]](*sys.argv[2:])
+    commands = [write, send, read_avro, orders, read_table]
+    {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])

@@ -61,6 +61,21 @@ impl<D, F: Fn(&D, &mut Vec<u8>) -> Result<(), String> + Send + Sync + 'static> E
     }
 }
 
+/// An encoder that is chosen while the program runs.
+impl<D: 'static> Encode<D> for Box<dyn Encode<D>> {
+    fn encode(&self, row: &D, value: &mut Vec<u8>) -> Result<(), String> {
+        (**self).encode(row, value)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        (**self).check()
+    }
+
+    fn is_json(&self) -> bool {
+        (**self).is_json()
+    }
+}
+
 /// Returns the encoder of rows as one JSON value each.
 pub fn json() -> JsonEncoder {
     JsonEncoder(())

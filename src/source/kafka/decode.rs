@@ -87,6 +87,17 @@ impl<T, F: Fn(&Message<'_>) -> Result<Option<T>, String> + Send + Sync + 'static
     }
 }
 
+/// A decoder that is chosen while the program runs.
+impl<T: 'static> Decode<T> for Box<dyn Decode<T>> {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<T>, DecodeError> {
+        (**self).decode(message)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        (**self).check()
+    }
+}
+
 /// Reason why a message gives no record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
