@@ -172,7 +172,7 @@ fn totals(source: &Source<Payment>, directory: &Path, fail_at: usize) -> tidegat
     let options = Options::default().until_end(true).out_of_order(Duration::from_secs(2)).fail_on_reject(true);
     let job = Job::new("totals").workers(2).options(options).epoch(Duration::from_millis(5));
     let report = job.state(State::at(directory.join("state"))).run(move |flow| {
-        let payments = flow.read("payments", &source).inspect(|payment| payment.check());
+        let payments = flow.read("payments", &source).inspect(Payment::check);
         let closed = payments
             .key_by(|payment| payment.account.clone())
             .window(Window::tumbling(Duration::from_secs(10)))

@@ -43,10 +43,16 @@ impl SchemaRegistry {
         let wipe = r#"while read -r _; do :; done; "$0" kill -d "$1" >/dev/null 2>&1; rm -rf -- "$1""#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script("registry")).arg(&data).stdin(Stdio::piped());
-        let watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let output = Command::new(script("registry")).args(["start", "-d"]).arg(&data).output().unwrap();
-        let url = printed(&output, "schema registry")?;
-        Some(SchemaRegistry { url, _watchdog: watchdog })
+        match printed(&output, "schema registry") {
+            Some(url) => Some(SchemaRegistry { url, _watchdog: watchdog }),
+            None => {
+                drop(watchdog.stdin.take());
+                watchdog.wait().unwrap();
+                None
+            }
+        }
     }
 }
 

@@ -114,8 +114,8 @@ impl TypeRecorder {
     }
 
     /// Puts the type of a value together from those of its parts.
-    fn compose(&mut self, branch: Branch, parts: Vec<Value>) -> std::result::Result<Value, ProbeStop> {
-        match (branch, &parts[..]) {
+    fn compose(&mut self, branch: Branch, parts: &[Value]) -> std::result::Result<Value, ProbeStop> {
+        match (branch, parts) {
             (Branch::Option, [Value::Array(_)] | []) => self.fail("it has an option of an option"),
             (Branch::Option, [inner]) => Ok(json!(["null", inner])),
             (Branch::List, [item]) => Ok(json!({ "type": "array", "items": item })),
@@ -207,7 +207,7 @@ impl Recorder for TypeRecorder {
             self.open.pop();
         }
         let parts = self.parts.pop().unwrap_or_default();
-        self.found = Some(self.compose(branch, parts)?);
+        self.found = Some(self.compose(branch, &parts)?);
         Ok(value)
     }
 

@@ -326,10 +326,7 @@ impl Registry {
         if let Some((_, error)) = failed.as_ref().filter(|(at, _)| *at > begun) {
             return Err(error.clone());
         }
-        let found = self.fetch_patiently(id).map_err(|error| {
-            *failed = Some((Instant::now(), error.clone()));
-            error
-        })?;
+        let found = self.fetch_patiently(id).inspect_err(|error| *failed = Some((Instant::now(), error.clone())))?;
         if found.is_none() {
             tracing::warn!(registry = %self.url(), id, "the schema registry does not know this id: its messages are rejected");
         }
