@@ -142,5 +142,5 @@ pub mod kafka {
         avro_schema, bytes, csv, json, text,
     };
     #[cfg(feature = "registry")]
-    pub use crate::source::kafka::{RegisteredSchema, Registry, SchemaKind, SubjectNaming, avro};
+    pub use crate::source::kafka::{RegisteredSchema, SchemaKind, SchemaRegistry, SubjectNaming, avro};
 }

@@ -16,10 +16,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use broker::Broker;
-use registry::{Python, SchemaRegistry};
+use registry::{Python, RunningRegistry};
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
-use tidegate::kafka::{self, AvroSchema, Decode, Message, Registry};
+use tidegate::kafka::{self, AvroSchema, Decode, Message, SchemaRegistry};
 use tidegate::source::Options;
 use tidegate::source::kafka::Source;
 use tidegate::stream::Observer;
@@ -29,7 +29,7 @@ use tidegate::{Closed, Decimal, Error, EventTime, Job, State, Window, ndjson};
 /// Broker, registry and clients of this test program.
 struct Parts {
     broker: &'static Broker,
-    registry: SchemaRegistry,
+    registry: RunningRegistry,
     python: Python,
 }
 
@@ -38,7 +38,7 @@ impl Parts {
         static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
         let start = || {
             let python = Python::find()?;
-            let registry = std::thread::spawn(SchemaRegistry::start);
+            let registry = std::thread::spawn(RunningRegistry::start);
             let broker = Broker::shared();
             Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
         };
@@ -68,8 +68,8 @@ impl Parts {
         self.python.run(&["require_backward", &self.registry.url, subject]);
     }
 
-    fn registry(&self) -> Registry {
-        Registry::new(&self.registry.url)
+    fn registry(&self) -> SchemaRegistry {
+        SchemaRegistry::new(&self.registry.url)
     }
 }
 
@@ -323,7 +323,7 @@ fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fai
     drop(free);
     let (_, rest) = parts.registry.url.split_once("://").unwrap();
     let (host, path) = rest.split_once('/').unwrap();
-    let away = Registry::new(&format!("http://me:secret@{address}/{path}"));
+    let away = SchemaRegistry::new(&format!("http://me:secret@{address}/{path}"));
     assert!(!format!("{away:?}").contains("secret"));
     // It stays away.
     let impatient = away.clone().retry_for(Duration::from_millis(1_500));
@@ -343,10 +343,10 @@ fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fai
     let (rows, summary) = read(&topic_of(parts, "away", kafka::avro::<Payment>(&away))).unwrap();
     assert_eq!((rows.len(), rows[0].cents), (1, 7), "{summary}");
     // Something else is there.
-    let wrong = Registry::new(&parts.registry.url.replace("ccompat", "nothing"));
+    let wrong = SchemaRegistry::new(&parts.registry.url.replace("ccompat", "nothing"));
     let error = read(&topic_of(parts, "away", kafka::avro::<Payment>(&wrong))).unwrap_err().to_string();
     assert!(error.contains("there is no schema registry, or another API of it"), "{error}");
-    let none = Registry::new("localhost:8081");
+    let none = SchemaRegistry::new("localhost:8081");
     let error = read(&topic_of(parts, "away", kafka::avro::<Payment>(&none))).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("begin with http://HOST or https://HOST"), "{error}");
 }
