@@ -143,5 +143,5 @@ pub mod kafka {
         StartOffset, TimestampKind, Topics, avro_schema, bytes, csv, debezium, debezium_key, json, text,
     };
     #[cfg(feature = "registry")]
-    pub use crate::source::kafka::{RegisteredSchema, Registry, SchemaKind, SubjectNaming, avro};
+    pub use crate::source::kafka::{RegisteredSchema, SchemaKind, SchemaRegistry, SubjectNaming, avro};
 }

@@ -16,10 +16,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use broker::Broker;
-use registry::{Python, SchemaRegistry};
+use registry::{Python, RunningRegistry};
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
-use tidegate::kafka::{self, Decode, Message, Registry};
+use tidegate::kafka::{self, AvroSchema, Decode, Message, SchemaRegistry};
 use tidegate::source::Options;
 use tidegate::source::kafka::Source;
 use tidegate::stream::Observer;
@@ -29,7 +29,7 @@ use tidegate::{Closed, Decimal, Error, EventTime, Job, State, Window, ndjson};
 /// Broker, registry and clients of this test program.
 struct Parts {
     broker: &'static Broker,
-    registry: SchemaRegistry,
+    registry: RunningRegistry,
     python: Python,
 }
 
@@ -38,7 +38,7 @@ impl Parts {
         static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
         let start = || {
             let python = Python::find()?;
-            let registry = std::thread::spawn(SchemaRegistry::start);
+            let registry = std::thread::spawn(RunningRegistry::start);
             let broker = Broker::shared();
             Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
         };
@@ -63,8 +63,13 @@ impl Parts {
         self.python.run(&arguments.collect::<Vec<_>>());
     }
 
-    fn registry(&self) -> Registry {
-        Registry::new(&self.registry.url)
+    /// Makes a subject refuse schemas that cannot read the data of its newest one.
+    fn require_backward(&self, subject: &str) {
+        self.python.run(&["require_backward", &self.registry.url, subject]);
+    }
+
+    fn registry(&self) -> SchemaRegistry {
+        SchemaRegistry::new(&self.registry.url)
     }
 }
 
@@ -167,7 +172,7 @@ fn totals(source: &Source<Payment>, directory: &Path, fail_at: usize) -> tidegat
     let options = Options::default().until_end(true).out_of_order(Duration::from_secs(2)).fail_on_reject(true);
     let job = Job::new("totals").workers(2).options(options).epoch(Duration::from_millis(5));
     let report = job.state(State::at(directory.join("state"))).run(move |flow| {
-        let payments = flow.read("payments", &source).inspect(|payment| payment.check());
+        let payments = flow.read("payments", &source).inspect(Payment::check);
         let closed = payments
             .key_by(|payment| payment.account.clone())
             .window(Window::tumbling(Duration::from_secs(10)))
@@ -318,7 +323,7 @@ fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fai
     drop(free);
     let (_, rest) = parts.registry.url.split_once("://").unwrap();
     let (host, path) = rest.split_once('/').unwrap();
-    let away = Registry::new(&format!("http://me:secret@{address}/{path}"));
+    let away = SchemaRegistry::new(&format!("http://me:secret@{address}/{path}"));
     assert!(!format!("{away:?}").contains("secret"));
     // It stays away.
     let impatient = away.clone().retry_for(Duration::from_millis(1_500));
@@ -338,10 +343,10 @@ fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fai
     let (rows, summary) = read(&topic_of(parts, "away", kafka::avro::<Payment>(&away))).unwrap();
     assert_eq!((rows.len(), rows[0].cents), (1, 7), "{summary}");
     // Something else is there.
-    let wrong = Registry::new(&parts.registry.url.replace("ccompat", "nothing"));
+    let wrong = SchemaRegistry::new(&parts.registry.url.replace("ccompat", "nothing"));
     let error = read(&topic_of(parts, "away", kafka::avro::<Payment>(&wrong))).unwrap_err().to_string();
     assert!(error.contains("there is no schema registry, or another API of it"), "{error}");
-    let none = Registry::new("localhost:8081");
+    let none = SchemaRegistry::new("localhost:8081");
     let error = read(&topic_of(parts, "away", kafka::avro::<Payment>(&none))).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("begin with http://HOST or https://HOST"), "{error}");
 }
@@ -360,4 +365,121 @@ fn schemas_are_looked_up_registered_and_refused_if_they_are_incompatible() {
     let error = registry.register("new-value", avro, "{\"type\": \"nonsense\"}").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SchemaRefused);
     assert!(error.to_string().contains("the schema registry refuses a request"), "{error}");
+}
+
+/// A row of a sink, with all that a derived schema can have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Summary {
+    at: EventTime,
+    account: String,
+    sum: i128,
+    count: i64,
+    worst: Option<i32>,
+    currency: Currency,
+    parts: Vec<Money>,
+    exact: bool,
+}
+
+fn summary(rng: &mut fastrand::Rng) -> Summary {
+    let currencies = [Currency::Eur, Currency::Chf, Currency::Jpy];
+    let currency = |rng: &mut fastrand::Rng| currencies[rng.usize(..3)].clone();
+    Summary {
+        at: EventTime::from_millis(rng.i64(0..4_000_000_000_000)),
+        account: ["", "ann", "名前", "x\"y"][rng.usize(..4)].into(),
+        sum: rng.i128(-(10i128.pow(30))..10i128.pow(30)) >> rng.u32(0..90),
+        count: rng.i64(..),
+        worst: rng.bool().then(|| rng.i32(..)),
+        currency: currency(rng),
+        parts: (0..rng.usize(..3)).map(|_| Money { cents: rng.i64(..), currency: currency(rng) }).collect(),
+        exact: rng.bool(),
+    }
+}
+
+#[test]
+fn rows_that_are_encoded_are_what_python_reads() {
+    let Some(parts) = Parts::shared() else { return };
+    let schema = AvroSchema::of::<Summary>("com.acme").unwrap();
+    let registry = parts.registry();
+    let encoder = kafka::AvroEncoder::new(&registry, "summaries", schema).auto_register(true);
+    let mut message = Vec::new();
+    let mut rng = fastrand::Rng::with_seed(8);
+    let unprepared = encoder.encode(&summary(&mut rng), &mut message).unwrap_err();
+    assert!(unprepared.contains("not prepared") && message.is_empty(), "{unprepared}");
+    encoder.prepare().unwrap();
+    let rows: Vec<Summary> = (0..300).map(|_| summary(&mut rng)).collect();
+    let mut lines = String::new();
+    for row in &rows {
+        message.clear();
+        encoder.encode(row, &mut message).unwrap();
+        lines.extend(message.iter().map(|byte| format!("{byte:02x}")).chain(["\n".into()]));
+        let record =
+            tidegate::durable::journal::JournaledRecord { payload: Some(message.clone()), ..Default::default() };
+        let decoded = kafka::avro::<Summary>(&registry).decode(&Message::of_record("t", 0, &record));
+        assert_eq!(decoded, Ok(Some(row.clone())));
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines).unwrap();
+    let printed = parts.python.run(&["read_avro", &parts.registry.url, file.path().to_str().unwrap()]);
+    assert_eq!(printed.lines().count(), rows.len());
+    for (line, row) in printed.lines().zip(&rows) {
+        let read: serde_json::Value = serde_json::from_str(line).unwrap();
+        let texts = |name: &str| read[name].as_str().unwrap().to_owned();
+        // Python prints `2026-01-02 03:04:05.678000+00:00`, without the fraction if it is none.
+        let at: EventTime = texts("at").replace(' ', "T").parse().unwrap();
+        assert_eq!((at, texts("account"), texts("sum")), (row.at, row.account.clone(), row.sum.to_string()), "{line}");
+        let rest = [("count", serde_json::json!(row.count)), ("worst", serde_json::json!(row.worst))];
+        let more = [("currency", serde_json::json!(row.currency)), ("parts", serde_json::json!(row.parts))];
+        for (name, value) in rest.into_iter().chain(more).chain([("exact", row.exact.into())]) {
+            assert_eq!(read[name], value, "{name} in {line}");
+        }
+    }
+    message.clear();
+    let why = encoder.encode("no row", &mut message).unwrap_err();
+    assert!(why.starts_with("the row does not fit the schema `com.acme.Summary`: ") && message.is_empty(), "{why}");
+}
+
+#[test]
+fn a_schema_that_is_missing_or_incompatible_fails_before_anything_is_written() {
+    let Some(parts) = Parts::shared() else { return };
+    let registry = parts.registry();
+    let schema = |text: &str| AvroSchema::parse(text).unwrap();
+    let one = |fields: &str| format!(r#"{{"type": "record", "name": "a.One", "fields": [{fields}]}}"#);
+    let first = one(r#"{"name": "x", "type": "long"}"#);
+    let missing = kafka::AvroEncoder::new(&registry, "strict", schema(&first));
+    let error = missing.prepare().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaRefused);
+    let said = error.to_string();
+    assert!(said.starts_with("the schema of an output is not registered (") && said.contains("strict-value"), "{said}");
+    kafka::AvroEncoder::new(&registry, "strict", schema(&first)).auto_register(true).prepare().unwrap();
+    missing.prepare().unwrap();
+    let (mut message, mut same) = (Vec::new(), Vec::new());
+    missing.encode(&std::collections::BTreeMap::from([("x", 5)]), &mut message).unwrap();
+    assert_eq!((message[0], message[5..].to_vec()), (0, vec![10]));
+    parts.require_backward("strict-value");
+    let wrong = one(r#"{"name": "x", "type": "string"}"#);
+    let error = kafka::AvroEncoder::new(&registry, "strict", schema(&wrong)).auto_register(true).prepare().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaRefused);
+    let said = error.to_string();
+    assert!(
+        said.starts_with("the schema is incompatible with the newest version (") && said.contains("LONG"),
+        "{said}"
+    );
+    assert_eq!(
+        registry.look_up("strict-value", kafka::SchemaKind::Avro, &wrong).unwrap(),
+        None,
+        "it was not registered"
+    );
+    // Another subject allows it.
+    let elsewhere = kafka::AvroEncoder::new(&registry, "strict", schema(&wrong)).auto_register(true);
+    elsewhere.subject_naming(kafka::SubjectNaming::TopicRecord).prepare().unwrap();
+    assert!(registry.look_up("strict-a.One", kafka::SchemaKind::Avro, &wrong).unwrap().is_some());
+    // Protocol Buffers, and what the decoder makes of them.
+    let proto = "syntax = \"proto3\"; message P { string account = 1; int64 at = 2; sint64 cents = 3; }";
+    let encoder = kafka::ProtobufEncoder::new(&registry, "proto", proto, "P").auto_register(true);
+    encoder.prepare().unwrap();
+    let row = ProtobufPayment { account: "a".into(), at: 5, cents: -5, fee: None };
+    encoder.encode(&row, &mut same).unwrap();
+    let record = tidegate::durable::journal::JournaledRecord { payload: Some(same), ..Default::default() };
+    let decoded = kafka::protobuf::<ProtobufPayment>().framed().decode(&Message::of_record("t", 0, &record));
+    assert_eq!(decoded, Ok(Some(row)));
 }

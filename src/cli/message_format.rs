@@ -12,7 +12,7 @@ use crate::source::kafka::{Decode, csv, json};
 #[cfg(feature = "registry")]
 use crate::{
     error::Error,
-    kafka::{AvroEncoder, AvroSchema, Registry, avro},
+    kafka::{AvroEncoder, AvroSchema, SchemaRegistry, avro},
 };
 
 /// Namespace of the schemas that results are written with.
@@ -91,12 +91,12 @@ impl MessageFormatArgs {
     }
 
     #[cfg(feature = "registry")]
-    fn registry(&self, flag: &str) -> Result<Registry> {
+    fn registry(&self, flag: &str) -> Result<SchemaRegistry> {
         let Some(url) = &self.registry else {
             let error = Error::usage(format!("{flag} avro needs a schema registry"));
             return Err(error.help("add --registry URL"));
         };
-        let registry = Registry::new(url);
+        let registry = SchemaRegistry::new(url);
         Ok(match &self.registry_credentials_file {
             Some(path) => registry.credentials_from_file(path),
             None => registry,

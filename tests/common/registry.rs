@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// A running schema registry.
-pub struct SchemaRegistry {
+pub struct RunningRegistry {
     pub url: String,
     /// Kills the registry and removes its files when its standard input ends.
     _watchdog: Child,
@@ -35,18 +35,24 @@ fn printed(output: &Output, what: &str) -> Option<String> {
     }
 }
 
-impl SchemaRegistry {
+impl RunningRegistry {
     /// Starts a registry; `None` if there can be none on this machine.
-    pub fn start() -> Option<SchemaRegistry> {
+    pub fn start() -> Option<RunningRegistry> {
         let data = tempfile::Builder::new().prefix("tidegate-registry-").tempdir().unwrap().keep();
         // In a session of its own, so that it survives an interrupt from the keyboard.
         let wipe = r#"while read -r _; do :; done; "$0" kill -d "$1" >/dev/null 2>&1; rm -rf -- "$1""#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script("registry")).arg(&data).stdin(Stdio::piped());
-        let watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let output = Command::new(script("registry")).args(["start", "-d"]).arg(&data).output().unwrap();
-        let url = printed(&output, "schema registry")?;
-        Some(SchemaRegistry { url, _watchdog: watchdog })
+        match printed(&output, "schema registry") {
+            Some(url) => Some(RunningRegistry { url, _watchdog: watchdog }),
+            None => {
+                drop(watchdog.stdin.take());
+                watchdog.wait().unwrap();
+                None
+            }
+        }
     }
 }
 

@@ -3,11 +3,13 @@
 usage: registry_client.py write SERVERS URL TOPIC FORMAT COMPRESSION SEED COUNT
        registry_client.py send SERVERS TOPIC HEX...
        registry_client.py read_avro URL FILE_OF_HEX_LINES
+       registry_client.py require_backward URL SUBJECT
 
 write: FORMAT is json, framed-json, avro, evolving-avro or protobuf. Schemas are registered at URL. Prints the expected
 totals as JSON: [[window start in ms, account, count, sum of cents, sum of fees or null], ...].
 send: sends messages as they are to partition 0.
 read_avro: prints, as a JSON line each, the values of framed messages.
+require_backward: makes a subject refuse schemas that cannot read the data of its newest one.
 """
 
 import datetime
@@ -24,9 +26,10 @@ WINDOW_MS = 10_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
-def request(url, path, body=None):
+def request(url, path, body=None, method=None):
     data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url + path, data=data, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(url + path, data=data, headers=headers, method=method)
     with urllib.request.urlopen(asked, timeout=60) as answer:
         return json.load(answer)
 
@@ -285,6 +288,10 @@ def read_table(servers, url, topic):
     print(json.dumps(table, sort_keys=True))
 
 
+def require_backward(url, subject):
+    request(url, f"/config/{subject}", {"compatibility": "BACKWARD"}, "PUT")
+
+
 if __name__ == "__main__":
-    commands = [write, send, read_avro, orders, read_table]
+    commands = [write, send, read_avro, require_backward, orders, read_table]
     {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])

@@ -73,6 +73,9 @@ impl AvroSchema {
     }
 }
 
+/// Maximum depth of nested types.
+const DEEPEST_TYPE: usize = 64;
+
 /// A recorder of the types that a row is made of.
 #[derive(Default)]
 struct TypeRecorder {
@@ -83,6 +86,7 @@ struct TypeRecorder {
     found: Option<Value>,
     /// Types of the parts of the values that are open.
     parts: Vec<Vec<Value>>,
+    depth: usize,
     /// Names of the structs that are open.
     open: Vec<&'static str>,
     /// Types that have a name.
@@ -110,8 +114,8 @@ impl TypeRecorder {
     }
 
     /// Puts the type of a value together from those of its parts.
-    fn compose(&mut self, branch: Branch, parts: Vec<Value>) -> std::result::Result<Value, ProbeStop> {
-        match (branch, &parts[..]) {
+    fn compose(&mut self, branch: Branch, parts: &[Value]) -> std::result::Result<Value, ProbeStop> {
+        match (branch, parts) {
             (Branch::Option, [Value::Array(_)] | []) => self.fail("it has an option of an option"),
             (Branch::Option, [inner]) => Ok(json!(["null", inner])),
             (Branch::List, [item]) => Ok(json!({ "type": "array", "items": item })),
@@ -163,8 +167,17 @@ impl Recorder for TypeRecorder {
         branch: Branch,
         answer: impl FnOnce(&mut Self, usize) -> std::result::Result<V, ProbeStop>,
     ) -> std::result::Result<V, ProbeStop> {
+        // Newtypes and options have no names by which those that contain themselves are known.
+        self.depth += 1;
+        if self.depth > DEEPEST_TYPE {
+            return self.fail("it is nested too deep, or contains itself");
+        }
         let count = match branch {
-            Branch::Newtype(_) => return answer(self, 1),
+            Branch::Newtype(_) => {
+                let value = answer(self, 1)?;
+                self.depth -= 1;
+                return Ok(value);
+            }
             Branch::Option | Branch::List | Branch::Map => 1,
             Branch::Struct(name, _) if self.open.contains(&name) => {
                 return self.fail(format!("`{name}` contains itself"));
@@ -179,6 +192,7 @@ impl Recorder for TypeRecorder {
             }
             Branch::UnitStruct(_) => {
                 self.found = Some(json!("null"));
+                self.depth -= 1;
                 return answer(self, 0);
             }
             Branch::Tuple(_) | Branch::TupleStruct(..) => return self.fail("it has a tuple"),
@@ -188,11 +202,12 @@ impl Recorder for TypeRecorder {
         };
         self.parts.push(Vec::new());
         let value = answer(self, count)?;
+        self.depth -= 1;
         if matches!(branch, Branch::Struct(..)) {
             self.open.pop();
         }
         let parts = self.parts.pop().unwrap_or_default();
-        self.found = Some(self.compose(branch, parts)?);
+        self.found = Some(self.compose(branch, &parts)?);
         Ok(value)
     }
 

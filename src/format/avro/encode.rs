@@ -13,11 +13,11 @@ use super::schema::{AvroNode, AvroSchema};
 use super::values::{integer_as, put_bytes, put_long, text_as};
 
 impl AvroSchema {
-    /// Encodes a value as a datum of this schema.
+    /// Encodes a value as a datum of this schema, without an id, and appends it.
     ///
     /// # Errors
     /// Fails with the reason if the value does not fit.
-    pub(crate) fn encode<D: Serialize + ?Sized>(&self, value: &D, out: &mut Vec<u8>) -> Result<(), String> {
+    pub fn encode<D: Serialize + ?Sized>(&self, value: &D, out: &mut Vec<u8>) -> Result<(), String> {
         let writer = DatumWriter { schema: self, node: &self.nodes[self.root], out };
         value.serialize(writer).map_err(|AvroRefusal(why)| why)
     }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::logical::{LARGEST_SCALE, TimeUnit};
-use super::schema::{AvroField, AvroNode, AvroRecord, NodeId};
+use super::schema::{AvroField, AvroNode, AvroRecord, AvroSchema, NodeId};
+use crate::error::{self, Error, ErrorKind};
 
 /// Maximum number of types of a schema.
 const MOST_NODES: usize = 50_000;
@@ -17,8 +18,33 @@ const MOST_NODES: usize = 50_000;
 /// Maximum size of a fixed type in bytes.
 const LARGEST_FIXED: u64 = 1 << 24;
 
+impl AvroSchema {
+    /// Parses a schema.
+    ///
+    /// ```
+    /// use tidegate::kafka::AvroSchema;
+    ///
+    /// let schema = AvroSchema::parse(r#"{"type": "record", "name": "Paid", "fields": [{"name": "cents", "type": "long"}]}"#)?;
+    /// assert_eq!(schema.name(), "Paid");
+    /// # tidegate::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// Fails if the text is no schema.
+    pub fn parse(text: &str) -> error::Result<AvroSchema> {
+        AvroSchema::parse_with(text, &[])
+            .map_err(|why| Error::of(ErrorKind::Usage, "an Avro schema cannot be used").because(why))
+    }
+
+    /// Parses a schema that refers to named types of others; each stands after those that it needs.
+    pub(crate) fn parse_with(text: &str, references: &[&str]) -> Result<AvroSchema, String> {
+        let (nodes, root) = parse(text, references)?;
+        Ok(AvroSchema { nodes, root, text: text.to_owned() })
+    }
+}
+
 /// Parses a schema after those that it refers to, and returns its types and the root.
-pub(super) fn parse(text: &str, references: &[&str]) -> Result<(Vec<AvroNode>, NodeId), String> {
+fn parse(text: &str, references: &[&str]) -> Result<(Vec<AvroNode>, NodeId), String> {
     let mut parser = SchemaParser::default();
     for reference in references {
         parser.text(reference)?;

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::logical::TimeUnit;
-use super::parse;
-use crate::error::{Error, ErrorKind, Result};
 
 /// Index of a node in its schema.
 pub(super) type NodeId = usize;
@@ -96,33 +94,10 @@ impl AvroNode {
 pub struct AvroSchema {
     pub(super) nodes: Vec<AvroNode>,
     pub(super) root: NodeId,
-    text: String,
+    pub(super) text: String,
 }
 
 impl AvroSchema {
-    /// Parses a schema.
-    ///
-    /// ```
-    /// use tidegate::kafka::AvroSchema;
-    ///
-    /// let schema = AvroSchema::parse(r#"{"type": "record", "name": "Paid", "fields": [{"name": "cents", "type": "long"}]}"#)?;
-    /// assert_eq!(schema.name(), "Paid");
-    /// # tidegate::Result::Ok(())
-    /// ```
-    ///
-    /// # Errors
-    /// Fails if the text is no schema.
-    pub fn parse(text: &str) -> Result<AvroSchema> {
-        AvroSchema::parse_with(text, &[])
-            .map_err(|why| Error::of(ErrorKind::Usage, "an Avro schema cannot be used").because(why))
-    }
-
-    /// Parses a schema that refers to named types of others; each stands after those that it needs.
-    pub(crate) fn parse_with(text: &str, references: &[&str]) -> std::result::Result<AvroSchema, String> {
-        let (nodes, root) = parse::parse(text, references)?;
-        Ok(AvroSchema { nodes, root, text: text.to_owned() })
-    }
-
     /// Returns the full name of the schema's type, or its kind, such as `string`.
     pub fn name(&self) -> &str {
         self.nodes[self.root].branch_name()

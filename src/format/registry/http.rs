@@ -36,7 +36,7 @@ pub(super) struct HttpOptions {
 
 /// An answer of a registry: a value, or the registry's own error code and message.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum RegistryAnswer {
     Value(Value),
     Refused { code: u64, message: String },
 }
@@ -99,7 +99,7 @@ impl HttpClient {
     ///
     /// # Errors
     /// Fails if the registry cannot be reached until retries are over, refuses access, or is none.
-    pub(super) fn get(&self, path: &str) -> Result<Answer> {
+    pub(super) fn get(&self, path: &str) -> Result<RegistryAnswer> {
         self.retried(path, || self.send(path, None))
     }
 
@@ -107,11 +107,15 @@ impl HttpClient {
     ///
     /// # Errors
     /// Fails if the registry cannot be reached until retries are over, refuses access, or is none.
-    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<RegistryAnswer> {
         self.retried(path, || self.send(path, Some(body)))
     }
 
-    fn retried(&self, path: &str, send: impl Fn() -> std::result::Result<Answer, Failure>) -> Result<Answer> {
+    fn retried(
+        &self,
+        path: &str,
+        send: impl Fn() -> std::result::Result<RegistryAnswer, Failure>,
+    ) -> Result<RegistryAnswer> {
         let (begun, mut pause, mut told) = (Instant::now(), PAUSES.0, false);
         loop {
             let failure = match send() {
@@ -139,7 +143,7 @@ impl HttpClient {
         }
     }
 
-    fn send(&self, path: &str, body: Option<&Value>) -> std::result::Result<Answer, Failure> {
+    fn send(&self, path: &str, body: Option<&Value>) -> std::result::Result<RegistryAnswer, Failure> {
         let uri = format!("{}{path}", self.base);
         let method = if body.is_some() { http::Method::POST } else { http::Method::GET };
         let request = http::Request::builder().method(method).uri(uri).header("Accept", CONTENT_TYPE);
@@ -194,12 +198,12 @@ fn may_pass(error: &ureq::Error) -> bool {
 }
 
 /// Tells an answer from a failure.
-fn judge(status: u16, text: &str) -> std::result::Result<Answer, Failure> {
+fn judge(status: u16, text: &str) -> std::result::Result<RegistryAnswer, Failure> {
     let body: Option<Value> = serde_json::from_str(text).ok();
     let said = || format!("status {status}: {}", shortened(text.trim(), 300));
     let failed = |kind, what: &str, may_pass| Err(Failure { error: Error::of(kind, what).because(said()), may_pass });
     match (status, body) {
-        (200..=299, Some(value)) => Ok(Answer::Value(value)),
+        (200..=299, Some(value)) => Ok(RegistryAnswer::Value(value)),
         (401 | 403, _) => Err(Failure {
             error: Error::of(ErrorKind::AccessRefused, "the schema registry refuses access")
                 .because(said())
@@ -211,7 +215,7 @@ fn judge(status: u16, text: &str) -> std::result::Result<Answer, Failure> {
         (400..=499, Some(value)) if status != 404 || value["error_code"].as_u64().is_some_and(|code| code > 404) => {
             let code = value["error_code"].as_u64().unwrap_or_default();
             let message = value["message"].as_str().unwrap_or_default().to_owned();
-            Ok(Answer::Refused { code, message })
+            Ok(RegistryAnswer::Refused { code, message })
         }
         _ => Err(Failure {
             error: Error::of(ErrorKind::SourceUnreachable, "there is no schema registry, or another API of it")

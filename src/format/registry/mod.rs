@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use super::avro::AvroSchema;
 use crate::error::{Error, ErrorKind, Result, shortened};
 use credentials::Credentials;
-use http::{Answer, HttpClient, HttpOptions};
+use http::{HttpClient, HttpOptions, RegistryAnswer};
 pub(crate) use registration::Registration;
 pub use subject::SubjectNaming;
 
@@ -97,18 +97,18 @@ pub struct RegisteredSchema {
 /// A schema registry: its URL, and how it is asked.
 ///
 /// ```
-/// use tidegate::kafka::Registry;
+/// use tidegate::kafka::SchemaRegistry;
 ///
-/// let registry = Registry::new("https://registry.example:8081").credentials_from_env("REGISTRY_LOGIN");
+/// let registry = SchemaRegistry::new("https://registry.example:8081").credentials_from_env("REGISTRY_LOGIN");
 /// ```
 #[derive(Clone)]
-pub struct Registry {
+pub struct SchemaRegistry {
     url: String,
     options: HttpOptions,
     shared: Arc<SharedRegistry>,
 }
 
-/// State that clones of a [`Registry`] share.
+/// State that clones of a [`SchemaRegistry`] share.
 struct SharedRegistry {
     /// Number that no other registry of the process has.
     number: u64,
@@ -162,16 +162,16 @@ thread_local! {
 /// Maximum number of schemas that a thread keeps for itself.
 const MOST_SEEN: usize = 64;
 
-impl Registry {
+impl SchemaRegistry {
     /// Names a registry by its URL, such as `https://HOST:8081` or `http://HOST/apis/ccompat/v7`. User and password may
     /// stand in it (`https://USER:PASSWORD@HOST`); they are never printed. Nothing is connected to yet.
-    pub fn new(url: &str) -> Registry {
+    pub fn new(url: &str) -> SchemaRegistry {
         let options =
             HttpOptions { credentials: Credentials::OfUrl, ca_file: None, retry_for: Duration::from_secs(60) };
-        Registry { url: url.to_owned(), options, shared: Arc::default() }
+        SchemaRegistry { url: url.to_owned(), options, shared: Arc::default() }
     }
 
-    fn with(mut self, set: impl FnOnce(&mut HttpOptions)) -> Registry {
+    fn with(mut self, set: impl FnOnce(&mut HttpOptions)) -> SchemaRegistry {
         set(&mut self.options);
         self.shared = Arc::default();
         self
@@ -179,32 +179,32 @@ impl Registry {
 
     /// Sets user and password of HTTP's basic authentication.
     #[must_use]
-    pub fn basic_auth(self, user: &str, password: &str) -> Registry {
+    pub fn basic_auth(self, user: &str, password: &str) -> SchemaRegistry {
         self.with(|options| options.credentials = Credentials::Given(format!("{user}:{password}")))
     }
 
     /// Takes `USER:PASSWORD` from an environment variable, when the job starts.
     #[must_use]
-    pub fn credentials_from_env(self, variable: &str) -> Registry {
+    pub fn credentials_from_env(self, variable: &str) -> SchemaRegistry {
         self.with(|options| options.credentials = Credentials::Variable(variable.to_owned()))
     }
 
     /// Takes `USER:PASSWORD` from a file, when the job starts.
     #[must_use]
-    pub fn credentials_from_file(self, path: impl Into<PathBuf>) -> Registry {
+    pub fn credentials_from_file(self, path: impl Into<PathBuf>) -> SchemaRegistry {
         self.with(|options| options.credentials = Credentials::File(path.into()))
     }
 
     /// Trusts the certificates of a PEM file instead of the system's.
     #[must_use]
-    pub fn ca_file(self, path: impl Into<PathBuf>) -> Registry {
+    pub fn ca_file(self, path: impl Into<PathBuf>) -> SchemaRegistry {
         self.with(|options| options.ca_file = Some(path.into()))
     }
 
     /// Sets how long a registry that does not answer is asked again before the job fails: 60 s by default. A worker
     /// waits meanwhile, and does not stop when it is told to.
     #[must_use]
-    pub fn retry_for(self, limit: Duration) -> Registry {
+    pub fn retry_for(self, limit: Duration) -> SchemaRegistry {
         self.with(|options| options.retry_for = limit)
     }
 
@@ -246,9 +246,9 @@ impl Registry {
     /// Returns the value at a path; `None` if the registry says that there is none.
     fn found(&self, path: &str) -> Result<Option<Value>> {
         match self.client()?.get(path)? {
-            Answer::Value(value) => Ok(Some(value)),
-            Answer::Refused { code, .. } if MISSING.contains(&code) => Ok(None),
-            Answer::Refused { code, message } => Err(self.refused(path, code, &message)),
+            RegistryAnswer::Value(value) => Ok(Some(value)),
+            RegistryAnswer::Refused { code, .. } if MISSING.contains(&code) => Ok(None),
+            RegistryAnswer::Refused { code, message } => Err(self.refused(path, code, &message)),
         }
     }
 
@@ -326,10 +326,7 @@ impl Registry {
         if let Some((_, error)) = failed.as_ref().filter(|(at, _)| *at > begun) {
             return Err(error.clone());
         }
-        let found = self.fetch_patiently(id).map_err(|error| {
-            *failed = Some((Instant::now(), error.clone()));
-            error
-        })?;
+        let found = self.fetch_patiently(id).inspect_err(|error| *failed = Some((Instant::now(), error.clone())))?;
         if found.is_none() {
             tracing::warn!(registry = %self.url(), id, "the schema registry does not know this id: its messages are rejected");
         }
@@ -362,9 +359,9 @@ impl Registry {
     pub fn look_up(&self, subject: &str, kind: SchemaKind, text: &str) -> Result<Option<u32>> {
         let path = format!("/subjects/{}?normalize=true", encoded(subject));
         match self.client()?.post(&path, &body_of(kind, text))? {
-            Answer::Value(value) => self.id_in(&path, &value).map(Some),
-            Answer::Refused { code, .. } if MISSING.contains(&code) => Ok(None),
-            Answer::Refused { code, message } => Err(self.refused(&path, code, &message)),
+            RegistryAnswer::Value(value) => self.id_in(&path, &value).map(Some),
+            RegistryAnswer::Refused { code, .. } if MISSING.contains(&code) => Ok(None),
+            RegistryAnswer::Refused { code, message } => Err(self.refused(&path, code, &message)),
         }
     }
 
@@ -376,8 +373,8 @@ impl Registry {
     pub fn register(&self, subject: &str, kind: SchemaKind, text: &str) -> Result<u32> {
         let path = format!("/subjects/{}/versions?normalize=true", encoded(subject));
         match self.client()?.post(&path, &body_of(kind, text))? {
-            Answer::Value(value) => self.id_in(&path, &value),
-            Answer::Refused { code, message } => Err(self.refused(&path, code, &message)),
+            RegistryAnswer::Value(value) => self.id_in(&path, &value),
+            RegistryAnswer::Refused { code, message } => Err(self.refused(&path, code, &message)),
         }
     }
 
@@ -389,9 +386,9 @@ impl Registry {
     pub fn check_compatible(&self, subject: &str, kind: SchemaKind, text: &str) -> Result<()> {
         let path = format!("/compatibility/subjects/{}/versions/latest?verbose=true", encoded(subject));
         let answer = match self.client()?.post(&path, &body_of(kind, text))? {
-            Answer::Value(value) => value,
-            Answer::Refused { code, .. } if MISSING.contains(&code) => return Ok(()),
-            Answer::Refused { code, message } => return Err(self.refused(&path, code, &message)),
+            RegistryAnswer::Value(value) => value,
+            RegistryAnswer::Refused { code, .. } if MISSING.contains(&code) => return Ok(()),
+            RegistryAnswer::Refused { code, message } => return Err(self.refused(&path, code, &message)),
         };
         if answer["is_compatible"] == Value::Bool(true) {
             return Ok(());
@@ -413,9 +410,12 @@ impl Registry {
     }
 }
 
-impl fmt::Debug for Registry {
+impl fmt::Debug for SchemaRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry").field("url", &self.url()).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("SchemaRegistry")
+            .field("url", &self.url())
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -444,7 +444,7 @@ fn body_of(kind: SchemaKind, text: &str) -> Value {
 }
 
 /// Returns the text of a schema in an answer.
-fn text_of(answer: &Value, registry: &Registry) -> Result<String> {
+fn text_of(answer: &Value, registry: &SchemaRegistry) -> Result<String> {
     let text = answer["schema"].as_str().map(str::to_owned);
     text.ok_or_else(|| {
         Error::of(ErrorKind::SourceUnreachable, "the schema registry answers without a schema").at(registry.url())

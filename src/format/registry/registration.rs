@@ -2,13 +2,13 @@
 
 use std::sync::OnceLock;
 
-use super::{Registry, SchemaKind};
+use super::{SchemaKind, SchemaRegistry};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A schema that has to be in a registry.
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
-    pub(crate) registry: Registry,
+    pub(crate) registry: SchemaRegistry,
     pub(crate) subject: String,
     pub(crate) kind: SchemaKind,
     pub(crate) text: String,
@@ -18,7 +18,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    pub(crate) fn new(registry: &Registry, subject: String, kind: SchemaKind, text: String) -> Self {
+    pub(crate) fn new(registry: &SchemaRegistry, subject: String, kind: SchemaKind, text: String) -> Self {
         Registration { registry: registry.clone(), subject, kind, text, auto_register: false, id: OnceLock::new() }
     }
 

@@ -8,19 +8,19 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::format::avro::AvroSchema;
 use crate::format::framing;
-use crate::format::registry::{Registration, Registry, SchemaKind, SubjectNaming};
+use crate::format::registry::{Registration, SchemaKind, SchemaRegistry, SubjectNaming};
 use crate::sink::kafka::Encode;
 
 /// An encoder of rows as Avro messages that begin with the id of their schema.
 ///
 /// ```no_run
 /// # use serde::{Deserialize, Serialize};
-/// use tidegate::kafka::{AvroEncoder, AvroSchema, Registry};
+/// use tidegate::kafka::{AvroEncoder, AvroSchema, SchemaRegistry};
 ///
 /// #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 /// struct Total { account: String, cents: i64 }
 ///
-/// let registry = Registry::new("http://localhost:8081");
+/// let registry = SchemaRegistry::new("http://localhost:8081");
 /// let schema = AvroSchema::of::<Total>("com.acme")?;
 /// let encoder = AvroEncoder::new(&registry, "totals", schema).auto_register(true);
 /// encoder.prepare()?;
@@ -37,7 +37,7 @@ pub struct AvroEncoder {
 
 impl AvroEncoder {
     /// Writes values of a topic by this schema. It is looked up in the registry, under the subject `TOPIC-value`.
-    pub fn new(registry: &Registry, topic: &str, schema: AvroSchema) -> Self {
+    pub fn new(registry: &SchemaRegistry, topic: &str, schema: AvroSchema) -> Self {
         let subject = SubjectNaming::Topic.subject(topic, schema.name(), false);
         let registration = Registration::new(registry, subject, SchemaKind::Avro, schema.text().to_owned());
         AvroEncoder { schema, topic: topic.to_owned(), registration }
@@ -101,7 +101,7 @@ pub struct ProtobufEncoder {
 impl ProtobufEncoder {
     /// Writes values of a topic of the first type of a `.proto` file with this text; `type_name` is that type's full name.
     /// The text is looked up in the registry, under the subject `TOPIC-value`.
-    pub fn new(registry: &Registry, topic: &str, proto: &str, type_name: &str) -> Self {
+    pub fn new(registry: &SchemaRegistry, topic: &str, proto: &str, type_name: &str) -> Self {
         let subject = SubjectNaming::Topic.subject(topic, type_name, false);
         let registration = Registration::new(registry, subject, SchemaKind::Protobuf, proto.to_owned());
         ProtobufEncoder { topic: topic.to_owned(), type_name: type_name.to_owned(), indexes: vec![0], registration }

@@ -15,7 +15,7 @@ use crate::format::avro::AvroSchema;
 #[cfg(feature = "registry")]
 use crate::format::framing;
 #[cfg(feature = "registry")]
-use crate::format::registry::Registry;
+use crate::format::registry::SchemaRegistry;
 
 /// Returns the decoder of Avro messages that begin with the id of their schema in a registry: a byte 0, then the id.
 ///
@@ -24,21 +24,21 @@ use crate::format::registry::Registry;
 /// `#[serde(alias = "…")]`. So messages of all versions of a schema are read from one topic.
 ///
 /// A message without a known id, or whose data do not fit, is rejected. A registry that does not answer is asked again
-/// for as long as [`Registry::retry_for`] says; then the job fails.
+/// for as long as [`SchemaRegistry::retry_for`] says; then the job fails.
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};
-/// use tidegate::kafka::{self, Registry};
+/// use tidegate::kafka::{self, SchemaRegistry};
 ///
 /// #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 /// struct Payment { account: String, #[serde(alias = "amount")] cents: i64, #[serde(default)] currency: String, at: i64 }
 ///
-/// let registry = Registry::new("http://localhost:8081");
+/// let registry = SchemaRegistry::new("http://localhost:8081");
 /// let payments = kafka::Source::new("localhost:9092", "payment", kafka::avro(&registry))
 ///     .event_time(|payment: &Payment| payment.at);
 /// ```
 #[cfg(feature = "registry")]
-pub fn avro<T: DeserializeOwned + 'static>(registry: &Registry) -> AvroDecoder<T> {
+pub fn avro<T: DeserializeOwned + 'static>(registry: &SchemaRegistry) -> AvroDecoder<T> {
     AvroDecoder { schemas: Schemas::OfRegistry(registry.clone()), records: PhantomData }
 }
 
@@ -52,7 +52,7 @@ pub fn avro_schema<T: DeserializeOwned + 'static>(schema: AvroSchema) -> AvroDec
 enum Schemas {
     One(Arc<AvroSchema>),
     #[cfg(feature = "registry")]
-    OfRegistry(Registry),
+    OfRegistry(SchemaRegistry),
 }
 
 /// The decoder of Avro messages: see [`avro`](crate::kafka::avro_schema).

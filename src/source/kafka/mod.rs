@@ -53,7 +53,7 @@ use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
 pub use crate::format::avro::AvroSchema;
 #[cfg(feature = "registry")]
-pub use crate::format::registry::{RegisteredSchema, Registry, SchemaKind, SubjectNaming};
+pub use crate::format::registry::{RegisteredSchema, SchemaKind, SchemaRegistry, SubjectNaming};
 use crate::record::Record;
 use crate::source::{self, Reader, TimeOf, TopicAddress, WorkerContext, time_of};
 use crate::time::EventTime;

@@ -120,7 +120,7 @@ fn fields_are_written_in_the_order_of_the_schema_and_missing_ones_as_defaults() 
 
 #[test]
 fn values_take_the_type_of_a_union_that_fits() {
-    let union = r#"["null", "int", "long", "string", {"type": "bytes", "logicalType": "decimal", "precision": 20, "scale": 2},
+    let union = r#"["null", "int", "long", "string", {"type": "bytes", "logicalType": "decimal", "precision": 30, "scale": 2},
         {"type": "map", "values": "boolean"}]"#;
     for value in [None, Some(5i64), Some(i64::MAX)] {
         check_same(union, value);
