@@ -124,7 +124,8 @@ impl Outputs {
             .map(|(key, number, _)| (number.unwrap().unsigned_abs(), key.clone(), table.get(key).copied()))
             .collect();
         let mut priced = self.priced.all();
-        (expected.sort(), priced.sort());
+        expected.sort();
+        priced.sort();
         assert_eq!(priced, expected);
     }
 }
@@ -237,6 +238,98 @@ fn a_message_without_a_key_or_with_a_wrong_one_is_rejected_by_name_and_a_key_may
     assert!(rejects[1].0 == 2 && rejects[1].1.starts_with("its key: not UTF-8"), "{rejects:?}");
     assert!(rejects[2].0 == 3 && rejects[2].1.starts_with("not the expected JSON"), "{rejects:?}");
     assert_eq!(rejects.len(), 3);
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Account {
+    id: u32,
+    owner: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct AccountId {
+    id: u32,
+}
+
+/// Sends random changes of rows as Debezium does, with a tombstone after each delete; returns the rows in the end.
+fn send_envelopes(broker: &EmbeddedBroker, rng: &mut Rng, count: usize) -> BTreeMap<u32, Account> {
+    let (producer, mut rows) = (producer(broker.servers()), BTreeMap::<u32, Account>::new());
+    for number in 0..count {
+        let id = rng.u32(0..9);
+        let (before, after) = (rows.get(&id).cloned(), (rng.u8(0..3) > 0).then(|| Account { id, owner: rng.i64(..) }));
+        let op = match (&before, &after) {
+            (None, None) => continue,
+            (None, Some(_)) => *rng.choice(&["c", "r"]).unwrap(),
+            (Some(_), Some(_)) => "u",
+            (Some(_), None) => "d",
+        };
+        let source =
+            serde_json::json!({ "connector": "postgresql", "table": "account", "ts_ms": rng.i64(1..1_000_000) });
+        let mut value =
+            serde_json::json!({ "before": before, "after": after, "source": source, "op": op, "ts_ms": number });
+        let mut key = serde_json::json!({ "id": id });
+        if rng.bool() {
+            value = serde_json::json!({ "schema": { "type": "struct" }, "payload": value });
+            key = serde_json::json!({ "schema": { "type": "struct" }, "payload": key });
+        }
+        let (key, value) = (key.to_string(), value.to_string());
+        let record = || BaseRecord::<str, str>::to("account").partition(id as i32 % 2).key(&key).timestamp(5);
+        producer.send(record().payload(&value)).map_err(|(why, _)| why).unwrap();
+        if op == "d" {
+            producer.send(record()).map_err(|(why, _)| why).unwrap();
+        }
+        match after {
+            Some(row) => rows.insert(id, row),
+            None => rows.remove(&id),
+        };
+    }
+    producer.flush(PATIENCE).unwrap();
+    rows
+}
+
+#[test]
+fn changes_of_a_database_are_a_table_and_a_collection_of_its_rows() {
+    for seed in 0..4 {
+        let mut rng = Rng::with_seed(seed);
+        let broker = EmbeddedBroker::start().unwrap();
+        broker.create_topic("account", 2).unwrap();
+        let rows = send_envelopes(&broker, &mut rng, 200);
+        let topic = |decoder| kafka::Source::new(broker.servers(), "account", decoder);
+        let table = topic(kafka::debezium::<Account>()).rows(kafka::debezium_key::<AccountId>());
+        let trusted = topic(kafka::debezium::<Account>().needs_before()).event_time(|change| change.at);
+        let (of_table, of_changes) = (Captured::new(), Captured::new());
+        let (output, other) = (of_table.clone(), of_changes.clone());
+        let run = TestRun::new().workers(1 + seed as usize % 3).seed(seed).options(bounded());
+        let outcome = run.run(move |flow| {
+            flow.table("table", &table).write("table", &output);
+            flow.read("changes", &trusted).changes(kafka::DebeziumEvent::changes).write("changes", &other);
+        });
+        let summary = outcome.unwrap().report.summary;
+        assert!(summary.sources.iter().all(|source| source.rejected == 0), "{summary}");
+        let expected: Vec<_> = rows.iter().map(|(id, row)| (AccountId { id: *id }, row.clone())).collect();
+        assert_eq!(of_table.all(), expected, "seed {seed}");
+        assert_eq!(of_changes.all(), rows.into_values().collect::<Vec<_>>(), "seed {seed}");
+    }
+}
+
+/// What is computed of rows that no state keeps would be wrong after a crash.
+#[test]
+fn in_a_job_with_state_nothing_is_computed_of_trusted_changes_that_needs_all_rows() {
+    let run = |counts: bool| {
+        let source = tidegate::source::memory::MemorySource::new(vec![vec![(1u8, 1isize)]], |_| 0);
+        let disk: Arc<dyn Disk> = CrashingDisk::new().shared();
+        TestRun::new().state(&disk, "state").run(move |flow| {
+            let rows = flow.read("changes", &source).changes(|change| [change]);
+            if counts {
+                rows.count().write("rows", &Captured::new());
+            } else {
+                rows.map(|row| row + 1).write("rows", &Captured::new());
+            }
+        })
+    };
+    run(false).unwrap();
+    let error = run(true).unwrap_err().to_string();
+    assert!(error.contains("computed of `changes`") && error.contains("as a table"), "{error}");
 }
 
 /// A row of the job's output of sales.

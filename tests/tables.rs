@@ -153,3 +153,26 @@ fn an_output_that_is_new_to_a_snapshot_gets_the_whole_table() {
     }
     assert!(late > 3, "only {late} outputs were new to a snapshot");
 }
+
+/// Of a key that is in several partitions the greatest one counts, whichever was read last; event times mean nothing, and
+/// none is rejected.
+#[test]
+fn a_table_of_a_source_is_by_offset_and_of_several_partitions_the_greatest_counts() {
+    let lesser = vec![(1u8, Some(10i64)), (2, Some(20)), (1, Some(11)), (3, Some(30)), (3, None)];
+    let greater = vec![(2, Some(21)), (2, None), (3, Some(31))];
+    for (first, second) in [(0, 1), (1, 0)] {
+        let source =
+            MemorySource::new(vec![lesser.clone(), greater.clone()], |said: &(u8, Option<i64>)| match said.1 {
+                Some(value) => i64::MAX - value,
+                None => i64::MIN,
+            });
+        let (shown, script) = (Captured::new(), Script::new().epoch(|e| e.find(0).find(1)));
+        let script =
+            script.epoch(|e| e.take(first, 3)).epoch(|e| e.take(second, 3)).epoch(|e| e.take(0, 2).end(0).end(1));
+        let output = shown.clone();
+        let run = TestRun::new().workers(2).script("said", script);
+        let outcome = run.run(move |flow| flow.table("said", &source).write("table", &output)).unwrap();
+        assert_eq!(shown.all(), [(1, 11), (3, 31)], "partition {first} before {second}");
+        assert_eq!(outcome.report.summary.sources[0].rejected, 0);
+    }
+}
