@@ -4,19 +4,16 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/foreign.rs"]
+mod foreign;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use broker::Broker;
 use fastrand::Rng;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message as _};
-use rdkafka::{Offset, TopicPartitionList};
+use foreign::{Read, read};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, StateId};
@@ -26,79 +23,6 @@ use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::memory::MemorySource;
 use tidegate::testing::{Script, TestRun};
 use tidegate::time::Epoch;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A message as a foreign reader sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Read {
-    partition: i32,
-    at_ms: Option<i64>,
-    key: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
-    value: Option<Vec<u8>>,
-}
-
-impl Read {
-    fn key(&self) -> String {
-        String::from_utf8(self.key.clone().unwrap()).unwrap()
-    }
-
-    fn value(&self) -> Option<String> {
-        self.value.clone().map(|value| String::from_utf8(value).unwrap())
-    }
-}
-
-/// A reader of the committed messages of a topic that knows nothing of who wrote them.
-struct ForeignReader {
-    consumer: BaseConsumer,
-    partitions: usize,
-}
-
-impl ForeignReader {
-    fn new(servers: &str, topic: &str) -> ForeignReader {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", servers).set("group.id", "foreign").set("enable.partition.eof", "true");
-        config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
-        let consumer: BaseConsumer = config.set("fetch.wait.max.ms", "10").create().unwrap();
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
-        let (mut list, partitions) = (TopicPartitionList::new(), metadata.topics()[0].partitions());
-        for partition in partitions {
-            list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
-        }
-        consumer.assign(&list).unwrap();
-        let partitions = partitions.len();
-        ForeignReader { consumer, partitions }
-    }
-
-    /// Returns the messages since the last call that are committed now, each partition's in order.
-    fn read(servers: &str, topic: &str) -> Vec<Read> {
-        let reader = ForeignReader::new(servers, topic);
-        let (mut messages, mut open, begun) = (Vec::new(), reader.partitions, Instant::now());
-        while open > 0 {
-            match reader.consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => {
-                    let headers = message.headers().map_or(Vec::new(), |headers| {
-                        let header = |header: rdkafka::message::Header<'_, &[u8]>| {
-                            (header.key.to_owned(), header.value.map(<[u8]>::to_vec))
-                        };
-                        headers.iter().map(header).collect()
-                    });
-                    messages.push(Read {
-                        partition: message.partition(),
-                        at_ms: message.timestamp().to_millis(),
-                        key: message.key().map(<[u8]>::to_vec),
-                        headers,
-                        value: message.payload().map(<[u8]>::to_vec),
-                    });
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-                _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
-            }
-        }
-        messages
-    }
-}
 
 /// A state that a sink belongs to, with the number of its current incarnation.
 #[derive(Clone)]
@@ -160,10 +84,11 @@ fn a_message_has_the_key_the_headers_the_partition_and_the_time_of_its_row() {
         .tombstone_if(|row| row.n == 2);
     let (mut writer, _) = SinkState::new().open(&sink, SinkRows::Events);
     publish(&mut writer, 2, &[(row(7, 0), 1), (row(7, 1), 1), (row(7, 2), 1)]);
-    let mut messages = ForeignReader::read(&broker.servers, &topic);
+    let mut messages = read(&broker.servers, &topic);
     messages.sort_by_key(|message| message.at_ms);
     let expected = (0..3).map(|n: u8| Read {
         partition: i32::from(n + 1) % 3,
+        offset: 0,
         at_ms: Some(1_700_000_000_000 + i64::from(n)),
         key: (n > 0).then(|| vec![0xff, n]),
         headers: vec![
@@ -258,7 +183,7 @@ fn upserts_are_the_collection_at_every_epoch_whatever_ends_the_writer() {
             killed.push(std::mem::replace(&mut writer, next));
         }
         publish(&mut writer, epoch, &changes);
-        let messages = ForeignReader::read(&broker.servers, &topic);
+        let messages = read(&broker.servers, &topic);
         assert_eq!(newest(&messages), collection, "epoch {epoch}, seed {seed}");
         let mut keys: Vec<_> = changes.iter().map(|(row, _)| &row.key).collect();
         keys.dedup();
@@ -276,7 +201,7 @@ fn changes_in_debeziums_shape_have_the_row_before_and_after() {
     let (mut writer, _) = SinkState::new().open(&sink, SinkRows::Changes);
     publish(&mut writer, 1_700_000_000_002, &[(row(1, 1), 1), (row(2, 5), 1)]);
     publish(&mut writer, 1_700_000_000_004, &[(row(1, 1), -1), (row(1, 2), 1), (row(2, 5), -1)]);
-    let messages = ForeignReader::read(&broker.servers, &topic);
+    let messages = read(&broker.servers, &topic);
     let values: Vec<_> = messages.iter().map(|message| (message.key(), message.value().unwrap())).collect();
     let expected = [
         ("k1", r#"{"before":null,"after":{"key":"k1","n":1},"op":"c","ts_ms":1700000000002}"#),
@@ -307,8 +232,8 @@ fn a_second_row_of_a_key_ends_the_job_before_its_epoch_is_written() {
         });
         let error = outcome.unwrap_err().to_string();
         assert!(error.starts_with("the key \"k1\" has more than one row (sink `newest`)"), "{error}");
-        let read = ForeignReader::read(broker.servers(), "newest");
-        let keys: Vec<_> = read.iter().map(|message| (message.key(), message.value().unwrap())).collect();
+        let keys: Vec<_> =
+            read(broker.servers(), "newest").iter().map(|message| (message.key(), message.value().unwrap())).collect();
         let written = |key: &str| (key.to_owned(), format!(r#"{{"key":"{key}","n":1}}"#));
         // Earlier epochs may be written, or not yet; the one of the second row is not.
         assert!([written("k1"), written("k2")].starts_with(&keys), "{keys:?}");
