@@ -8,6 +8,8 @@ mod broker;
 mod foreign;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -131,6 +133,50 @@ fn what_cannot_be_sent_is_refused_by_name() {
         ),
     ] {
         assert!(why.starts_with(expected), "{why}");
+    }
+}
+
+/// Returns the compression of each batch in the broker's files of a topic with one partition: 0 is none, 3 is lz4.
+fn compressions(broker: &Broker, topic: &str) -> Vec<u8> {
+    fn logs(folder: &Path, partition: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let is_of_partition = entry.parent().is_some_and(|folder| folder.ends_with(partition));
+            match entry.extension() {
+                _ if entry.is_dir() => logs(&entry, partition, found),
+                Some(extension) if extension == "log" && is_of_partition => found.push(entry),
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    logs(broker.data(), &format!("{topic}-0"), &mut found);
+    let (mut kinds, bytes) = (Vec::new(), fs::read(found.first().unwrap()).unwrap());
+    let mut rest = &bytes[..];
+    // A batch: base offset, length, epoch of the leader, version, checksum, attributes.
+    while rest.len() > 23 {
+        let attributes = rest[22];
+        if attributes & 0b10_0000 == 0 {
+            kinds.push(attributes & 0b111);
+        }
+        let length = u32::from_be_bytes(rest[8..12].try_into().unwrap()) as usize + 12;
+        rest = rest.get(length..).filter(|_| length > 23).unwrap_or_default();
+    }
+    kinds
+}
+
+#[test]
+fn messages_are_compressed_unless_a_property_says_otherwise() {
+    let Some(broker) = Broker::shared() else { return };
+    for (property, expected) in [(None, 3), (Some("compression.type"), 0), (Some("compression.codec"), 0)] {
+        let topic = broker.topic(1);
+        let sink = kafka::Sink::json(&broker.servers, &topic);
+        let sink = sink.configs(property.map(|name| (name, "none")));
+        let (mut writer, _) = SinkState::new().open(&sink, SinkRows::Events);
+        let rows: Vec<_> = (0..500).map(|n| (row(1, n), 1)).collect();
+        publish(&mut writer, 2, &rows);
+        let kinds = compressions(broker, &topic);
+        assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind == expected), "{property:?}: {kinds:?}");
+        assert_eq!(read(&broker.servers, &topic).len(), 500);
     }
 }
 

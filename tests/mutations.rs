@@ -35,6 +35,22 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a second row of a key is written",
+        file: "src/stream/unique_keys.rs",
+        text: "if count > 1 && diff > 0",
+        instead: "if count < 0 && diff > 0",
+        tests: "tests/kafka_rows.rs",
+        test: "a_second_row_of_a_key_ends_the_job_before_its_epoch_is_written",
+    },
+    Mutation {
+        name: "dead letters are sent back without the offsets behind them",
+        file: "src/sink/kafka/redrive.rs",
+        text: "publisher.send_offsets(&offsets, &group)?;",
+        instead: "let _ = (&offsets, &group);",
+        tests: "tests/dead_letters.rs",
+        test: "poison_is_dead_letters_once_each_and_is_sent_back_once_each_whatever_is_killed",
+    },
+    Mutation {
         name: "no file is synced",
         file: "src/durable/disk.rs",
         text: "self.file.sync_data()",

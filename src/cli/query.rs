@@ -54,7 +54,8 @@ pub struct QueryArgs {
     #[arg(long, help_heading = "Input")]
     pub compacted: bool,
 
-    /// Property of the Kafka client (TLS, SASL, …); can be given several times
+    /// Property of the Kafka client (TLS, SASL, …); can be given several times. Topics are written with
+    /// compression.type=lz4 unless it is set to none, gzip, snappy or zstd
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Input")]
     pub kafka_config: Vec<Property>,
 
