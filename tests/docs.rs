@@ -15,10 +15,11 @@ use run::run;
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const QUERY: &str = "account_totals";
 /// Commands of the tool whose flags are documented.
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 13] = [
     &["demo"],
     &["produce"],
     &["consume"],
+    &["redrive"],
     &["snapshot", "ls"],
     &["snapshot", "inspect"],
     &["snapshot", "verify"],

@@ -4,19 +4,18 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/foreign.rs"]
+mod foreign;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use broker::Broker;
 use fastrand::Rng;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message as _};
-use rdkafka::{Offset, TopicPartitionList};
+use foreign::{Read, read};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, StateId};
@@ -26,79 +25,6 @@ use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::memory::MemorySource;
 use tidegate::testing::{Script, TestRun};
 use tidegate::time::Epoch;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A message as a foreign reader sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Read {
-    partition: i32,
-    at_ms: Option<i64>,
-    key: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
-    value: Option<Vec<u8>>,
-}
-
-impl Read {
-    fn key(&self) -> String {
-        String::from_utf8(self.key.clone().unwrap()).unwrap()
-    }
-
-    fn value(&self) -> Option<String> {
-        self.value.clone().map(|value| String::from_utf8(value).unwrap())
-    }
-}
-
-/// A reader of the committed messages of a topic that knows nothing of who wrote them.
-struct ForeignReader {
-    consumer: BaseConsumer,
-    partitions: usize,
-}
-
-impl ForeignReader {
-    fn new(servers: &str, topic: &str) -> ForeignReader {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", servers).set("group.id", "foreign").set("enable.partition.eof", "true");
-        config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
-        let consumer: BaseConsumer = config.set("fetch.wait.max.ms", "10").create().unwrap();
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
-        let (mut list, partitions) = (TopicPartitionList::new(), metadata.topics()[0].partitions());
-        for partition in partitions {
-            list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
-        }
-        consumer.assign(&list).unwrap();
-        let partitions = partitions.len();
-        ForeignReader { consumer, partitions }
-    }
-
-    /// Returns the messages since the last call that are committed now, each partition's in order.
-    fn read(servers: &str, topic: &str) -> Vec<Read> {
-        let reader = ForeignReader::new(servers, topic);
-        let (mut messages, mut open, begun) = (Vec::new(), reader.partitions, Instant::now());
-        while open > 0 {
-            match reader.consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => {
-                    let headers = message.headers().map_or(Vec::new(), |headers| {
-                        let header = |header: rdkafka::message::Header<'_, &[u8]>| {
-                            (header.key.to_owned(), header.value.map(<[u8]>::to_vec))
-                        };
-                        headers.iter().map(header).collect()
-                    });
-                    messages.push(Read {
-                        partition: message.partition(),
-                        at_ms: message.timestamp().to_millis(),
-                        key: message.key().map(<[u8]>::to_vec),
-                        headers,
-                        value: message.payload().map(<[u8]>::to_vec),
-                    });
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-                _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
-            }
-        }
-        messages
-    }
-}
 
 /// A state that a sink belongs to, with the number of its current incarnation.
 #[derive(Clone)]
@@ -160,10 +86,11 @@ fn a_message_has_the_key_the_headers_the_partition_and_the_time_of_its_row() {
         .tombstone_if(|row| row.n == 2);
     let (mut writer, _) = SinkState::new().open(&sink, SinkRows::Events);
     publish(&mut writer, 2, &[(row(7, 0), 1), (row(7, 1), 1), (row(7, 2), 1)]);
-    let mut messages = ForeignReader::read(&broker.servers, &topic);
+    let mut messages = read(&broker.servers, &topic);
     messages.sort_by_key(|message| message.at_ms);
     let expected = (0..3).map(|n: u8| Read {
         partition: i32::from(n + 1) % 3,
+        offset: 0,
         at_ms: Some(1_700_000_000_000 + i64::from(n)),
         key: (n > 0).then(|| vec![0xff, n]),
         headers: vec![
@@ -206,6 +133,50 @@ fn what_cannot_be_sent_is_refused_by_name() {
         ),
     ] {
         assert!(why.starts_with(expected), "{why}");
+    }
+}
+
+/// Returns the compression of each batch in the broker's files of a topic with one partition: 0 is none, 3 is lz4.
+fn compressions(broker: &Broker, topic: &str) -> Vec<u8> {
+    fn logs(folder: &Path, partition: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let is_of_partition = entry.parent().is_some_and(|folder| folder.ends_with(partition));
+            match entry.extension() {
+                _ if entry.is_dir() => logs(&entry, partition, found),
+                Some(extension) if extension == "log" && is_of_partition => found.push(entry),
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    logs(broker.data(), &format!("{topic}-0"), &mut found);
+    let (mut kinds, bytes) = (Vec::new(), fs::read(found.first().unwrap()).unwrap());
+    let mut rest = &bytes[..];
+    // A batch: base offset, length, epoch of the leader, version, checksum, attributes.
+    while rest.len() > 23 {
+        let attributes = rest[22];
+        if attributes & 0b10_0000 == 0 {
+            kinds.push(attributes & 0b111);
+        }
+        let length = u32::from_be_bytes(rest[8..12].try_into().unwrap()) as usize + 12;
+        rest = rest.get(length..).filter(|_| length > 23).unwrap_or_default();
+    }
+    kinds
+}
+
+#[test]
+fn messages_are_compressed_unless_a_property_says_otherwise() {
+    let Some(broker) = Broker::shared() else { return };
+    for (property, expected) in [(None, 3), (Some("compression.type"), 0), (Some("compression.codec"), 0)] {
+        let topic = broker.topic(1);
+        let sink = kafka::Sink::json(&broker.servers, &topic);
+        let sink = sink.configs(property.map(|name| (name, "none")));
+        let (mut writer, _) = SinkState::new().open(&sink, SinkRows::Events);
+        let rows: Vec<_> = (0..500).map(|n| (row(1, n), 1)).collect();
+        publish(&mut writer, 2, &rows);
+        let kinds = compressions(broker, &topic);
+        assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind == expected), "{property:?}: {kinds:?}");
+        assert_eq!(read(&broker.servers, &topic).len(), 500);
     }
 }
 
@@ -258,7 +229,7 @@ fn upserts_are_the_collection_at_every_epoch_whatever_ends_the_writer() {
             killed.push(std::mem::replace(&mut writer, next));
         }
         publish(&mut writer, epoch, &changes);
-        let messages = ForeignReader::read(&broker.servers, &topic);
+        let messages = read(&broker.servers, &topic);
         assert_eq!(newest(&messages), collection, "epoch {epoch}, seed {seed}");
         let mut keys: Vec<_> = changes.iter().map(|(row, _)| &row.key).collect();
         keys.dedup();
@@ -276,7 +247,7 @@ fn changes_in_debeziums_shape_have_the_row_before_and_after() {
     let (mut writer, _) = SinkState::new().open(&sink, SinkRows::Changes);
     publish(&mut writer, 1_700_000_000_002, &[(row(1, 1), 1), (row(2, 5), 1)]);
     publish(&mut writer, 1_700_000_000_004, &[(row(1, 1), -1), (row(1, 2), 1), (row(2, 5), -1)]);
-    let messages = ForeignReader::read(&broker.servers, &topic);
+    let messages = read(&broker.servers, &topic);
     let values: Vec<_> = messages.iter().map(|message| (message.key(), message.value().unwrap())).collect();
     let expected = [
         ("k1", r#"{"before":null,"after":{"key":"k1","n":1},"op":"c","ts_ms":1700000000002}"#),
@@ -307,8 +278,8 @@ fn a_second_row_of_a_key_ends_the_job_before_its_epoch_is_written() {
         });
         let error = outcome.unwrap_err().to_string();
         assert!(error.starts_with("the key \"k1\" has more than one row (sink `newest`)"), "{error}");
-        let read = ForeignReader::read(broker.servers(), "newest");
-        let keys: Vec<_> = read.iter().map(|message| (message.key(), message.value().unwrap())).collect();
+        let keys: Vec<_> =
+            read(broker.servers(), "newest").iter().map(|message| (message.key(), message.value().unwrap())).collect();
         let written = |key: &str| (key.to_owned(), format!(r#"{{"key":"{key}","n":1}}"#));
         // Earlier epochs may be written, or not yet; the one of the second row is not.
         assert!([written("k1"), written("k2")].starts_with(&keys), "{keys:?}");

@@ -13,7 +13,8 @@ use crate::source::kafka::ClientProperties;
 #[derive(Clone, Debug, Default, Args)]
 pub struct KafkaConfigArgs {
     /// Property of the Kafka client (TLS, SASL, …); can be given several times. In its value ${env:NAME} stands for an
-    /// environment variable and ${file:PATH} for a file's text, so that no secret is on the command line
+    /// environment variable and ${file:PATH} for a file's text, so that no secret is on the command line. Topics are
+    /// written with compression.type=lz4 unless it is set to none, gzip, snappy or zstd
     #[arg(long, value_name = "KEY=VALUE")]
     pub kafka_config: Vec<Property>,
 

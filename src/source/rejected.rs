@@ -9,9 +9,6 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "kafka")]
-use crate::error::shortened;
-
 /// A record that could not be used, with its place and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -87,39 +84,6 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// Makes a dead letter of a message that was decoded, for a reason found later: `step` is the name of the step that
-    /// cannot use it. A decoder that keeps the message (`kafka::Decode::with_meta`) makes such letters possible.
-    ///
-    /// ```
-    /// # #[cfg(feature = "kafka")] {
-    /// use tidegate::kafka::{self, DeadLetter, Decode, Message};
-    ///
-    /// // Each record comes with the letter that it becomes if it is late.
-    /// let readings = kafka::Source::new(
-    ///     "localhost:9092",
-    ///     "reading",
-    ///     kafka::json().with_meta(|celsius: i64, message: &Message<'_>| (celsius, DeadLetter::of(message, "hourly", "late"))),
-    /// )
-    /// .event_time_of_message();
-    /// let letters = kafka::Sink::dead_letters("localhost:9092", "reading-late");
-    /// # }
-    /// ```
-    #[cfg(feature = "kafka")]
-    pub fn of(message: &crate::source::kafka::Message<'_>, step: &str, reason: &str) -> Self {
-        let rejected = Rejected {
-            source: step.to_owned(),
-            place: message.topic().to_owned(),
-            partition: message.partition(),
-            offset: message.offset(),
-            line: 0,
-            reason: shortened(reason, MAX_REASON).into_owned(),
-            encoding: String::new(),
-            record: String::new(),
-        };
-        let rejected = rejected.with_record(message.value().unwrap_or_default());
-        DeadLetter { rejected, message: Some(message.to_rejected()) }
-    }
-
     /// Returns the value of the message, or the bytes of the record; `None` if the message is a tombstone.
     pub fn value(&self) -> Option<Cow<'_, [u8]>> {
         let has_value = !self.message.as_ref().is_some_and(|message| message.is_tombstone);
@@ -128,7 +92,7 @@ impl DeadLetter {
 }
 
 /// Longest reason that is kept, in characters: a library may quote a whole record in it.
-pub(super) const MAX_REASON: usize = 500;
+pub(crate) const MAX_REASON: usize = 500;
 
 #[cfg(test)]
 mod tests {

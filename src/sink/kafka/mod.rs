@@ -50,7 +50,8 @@ use row_mapping::{ChangeFormat, RowMapping};
 use transactions::TransactionalWriter;
 use writer::{Delivery, KafkaWriter};
 
-/// A topic to write rows to. With a state, readers of committed messages see each epoch exactly once. The topic
+/// A topic to write rows to. Messages are compressed with lz4 unless the property `compression.type` says otherwise
+/// ([`Sink::config`]). With a state, readers of committed messages see each epoch exactly once. The topic
 /// `<topic>-tidegate-progress` records how far it is published; it is created if it is missing.
 ///
 /// ```

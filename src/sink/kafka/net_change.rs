@@ -48,7 +48,10 @@ mod tests {
 
     type Row = (&'static str, u32);
 
-    fn changed(rows: &[(Row, isize)]) -> std::result::Result<Vec<(Option<u32>, Option<u32>)>, String> {
+    /// The numbers before and after of each change.
+    type Numbers = Vec<(Option<u32>, Option<u32>)>;
+
+    fn changed(rows: &[(Row, isize)]) -> std::result::Result<Numbers, String> {
         let key_of = |row: &Row| (!row.0.is_empty()).then(|| row.0.as_bytes().to_vec());
         let changes = net_changes(rows, &key_of).map_err(|error| error.to_string())?;
         let number = |row: Option<&Row>| row.map(|row| row.1);

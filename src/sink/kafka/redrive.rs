@@ -315,7 +315,9 @@ impl Redriver {
     /// Returns the offsets that the group has reached.
     fn committed(&self, ids: &[i32]) -> Result<BTreeMap<i32, i64>> {
         let mut list = TopicPartitionList::new();
-        ids.iter().for_each(|id| drop(list.add_partition(&self.config.letters.topic, *id)));
+        for id in ids {
+            list.add_partition(&self.config.letters.topic, *id);
+        }
         let committed = self.consumer.committed_offsets(list, ANSWER_TIMEOUT).map_err(|error| {
             let failed = self.failed("cannot read which dead letters were sent back").because(error_text(&error));
             failed.caused_by(error).help("the user needs the right READ on the group (--group)")

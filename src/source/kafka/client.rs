@@ -60,6 +60,7 @@ impl TopicConfig {
                 "metadata.broker.list" => "bootstrap.servers",
                 "request.required.acks" => "acks",
                 "auto.commit.enable" => "enable.auto.commit",
+                "compression.codec" => "compression.type",
                 name => name,
             };
             match needed.iter().chain([&brokers]).find(|(key, _)| *key == name) {

@@ -169,11 +169,12 @@ impl<'a> Message<'a> {
 
     /// Returns a copy of everything but the value, for a message that is rejected.
     pub(crate) fn to_rejected(self) -> RejectedMessage {
+        let owned = |(name, value): (&str, Option<&[u8]>)| (name.to_owned(), value.map(<[u8]>::to_vec));
         RejectedMessage {
             topic: self.topic.to_owned(),
             timestamp: self.timestamp,
             key: self.key().map(<[u8]>::to_vec),
-            headers: self.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+            headers: self.headers().map(owned).collect(),
             is_tombstone: self.value().is_none(),
         }
     }

@@ -28,6 +28,7 @@ mod decoders;
 mod embedded;
 mod fetched_partition;
 mod identity;
+mod late_letter;
 mod mapping;
 mod message;
 mod new_data;

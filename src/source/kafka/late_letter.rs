@@ -1,0 +1,37 @@
+//! Dead letters of messages that were decoded: what is wrong with them is found by a later step.
+
+use super::message::Message;
+use crate::error::shortened;
+use crate::source::rejected::{DeadLetter, MAX_REASON, Rejected};
+
+impl DeadLetter {
+    /// Makes a dead letter of a message that was decoded, for a reason found later: `step` is the name of the step that
+    /// cannot use it. A decoder that keeps the message (`kafka::Decode::with_meta`) makes such letters possible.
+    ///
+    /// ```
+    /// use tidegate::kafka::{self, DeadLetter, Decode, Message};
+    ///
+    /// // Each record comes with the letter that it becomes if it is late.
+    /// let readings = kafka::Source::new(
+    ///     "localhost:9092",
+    ///     "reading",
+    ///     kafka::json().with_meta(|celsius: i64, message: &Message<'_>| (celsius, DeadLetter::of(message, "hourly", "late"))),
+    /// )
+    /// .event_time_of_message();
+    /// let letters = kafka::Sink::dead_letters("localhost:9092", "reading-late");
+    /// ```
+    pub fn of(message: &Message<'_>, step: &str, reason: &str) -> Self {
+        let rejected = Rejected {
+            source: step.to_owned(),
+            place: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            line: 0,
+            reason: shortened(reason, MAX_REASON).into_owned(),
+            encoding: String::new(),
+            record: String::new(),
+        };
+        let rejected = rejected.with_record(message.value().unwrap_or_default());
+        DeadLetter { rejected, message: Some(message.to_rejected()) }
+    }
+}
