@@ -440,6 +440,42 @@ fn a_state_goes_on_after_expired_records_when_asked_and_after_a_kill_alike() {
     check_totals(folder.path(), &[left]);
 }
 
+/// Records expire under a job that is suspended and has fetched some of them. It goes on after them, and a kill and a start
+/// later the figures are those of all records outside of the gap that it has named.
+#[test]
+fn a_running_job_goes_on_after_records_that_expire_under_it() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let topic = broker.topic(1);
+    let rows = numbered(13, 30_000);
+    send_rows(broker, &topic, &rows[..10_000], 1);
+    // Little is fetched ahead.
+    let small = "--kafka-config queued.max.messages.kbytes=16 --kafka-config fetch.message.max.bytes=4000";
+    let line = format!("--state {{}}/state --on-gap skip --snapshot-every 200ms {small}");
+    let mut job = start("account_totals", typed(broker, &topic, folder.path(), &line));
+    let has_read = |offset| broker.group_offset("tidegate-account-totals", &topic, 0) == Some(offset);
+    job.wait_until("the first records are read", |_| has_read(10_000).then_some(()));
+    job.signal(Signal::SIGSTOP);
+    send_rows(broker, &topic, &rows[10_000..], 1);
+    broker.expire(&topic, 0, 25_000);
+    job.signal(Signal::SIGCONT);
+    job.wait_until("all records are read", |_| has_read(30_000).then_some(()));
+    let said = job.stderr();
+    let (_, gap) = said.split_once("partition 0: ").unwrap_or_else(|| panic!("no gap is named:\n{said}"));
+    let mut numbers = gap.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+    let [count, from, to] = [(); 3].map(|()| numbers.next().unwrap().parse::<usize>().unwrap());
+    println!("{count} offsets from {from} to {to} were skipped");
+    assert!(from >= 10_000 && from + count == to && to == 25_000, "{said}");
+    assert_eq!(said.matches("were skipped").count(), 1, "told once:\n{said}");
+    // Everything is in a snapshot by then, so that no expired record has to be replayed.
+    std::thread::sleep(Duration::from_secs(1));
+    job.signal(Signal::SIGKILL);
+    let _ended = job.end_or_killed();
+    let line = format!("{line} --until-end --accept-changed-query");
+    run("account_totals", typed(broker, &topic, folder.path(), &line)).code(0);
+    check_totals(folder.path(), &[rows[..from].iter().chain(&rows[to..]).cloned().collect()]);
+}
+
 #[test]
 fn flags_of_positions_are_checked() {
     for (line, what) in [

@@ -163,6 +163,12 @@ fn totals_of_a_list_are_exact_whatever_is_killed_on_any_number_of_workers() {
     run("account_totals", typed(broker, &topics, folder.path(), line)).code(0);
     let wanted = expected(sent.iter().map(Vec::as_slice), 2_000).rows();
     same_rows(&rows_of(&folder.path().join("out.csv"), &TOTALS), &wanted);
+    // Two processes agree on the numbers.
+    let again = tempfile::tempdir().unwrap();
+    let typed = typed(broker, &topics, again.path(), "--state {}/state --until-end -w 2");
+    let line = ["up", "-n", "2", "--", run::TIDEGATE, "account_totals"].map(str::to_owned);
+    run(run::TIDEGATE, line.into_iter().chain(typed)).code(0);
+    same_rows(&rows_of(&again.path().join("out.csv"), &TOTALS), &wanted);
 }
 
 #[test]
