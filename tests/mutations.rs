@@ -139,6 +139,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "records_that_are_dropped_while_they_are_still_to_be_read_end_the_job",
     },
     Mutation {
+        name: "a missing topic has no code",
+        file: "src/source/kafka/topic_lookup.rs",
+        text: "error.with_source(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)).help(help)",
+        instead: "error.help(help)",
+        tests: "src/source/kafka/topic_lookup.rs",
+        test: "what_is_missing_has_a_kind_and_a_code",
+    },
+    Mutation {
         name: "the headers of a message are not kept in the journal",
         file: "src/source/kafka/message.rs",
         text: "headers: self.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),",
