@@ -243,6 +243,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "types_that_contain_themselves_end_at_a_depth",
     },
     Mutation {
+        name: "a missing topic has no code",
+        file: "src/source/kafka/topic_lookup.rs",
+        text: "error.with_source(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition)).help(help)",
+        instead: "error.help(help)",
+        tests: "src/source/kafka/topic_lookup.rs",
+        test: "what_is_missing_has_a_kind_and_a_code",
+    },
+    Mutation {
         name: "the headers of a message are not kept in the journal",
         file: "src/source/kafka/message.rs",
         text: "headers: self.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),",
