@@ -29,7 +29,7 @@ use tidegate::source::generator::{Generator, Transaction};
 
 #[derive(Debug, Parser)]
 enum Tool {
-    Produce(ProduceArgs),
+    Produce(Box<ProduceArgs>),
     Consume(Box<ConsumeArgs>),
 }
 

@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use broker::Broker;
 use nix::sys::signal::Signal;
-use registry::{Python, SchemaRegistry};
+use registry::{Python, RunningRegistry};
 use run::{TIDEGATE, check_contains, run, start};
 use serde_json::Value;
 
 /// Broker, registry and clients of this test program.
 struct Parts {
     broker: &'static Broker,
-    registry: SchemaRegistry,
+    registry: RunningRegistry,
     python: Python,
 }
 
@@ -35,7 +35,7 @@ impl Parts {
         static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
         let start = || {
             let python = Python::find()?;
-            let registry = std::thread::spawn(SchemaRegistry::start);
+            let registry = std::thread::spawn(RunningRegistry::start);
             let broker = Broker::shared();
             Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
         };
