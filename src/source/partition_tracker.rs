@@ -22,7 +22,9 @@ use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
 use crate::time::{Epoch, EventTime, Span};
 pub use records::RawRecord;
-use records::TIMELESS;
+
+/// Event time of all records of a table.
+const TIMELESS: EventTime = EventTime::from_millis(0);
 
 /// One worker's input of an epoch, and the state of its partitions at the epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{PartitionHandle, PartitionTracker, TrackedPartition};
+use super::{PartitionHandle, PartitionTracker, TIMELESS, TrackedPartition};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::record::{Event, Origin, Record};
 #[cfg(feature = "kafka")]
@@ -14,9 +14,6 @@ use crate::source::rejected::RejectedMessage;
 use crate::source::rejected::{DeadLetter, MAX_REASON, Rejected};
 use crate::source::watermark_view::WatermarkView;
 use crate::time::{Epoch, EventTime};
-
-/// Event time of all records of a table.
-pub(super) const TIMELESS: EventTime = EventTime::from_millis(0);
 
 /// A record as read, before it is accepted or rejected.
 #[derive(Clone, Copy, Debug)]
