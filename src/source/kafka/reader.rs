@@ -213,32 +213,32 @@ impl<T: Record> KafkaReader<T> {
         }
         intake.begin(epoch);
         if self.has_state && self.until_end {
-            self.partitions.retain(|feed| feed.handle.is_some());
+            self.partitions.retain(|partition| partition.handle.is_some());
         }
         if !self.has_state {
             self.check_named()?;
         }
         let mut assigned = Vec::new();
-        for feed in &mut self.partitions {
-            if let Some(handle) = feed.handle {
-                feed.caught_up |= self.stops_at_end && intake.ended(handle);
+        for partition in &mut self.partitions {
+            if let Some(handle) = partition.handle {
+                partition.caught_up |= self.stops_at_end && intake.ended(handle);
                 // If earlier incarnations had no end, the end at this start holds.
                 if self.until_end {
-                    intake.fix_end(handle, feed.end);
+                    intake.fix_end(handle, partition.end);
                 }
                 continue;
             }
-            let start = if self.has_state { feed.low } else { feed.start };
-            let handle = intake.track(epoch, self.base + feed.id, start, self.until_end.then_some(feed.end));
-            feed.handle = Some(handle);
+            let start = if self.has_state { partition.low } else { partition.start };
+            let handle = intake.track(epoch, self.base + partition.id, start, self.until_end.then_some(partition.end));
+            partition.handle = Some(handle);
             if self.is_of_list {
-                intake.set_label(handle, self.target.describe(), feed.id);
+                intake.set_label(handle, self.target.describe(), partition.id);
             }
             if self.by_value {
                 intake.keep_values(handle);
             }
             if !intake.ended(handle) {
-                assigned.push((feed.id, start));
+                assigned.push((partition.id, start));
             }
         }
         self.assign(&assigned)?;
@@ -252,10 +252,10 @@ impl<T: Record> KafkaReader<T> {
     /// Fails if reading cannot start at the offsets that the user has named.
     fn check_named(&self) -> Result<()> {
         for (id, offset) in &self.named {
-            let feed = self.partitions.iter().find(|feed| feed.id == *id);
-            let feed = feed.ok_or_else(|| no_such_partition(&self.target, *id))?;
-            if feed.handle.is_none() {
-                check_named_offset(&self.target, *id, *offset, (feed.low, feed.end))?;
+            let partition = self.partitions.iter().find(|partition| partition.id == *id);
+            let partition = partition.ok_or_else(|| no_such_partition(&self.target, *id))?;
+            if partition.handle.is_none() {
+                check_named_offset(&self.target, *id, *offset, (partition.low, partition.end))?;
             }
         }
         Ok(())
@@ -302,7 +302,7 @@ impl<T: Record> KafkaReader<T> {
         }
         if let Some(report) = self.consumer.context().take() {
             self.tell_outage(&report);
-            self.partitions.iter_mut().for_each(|feed| feed.observe(&report, now));
+            self.partitions.iter_mut().for_each(|partition| partition.observe(&report, now));
             self.status = report;
         }
         if self.last_poll.is_some_and(|last| now - last > MAX_POLL_PAUSE) {
@@ -322,13 +322,15 @@ impl<T: Record> KafkaReader<T> {
 
     /// Requests a confirmation if an end was reached since the last request. Returns `true` if all ends are confirmed.
     fn confirm(&mut self, intake: &PartitionTracker<T>) -> bool {
-        let is_over =
-            |feed: &FetchedPartition| feed.caught_up || feed.handle.is_some_and(|handle| intake.ended(handle));
-        let ends = self.partitions.iter().filter(|feed| is_over(feed)).count();
+        let is_over = |partition: &FetchedPartition| {
+            partition.caught_up || partition.handle.is_some_and(|handle| intake.ended(handle))
+        };
+        let ends = self.partitions.iter().filter(|partition| is_over(partition)).count();
         let doubts = self.id.is_none() && self.confirmation.compared.is_none_or(|at| at.elapsed() > COMPARE_INTERVAL);
         if self.confirmation.asked.is_none() && (ends > self.confirmation.ends || doubts) {
-            let feeds = self.partitions.iter().filter(|_| self.id.is_none());
-            let checks = feeds.filter_map(|feed| Some((feed.id, intake.fingerprint(feed.handle?)?)));
+            let partitions = self.partitions.iter().filter(|_| self.id.is_none());
+            let checks =
+                partitions.filter_map(|partition| Some((partition.id, intake.fingerprint(partition.handle?)?)));
             self.watch.confirm(checks.collect());
             self.confirmation.asked = Some(ends);
         }
@@ -397,7 +399,7 @@ impl<T: Record> KafkaReader<T> {
         if !self.place.owns(self.base + partition) {
             return Ok(None);
         }
-        if let Some(at) = self.partitions.iter().position(|feed| feed.id == partition) {
+        if let Some(at) = self.partitions.iter().position(|known| known.id == partition) {
             return Ok(Some(at));
         }
         Err(missing_partition(&self.target, partition))
@@ -438,22 +440,22 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn caught_up(&self) -> bool {
-        let all = self.partitions.iter().all(|feed| feed.caught_up);
+        let all = self.partitions.iter().all(|partition| partition.caught_up);
         self.stops_at_end && !self.has_untracked && all && self.confirmation.ends >= self.partitions.len()
     }
 
     fn initial_progress(&self, intake: &PartitionTracker<T>) -> InitialProgress {
         let mut progress = InitialProgress { is_done: true, partitions: Vec::new() };
-        for feed in &self.partitions {
+        for partition in &self.partitions {
             // Behind its last record, a partition may have transaction markers.
-            let is_read = |handle| feed.caught_up || feed.at_end || intake.ended(handle);
-            let next = feed.handle.map_or(feed.start, |handle| match is_read(handle) {
-                true => feed.end,
-                false => intake.next(handle).min(feed.end),
+            let is_read = |handle| partition.caught_up || partition.at_end || intake.ended(handle);
+            let next = partition.handle.map_or(partition.start, |handle| match is_read(handle) {
+                true => partition.end,
+                false => intake.next(handle).min(partition.end),
             });
-            progress.is_done &= feed.handle.is_some() && next >= feed.end;
-            let (read, all) = (next.saturating_sub(feed.start), feed.end.saturating_sub(feed.start));
-            progress.partitions.push((self.base + feed.id, read, all));
+            progress.is_done &= partition.handle.is_some() && next >= partition.end;
+            let (read, all) = (next.saturating_sub(partition.start), partition.end.saturating_sub(partition.start));
+            progress.partitions.push((self.base + partition.id, read, all));
         }
         progress
     }
@@ -467,10 +469,10 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn partition_notes(&self) -> Vec<PartitionNote> {
-        let note = |feed: &FetchedPartition| {
-            let silence = feed.silent_since.map(|since| since.elapsed());
-            let note = self.status.note(feed.id, feed.position.filter(|_| feed.at_end), silence);
-            PartitionNote { partition: self.base + feed.id, ..note }
+        let note = |partition: &FetchedPartition| {
+            let silence = partition.silent_since.map(|since| since.elapsed());
+            let note = self.status.note(partition.id, partition.position.filter(|_| partition.at_end), silence);
+            PartitionNote { partition: self.base + partition.id, ..note }
         };
         self.partitions.iter().map(note).collect()
     }

@@ -41,9 +41,9 @@ impl<T: Record> KafkaReader<T> {
         // When everything that was taken is published, only transaction markers are left; they would count as lag for
         // ever.
         if self.unpublished.is_empty() {
-            for feed in self.partitions.iter().filter(|feed| feed.at_end) {
-                if let Some(position) = feed.position.filter(|position| *position > feed.committed) {
-                    let offset = latest.entry(feed.id).or_insert(position);
+            for partition in self.partitions.iter().filter(|partition| partition.at_end) {
+                if let Some(position) = partition.position.filter(|position| *position > partition.committed) {
+                    let offset = latest.entry(partition.id).or_insert(position);
                     *offset = position.max(*offset);
                 }
             }
@@ -52,9 +52,9 @@ impl<T: Record> KafkaReader<T> {
             return;
         }
         let offsets: Vec<(u32, u64)> = latest.into_iter().collect();
-        for (partition, offset) in &offsets {
-            if let Some(feed) = self.partitions.iter_mut().find(|feed| feed.id == *partition) {
-                feed.committed = *offset;
+        for (id, offset) in &offsets {
+            if let Some(partition) = self.partitions.iter_mut().find(|partition| partition.id == *id) {
+                partition.committed = *offset;
             }
         }
         // For lag monitors only; a failure is ignored, as the next call commits later offsets.

@@ -55,8 +55,8 @@ impl<T: Record> KafkaReader<T> {
             return self.replay_values(epoch, (at, handle), bound, values, left, intake);
         }
         while intake.next(handle) < bound.next_offset {
-            let feed = &mut self.partitions[at];
-            if feed.at_end && feed.held.is_none() {
+            let partition = &mut self.partitions[at];
+            if partition.at_end && partition.held.is_none() {
                 // All committed records were delivered: only transaction markers are left.
                 intake.skip_to(handle, bound.next_offset);
                 break;
@@ -64,30 +64,30 @@ impl<T: Record> KafkaReader<T> {
             if *left == 0 {
                 return Ok(false);
             }
-            if feed.held.is_none() {
-                match feed.queue.poll(Duration::ZERO) {
+            if partition.held.is_none() {
+                match partition.queue.poll(Duration::ZERO) {
                     None => return Ok(false),
                     Some(Ok(message)) => {
-                        feed.at_end = false;
-                        let fetched = Message::fetched(&self.target.topic, feed.id, &message);
+                        partition.at_end = false;
+                        let fetched = Message::fetched(&self.target.topic, partition.id, &message);
                         if fetched.offset() < bound.next_offset {
                             let taken = offer_replayed(&*self.mapping, epoch, handle, bound, &fetched, intake)?;
                             *left -= usize::from(taken);
                             continue;
                         }
-                        feed.held = Some(fetched.to_record());
+                        partition.held = Some(fetched.to_record());
                     }
-                    Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
+                    Some(Err(KafkaError::PartitionEOF(_))) => partition.at_end = true,
                     Some(Err(error)) => {
-                        feed.quiet_since = None;
-                        check_error(&self.target, feed.id, &error)?;
+                        partition.quiet_since = None;
+                        check_error(&self.target, partition.id, &error)?;
                     }
                 }
                 continue;
             }
-            match feed.held.take_if(|held| held.offset < bound.next_offset) {
+            match partition.held.take_if(|held| held.offset < bound.next_offset) {
                 Some(held) => {
-                    let held = Message::of_record(&self.target.topic, feed.id, &held);
+                    let held = Message::of_record(&self.target.topic, partition.id, &held);
                     *left -= usize::from(offer_replayed(&*self.mapping, epoch, handle, bound, &held, intake)?);
                 }
                 None => intake.skip_to(handle, bound.next_offset),

@@ -80,13 +80,13 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Fails if retention has removed the records from an offset on.
-    pub(super) fn check_start(&self, feed: &FetchedPartition, from: u64) -> Result<()> {
-        if from >= feed.low {
+    pub(super) fn check_start(&self, partition: &FetchedPartition, from: u64) -> Result<()> {
+        if from >= partition.low {
             return Ok(());
         }
-        let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
+        let place = format!("{}, partition {}, offset {from}", self.target.describe(), partition.id);
         let error = Error::of(ErrorKind::SourceChanged, "records that the state still needs are gone").at(place);
-        let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
+        let error = error.because(format!("the topic's retention has removed all before offset {}", partition.low));
         let help = match self.gap {
             Gap::Fail => {
                 "start with a new --state, or keep records longer; --on-gap skip goes on after those that are gone"
@@ -103,20 +103,23 @@ impl<T: Record> KafkaReader<T> {
         let begun = Instant::now();
         loop {
             self.serve(Instant::now())?;
-            let feed = &self.partitions[at];
-            match feed.queue.poll(Duration::from_millis(20)) {
+            let partition = &self.partitions[at];
+            match partition.queue.poll(Duration::from_millis(20)) {
                 None if begun.elapsed() > OFFSETS_TIMEOUT => {
                     let error = Error::of(ErrorKind::SourceUnreachable, "an existing record does not arrive");
-                    let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
+                    let place =
+                        format!("{}, partition {}, offset {}", self.target.describe(), partition.id, expected.at);
                     return Err(error.at(place).help("check the brokers"));
                 }
                 None => {}
                 Some(Ok(message)) => {
                     let is_as_it_was = has_fingerprint(&message, expected);
-                    return if is_as_it_was { Ok(()) } else { Err(wrong_record(&self.target, feed.id, expected)) };
+                    return if is_as_it_was { Ok(()) } else { Err(wrong_record(&self.target, partition.id, expected)) };
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Err(wrong_record(&self.target, feed.id, expected)),
-                Some(Err(error)) => check_error(&self.target, feed.id, &error)?,
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    return Err(wrong_record(&self.target, partition.id, expected));
+                }
+                Some(Err(error)) => check_error(&self.target, partition.id, &error)?,
             }
         }
     }

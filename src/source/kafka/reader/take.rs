@@ -39,16 +39,16 @@ impl<T: Record> KafkaReader<T> {
         if !self.pass_gap(at, handle, intake)? {
             return Ok(TakeOutcome::Empty(0));
         }
-        let feed = &mut self.partitions[at];
+        let partition = &mut self.partitions[at];
         let mut taken = 0;
-        let stop = feed.end;
+        let stop = partition.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
         let topic = &self.target.topic;
-        if let Some(held) = feed.held.take_if(|held| stops_at(self.stop_at, held.timestamp)) {
+        if let Some(held) = partition.held.take_if(|held| stops_at(self.stop_at, held.timestamp)) {
             intake.end_before(handle, held.offset);
         }
-        if let Some(held) = feed.held.take_if(|held| !is_for_later(held.offset))
-            && self.mapping.offer(epoch, handle, &Message::of_record(topic, feed.id, &held), intake)?
+        if let Some(held) = partition.held.take_if(|held| !is_for_later(held.offset))
+            && self.mapping.offer(epoch, handle, &Message::of_record(topic, partition.id, &held), intake)?
         {
             taken += 1;
             if !self.by_value {
@@ -61,26 +61,26 @@ impl<T: Record> KafkaReader<T> {
             if taken >= budget {
                 break TakeOutcome::Records(taken);
             }
-            if let Some(until) = intake.until(handle).filter(|_| feed.at_end) {
+            if let Some(until) = intake.until(handle).filter(|_| partition.at_end) {
                 // Only transaction markers are left before it.
                 intake.skip_to(handle, until);
                 intake.mark_ended(handle);
             }
-            feed.caught_up |= is_for_later(intake.next(handle));
-            feed.caught_up |= self.stops_at_end && (feed.at_end || intake.ended(handle));
-            if intake.ended(handle) || intake.is_paused(handle) || feed.caught_up {
+            partition.caught_up |= is_for_later(intake.next(handle));
+            partition.caught_up |= self.stops_at_end && (partition.at_end || intake.ended(handle));
+            if intake.ended(handle) || intake.is_paused(handle) || partition.caught_up {
                 break TakeOutcome::Empty(taken);
             }
-            match feed.queue.poll(Duration::ZERO) {
+            match partition.queue.poll(Duration::ZERO) {
                 None => break TakeOutcome::Empty(taken),
                 Some(Ok(message)) => {
-                    feed.at_end = false;
-                    feed.quiet_since = None;
-                    let fetched = Message::fetched(topic, feed.id, &message);
+                    partition.at_end = false;
+                    partition.quiet_since = None;
+                    let fetched = Message::fetched(topic, partition.id, &message);
                     if is_for_later(fetched.offset()) {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
-                        feed.caught_up = true;
+                        partition.caught_up = true;
                     } else if stops_at(self.stop_at, fetched.timestamp_millis()) {
                         intake.end_before(handle, fetched.offset());
                     } else if self.mapping.offer(epoch, handle, &fetched, intake)? {
@@ -89,15 +89,15 @@ impl<T: Record> KafkaReader<T> {
                         last = Some(message);
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
+                Some(Err(KafkaError::PartitionEOF(_))) => partition.at_end = true,
                 Some(Err(error)) => {
-                    feed.quiet_since = None;
+                    partition.quiet_since = None;
                     if Self::is_gap(self.gap, &error) {
-                        feed.at_end = false;
-                        feed.gap = Some(PendingGap { to: None, has_stopped: true });
+                        partition.at_end = false;
+                        partition.gap = Some(PendingGap { to: None, has_stopped: true });
                         break TakeOutcome::Empty(taken);
                     }
-                    check_error(&self.target, feed.id, &error)?;
+                    check_error(&self.target, partition.id, &error)?;
                 }
             }
         };
@@ -125,8 +125,9 @@ impl<T: Record> KafkaReader<T> {
             for _ in 0..count {
                 self.turn = (self.turn + 1) % count;
                 let at = self.turn;
-                let feed = &self.partitions[at];
-                let Some(handle) = feed.handle.filter(|handle| !intake.ended(*handle) && !feed.caught_up) else {
+                let partition = &self.partitions[at];
+                let Some(handle) = partition.handle.filter(|handle| !intake.ended(*handle) && !partition.caught_up)
+                else {
                     continue;
                 };
                 if intake.is_paused(handle) {
