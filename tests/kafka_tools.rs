@@ -452,3 +452,52 @@ fn a_rate_that_brokers_cannot_keep_slows_producers_down() {
     // Acknowledgements that were under way make room once more.
     assert!(between > 0 && between <= 2 * RATE, "{between} messages were made while the brokers took none");
 }
+
+#[test]
+fn messages_have_the_format_the_key_and_the_headers_that_are_asked_for_and_are_copied_with_all_that_they_have() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (servers, here) = (&broker.servers, folder.path().display());
+    tool(&format!(
+        "produce --brokers {servers} --topic formed --generate 300 --seed 8 --start-ms 5000 --format csv --key merchant \
+         --header origin=test --header empty= --partitions 2"
+    ))
+    .unwrap();
+    tool(&format!(
+        "consume --brokers {servers} --topic formed --format csv --metadata --out {here}/formed.csv --until-end"
+    ))
+    .unwrap();
+    let text = fs::read_to_string(folder.path().join("formed.csv")).unwrap();
+    let header = "id,account,merchant,amount_cents,currency,at_ms,topic,partition,offset,timestamp_ms,key";
+    assert_eq!(text.lines().next(), Some(header));
+    let expected = generated(8, 300);
+    let (mut seen, mut places) = (BTreeMap::new(), BTreeSet::new());
+    for row in csv::Reader::from_reader(text.as_bytes()).into_records() {
+        let row = row.unwrap();
+        let transaction: Transaction =
+            csv::StringRecord::from(row.iter().take(6).collect::<Vec<_>>()).deserialize(None).unwrap();
+        assert_eq!((&row[6], &row[10]), ("formed", &*transaction.merchant));
+        assert!(places.insert((row[7].parse::<u32>().unwrap(), row[8].parse::<u64>().unwrap())), "{row:?}");
+        assert!(row[9].parse::<i64>().unwrap() > 1_700_000_000_000, "{row:?}");
+        seen.insert(transaction.id, transaction);
+    }
+    assert_eq!(seen, expected);
+    assert!(places.iter().map(|(partition, _)| partition).collect::<BTreeSet<_>>().len() == 2, "both partitions");
+    // A foreign reader sees key and headers.
+    let consumer: rdkafka::consumer::BaseConsumer = rdkafka::config::ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .set("group.id", "headers")
+        .create()
+        .unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    for partition in 0..2 {
+        list.add_partition_offset("formed", partition, rdkafka::Offset::Beginning).unwrap();
+    }
+    rdkafka::consumer::Consumer::assign(&consumer, &list).unwrap();
+    let message = consumer.poll(Duration::from_secs(30)).unwrap().unwrap();
+    let headers = rdkafka::message::Message::headers(&message).unwrap();
+    let found: Vec<_> = rdkafka::message::Headers::iter(headers).map(|header| (header.key, header.value)).collect();
+    assert_eq!(found, [("origin", Some(&b"test"[..])), ("empty", Some(&b""[..]))]);
+    let none = format!("produce --brokers {servers} --topic other --generate 1 --format avro");
+    check_contains(&tool(&none).unwrap_err().to_string(), &["needs a schema registry", "--registry URL"]);
+}

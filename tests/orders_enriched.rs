@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use registry::{Python, RunningRegistry};
 use run::{TIDEGATE, check_contains, run, start};
 use serde_json::Value;
+use tidegate::source::generator::{Generator, Transaction};
 
 /// Broker, registry and clients of this test program.
 struct Parts {
@@ -120,4 +121,33 @@ fn the_first_results_have_their_customers_and_a_missing_registry_is_named() {
     let without = parts.typed(name, folder.path(), "--until-end").into_iter().skip(4).collect::<Vec<_>>();
     let without = ["--brokers".to_owned(), parts.broker.servers.clone()].into_iter().chain(without);
     check_contains(run("orders_enriched", without).error(2), &["needs a schema registry", "--registry URL"]);
+}
+
+#[test]
+fn transactions_are_produced_and_consumed_in_avro() {
+    let Some(parts) = Parts::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let common =
+        format!("--brokers {} --registry {} --topic avro --format avro", parts.broker.servers, parts.registry.url);
+    let typed = |line: &str| {
+        let line = format!("{line} {common}");
+        let here = folder.path().to_str().unwrap();
+        line.split_whitespace().map(|word| word.replace("{}", here)).collect::<Vec<_>>()
+    };
+    run(TIDEGATE, typed("produce --generate 500 --seed 4 --start-ms 7000")).code(0);
+    run(TIDEGATE, typed("consume --until-end --out {}/copy.csv")).code(0);
+    let mut rows: Vec<Transaction> = csv::Reader::from_path(folder.path().join("copy.csv"))
+        .unwrap()
+        .into_deserialize()
+        .map(Result::unwrap)
+        .collect();
+    rows.sort_by_key(|row| row.id);
+    assert_eq!(rows, Generator::new(4).start_ms(7000).take(500).collect::<Vec<_>>());
+    // What Python reads is the same, for it is a table by account here: the last transaction of each.
+    let table = parts.read("avro");
+    let mut last = BTreeMap::new();
+    for row in rows {
+        last.insert(row.account.clone(), serde_json::to_value(row).unwrap());
+    }
+    assert_eq!(table, last);
 }

@@ -18,16 +18,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::query::{FileFormat, check_outputs, file_sink};
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs};
-use super::{KafkaConfigArgs, note, print_line};
+use super::{KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
 use crate::error::{Error, Result};
 use crate::job::RunReport;
 use crate::metrics::Metrics;
+use crate::record::Record;
 use crate::source::Options;
 use crate::source::generator::Transaction;
-use crate::source::kafka;
+use crate::source::kafka::{self, Decode};
+use crate::time::EventTime;
 
 /// Name of the source in the job, and of the step that writes the copy.
 const MESSAGES: &str = "messages";
@@ -77,6 +80,19 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub compacted: bool,
 
+    /// Format of the messages
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = MessageFormat::Json)]
+    pub format: MessageFormat,
+
+    /// Flags of the schema registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// Copy what a message has beside its value, too: the columns topic, partition, offset, timestamp_ms and key (bytes of
+    /// the key that are no text as \xHH)
+    #[arg(long)]
+    pub metadata: bool,
+
     /// Flags of the Kafka client.
     #[command(flatten)]
     pub kafka: KafkaConfigArgs,
@@ -97,7 +113,56 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
         return Err(error.help("leave -w and -n out, or --sync"));
     }
     args.run.state.as_deref().map_or(Ok(()), check_not_old_state)?;
-    let topic = kafka::Source::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
+    if args.metadata {
+        let decoder = args.format.decoder::<Transaction>(&args.registry)?.with_meta(CopiedMessage::new);
+        copy(args, watch, decoder)
+    } else {
+        copy(args, watch, args.format.decoder::<Transaction>(&args.registry)?)
+    }
+}
+
+/// A transaction, and what its message has beside it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct CopiedMessage {
+    id: u64,
+    account: String,
+    merchant: String,
+    amount_cents: i64,
+    currency: String,
+    at_ms: i64,
+    topic: String,
+    partition: u32,
+    offset: u64,
+    timestamp_ms: Option<i64>,
+    key: Option<String>,
+}
+
+impl CopiedMessage {
+    fn new(transaction: Transaction, message: &kafka::Message<'_>) -> Self {
+        let Transaction { id, account, merchant, amount_cents, currency, at_ms } = transaction;
+        let key = message.key().map(|key| match str::from_utf8(key) {
+            Ok(text) => text.to_owned(),
+            Err(_) => key.escape_ascii().to_string(),
+        });
+        CopiedMessage {
+            id,
+            account,
+            merchant,
+            amount_cents,
+            currency,
+            at_ms,
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().map(EventTime::millis),
+            key,
+        }
+    }
+}
+
+/// Copies the messages as this decoder reads them.
+fn copy<T: Record>(args: &ConsumeArgs, watch: JobRunner<'_>, decoder: impl Decode<T>) -> Result<u8> {
+    let topic = kafka::Source::new(&args.brokers, &*args.topic, decoder).event_time(|_: &T| 0);
     let topic = topic.configs(args.kafka.properties()?.iter()).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
     let (out, rejects) = (file_sink(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());

@@ -31,18 +31,50 @@ pub enum MessageFormat {
     Avro,
 }
 
-/// The flags of the format of messages.
-#[derive(Clone, Debug, Args)]
-pub struct MessageFormatArgs {
-    /// Format of the messages of topics that are read
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = MessageFormat::Json)]
-    pub format: MessageFormat,
+impl MessageFormat {
+    /// Returns the decoder of messages of this format.
+    ///
+    /// # Errors
+    /// Fails if the format needs a schema registry and none is named.
+    #[cfg_attr(not(feature = "registry"), expect(unused_variables, reason = "for Avro"))]
+    pub fn decoder<T: Record>(self, registry: &RegistryArgs) -> Result<Box<dyn Decode<T>>> {
+        Ok(match self {
+            MessageFormat::Json => Box::new(json()),
+            MessageFormat::Csv => Box::new(csv()),
+            #[cfg(feature = "registry")]
+            MessageFormat::Avro => Box::new(avro(&registry.registry("--format")?)),
+        })
+    }
 
-    /// Format of the messages of topics that are written, but for dead letters
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = MessageFormat::Json)]
-    pub out_format: MessageFormat,
+    /// Returns the encoder of rows that are written to a topic in this format. The registry gets the schema if it does
+    /// not have it and `register` is `true`.
+    ///
+    /// # Errors
+    /// Fails if the format needs a schema registry and none is named, or if the type of the rows has no schema.
+    #[cfg_attr(not(feature = "registry"), expect(unused_variables, reason = "for Avro"))]
+    pub fn encoder<D: Record>(
+        self,
+        registry: &RegistryArgs,
+        topic: &str,
+        register: bool,
+    ) -> Result<Box<dyn Encode<D>>> {
+        Ok(match self {
+            MessageFormat::Json => Box::new(encode::json()),
+            MessageFormat::Csv => Box::new(encode::csv()),
+            #[cfg(feature = "registry")]
+            MessageFormat::Avro => {
+                let registry = registry.registry("the format")?;
+                let encoder = AvroEncoder::new(&registry, topic, AvroSchema::of::<D>(NAMESPACE)?);
+                Box::new(encoder.auto_register(register))
+            }
+        })
+    }
+}
 
-    /// Schema registry of Avro messages; schemas of results are registered under TOPIC-value
+/// The flags that name a schema registry.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RegistryArgs {
+    /// Schema registry of Avro messages
     #[cfg(feature = "registry")]
     #[arg(long, value_name = "URL")]
     pub registry: Option<String>,
@@ -51,6 +83,37 @@ pub struct MessageFormatArgs {
     #[cfg(feature = "registry")]
     #[arg(long, value_name = "FILE", requires = "registry")]
     pub registry_credentials_file: Option<PathBuf>,
+}
+
+impl RegistryArgs {
+    #[cfg(feature = "registry")]
+    fn registry(&self, what: &str) -> Result<SchemaRegistry> {
+        let Some(url) = &self.registry else {
+            let error = Error::usage(format!("{what} avro needs a schema registry"));
+            return Err(error.help("add --registry URL"));
+        };
+        let registry = SchemaRegistry::new(url);
+        Ok(match &self.registry_credentials_file {
+            Some(path) => registry.credentials_from_file(path),
+            None => registry,
+        })
+    }
+}
+
+/// The flags of the formats of messages that a query reads and writes.
+#[derive(Clone, Debug, Args)]
+pub struct MessageFormatArgs {
+    /// Format of the messages of topics that are read
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = MessageFormat::Json)]
+    pub format: MessageFormat,
+
+    /// Format of the messages of topics that are written, but for dead letters; schemas are registered under TOPIC-value
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = MessageFormat::Json)]
+    pub out_format: MessageFormat,
+
+    /// Flags of the schema registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 
     /// Fail if the registry does not have the schema of the results yet, instead of registering it
     #[cfg(feature = "registry")]
@@ -62,44 +125,20 @@ impl MessageFormatArgs {
     /// Returns the decoder of messages that are read.
     ///
     /// # Errors
-    /// Fails if the format needs a schema registry and none is named.
+    /// Fails as [`MessageFormat::decoder`] does.
     pub fn decoder<T: Record>(&self) -> Result<Box<dyn Decode<T>>> {
-        Ok(match self.format {
-            MessageFormat::Json => Box::new(json()),
-            MessageFormat::Csv => Box::new(csv()),
-            #[cfg(feature = "registry")]
-            MessageFormat::Avro => Box::new(avro(&self.registry("--format")?)),
-        })
+        self.format.decoder(&self.registry)
     }
 
     /// Returns the encoder of rows that are written to a topic.
     ///
     /// # Errors
-    /// Fails if the format needs a schema registry and none is named, or if the type of the rows has no schema.
-    #[cfg_attr(not(feature = "registry"), expect(clippy::unnecessary_wraps, reason = "Avro can fail"))]
+    /// Fails as [`MessageFormat::encoder`] does.
     pub fn encoder<D: Record>(&self, topic: &str) -> Result<Box<dyn Encode<D>>> {
-        Ok(match self.out_format {
-            MessageFormat::Json => Box::new(encode::json()),
-            MessageFormat::Csv => Box::new(encode::csv()),
-            #[cfg(feature = "registry")]
-            MessageFormat::Avro => {
-                let registry = self.registry("--out-format")?;
-                let encoder = AvroEncoder::new(&registry, topic, AvroSchema::of::<D>(NAMESPACE)?);
-                Box::new(encoder.auto_register(!self.no_auto_register))
-            }
-        })
-    }
-
-    #[cfg(feature = "registry")]
-    fn registry(&self, flag: &str) -> Result<SchemaRegistry> {
-        let Some(url) = &self.registry else {
-            let error = Error::usage(format!("{flag} avro needs a schema registry"));
-            return Err(error.help("add --registry URL"));
-        };
-        let registry = SchemaRegistry::new(url);
-        Ok(match &self.registry_credentials_file {
-            Some(path) => registry.credentials_from_file(path),
-            None => registry,
-        })
+        #[cfg(feature = "registry")]
+        let register = !self.no_auto_register;
+        #[cfg(not(feature = "registry"))]
+        let register = false;
+        self.out_format.encoder(&self.registry, topic, register)
     }
 }

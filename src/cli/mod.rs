@@ -26,7 +26,7 @@ use log::print_line;
 
 pub use kafka_config::{KafkaConfigArgs, Property};
 pub use log::note;
-pub use message_format::{MessageFormat, MessageFormatArgs};
+pub use message_format::{MessageFormat, MessageFormatArgs, RegistryArgs};
 pub use query::{QueryArgs, start, start_with};
 
 /// Parses a duration, such as `100ms` or `2s`.

@@ -1,20 +1,21 @@
 //! `tidegate produce`: writes transactions to a topic, from a file or generated.
 //!
-//! Invariants: a message's key is its account, so that an account's transactions stay in order; a message is counted
-//! when the brokers have acknowledged it; a row that is no transaction is left out and reported, and makes the exit
-//! code 1.
+//! Invariants: a message's key is its account by default, so that an account's transactions stay in order; a message is
+//! counted when the brokers have acknowledged it; a row that is no transaction is left out and reported, and makes the
+//! exit code 1.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::progress::{CommandProgress, ProgressTotal};
 use super::stop::StopSignal;
-use super::{KafkaConfigArgs, note, print_line};
+use super::{KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
 use crate::error::{Error, ErrorKind, Result, shortened};
-use crate::sink::kafka::Publisher;
+use crate::sink::kafka::{Encode, MessageHeader, Publisher};
 use crate::source::csv::Csv;
 use crate::source::file::format::RecordFormat;
 use crate::source::file::record_reader::RecordReader;
@@ -34,11 +35,14 @@ const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --generate 1000000
   tidegate produce --brokers localhost:9092 --generate 60000 --rate 1000 --accounts 500
   tidegate produce --brokers localhost:9092 --topic transaction --csv payments.csv
+  tidegate produce --brokers localhost:9092 --generate 1000 --format avro \\
+      --registry http://localhost:8081 --header origin=test
   tidegate produce --brokers kafka:9093 --kafka-config security.protocol=ssl \\
       --ndjson payments.ndjson
 
 A transaction has the fields id, account, merchant, amount_cents, currency, at_ms, in
-CSV (with a header) and JSON alike. Messages are JSON, with the account as key.";
+CSV (with a header) and JSON alike. Messages are JSON, with the account as key,
+unless --format and --key say otherwise.";
 
 /// Writes transactions to a Kafka topic.
 #[derive(Clone, Debug, Args)]
@@ -81,6 +85,22 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub partitions: u32,
 
+    /// Format of the messages; the schema of Avro is registered under TOPIC-value
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = MessageFormat::Json)]
+    pub format: MessageFormat,
+
+    /// Flags of the schema registry.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+
+    /// Key of the messages
+    #[arg(long, value_enum, value_name = "FIELD", default_value_t = KeyField::Account)]
+    pub key: KeyField,
+
+    /// Header of each message; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
+    pub header: Vec<(String, String)>,
+
     /// Flags of the Kafka client.
     #[command(flatten)]
     pub kafka: KafkaConfigArgs,
@@ -103,6 +123,38 @@ pub struct InputArgs {
     pub generate: Option<u64>,
 }
 
+/// The field of a transaction that is the key of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeyField {
+    /// The account, whose transactions stay in order.
+    Account,
+    /// The id of the transaction.
+    Id,
+    /// The merchant.
+    Merchant,
+    /// No key.
+    None,
+}
+
+impl KeyField {
+    /// Returns the key of a transaction's message.
+    fn of(self, transaction: &Transaction) -> Option<Cow<'_, [u8]>> {
+        match self {
+            KeyField::Account => Some(Cow::Borrowed(transaction.account.as_bytes())),
+            KeyField::Merchant => Some(Cow::Borrowed(transaction.merchant.as_bytes())),
+            KeyField::Id => Some(Cow::Owned(transaction.id.to_string().into_bytes())),
+            KeyField::None => None,
+        }
+    }
+}
+
+fn header(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(String::from("it has to be NAME=VALUE")),
+    }
+}
+
 fn rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
@@ -119,6 +171,10 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let mut rows = TransactionInput::open(args)?;
     let beginning = stop.begin_startup();
     let properties = args.kafka.properties()?;
+    let encoder = args.format.encoder::<Transaction>(&args.registry, &args.topic, true)?;
+    encoder.check()?;
+    let header = |(name, value): &(String, String)| (name.clone(), Some(value.clone().into_bytes()));
+    let headers: Vec<MessageHeader> = args.header.iter().map(header).collect();
     let mut publisher = Publisher::open(&args.brokers, &args.topic, properties.iter(), Some(args.partitions))?;
     drop(beginning);
     if let (partitions, true) = publisher.partitions() {
@@ -145,9 +201,9 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
             }
         };
         message.clear();
-        serde_json::to_writer(&mut message, &transaction)
-            .map_err(|error| Error::new("cannot write a transaction as JSON").because(error))?;
-        publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
+        let encoded = encoder.encode(&transaction, &mut message);
+        encoded.map_err(|why| Error::new("cannot write a transaction").because(why))?;
+        publisher.send_with(args.key.of(&transaction).as_deref(), &message, &headers)?;
         sent += 1;
         progress.count_message(|| rows.position(sent));
         if sent.is_multiple_of(64) {

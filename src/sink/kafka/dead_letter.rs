@@ -92,6 +92,7 @@ fn headers(letter: &DeadLetter) -> Vec<MessageHeader> {
 }
 
 /// What a dead letter's headers tell of the original message.
+#[cfg(any(feature = "cli", test))]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct OriginalMessage {
     /// Name of the topic; `None` if the headers name none.
@@ -103,6 +104,7 @@ pub(crate) struct OriginalMessage {
 }
 
 /// Separates the original headers from those that were added. Without the latter, all are original.
+#[cfg(any(feature = "cli", test))]
 pub(crate) fn original(mut headers: Vec<MessageHeader>) -> OriginalMessage {
     let Some(added) = headers.iter().rposition(|(name, _)| name == REASON) else {
         return OriginalMessage { headers, ..OriginalMessage::default() };

@@ -1,7 +1,7 @@
 //! Encoding of rows as values of messages: the counterpart of `source/kafka/decode.rs`.
 //!
 //! An [`Encode`] turns a row into a message's value. Closures are encoders; those of common formats are made by
-//! [`json`], [`csv`], [`text`] and [`bytes`].
+//! [`json`], [`csv()`], [`text`] and [`bytes`].
 //!
 //! Invariant: an encoder is a function of the row alone, so an epoch that is sent again has the same messages.
 
@@ -10,6 +10,7 @@ use std::io::Write as _;
 
 use serde::Serialize;
 
+use crate::error::Error;
 use crate::record::Record;
 use crate::sink::SinkRows;
 use crate::sink::csv;
@@ -43,8 +44,8 @@ pub trait Encode<D>: Send + Sync + 'static {
     /// Prepares the encoder: called, possibly several times, before the topic is opened and before any row.
     ///
     /// # Errors
-    /// Fails with the reason if no row can be encoded.
-    fn check(&self) -> Result<(), String> {
+    /// Fails if no row can be encoded; the job fails with the error.
+    fn check(&self) -> Result<(), Error> {
         Ok(())
     }
 
@@ -67,7 +68,7 @@ impl<D: 'static> Encode<D> for Box<dyn Encode<D>> {
         (**self).encode(row, value)
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Error> {
         (**self).check()
     }
 
@@ -111,7 +112,7 @@ impl<D: Serialize> Encode<D> for JsonEncoder {
     }
 }
 
-/// The encoder of rows as CSV: see [`csv`].
+/// The encoder of rows as CSV: see [`csv()`].
 #[derive(Clone, Copy, Debug)]
 pub struct CsvEncoder(());
 
@@ -124,8 +125,9 @@ impl<D: Record> Encode<D> for CsvEncoder {
         Ok(())
     }
 
-    fn check(&self) -> Result<(), String> {
-        csv::Encoder::new::<D>(SinkRows::Events).map(drop).map_err(|error| error.to_string())
+    fn check(&self) -> Result<(), Error> {
+        let encoder = csv::Encoder::new::<D>(SinkRows::Events).map(drop);
+        encoder.map_err(|error| Error::usage("rows cannot be written to a topic").because(error))
     }
 }
 
@@ -218,7 +220,7 @@ mod tests {
         assert_eq!(encoded(&bytes(), &"x").unwrap(), "x");
         assert!(Encode::<Row>::is_json(&json()) && !Encode::<Row>::is_json(&csv()));
         assert_eq!(Encode::<Row>::check(&csv()), Ok(()));
-        assert!(Encode::<Nested>::check(&csv()).unwrap_err().contains("row"));
+        assert!(Encode::<Nested>::check(&csv()).unwrap_err().to_string().contains("row"));
         let closure = |row: &Row, _: &mut Vec<u8>| Err(format!("no {}", row.id));
         assert_eq!(encoded(&closure, &row).unwrap_err(), "no 1");
     }

@@ -14,7 +14,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
-use super::message::OutgoingMessage;
+use super::message::{MessageHeader, OutgoingMessage};
 use super::send_errors::{is_fenced, is_permanent, lost_records, remedy};
 use super::topics::find_or_create;
 use crate::durable::FencingCheck;
@@ -201,6 +201,14 @@ impl Publisher {
     /// Fails if the message cannot be sent, or if an earlier one was not delivered.
     pub fn send(&mut self, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
         self.post(&OutgoingMessage { key, value: Some(payload), at_ms, ..OutgoingMessage::default() })
+    }
+
+    /// Sends a message with these headers; otherwise like [`Publisher::send`].
+    ///
+    /// # Errors
+    /// Fails as [`Publisher::send`] does.
+    pub fn send_with(&mut self, key: Option<&[u8]>, payload: &[u8], headers: &[MessageHeader]) -> Result<()> {
+        self.post(&OutgoingMessage { key, value: Some(payload), headers, ..OutgoingMessage::default() })
     }
 
     /// Sends a message to this partition, whatever its key; otherwise like [`Publisher::send`].

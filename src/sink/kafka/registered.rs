@@ -153,8 +153,8 @@ impl<D: Serialize> Encode<D> for AvroEncoder {
         AvroEncoder::encode(self, row, value)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
-        self.prepare().map_err(|error| error.to_string())
+    fn check(&self) -> Result<()> {
+        self.prepare()
     }
 }
 
@@ -164,7 +164,7 @@ impl<M: prost::Message> Encode<M> for ProtobufEncoder {
         ProtobufEncoder::encode(self, row, value)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
-        self.prepare().map_err(|error| error.to_string())
+    fn check(&self) -> Result<()> {
+        self.prepare()
     }
 }

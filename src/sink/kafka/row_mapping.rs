@@ -88,7 +88,7 @@ impl<D: Record> RowMapping<D> {
             }
             _ => {}
         }
-        self.encoder.check().map_err(|why| Error::usage("rows cannot be written to a topic").because(why))
+        self.encoder.check()
     }
 
     /// Calls `send` with the messages of an epoch.

@@ -6,9 +6,11 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cli")]
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{Producer, PurgeConfig};
+#[cfg(feature = "cli")]
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::super::send_errors::{is_fenced, is_permanent, transaction_error_text};
@@ -130,6 +132,7 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails if another producer of the same id was opened, or if the brokers do not accept the offsets.
+    #[cfg(feature = "cli")]
     pub(in crate::sink::kafka) fn send_offsets(
         &mut self,
         offsets: &TopicPartitionList,
