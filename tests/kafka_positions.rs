@@ -194,9 +194,9 @@ fn each_partition_ends_before_its_first_message_of_the_time_or_later() {
     assert!(grown.is_some_and(|grown| grown.contains("partition 0")));
 }
 
-/// Sends large ticks until the embedded broker, which keeps about 5 MiB, has dropped the first ones.
+/// Sends large ticks, uncompressed, until the embedded broker, which keeps about 5 MiB, has dropped the first ones.
 fn overflow(servers: &str, ids: std::ops::Range<u64>) {
-    let mut publisher = Publisher::open(servers, "ticks", [], None).unwrap();
+    let mut publisher = Publisher::open(servers, "ticks", [("compression.type", "none")], None).unwrap();
     let filler = "x".repeat(100_000);
     for id in ids {
         let text = format!(r#"{{"id":{id},"at_ms":{},"filler":"{filler}"}}"#, 1_000_000 + id);

@@ -24,8 +24,9 @@ fn ticks(broker: &EmbeddedBroker) -> kafka::Source<Tick> {
     kafka::Source::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
 }
 
+/// A publisher whose messages have the size that they are sent with.
 fn publisher(broker: &EmbeddedBroker) -> Publisher {
-    Publisher::open(broker.servers(), "ticks", [], None).unwrap()
+    Publisher::open(broker.servers(), "ticks", [("compression.type", "none")], None).unwrap()
 }
 
 /// Sends ticks with different keys, so that they are spread over the partitions.
