@@ -139,8 +139,8 @@ pub mod kafka {
     #[cfg(feature = "protobuf")]
     pub use crate::source::kafka::protobuf;
     pub use crate::source::kafka::{
-        AvroSchema, DebeziumEvent, Decode, DecodeError, Gap, KafkaError, Message, RDKafkaErrorCode, Source,
-        StartOffset, TimestampKind, Topics, avro_schema, bytes, csv, debezium, debezium_key, json, text,
+        AvroSchema, ClientProperties, DebeziumEvent, Decode, DecodeError, Gap, KafkaError, Message, RDKafkaErrorCode,
+        Source, StartOffset, TimestampKind, Topics, avro_schema, bytes, csv, debezium, debezium_key, json, text,
     };
     #[cfg(feature = "registry")]
     pub use crate::source::kafka::{RegisteredSchema, SchemaKind, SchemaRegistry, SubjectNaming, avro};
