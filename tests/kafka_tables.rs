@@ -385,24 +385,10 @@ struct RowChange {
     diff: isize,
 }
 
-const COMPACTED: [(&str, &str); 5] = [
-    ("cleanup.policy", "compact"),
-    ("min.cleanable.dirty.ratio", "0.001"),
-    ("segment.bytes", "1048576"),
-    ("min.compaction.lag.ms", "0"),
-    ("max.compaction.lag.ms", "200"),
-];
-
-/// Compacts a topic of one partition, and waits until at most `left` of its messages are left. Large messages close the
-/// segment of the others; the table rejects them.
+/// Compacts a topic of one partition, and waits until at most `left` of its messages are left. The table rejects those
+/// that close the segment.
 fn compact(broker: &Broker, topic: &str, left: usize) {
-    let large = "no JSON ".repeat(75_000);
-    let producer = producer(&broker.servers);
-    for _ in 0..3 {
-        let record = BaseRecord::to(topic).partition(0).payload(&large).key("large");
-        producer.send(record).map_err(|(why, _)| why).unwrap();
-        producer.flush(PATIENCE).unwrap();
-    }
+    broker.close_segment(topic);
     let begun = Instant::now();
     while broker::committed(&broker.servers, topic).len() > left {
         assert!(begun.elapsed() < PATIENCE, "the topic is not compacted");
@@ -431,7 +417,7 @@ fn a_table_survives_kills_and_the_compaction_of_its_topic_while_it_runs_and_whil
     let folder = tempfile::tempdir().unwrap();
     let name = folder.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
     let (of_rates, of_sales) = (format!("{name}-rates"), format!("{name}-sales"));
-    broker.create_with(&of_rates, 1, &COMPACTED);
+    broker.create_with(&of_rates, 1, &broker::COMPACTED);
     broker.create_with(&of_sales, 2, &[("retention.ms", "-1")]);
     let start = |workers: usize, stops: &str| {
         let line = format!("{} {of_rates} {of_sales} {} {workers} {stops}", broker.servers, folder.path().display());

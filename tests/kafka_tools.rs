@@ -51,6 +51,11 @@ fn copied(path: &Path) -> BTreeMap<u64, Transaction> {
     rows
 }
 
+/// Returns the time in milliseconds since 1970.
+fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
 fn generated(seed: u64, count: u64) -> BTreeMap<u64, Transaction> {
     Generator::new(seed).start_ms(5000).take(count as usize).map(|row| (row.id, row)).collect()
 }
@@ -154,7 +159,7 @@ fn the_rate_is_kept_and_event_times_follow_the_clock() {
     let Some(broker) = Broker::shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (servers, here) = (&broker.servers, folder.path().display());
-    let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let before = now_ms();
     let begun = Instant::now();
     tool(&format!("produce --brokers {servers} --topic slow --generate 500 --rate 250")).unwrap();
     let took = begun.elapsed();
@@ -433,18 +438,15 @@ fn a_rate_that_brokers_cannot_keep_slows_producers_down() {
     let (servers, here) = (&broker.servers, folder.path().display());
     let pid = fs::read_to_string(broker.data().join("broker.pid")).unwrap();
     let pid = Pid::from_raw(pid.trim().parse().unwrap());
-    let now_ms = || {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.unwrap().as_millis() as i64
-    };
-    let mut producer = spawn(&format!("produce --brokers {servers} --topic held --generate 3500 --rate {RATE}"));
+    let line = format!("produce --brokers {servers} --topic held --generate 3500 --rate {RATE}");
+    let producer = start(run::TIDEGATE, line.split_whitespace());
     std::thread::sleep(Duration::from_secs(2));
     kill(pid, Signal::SIGSTOP).unwrap();
     let stopped = now_ms();
     std::thread::sleep(Duration::from_secs(5));
     let resumed = now_ms();
     kill(pid, Signal::SIGCONT).unwrap();
-    assert!(producer.wait().unwrap().success());
+    producer.end().code(0);
     tool(&format!("consume --brokers {servers} --topic held --out {here}/held.csv --until-end")).unwrap();
     let rows = copied(&folder.path().join("held.csv"));
     assert_eq!(rows.len(), 3500);

@@ -11,38 +11,18 @@ mod run;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use broker::Broker;
 use nix::sys::signal::Signal;
-use registry::{Python, RunningRegistry};
+use registry::Parts;
 use run::{TIDEGATE, check_contains, run, start};
 use serde_json::Value;
 use tidegate::source::generator::{Generator, Transaction};
-
-/// Broker, registry and clients of this test program.
-struct Parts {
-    broker: &'static Broker,
-    registry: RunningRegistry,
-    python: Python,
-}
 
 /// Rows of a table, by the text of their keys.
 type Table = BTreeMap<String, Value>;
 
 impl Parts {
-    fn shared() -> Option<&'static Parts> {
-        static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
-        let start = || {
-            let python = Python::find()?;
-            let registry = std::thread::spawn(RunningRegistry::start);
-            let broker = Broker::shared();
-            Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
-        };
-        SHARED.get_or_init(start).as_ref()
-    }
-
     /// Writes customers and orders; returns the enriched orders that they come to. `rate` is a number of changes a
     /// second; 0 is as fast as possible.
     fn write(&self, name: &str, seed: u32, count: u32, rate: u32) -> Table {

@@ -12,11 +12,9 @@ mod registry;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use registry::{Python, RunningRegistry};
+use registry::Parts;
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
 use tidegate::kafka::{self, AvroSchema, Decode, Message, SchemaRegistry};
@@ -26,25 +24,7 @@ use tidegate::stream::Observer;
 use tidegate::testing::Captured;
 use tidegate::{Closed, Decimal, Error, EventTime, Job, State, Window, ndjson};
 
-/// Broker, registry and clients of this test program.
-struct Parts {
-    broker: &'static Broker,
-    registry: RunningRegistry,
-    python: Python,
-}
-
 impl Parts {
-    fn shared() -> Option<&'static Parts> {
-        static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
-        let start = || {
-            let python = Python::find()?;
-            let registry = std::thread::spawn(RunningRegistry::start);
-            let broker = Broker::shared();
-            Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
-        };
-        SHARED.get_or_init(start).as_ref()
-    }
-
     /// Writes a topic by Python and returns the totals that Python expects of it.
     fn write(&self, topic: &str, format: &str, compression: &str, seed: u64, count: usize) -> Vec<Total> {
         self.broker.create(topic, 2);

@@ -245,25 +245,9 @@ fn a_topic_that_is_made_again_while_nobody_reads_is_refused_though_its_records_a
     }
 }
 
-const COMPACTED: [(&str, &str); 5] = [
-    ("cleanup.policy", "compact"),
-    ("min.cleanable.dirty.ratio", "0.001"),
-    ("segment.bytes", "1048576"),
-    ("min.compaction.lag.ms", "0"),
-    ("max.compaction.lag.ms", "200"),
-];
-
-/// Compacts a topic, and waits for it. Large records, which are no transactions, close the segment of the others,
-/// because the last segment is never compacted.
+/// Compacts a topic, and waits for it.
 fn compact(case: &Case<'_>, partitions: &[Vec<Transaction>]) {
-    let mut config = ClientConfig::new();
-    let producer: BaseProducer = config.set("bootstrap.servers", &case.broker.servers).create().unwrap();
-    let large = "no JSON ".repeat(75_000);
-    for _ in 0..3 {
-        let record = BaseRecord::to(&case.topic).partition(0).payload(&large).key("large");
-        producer.send(record).map_err(|(why, _)| why).unwrap();
-        producer.flush(PATIENCE).unwrap();
-    }
+    case.broker.close_segment(&case.topic);
     let begun = Instant::now();
     let left = || broker::committed(&case.broker.servers, &case.topic).len();
     let sent: usize = partitions.iter().map(Vec::len).sum();
@@ -291,7 +275,7 @@ fn what_was_read_of_a_compacted_topic_is_replayed_though_the_topic_has_lost_it()
     for round in 0..rounds() {
         // After a kill everything is replayed; after a stop the last counted record may be gone.
         for (signal, flags) in [(Signal::SIGKILL, JOURNAL), (Signal::SIGTERM, STATE)] {
-            let case = Case::new(broker, 1, &COMPACTED, &format!("{flags} --compacted"));
+            let case = Case::new(broker, 1, &broker::COMPACTED, &format!("{flags} --compacted"));
             let rows = tidy(round + 7, 600);
             let (old, all) = (dealt(&rows[..300], 1), dealt(&rows, 1));
             // Keys repeat, also those of the last records.

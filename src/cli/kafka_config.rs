@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use clap::Args;
 
@@ -21,6 +22,10 @@ pub struct KafkaConfigArgs {
     /// File of properties of the Kafka client, one KEY=VALUE a line; --kafka-config overrides it
     #[arg(long, value_name = "FILE")]
     pub kafka_config_file: Option<PathBuf>,
+
+    /// The properties, once they were read: several sources and sinks have them.
+    #[arg(skip)]
+    resolved: OnceLock<ClientProperties>,
 }
 
 impl KafkaConfigArgs {
@@ -28,7 +33,15 @@ impl KafkaConfigArgs {
     ///
     /// # Errors
     /// Fails if the file cannot be read or has lines of another form, or if what a value refers to is missing.
-    pub fn properties(&self) -> Result<ClientProperties> {
+    pub fn properties(&self) -> Result<&ClientProperties> {
+        if let Some(known) = self.resolved.get() {
+            return Ok(known);
+        }
+        let properties = self.resolve()?;
+        Ok(self.resolved.get_or_init(|| properties))
+    }
+
+    fn resolve(&self) -> Result<ClientProperties> {
         let mut properties = match &self.kafka_config_file {
             Some(path) => ClientProperties::from_file(path).map_err(|error| error.help("check --kafka-config-file"))?,
             None => ClientProperties::default(),
@@ -47,7 +60,7 @@ pub struct Property(String);
 
 impl fmt::Debug for Property {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}=…", self.0.split('=').next().unwrap_or_default())
+        write!(f, "{}=…", ClientProperties::split(&self.0).map_or("", |(key, _)| key))
     }
 }
 
@@ -55,9 +68,9 @@ impl FromStr for Property {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text.split_once('=') {
-            Some((key, _)) if !key.trim().is_empty() => Ok(Property(text.to_owned())),
-            _ => Err(String::from("it has to be KEY=VALUE, as in security.protocol=ssl")),
+        match ClientProperties::split(text) {
+            Some(_) => Ok(Property(text.to_owned())),
+            None => Err(String::from("it has to be KEY=VALUE, as in security.protocol=ssl")),
         }
     }
 }

@@ -48,7 +48,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", conflicts_with_all = ["csv", "ndjson"], help_heading = "Input")]
     pub stop_at: Option<EventTime>,
 
-    /// When records were removed from the topic before they were read: fail, or skip them, which counts and logs them
+    /// Reaction to records that were removed from the topic before they were read: fail, or skip them, which counts and
+    /// logs them
     #[arg(long, value_name = "fail|skip", default_value = "fail", help_heading = "Input")]
     pub on_gap: Gap,
 

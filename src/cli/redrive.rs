@@ -116,7 +116,7 @@ pub fn redrive(args: &RedriveArgs) -> Result<u8> {
 
 fn config(args: &RedriveArgs) -> Result<RedriveConfig> {
     let mut letters = TopicConfig::new(&args.brokers, &args.topic);
-    letters.properties = args.kafka.properties()?;
+    letters.properties = args.kafka.properties()?.clone();
     let times = (args.since.map_or(i64::MIN, EventTime::millis), args.until.map_or(i64::MAX, EventTime::millis));
     let range = args.offsets.unwrap_or(OffsetRange { from: 0, to: i64::MAX });
     let mut partitions = args.partition.clone();

@@ -66,6 +66,6 @@ impl FirstPhase {
 
     /// On worker 0: `true` if all workers are done.
     pub(super) fn is_over(&self, shared: &WorkerShared) -> bool {
-        self.is_over_here(shared) && self.others == shared.place.workers / shared.place.threads - 1
+        self.is_over_here(shared) && self.others == shared.place.processes() - 1
     }
 }

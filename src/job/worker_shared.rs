@@ -78,7 +78,7 @@ impl WorkerShared {
         JobMonitor {
             job: self.place.job.clone(),
             process: self.board.process(),
-            processes: self.place.workers / self.place.threads,
+            processes: self.place.processes(),
             board: Arc::clone(&self.board),
             metrics: Arc::clone(&self.metrics),
             channel,

@@ -185,7 +185,7 @@ impl Polled {
     }
 }
 
-/// How far one worker's partitions are read towards the ends that they had when the reader was opened.
+/// Progress of one worker's partitions towards the ends that they had when the reader was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InitialProgress {
     /// `true` once every record that this worker's partitions had then was taken.

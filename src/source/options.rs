@@ -41,6 +41,11 @@ impl WorkerContext {
         (topic as usize + number as usize) % self.workers == self.worker
     }
 
+    /// Returns the number of the job's processes.
+    pub(crate) fn processes(&self) -> usize {
+        self.workers / self.threads
+    }
+
     /// `true` if this worker belongs to the first process, which alone reads inputs that other machines may not have,
     /// such as files.
     pub fn is_in_first_process(&self) -> bool {

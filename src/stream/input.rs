@@ -276,7 +276,7 @@ impl<D: Record> Drop for SourceDriver<D> {
     }
 }
 
-/// How a source is read.
+/// Mode of reading a source.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ReadMode {
     /// `true` if it is read as a table: event times have no meaning.

@@ -26,6 +26,15 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 /// Timeout of a request to the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Settings of a topic that is compacted as soon as a segment is closed: see [`Broker::close_segment`].
+pub const COMPACTED: [(&str, &str); 5] = [
+    ("cleanup.policy", "compact"),
+    ("min.cleanable.dirty.ratio", "0.001"),
+    ("segment.bytes", "1048576"),
+    ("min.compaction.lag.ms", "0"),
+    ("max.compaction.lag.ms", "200"),
+];
+
 /// A running broker.
 pub struct Broker {
     pub servers: String,
@@ -130,6 +139,19 @@ impl Broker {
         let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
         for result in wait_for(self.admin().create_topics([&topic], &patient())).unwrap() {
             result.unwrap();
+        }
+    }
+
+    /// Closes the segment of all messages of partition 0, because the last one is never compacted: by large messages,
+    /// which are no JSON.
+    pub fn close_segment(&self, topic: &str) {
+        let mut config = ClientConfig::new();
+        let producer: BaseProducer = config.set("bootstrap.servers", &self.servers).create().unwrap();
+        let large = "no JSON ".repeat(75_000);
+        for _ in 0..3 {
+            let record = BaseRecord::to(topic).partition(0).payload(&large).key("large");
+            producer.send(record).map_err(|(why, _)| why).unwrap();
+            producer.flush(PATIENCE).unwrap();
         }
     }
 

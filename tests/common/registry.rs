@@ -8,6 +8,30 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use crate::broker::Broker;
+
+/// Broker, registry and clients, shared by the tests of a program.
+pub struct Parts {
+    pub broker: &'static Broker,
+    pub registry: RunningRegistry,
+    pub python: Python,
+}
+
+impl Parts {
+    /// Returns them; `None` if there can be none on this machine.
+    pub fn shared() -> Option<&'static Parts> {
+        static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
+        let start = || {
+            let python = Python::find()?;
+            let registry = std::thread::spawn(RunningRegistry::start);
+            let broker = Broker::shared();
+            Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
+        };
+        SHARED.get_or_init(start).as_ref()
+    }
+}
 
 /// A running schema registry.
 pub struct RunningRegistry {

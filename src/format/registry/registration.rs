@@ -2,29 +2,50 @@
 
 use std::sync::OnceLock;
 
-use super::{SchemaKind, SchemaRegistry};
+use super::{SchemaKind, SchemaRegistry, SubjectNaming};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A schema that has to be in a registry.
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
-    pub(crate) registry: SchemaRegistry,
-    pub(crate) subject: String,
-    pub(crate) kind: SchemaKind,
-    pub(crate) text: String,
+    registry: SchemaRegistry,
+    topic: String,
+    /// Full name of the type that the schema describes.
+    type_name: String,
+    subject: String,
+    kind: SchemaKind,
+    text: String,
     /// `true` if it may be registered.
     pub(crate) auto_register: bool,
     id: OnceLock<u32>,
 }
 
 impl Registration {
-    pub(crate) fn new(registry: &SchemaRegistry, subject: String, kind: SchemaKind, text: String) -> Self {
-        Registration { registry: registry.clone(), subject, kind, text, auto_register: false, id: OnceLock::new() }
+    /// Names the schema of the values of a topic, whose subject is `TOPIC-value`.
+    pub(crate) fn new(registry: &SchemaRegistry, topic: &str, type_name: &str, kind: SchemaKind, text: &str) -> Self {
+        Registration {
+            registry: registry.clone(),
+            topic: topic.to_owned(),
+            type_name: type_name.to_owned(),
+            subject: SubjectNaming::Topic.subject(topic, type_name, false),
+            kind,
+            text: text.to_owned(),
+            auto_register: false,
+            id: OnceLock::new(),
+        }
     }
 
-    /// Returns the id; `None` before [`Registration::prepare`].
-    pub(crate) fn id(&self) -> Option<u32> {
-        self.id.get().copied()
+    /// Sets how the subject is named.
+    pub(crate) fn name_subject(&mut self, naming: SubjectNaming) {
+        self.subject = naming.subject(&self.topic, &self.type_name, false);
+    }
+
+    /// Returns the id.
+    ///
+    /// # Errors
+    /// Fails with the reason before [`Registration::prepare`].
+    pub(crate) fn id(&self) -> std::result::Result<u32, String> {
+        self.id.get().copied().ok_or_else(|| String::from("the schema is not prepared"))
     }
 
     /// Looks the schema up, and registers it if that is allowed. Does nothing if the id is known.

@@ -79,7 +79,7 @@ impl WorkerLoop {
             }
         }
         let place = &self.shared.place;
-        let others = place.workers / place.threads - 1;
+        let others = place.processes() - 1;
         if self.all_here_have_caught_up() && self.others_caught_up == others {
             self.shared.stop.stop();
         }

@@ -91,7 +91,7 @@ fn headers(letter: &DeadLetter) -> Vec<MessageHeader> {
     headers
 }
 
-/// What a dead letter's headers tell of the original message.
+/// The original message, as far as a dead letter's headers describe it.
 #[cfg(any(feature = "cli", test))]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct OriginalMessage {

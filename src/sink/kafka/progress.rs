@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -21,7 +20,8 @@ use crate::durable::journal::JournalEnds;
 use crate::durable::{PublishedEpoch, StateId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::broker_errors::{error_text, is_group_refusal, is_transient};
-use crate::source::kafka::client::{TopicConfig, client_not_created};
+use crate::source::kafka::client::TopicConfig;
+use crate::source::kafka::consumer::{self, COMMITTED, NEEDED};
 use crate::time::Epoch;
 
 /// Version of the format.
@@ -38,13 +38,8 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("
 const DEFAULTS: &[(&str, &str)] =
     &[("group.id", "tidegate"), ("fetch.wait.max.ms", "10"), ("reconnect.backoff.max.ms", "1000")];
 
-const NEEDED: &[(&str, &str)] = &[
-    ("enable.auto.commit", "false"),
-    ("enable.auto.offset.store", "false"),
-    ("enable.partition.eof", "true"),
-    ("auto.offset.reset", "error"),
-    ("allow.auto.create.topics", "false"),
-];
+/// Property of consumers that read to the end of all records, those of open transactions included.
+const UNCOMMITTED: (&str, &str) = ("isolation.level", "read_uncommitted");
 
 /// Longest wait for an answer of the brokers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -147,29 +142,17 @@ pub(super) fn topic_of(output: &TopicConfig) -> TopicConfig {
     TopicConfig { topic, ..output.clone() }
 }
 
-fn consumer(topic_config: &TopicConfig, isolation: &str) -> Result<BaseConsumer> {
-    let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
-    let mut topic_config = topic_config.clone();
-    // Transaction properties are for producers only.
-    topic_config.properties.retain(|key| !key.starts_with("transaction"));
-    let config: ClientConfig = topic_config.configure(DEFAULTS, &needed)?;
-    config.create().map_err(|error| client_not_created(&topic_config, &error))
+fn consumer(topic_config: &TopicConfig, isolation: (&str, &str)) -> Result<BaseConsumer> {
+    topic_config.create_consumer(DEFAULTS, &[NEEDED, &[isolation]].concat())
 }
 
 /// Returns the first offset of a partition, and its end at this consumer's isolation level.
 fn ends(consumer: &BaseConsumer, topic_config: &TopicConfig, partition: i32) -> Result<(i64, i64)> {
-    let begun = Instant::now();
-    loop {
-        match consumer.fetch_watermarks(&topic_config.topic, partition, Duration::from_secs(3)) {
-            // Without an answer of the broker, the library returns −1.
-            Ok((low, high)) if low >= 0 && high >= low => return Ok((low, high)),
-            Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
-                return Err(unreadable(topic_config, &error_text(&error)).caused_by(error));
-            }
-            _ if begun.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "no broker leads it")),
-            _ => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
+    let found = consumer::ends(consumer, (&topic_config.topic, partition), ANSWER_TIMEOUT, is_transient, || ());
+    found.map_err(|error| match error {
+        Some(error) => unreadable(topic_config, &error_text(&error)).caused_by(error),
+        None => unanswered(topic_config, "no broker leads it"),
+    })
 }
 
 /// Returns the error for brokers that do not answer at the moment.
@@ -188,11 +171,11 @@ fn unreadable(topic_config: &TopicConfig, why: &str) -> Error {
 /// Fails if the topic cannot be read to its end, or if the record is not Tidegate's.
 pub(super) fn read(topic_config: &TopicConfig, key: &str) -> Result<ProgressTopic> {
     // End of all records: a reader of committed ones stops at the first open transaction.
-    let (low, end) = ends(&consumer(topic_config, "read_uncommitted")?, topic_config, 0)?;
+    let (low, end) = ends(&consumer(topic_config, UNCOMMITTED)?, topic_config, 0)?;
     if low == end {
         return Ok(ProgressTopic { last: None, low, end });
     }
-    let consumer = consumer(topic_config, "read_committed")?;
+    let consumer = consumer(topic_config, COMMITTED)?;
     let begun = Instant::now();
     let mut told = false;
     while ends(&consumer, topic_config, 0)?.1 < end {
@@ -250,7 +233,7 @@ pub(super) fn check_output(output: &TopicConfig, progress: &SinkProgress) -> Res
     if progress.ends.is_empty() {
         return Ok(());
     }
-    let consumer = consumer(output, "read_uncommitted")?;
+    let consumer = consumer(output, UNCOMMITTED)?;
     for (partition, end) in &progress.ends {
         let (_, found) = ends(&consumer, output, *partition)?;
         if found < *end {

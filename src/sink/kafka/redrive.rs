@@ -12,32 +12,25 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::dead_letter::{OriginalMessage, original};
 use super::message::OutgoingMessage;
 use super::publisher::Publisher;
+use crate::durable::journal::JournaledRecord;
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::kafka::Message;
 use crate::source::kafka::broker_errors::{error_text, is_transient};
-use crate::source::kafka::client::{TopicConfig, client_not_created};
+use crate::source::kafka::client::TopicConfig;
+use crate::source::kafka::consumer::{self, COMMITTED, NEEDED};
 use crate::source::kafka::topic_lookup::no_topic;
-use crate::thread;
 
 const DEFAULTS: &[(&str, &str)] = &[
     ("fetch.wait.max.ms", "50"),
     ("receive.message.max.bytes", "1000000000"),
     ("reconnect.backoff.max.ms", "1000"),
     ("check.crcs", "true"),
-];
-
-const NEEDED: &[(&str, &str)] = &[
-    ("enable.auto.commit", "false"),
-    ("enable.auto.offset.store", "false"),
-    ("enable.partition.eof", "true"),
-    ("isolation.level", "read_committed"),
-    ("auto.offset.reset", "error"),
-    ("allow.auto.create.topics", "false"),
 ];
 
 /// Longest wait for an answer of the brokers, or for a letter that exists.
@@ -58,7 +51,7 @@ pub(crate) struct LetterSelection {
     pub(crate) times: (i64, i64),
 }
 
-/// Where letters come from and where they go.
+/// Origin and target of the letters.
 #[derive(Clone, Debug)]
 pub(crate) struct RedriveConfig {
     /// The topic of dead letters.
@@ -116,7 +109,7 @@ pub(crate) struct Redriver {
     consumer: BaseConsumer,
     ranges: BTreeMap<i32, LetterRange>,
     batch: LetterBatch,
-    /// What is committed.
+    /// Letters of the transactions that are committed.
     counts: RedriveCounts,
 }
 
@@ -130,11 +123,8 @@ impl Redriver {
             return Err(returns_to_itself(&config));
         }
         let publisher = if config.is_dry { None } else { Some(fenced_publisher(&config)?) };
-        let mut read = config.letters.clone();
-        read.properties.retain(|key| !key.starts_with("transaction"));
-        let needed = [NEEDED, &[("group.id", &*config.group)]].concat();
-        let client = read.configure(DEFAULTS, &needed)?;
-        let consumer: BaseConsumer = client.create().map_err(|error| client_not_created(&read, &error))?;
+        let needed = [NEEDED, &[COMMITTED, ("group.id", &config.group)]].concat();
+        let consumer = config.letters.create_consumer(DEFAULTS, &needed)?;
         let (batch, counts) = (LetterBatch::default(), RedriveCounts::default());
         let mut redriver = Redriver { config, publisher, consumer, ranges: BTreeMap::new(), batch, counts };
         redriver.find_letters()?;
@@ -177,19 +167,22 @@ impl Redriver {
                     return Err(error.help("check the brokers"));
                 }
                 None => continue,
-                Some(Ok(message)) => (message.partition(), Some(read_letter(message))),
+                Some(Ok(message)) => {
+                    let id = message.partition();
+                    (id, Some(Message::fetched(&self.config.letters.topic, id as u32, message).to_record()))
+                }
                 Some(Err(KafkaError::PartitionEOF(id))) => (*id, None),
                 Some(Err(error)) if error.rdkafka_error_code().is_some_and(is_transient) => continue,
                 Some(Err(error)) => return Err(self.unreadable(error)),
             };
             heard = Instant::now();
             let Some(range) = self.ranges.get(&id).copied() else { continue };
-            let letter = letter.filter(|letter| letter.offset >= range.next && letter.offset < range.end);
+            let letter = letter.filter(|letter| (range.next..range.end).contains(&(letter.offset as i64)));
             match letter {
                 // Behind the last offset, or at the end: transaction markers may take up the last offsets.
                 None => drop(self.ranges.remove(&id)),
                 Some(letter) => {
-                    let next = letter.offset + 1;
+                    let next = letter.offset as i64 + 1;
                     self.take(id, letter)?;
                     self.batch.reached.insert(id, next);
                     if next < range.end {
@@ -207,11 +200,11 @@ impl Redriver {
     }
 
     /// Sends a letter back, unless its time is not selected.
-    fn take(&mut self, id: i32, letter: Letter) -> Result<()> {
+    fn take(&mut self, id: i32, letter: JournaledRecord) -> Result<()> {
         let (from, to) = self.config.selection.times;
         self.batch.letters += 1;
-        self.batch.bytes += letter.key.as_ref().map_or(0, Vec::len) + letter.value.as_ref().map_or(0, Vec::len);
-        if letter.written_at.is_some_and(|at| at < from || at >= to) {
+        self.batch.bytes += letter.key.as_ref().map_or(0, Vec::len) + letter.payload.as_ref().map_or(0, Vec::len);
+        if letter.timestamp.is_some_and(|at| at < from || at >= to) {
             self.batch.counts.left_out += 1;
             return Ok(());
         }
@@ -237,7 +230,7 @@ impl Redriver {
                 topic: Some(&topic),
                 partition: None,
                 key: letter.key.as_deref(),
-                value: letter.value.as_deref(),
+                value: letter.payload.as_deref(),
                 headers: &headers,
                 // The client library takes 0 for "now", and brokers refuse what is before 1970.
                 at_ms: timestamp.filter(|timestamp| *timestamp > 0),
@@ -291,8 +284,7 @@ impl Redriver {
         }
         let committed = self.committed(&ids)?;
         for id in ids.into_iter().filter(|id| partitions.is_empty() || partitions.contains(&(*id as u32))) {
-            let watermarks = self.consumer.fetch_watermarks(&topic, id, ANSWER_TIMEOUT);
-            let (low, end) = watermarks.map_err(|error| self.unreadable(&error))?;
+            let (low, end) = self.ends(id)?;
             let reached = committed.get(&id).copied().unwrap_or(0);
             if reached > end {
                 let why = format!(
@@ -310,6 +302,16 @@ impl Redriver {
             }
         }
         Ok(())
+    }
+
+    /// Returns the first offset of a partition, and the end of its committed records.
+    fn ends(&self, id: i32) -> Result<(i64, i64)> {
+        let partition = (&*self.config.letters.topic, id);
+        let found = consumer::ends(&self.consumer, partition, ANSWER_TIMEOUT, is_transient, || ());
+        found.map_err(|error| match error {
+            Some(error) => self.unreadable(&error),
+            None => self.failed("the brokers do not tell where a partition ends").transient(),
+        })
     }
 
     /// Returns the offsets that the group has reached.
@@ -345,31 +347,6 @@ impl Redriver {
 
     fn unreadable(&self, error: &KafkaError) -> Error {
         unreadable(&self.config.letters, error)
-    }
-}
-
-/// A dead letter as read.
-struct Letter {
-    offset: i64,
-    written_at: Option<i64>,
-    key: Option<Vec<u8>>,
-    value: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-fn read_letter(message: &BorrowedMessage<'_>) -> Letter {
-    let count = message.headers().map_or(0, rdkafka::message::Headers::count);
-    let header = |number| {
-        // The library panics at a name that is not UTF-8.
-        let found = thread::guard(|| message.headers().and_then(|headers| headers.try_get(number)));
-        found.ok().flatten().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
-    };
-    Letter {
-        offset: message.offset(),
-        written_at: message.timestamp().to_millis(),
-        key: message.key().map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
-        headers: (0..count).filter_map(header).collect(),
     }
 }
 

@@ -31,22 +31,20 @@ use crate::sink::kafka::Encode;
 #[derive(Debug)]
 pub struct AvroEncoder {
     schema: AvroSchema,
-    topic: String,
     registration: Registration,
 }
 
 impl AvroEncoder {
     /// Writes values of a topic by this schema. It is looked up in the registry, under the subject `TOPIC-value`.
     pub fn new(registry: &SchemaRegistry, topic: &str, schema: AvroSchema) -> Self {
-        let subject = SubjectNaming::Topic.subject(topic, schema.name(), false);
-        let registration = Registration::new(registry, subject, SchemaKind::Avro, schema.text().to_owned());
-        AvroEncoder { schema, topic: topic.to_owned(), registration }
+        let registration = Registration::new(registry, topic, schema.name(), SchemaKind::Avro, schema.text());
+        AvroEncoder { schema, registration }
     }
 
     /// Sets how the subject is named.
     #[must_use]
     pub fn subject_naming(mut self, naming: SubjectNaming) -> Self {
-        self.registration.subject = naming.subject(&self.topic, self.schema.name(), false);
+        self.registration.name_subject(naming);
         self
     }
 
@@ -72,9 +70,8 @@ impl AvroEncoder {
     /// # Errors
     /// Fails with the reason if the row does not fit the schema, and leaves `out` as it was.
     pub fn encode<D: Serialize + ?Sized>(&self, row: &D, out: &mut Vec<u8>) -> std::result::Result<(), String> {
-        let id = id_of(&self.registration)?;
         let length = out.len();
-        framing::write(id, out);
+        framing::write(self.registration.id()?, out);
         let encoded = self.schema.encode(row, out);
         if encoded.is_err() {
             out.truncate(length);
@@ -83,16 +80,10 @@ impl AvroEncoder {
     }
 }
 
-fn id_of(registration: &Registration) -> std::result::Result<u32, String> {
-    registration.id().ok_or_else(|| String::from("the schema is not prepared"))
-}
-
 /// An encoder of values of Protocol Buffers as messages that begin with the id of their schema and with message indexes.
 #[cfg(feature = "protobuf")]
 #[derive(Debug)]
 pub struct ProtobufEncoder {
-    topic: String,
-    type_name: String,
     indexes: Vec<u32>,
     registration: Registration,
 }
@@ -102,9 +93,8 @@ impl ProtobufEncoder {
     /// Writes values of a topic of the first type of a `.proto` file with this text; `type_name` is that type's full name.
     /// The text is looked up in the registry, under the subject `TOPIC-value`.
     pub fn new(registry: &SchemaRegistry, topic: &str, proto: &str, type_name: &str) -> Self {
-        let subject = SubjectNaming::Topic.subject(topic, type_name, false);
-        let registration = Registration::new(registry, subject, SchemaKind::Protobuf, proto.to_owned());
-        ProtobufEncoder { topic: topic.to_owned(), type_name: type_name.to_owned(), indexes: vec![0], registration }
+        let registration = Registration::new(registry, topic, type_name, SchemaKind::Protobuf, proto);
+        ProtobufEncoder { indexes: vec![0], registration }
     }
 
     /// Sets the path to the type in the file: `[1]` is its second type, `[1, 0]` the first type within that.
@@ -117,7 +107,7 @@ impl ProtobufEncoder {
     /// Sets how the subject is named.
     #[must_use]
     pub fn subject_naming(mut self, naming: SubjectNaming) -> Self {
-        self.registration.subject = naming.subject(&self.topic, &self.type_name, false);
+        self.registration.name_subject(naming);
         self
     }
 
@@ -142,7 +132,7 @@ impl ProtobufEncoder {
     /// # Errors
     /// Fails if the encoder is not prepared.
     pub fn encode<M: prost::Message>(&self, row: &M, out: &mut Vec<u8>) -> std::result::Result<(), String> {
-        framing::write(id_of(&self.registration)?, out);
+        framing::write(self.registration.id()?, out);
         framing::write_indexes(&self.indexes, out);
         row.encode(out).map_err(|why| why.to_string())
     }

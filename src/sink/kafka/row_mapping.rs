@@ -33,7 +33,7 @@ pub(super) enum ChangeFormat {
     Debezium,
 }
 
-/// What makes messages of rows.
+/// The functions that make messages of rows.
 pub(super) struct RowMapping<D> {
     pub(super) encoder: Arc<dyn Encode<D>>,
     pub(super) key: Option<MessagePart<D, Option<Vec<u8>>>>,

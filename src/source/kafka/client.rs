@@ -36,12 +36,22 @@ impl TopicConfig {
 
     /// Returns the topic's address, to find a job that reads what it writes.
     pub(crate) fn address(&self) -> TopicAddress {
-        let mut asked = self.clone();
-        asked.properties.retain(|key| !key.starts_with("transaction"));
+        let asked = self.clone();
         TopicAddress::new(&*self.topic, &*self.brokers, move || {
-            let consumer: BaseConsumer = asked.configure(&[("group.id", "tidegate")], &[]).ok()?.create().ok()?;
+            let consumer = asked.create_consumer(&[("group.id", "tidegate")], &[]).ok()?;
             consumer.client().fetch_cluster_id(CLUSTER_TIMEOUT)
         })
+    }
+
+    /// Creates a consumer for a moment, of the topic of a source or of a sink.
+    ///
+    /// # Errors
+    /// Fails as [`TopicConfig::configure`] does, or if the client library creates none.
+    pub(crate) fn create_consumer(&self, defaults: &[(&str, &str)], needed: &[(&str, &str)]) -> Result<BaseConsumer> {
+        let mut own = self.clone();
+        // Properties of transactions are for producers only.
+        own.properties.retain(|key| !key.starts_with("transaction"));
+        own.configure(defaults, needed)?.create().map_err(|error| client_not_created(&own, &error))
     }
 
     /// Returns the client's configuration. The user's properties override `defaults`, but not `needed`.

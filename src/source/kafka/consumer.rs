@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -43,17 +43,21 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("check.crcs", "true"),
 ];
 
-/// Properties that correctness depends on.
-const NEEDED: &[(&str, &str)] = &[
+/// Properties that the correctness of every consumer depends on: it reads where it is told, to the end, and commits
+/// nothing by itself.
+pub(crate) const NEEDED: &[(&str, &str)] = &[
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
     ("enable.partition.eof", "true"),
-    ("isolation.level", "read_committed"),
     ("auto.offset.reset", "error"),
     ("allow.auto.create.topics", "false"),
-    // Idleness is judged by statistics.
-    ("statistics.interval.ms", "500"),
 ];
+
+/// Property of consumers that read committed records only.
+pub(crate) const COMMITTED: (&str, &str) = ("isolation.level", "read_committed");
+
+/// Property by which idleness is judged.
+const STATISTICS: (&str, &str) = ("statistics.interval.ms", "500");
 
 /// Returns the properties of a topic's consumer.
 ///
@@ -64,7 +68,8 @@ pub(super) fn properties(topic_config: &TopicConfig, prefetch: PrefetchLimits) -
     let limits = [messages, kbytes, fetch_bytes].map(|limit| limit.to_string());
     let names = ["queued.min.messages", "queued.max.messages.kbytes", "fetch.message.max.bytes"];
     let limits = names.into_iter().zip(limits.iter().map(String::as_str));
-    topic_config.configure(&DEFAULTS.iter().copied().chain(limits).collect::<Vec<_>>(), NEEDED)
+    let defaults: Vec<_> = DEFAULTS.iter().copied().chain(limits).collect();
+    topic_config.configure(&defaults, &[NEEDED, &[COMMITTED, STATISTICS]].concat())
 }
 
 /// Connects for one worker's reader of one of `topics` topics, and finds the partitions of the topic. The queues of all
@@ -126,23 +131,43 @@ pub(super) fn offsets(
     topic_config: &TopicConfig,
     id: u32,
 ) -> Result<(u64, u64)> {
+    // Serves what the library reports of the broker.
+    let serve = || (0..100).for_each(|_| ConsumerEvents::serve_event(consumer));
+    // Brokers learn of a new topic with a delay.
+    let passes = |code| is_transient(code) || is_unknown(code);
+    match ends(consumer, (&topic_config.topic, id as i32), OFFSETS_TIMEOUT, passes, serve) {
+        Ok((low, end)) => Ok((low as u64, end as u64)),
+        Err(Some(error)) => {
+            let failed = Error::of(ErrorKind::SourceUnreachable, "cannot ask for the ends of a partition");
+            let failed = failed.because(error_text(&error)).caused_by(error);
+            Err(failed.at_partition(topic_config.describe(), id).help("check --kafka-config"))
+        }
+        Err(None) => Err(no_leader(consumer.client(), topic_config, id, &consumer.context().last_error)),
+    }
+}
+
+/// Asks for the first offset of a partition and its end, at the consumer's isolation level, until there is an answer;
+/// errors of a code for which `passes` returns `true` are none. `served` is called in between.
+///
+/// # Errors
+/// Fails with the error that is the answer, or with `None` without an answer within `limit`.
+pub(crate) fn ends<C: ConsumerContext + 'static>(
+    consumer: &BaseConsumer<C>,
+    (topic, partition): (&str, i32),
+    limit: Duration,
+    passes: impl Fn(RDKafkaErrorCode) -> bool,
+    served: impl Fn(),
+) -> std::result::Result<(i64, i64), Option<KafkaError>> {
     let begun = Instant::now();
     loop {
-        match consumer.fetch_watermarks(&topic_config.topic, id as i32, Duration::from_secs(3)) {
+        match consumer.fetch_watermarks(topic, partition, Duration::from_secs(3)) {
             // Without an answer of the broker, the library returns −1.
-            Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
-            Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
-                let failed = Error::of(ErrorKind::SourceUnreachable, "cannot ask for the ends of a partition");
-                let failed = failed.because(error_text(&error)).caused_by(error);
-                return Err(failed.at_partition(topic_config.describe(), id).help("check --kafka-config"));
-            }
-            _ if begun.elapsed() > OFFSETS_TIMEOUT => {
-                return Err(no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
-            }
-            // Serves what the library reports of the broker.
+            Ok((low, end)) if low >= 0 && end >= low => return Ok((low, end)),
+            Err(error) if !error.rdkafka_error_code().is_some_and(&passes) => return Err(Some(error)),
+            _ if begun.elapsed() > limit => return Err(None),
             _ => {
-                (0..100).for_each(|_| ConsumerEvents::serve_event(consumer));
-                std::thread::sleep(Duration::from_millis(100));
+                served();
+                std::thread::sleep(Duration::from_millis(50));
             }
         }
     }

@@ -48,7 +48,7 @@ enum Content<'a> {
 
 impl<'a> Message<'a> {
     /// Wraps a message that was fetched from a partition of `topic`.
-    pub(super) fn fetched(topic: &'a str, partition: u32, message: &'a BorrowedMessage<'a>) -> Self {
+    pub(crate) fn fetched(topic: &'a str, partition: u32, message: &'a BorrowedMessage<'a>) -> Self {
         let timestamp = message.timestamp();
         Message {
             topic,
@@ -169,26 +169,29 @@ impl<'a> Message<'a> {
 
     /// Returns a copy of everything but the value, for a message that is rejected.
     pub(crate) fn to_rejected(self) -> RejectedMessage {
-        let owned = |(name, value): (&str, Option<&[u8]>)| (name.to_owned(), value.map(<[u8]>::to_vec));
         RejectedMessage {
             topic: self.topic.to_owned(),
             timestamp: self.timestamp,
             key: self.key().map(<[u8]>::to_vec),
-            headers: self.headers().map(owned).collect(),
+            headers: self.owned_headers(),
             is_tombstone: self.value().is_none(),
         }
     }
 
     /// Returns a copy for the journal, with everything that a decoder can see.
-    pub(super) fn to_record(self) -> JournaledRecord {
+    pub(crate) fn to_record(self) -> JournaledRecord {
         JournaledRecord {
             offset: self.offset,
             timestamp: self.timestamp,
             payload: self.value().map(<[u8]>::to_vec),
             is_log_append_time: self.is_log_append_time,
             key: self.key().map(<[u8]>::to_vec),
-            headers: self.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+            headers: self.owned_headers(),
         }
+    }
+
+    fn owned_headers(&self) -> Vec<(String, Option<Vec<u8>>)> {
+        self.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect()
     }
 }
 

@@ -21,7 +21,7 @@ mod avro;
 pub(crate) mod broker_errors;
 pub(crate) mod client;
 mod compacted;
-mod consumer;
+pub(crate) mod consumer;
 mod debezium;
 mod decode;
 mod decoders;

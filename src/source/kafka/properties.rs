@@ -63,11 +63,11 @@ impl ClientProperties {
             let line = line.trim();
             if !line.is_empty() && !line.starts_with('#') {
                 let place = || format!("{}, line {}", path.display(), number + 1);
-                let (key, value) = ClientProperties::parse(line).map_err(|error| error.at(place()))?;
-                properties.set(&key, &value);
+                let (key, value) = ClientProperties::split(line).ok_or_else(|| malformed().at(place()))?;
+                properties.set(key, &resolved(key, value.trim()).map_err(|error| error.at(place()))?);
             }
         }
-        let has_secret = text.lines().any(|line| line.split_once('=').is_some_and(|(key, value)| exposes(key, value)));
+        let has_secret = text.lines().filter_map(ClientProperties::split).any(|(key, value)| exposes(key, value));
         if has_secret && fs::metadata(path).map_err(cannot)?.permissions().mode() & OTHERS != 0 {
             tracing::warn!("{}: others than its owner may read the secrets in it: chmod 600", path.display());
         }
@@ -80,17 +80,14 @@ impl ClientProperties {
     /// Fails if the text has another form, or if what the value refers to is missing. The error does not contain the
     /// value.
     pub fn parse(text: &str) -> Result<(String, String)> {
-        match text.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => {
-                let key = key.trim();
-                let value = resolve(value.trim()).map_err(|why| {
-                    Error::usage(format!("the Kafka property {key} refers to what is missing")).because(why)
-                })?;
-                Ok((key.to_owned(), value))
-            }
-            // The text may be a secret.
-            _ => Err(Error::usage("a Kafka property has to be KEY=VALUE, as in security.protocol=ssl")),
-        }
+        let (key, value) = ClientProperties::split(text).ok_or_else(malformed)?;
+        Ok((key.to_owned(), resolved(key, value)?))
+    }
+
+    /// Splits `KEY=VALUE`, without white space around the key; `None` if the text has another form.
+    pub(crate) fn split(text: &str) -> Option<(&str, &str)> {
+        let (key, value) = text.split_once('=')?;
+        Some((key.trim(), value)).filter(|(key, _)| !key.is_empty())
     }
 
     /// Sets a property; its value is taken as it is.
@@ -140,6 +137,17 @@ fn exposes(key: &str, value: &str) -> bool {
 /// Returns the value of a property, as it may be printed.
 pub(crate) fn displayed<'a>(key: &str, value: &'a str) -> &'a str {
     if is_secret(key) { HIDDEN } else { value }
+}
+
+/// Returns the error for a text of another form. It does not contain the text, which may be a secret.
+fn malformed() -> Error {
+    Error::usage("a Kafka property has to be KEY=VALUE, as in security.protocol=ssl")
+}
+
+/// Returns a property's value with what it refers to.
+fn resolved(key: &str, value: &str) -> Result<String> {
+    let missing = |why| Error::usage(format!("the Kafka property {key} refers to what is missing")).because(why);
+    resolve(value).map_err(missing)
 }
 
 /// Replaces references to environment variables and files; fails with the reason.
