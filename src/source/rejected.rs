@@ -9,6 +9,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::shortened;
+
 /// A record that could not be used, with its place and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -32,13 +34,23 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// Sets the record, as text if it is UTF-8.
-    pub(crate) fn with_record(mut self, bytes: &[u8]) -> Self {
-        (self.encoding, self.record) = match str::from_utf8(bytes) {
-            Ok(text) => ("text".to_owned(), text.to_owned()),
-            Err(_) => ("hex".to_owned(), bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+    /// Creates the reject of a record with these bytes: its place is a partition of a topic or a file, and the offset in
+    /// it. A long reason is shortened.
+    pub(crate) fn new(source: &str, (place, partition, offset): (&str, u32, u64), reason: &str, bytes: &[u8]) -> Self {
+        let (encoding, record) = match str::from_utf8(bytes) {
+            Ok(text) => ("text", text.to_owned()),
+            Err(_) => ("hex", bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
         };
-        self
+        Rejected {
+            source: source.to_owned(),
+            place: place.to_owned(),
+            partition,
+            offset,
+            line: 0,
+            reason: shortened(reason, MAX_REASON).into_owned(),
+            encoding: encoding.to_owned(),
+            record,
+        }
     }
 
     /// Returns the bytes of the record.
@@ -92,7 +104,7 @@ impl DeadLetter {
 }
 
 /// Longest reason that is kept, in characters: a library may quote a whole record in it.
-pub(crate) const MAX_REASON: usize = 500;
+const MAX_REASON: usize = 500;
 
 #[cfg(test)]
 mod tests {
@@ -100,19 +112,9 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_record_come_back_whatever_they_are() {
-        let empty = Rejected {
-            source: String::new(),
-            place: String::new(),
-            partition: 0,
-            offset: 0,
-            line: 0,
-            reason: String::new(),
-            encoding: String::new(),
-            record: String::new(),
-        };
         let all: Vec<u8> = (0..=255).collect();
         for bytes in [&b""[..], b"abc", "é".as_bytes(), b"ff", b"\xff", &all] {
-            let rejected = empty.clone().with_record(bytes);
+            let rejected = Rejected::new("", ("", 0, 0), "", bytes);
             assert_eq!(&*rejected.bytes(), bytes);
             let letter = |message| DeadLetter { rejected: rejected.clone(), message };
             assert_eq!(letter(None).value().as_deref(), Some(bytes));

@@ -5,8 +5,10 @@
 //!
 //! Invariant: an encoder is a function of the row alone, so an epoch that is sent again has the same messages.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::Write as _;
+use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -84,8 +86,8 @@ pub fn json() -> JsonEncoder {
 
 /// Returns the encoder of rows as one CSV row each, without a header and without an end of line. Fields are quoted as
 /// in a CSV file.
-pub fn csv() -> CsvEncoder {
-    CsvEncoder(())
+pub fn csv<D: Record>() -> CsvEncoder<D> {
+    CsvEncoder { lines: Mutex::new(None), rows: PhantomData }
 }
 
 /// Returns the encoder of rows as the text that they are displayed as.
@@ -113,21 +115,40 @@ impl<D: Serialize> Encode<D> for JsonEncoder {
 }
 
 /// The encoder of rows as CSV: see [`csv()`].
-#[derive(Clone, Copy, Debug)]
-pub struct CsvEncoder(());
+pub struct CsvEncoder<D> {
+    /// The encoder of lines, made once: that looks at the whole type of the rows.
+    lines: Mutex<Option<csv::Encoder>>,
+    rows: PhantomData<fn(D)>,
+}
 
-impl<D: Record> Encode<D> for CsvEncoder {
+impl<D: Record> CsvEncoder<D> {
+    /// Calls a function with the encoder of lines.
+    fn with_lines(&self, use_it: impl FnOnce(&mut csv::Encoder) -> Result<(), Error>) -> Result<(), Error> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *lines {
+            Some(lines) => use_it(lines),
+            none => use_it(none.insert(csv::Encoder::new::<D>(SinkRows::Events)?)),
+        }
+    }
+}
+
+impl<D: Record> Encode<D> for CsvEncoder<D> {
     fn encode(&self, row: &D, value: &mut Vec<u8>) -> Result<(), String> {
-        let mut encoder = csv::Encoder::new::<D>(SinkRows::Events).map_err(|error| error.to_string())?;
-        encoder.row(row, 1, value).map_err(|error| error.to_string())?;
+        self.with_lines(|lines| lines.row(row, 1, value)).map_err(|error| error.to_string())?;
         // The end of the line: a message is one row.
         value.pop();
         Ok(())
     }
 
     fn check(&self) -> Result<(), Error> {
-        let encoder = csv::Encoder::new::<D>(SinkRows::Events).map(drop);
-        encoder.map_err(|error| Error::usage("rows cannot be written to a topic").because(error))
+        let checked = self.with_lines(|_lines| Ok(()));
+        checked.map_err(|error| Error::usage("rows cannot be written to a topic").because(error))
+    }
+}
+
+impl<D> fmt::Debug for CsvEncoder<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CsvEncoder").finish_non_exhaustive()
     }
 }
 
@@ -218,9 +239,9 @@ mod tests {
         assert_eq!(encoded(&csv(), &row).unwrap(), r#"1,"a,""b","#);
         assert_eq!(encoded(&text(), &17).unwrap(), "17");
         assert_eq!(encoded(&bytes(), &"x").unwrap(), "x");
-        assert!(Encode::<Row>::is_json(&json()) && !Encode::<Row>::is_json(&csv()));
-        assert_eq!(Encode::<Row>::check(&csv()), Ok(()));
-        assert!(Encode::<Nested>::check(&csv()).unwrap_err().to_string().contains("row"));
+        assert!(Encode::<Row>::is_json(&json()) && !csv::<Row>().is_json());
+        assert_eq!(csv::<Row>().check(), Ok(()));
+        assert!(csv::<Nested>().check().unwrap_err().to_string().contains("row"));
         let closure = |row: &Row, _: &mut Vec<u8>| Err(format!("no {}", row.id));
         assert_eq!(encoded(&closure, &row).unwrap_err(), "no 1");
     }

@@ -108,7 +108,7 @@ impl<D: Record> RowMapping<D> {
             for (key, change) in net_changes(rows, &**key_of)? {
                 let has_value = self.write_net(&mut value, &change, epoch)?;
                 let Some(row) = change.after.or(change.before) else { continue };
-                self.send_row(row, Some(Some(key)), has_value.then_some(&value), partitions, |message| send(message))?;
+                self.send_row(row, Some(&key), has_value.then_some(&value), partitions, |message| send(message))?;
             }
             return Ok(());
         }
@@ -127,7 +127,8 @@ impl<D: Record> RowMapping<D> {
                     add_diff(&mut value, *diff).map_err(not_encoded)?;
                 }
             }
-            self.send_row(row, None, has_value.then_some(&value), partitions, |message| {
+            let key = self.key.as_ref().and_then(|key_of| key_of(row));
+            self.send_row(row, key.as_deref(), has_value.then_some(&value), partitions, |message| {
                 (0..times).try_for_each(|_| send(message))
             })?;
         }
@@ -163,16 +164,15 @@ impl<D: Record> RowMapping<D> {
         self.encoder.encode(row, value).map_err(not_encoded)
     }
 
-    /// Calls `send` with a row's message. `key` is the row's if it is known.
+    /// Calls `send` with a row's message, which has this key.
     fn send_row(
         &self,
         row: &D,
-        key: Option<Option<Vec<u8>>>,
+        key: Option<&[u8]>,
         value: Option<&Vec<u8>>,
         partitions: usize,
         send: impl FnOnce(&OutgoingMessage<'_>) -> Result<()>,
     ) -> Result<()> {
-        let key = key.or_else(|| self.key.as_ref().map(|key_of| key_of(row))).flatten();
         let headers = self.headers.as_ref().map(|headers| headers(row)).unwrap_or_default();
         let partition =
             self.partition.as_ref().map(|partition| partition_of(partition(row, partitions as u32), partitions));
@@ -180,7 +180,7 @@ impl<D: Record> RowMapping<D> {
         send(&OutgoingMessage {
             topic: None,
             partition: partition.transpose()?,
-            key: key.as_deref(),
+            key,
             value: value.map(Vec::as_slice),
             headers: &headers,
             at_ms: at_ms.transpose()?,

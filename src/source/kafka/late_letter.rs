@@ -1,8 +1,7 @@
 //! Dead letters of messages that were decoded: what is wrong with them is found by a later step.
 
 use super::message::Message;
-use crate::error::shortened;
-use crate::source::rejected::{DeadLetter, MAX_REASON, Rejected};
+use crate::source::rejected::{DeadLetter, Rejected};
 
 impl DeadLetter {
     /// Makes a dead letter of a message that was decoded, for a reason found later: `step` is the name of the step that
@@ -21,17 +20,8 @@ impl DeadLetter {
     /// let letters = kafka::Sink::dead_letters("localhost:9092", "reading-late");
     /// ```
     pub fn of(message: &Message<'_>, step: &str, reason: &str) -> Self {
-        let rejected = Rejected {
-            source: step.to_owned(),
-            place: message.topic().to_owned(),
-            partition: message.partition(),
-            offset: message.offset(),
-            line: 0,
-            reason: shortened(reason, MAX_REASON).into_owned(),
-            encoding: String::new(),
-            record: String::new(),
-        };
-        let rejected = rejected.with_record(message.value().unwrap_or_default());
+        let place = (message.topic(), message.partition(), message.offset());
+        let rejected = Rejected::new(step, place, reason, message.value().unwrap_or_default());
         DeadLetter { rejected, message: Some(message.to_rejected()) }
     }
 }

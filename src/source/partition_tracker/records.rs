@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use super::{PartitionHandle, PartitionTracker, TIMELESS, TrackedPartition};
-use crate::error::{Error, ErrorKind, Result, shortened};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Event, Origin, Record};
 #[cfg(feature = "kafka")]
 use crate::source::rejected::RejectedMessage;
-use crate::source::rejected::{DeadLetter, MAX_REASON, Rejected};
+use crate::source::rejected::{DeadLetter, Rejected};
 use crate::source::watermark_view::WatermarkView;
 use crate::time::{Epoch, EventTime};
 
@@ -272,18 +272,9 @@ impl<D: Record> PartitionTracker<D> {
         reason: &str,
     ) -> Result<()> {
         self.count_taken(found.bytes.len());
-        let reason = &*shortened(reason, MAX_REASON);
-        let rejected = Rejected {
-            source: self.name.clone(),
-            place: place.clone(),
-            partition: number,
-            offset: found.offset,
-            line: found.line,
-            reason: reason.to_owned(),
-            encoding: String::new(),
-            record: String::new(),
-        };
-        let rejected = rejected.with_record(found.bytes);
+        let rejected = Rejected::new(&self.name, (&place, number, found.offset), reason, found.bytes);
+        let rejected = Rejected { line: found.line, ..rejected };
+        let reason = &rejected.reason;
         if self.fail_on_reject {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{place}, partition {number}, offset {}{line}", found.offset);
