@@ -116,11 +116,12 @@ fn names_are_unique_among_all_steps_with_rows() {
     assert!(error.contains("a window step and a table step of the query are both named `mine`"), "{error}");
 }
 
-/// Runs a job with a table and several outputs of it, stopped when it sees the record of that id.
+/// Runs a job with a table and several outputs of it, stopped when it sees the record of that id. One record at a time is
+/// in flight, so that the stop comes before the end on a slow machine as well.
 fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u32)>]) -> Ending {
     let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
     let stop = StopHandle::default();
-    let run = TestRun::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
+    let run = TestRun::new().workers(1 + outputs.len()).seed(7).in_flight(1).state(&disk, "state").stop_by(&stop);
     let run = run.state_options(|state| state.accept_changed_query(true)).run(move |flow| {
         let stop = stop.clone();
         let deals = flow.read("deals", &source).inspect(move |deal| {
