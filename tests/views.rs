@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
@@ -359,7 +359,8 @@ fn a_total_that_is_nothing_is_nothing_in_every_answer() {
     let source = MemorySource::new(vec![given], |payment: &Payment| payment.2);
     let run = TestRun::new().workers(2).clock().in_flight(40_000);
     let (views, over) = (run.views(), Arc::new(AtomicBool::new(false)));
-    let (own, until) = (Arc::clone(&views), Arc::clone(&over));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let (own, until, seen) = (Arc::clone(&views), Arc::clone(&over), Arc::clone(&answered));
     let reader = std::thread::spawn(move || {
         let mut epochs = BTreeMap::<Epoch, usize>::new();
         loop {
@@ -369,6 +370,7 @@ fn a_total_that_is_nothing_is_nothing_in_every_answer() {
                 assert_eq!(rows.iter().map(|((_, cents), count)| cents * *count as i64).sum::<i64>(), 0, "{epoch}");
                 assert!(epochs.last_key_value().is_none_or(|(before, _)| *before <= epoch));
                 epochs.insert(epoch, rows.len());
+                seen.store(epochs.len(), Ordering::Release);
             }
             if is_last {
                 return epochs;
@@ -376,8 +378,18 @@ fn a_total_that_is_nothing_is_nothing_in_every_answer() {
         }
     });
     let outcome = run.run(move |flow| {
+        let answered = Arc::clone(&answered);
         let entries = flow
             .read("payments", &source)
+            // The reader may be slow: four times the job waits until it has an answer of another epoch.
+            .inspect(move |payment| {
+                let begun = Instant::now();
+                let due = usize::try_from(payment.2 / 4_000).unwrap();
+                while payment.2 % 4_000 == 0 && answered.load(Ordering::Acquire) < due && begun.elapsed().as_secs() < 20
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            })
             .flat_map(|(account, cents, at)| [(account, cents, at), (format!("m{}", cents % 7), -cents, at)]);
         paid(entries).view("balances");
     });
