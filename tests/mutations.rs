@@ -35,6 +35,14 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a pause counts as time in which a process that has yet to start was called",
+        file: "src/job/cluster/mod.rs",
+        text: "RunningTime::with_gaps_of(CONNECT_TIMEOUT)",
+        instead: "RunningTime::with_gaps_of(6 * CONNECT_TIMEOUT)",
+        tests: "tests/network/main.rs",
+        test: "a_process_that_pauses_while_it_waits_for_process_0_to_start_goes_on",
+    },
+    Mutation {
         name: "a refused property is told with its value, a secret one too",
         file: "src/source/kafka/properties.rs",
         text: "if is_secret(key) { HIDDEN } else { value }",

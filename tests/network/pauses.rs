@@ -79,6 +79,23 @@ fn all_processes_that_pause_together_go_on_however_long_that_was() {
     }
 }
 
+/// Attempts to reach a process that has yet to start are no time in which this one was silent either.
+#[test]
+fn a_process_that_pauses_while_it_waits_for_process_0_to_start_goes_on() {
+    let limits = Limits { join: Duration::from_secs(8), heartbeat: Duration::from_secs(8) };
+    let mut cluster = Cluster::new(14, 3, limits, |_, _| None);
+    let first = cluster.start(1);
+    std::thread::sleep(Duration::from_millis(500));
+    first.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(12));
+    first.signal(Signal::SIGCONT);
+    std::thread::sleep(Duration::from_millis(500));
+    let mut all = vec![cluster.start(0), first, cluster.start(2)];
+    cluster.until_more_than(&mut all, 1_000);
+    stop(all);
+    cluster.check();
+}
+
 #[test]
 fn processes_that_pause_while_they_come_together_go_on() {
     let limits = Limits { join: Duration::from_secs(5), heartbeat: Duration::from_secs(5) };

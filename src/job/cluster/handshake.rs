@@ -26,10 +26,8 @@ use crate::error::Error;
 
 /// Handshake timeout.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connect timeout.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum duration of an attempt to reach a process: connect, handshake and reply.
-pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(13);
+/// Connect timeout, of each of an address's hosts: the longest time for which a dialer does not read the clock.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum size of a [`JoinRequest`], in bytes.
 const MAX_JOIN_REQUEST: usize = 1 << 20;
 /// Maximum number of bytes read on a connection whose caller has been refused.
@@ -138,24 +136,25 @@ fn invalid(why: impl Into<String>) -> io::Error {
 }
 
 /// Connects to the first of an address's hosts that accepts.
-fn connect(address: &str) -> io::Result<TcpStream> {
+fn connect(address: &str, time: &mut RunningTime) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
             Ok(stream) => return Ok(stream),
             Err(why) => last = why,
         }
+        time.elapsed();
     }
     Err(last)
 }
 
-/// Polls a connection until `look` returns a value; fails after [`HANDSHAKE_TIMEOUT`].
-fn wait<T>(time: &mut RunningTime, mut look: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
+/// Polls a connection until `look` returns a value; fails [`HANDSHAKE_TIMEOUT`] after `begun`.
+fn wait<T>(time: &mut RunningTime, begun: Duration, mut look: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
     loop {
         if let Some(come) = look()? {
             return Ok(come);
         }
-        if time.elapsed() > HANDSHAKE_TIMEOUT {
+        if time.elapsed() > begun + HANDSHAKE_TIMEOUT {
             let why = format!("it accepts connections, and said nothing for {} s", HANDSHAKE_TIMEOUT.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
@@ -174,10 +173,10 @@ pub(super) struct DialOptions<'a> {
 }
 
 impl DialOptions<'_> {
-    /// Connects, and lets both ends prove that they know the secret.
-    pub(super) fn dial(&self) -> Result<Framed, ConnectError> {
-        let mut wire = Framed::blocking(connect(self.address)?)?;
-        let mut time = RunningTime::start();
+    /// Connects, and lets both ends prove that they know the secret; `time` counts the attempt.
+    pub(super) fn dial(&self, time: &mut RunningTime) -> Result<Framed, ConnectError> {
+        let mut wire = Framed::blocking(connect(self.address, time)?)?;
+        let begun = time.elapsed();
         let greeting = Greeting {
             purpose: self.purpose,
             from: self.from as u32,
@@ -188,7 +187,7 @@ impl DialOptions<'_> {
         };
         let greeting = greeting.bytes();
         wire.put(&greeting, HANDSHAKE_TIMEOUT)?;
-        let first: [u8; 8] = wait(&mut time, || wire.peek())?;
+        let first: [u8; 8] = wait(time, begun, || wire.peek())?;
         match version(&first) {
             Some(version) if version == MAGIC[7] => {}
             Some(version) => {
@@ -198,7 +197,7 @@ impl DialOptions<'_> {
             }
             None => return Err(invalid("it is no process of a job").into()),
         }
-        let challenge: [u8; CHALLENGE] = wait(&mut time, || wire.take())?;
+        let challenge: [u8; CHALLENGE] = wait(time, begun, || wire.take())?;
         match (self.secret.is_some(), challenge[8] != 0) {
             (false, true) => {
                 let error = Error::usage(format!("process {} asks for a secret", self.to)).at(self.address);
@@ -210,7 +209,7 @@ impl DialOptions<'_> {
             _ => {}
         }
         wire.put(&proof(self.secret, ConnectionEnd::Dialer, [&greeting, &challenge]), HANDSHAKE_TIMEOUT)?;
-        let verdict: [u8; VERDICT] = wait(&mut time, || wire.take())?;
+        let verdict: [u8; VERDICT] = wait(time, begun, || wire.take())?;
         let mut proved = [0; PROOF];
         proved.copy_from_slice(&verdict[1..]);
         if verdict[0] == 0 {
@@ -224,10 +223,11 @@ impl DialOptions<'_> {
     }
 }
 
-/// Sends this process's configuration, and returns the connection if process 0 accepts it.
-pub(super) fn introduce(mut wire: Framed, hello: &JoinRequest) -> Result<Framed, ConnectError> {
+/// Sends this process's configuration, and returns the connection if process 0 accepts it; `time` counts the attempt.
+pub(super) fn introduce(mut wire: Framed, hello: &JoinRequest, time: &mut RunningTime) -> Result<Framed, ConnectError> {
     wire.send(hello, HANDSHAKE_TIMEOUT)?;
-    match wait(&mut RunningTime::start(), || wire.receive())? {
+    let begun = time.elapsed();
+    match wait(time, begun, || wire.receive())? {
         JoinReply::Welcome => Ok(wire),
         JoinReply::AlreadyConnected => Err(ConnectError::Retryable(ALREADY_CONNECTED.into())),
         JoinReply::Refused(told) => Err(ConnectError::Fatal(told.error())),

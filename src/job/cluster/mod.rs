@@ -34,7 +34,6 @@ pub(super) mod messages;
 pub(super) mod options;
 pub(crate) mod secret;
 
-use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +48,7 @@ use self::acceptor::{AcceptedPeer, Acceptor};
 use self::control_channel::ControlChannel;
 use self::data_connection::DataConnection;
 use self::handshake::{
-    ATTEMPT_TIMEOUT, AcceptPolicy, ConnectError, ConnectionPurpose, DialOptions, HANDSHAKE_TIMEOUT, introduce,
+    AcceptPolicy, CONNECT_TIMEOUT, ConnectError, ConnectionPurpose, DialOptions, HANDSHAKE_TIMEOUT, introduce,
 };
 use self::heartbeat::{HEARTBEAT_INTERVAL, RunningTime};
 use self::messages::{FailureReport, JoinReply, JoinRequest, StartMessage};
@@ -157,12 +156,11 @@ impl Cluster {
         let call = self.call(ConnectionPurpose::Control, 0, 0);
         // The other process of this number may be an earlier connection of this one, whose end process 0 has yet to
         // notice.
-        let told_first = Cell::new(None::<Instant>);
-        let come = || match call.dial().and_then(|wire| introduce(wire, hello)) {
+        let mut told_first = None;
+        let come = |time: &mut RunningTime| match call.dial(time).and_then(|wire| introduce(wire, hello, time)) {
             Err(ConnectError::Retryable(why)) if why == handshake::ALREADY_CONNECTED => {
-                let since = told_first.get().unwrap_or_else(Instant::now);
-                told_first.set(Some(since));
-                if since.elapsed() < 2 * REPLACE_AFTER {
+                let now = time.elapsed();
+                if now - *told_first.get_or_insert(now) < 2 * REPLACE_AFTER {
                     return Err(ConnectError::Retryable(why));
                 }
                 let error = Error::usage(format!("process {} is there already", self.process)).at(self.address(0));
@@ -176,17 +174,18 @@ impl Cluster {
         gathered.channel()?.attach(0, wire).map(|()| true)
     }
 
-    /// Reaches another process, which may have yet to start, by repeated attempts; `None` if `is_over` holds before.
+    /// Reaches another process, which may have yet to start, by repeated attempts; `None` if `is_over` holds before. An
+    /// attempt reads the clock as it goes on: a pause of this process counts as little in it as elsewhere.
     fn reach<T>(
         &self,
         process: usize,
         is_over: &dyn Fn() -> bool,
-        attempt: impl Fn() -> std::result::Result<T, ConnectError>,
+        mut attempt: impl FnMut(&mut RunningTime) -> std::result::Result<T, ConnectError>,
     ) -> Result<Option<T>> {
-        let mut time = RunningTime::with_gaps_of(ATTEMPT_TIMEOUT);
+        let mut time = RunningTime::with_gaps_of(CONNECT_TIMEOUT);
         let mut told: Option<(Instant, String)> = None;
         loop {
-            let why = match attempt() {
+            let why = match attempt(&mut time) {
                 Ok(reached) => return Ok(Some(reached)),
                 Err(ConnectError::Fatal(error)) => return Err(error),
                 Err(ConnectError::Retryable(why)) => why,
@@ -384,7 +383,7 @@ impl DialThreads {
             let (cluster, tell, over) = (cluster.clone(), tell.clone(), Arc::clone(&dialing.over));
             let dial = move || {
                 let call = cluster.call(ConnectionPurpose::Data, process, number);
-                let reached = cluster.reach(process, &|| over.load(Ordering::Acquire), || call.dial());
+                let reached = cluster.reach(process, &|| over.load(Ordering::Acquire), |time| call.dial(time));
                 if let Some(reached) = reached.transpose() {
                     // The receiver may be gone already.
                     let _ = tell.send((process, reached.map(framed::Framed::into_stream)));

@@ -40,7 +40,7 @@ fn call(
     let accepting =
         std::thread::spawn(move || heard(PendingHandshake::new(listener.accept().unwrap().0).unwrap(), &terms));
     let call = DialOptions { purpose: ConnectionPurpose::Data, from: 2, to, address: &address, number, secret: own };
-    let called = match call.dial() {
+    let called = match call.dial(&mut RunningTime::start()) {
         Ok(wire) => {
             drop(wire);
             Ok(())
@@ -99,10 +99,10 @@ fn what_was_heard_on_one_connection_proves_nothing_on_another() {
             std::thread::spawn(move || heard(PendingHandshake::new(listener.accept().unwrap().0).unwrap(), &terms));
         wire.put(&greeting.bytes(), HANDSHAKE_TIMEOUT).unwrap();
         let mut time = RunningTime::start();
-        let challenge: [u8; CHALLENGE] = wait(&mut time, || wire.take()).unwrap();
+        let challenge: [u8; CHALLENGE] = wait(&mut time, Duration::ZERO, || wire.take()).unwrap();
         let said = answer(&challenge);
         wire.put(&said, HANDSHAKE_TIMEOUT).unwrap();
-        let verdict: [u8; VERDICT] = wait(&mut time, || wire.take()).unwrap();
+        let verdict: [u8; VERDICT] = wait(&mut time, Duration::ZERO, || wire.take()).unwrap();
         drop(wire);
         (said, verdict, accepting.join().unwrap())
     };
@@ -127,11 +127,11 @@ fn an_acceptor_that_cannot_prove_the_secret_is_not_taken() {
     let impostor = std::thread::spawn(move || {
         let mut wire = Framed::blocking(listener.accept().unwrap().0).unwrap();
         let mut time = RunningTime::start();
-        let _greeting: [u8; GREETING] = wait(&mut time, || wire.take()).unwrap();
+        let _greeting: [u8; GREETING] = wait(&mut time, Duration::ZERO, || wire.take()).unwrap();
         let mut challenge = [1; CHALLENGE];
         challenge[..8].copy_from_slice(&MAGIC);
         wire.put(&challenge, HANDSHAKE_TIMEOUT).unwrap();
-        let proof: [u8; PROOF] = wait(&mut time, || wire.take()).unwrap();
+        let proof: [u8; PROOF] = wait(&mut time, Duration::ZERO, || wire.take()).unwrap();
         wire.put(&[&[1][..], &proof].concat(), HANDSHAKE_TIMEOUT).unwrap();
         wire
     });
@@ -144,7 +144,9 @@ fn an_acceptor_that_cannot_prove_the_secret_is_not_taken() {
         number: 0,
         secret: own.as_ref(),
     };
-    let Err(ConnectError::Retryable(why)) = call.dial() else { panic!("an impostor was taken") };
+    let Err(ConnectError::Retryable(why)) = call.dial(&mut RunningTime::start()) else {
+        panic!("an impostor was taken")
+    };
     assert_eq!(why, "it does not know the secret");
     drop(impostor.join().unwrap());
 }
