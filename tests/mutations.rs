@@ -39,7 +39,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/job/cluster/mod.rs",
         text: "RunningTime::with_gaps_of(CONNECT_TIMEOUT)",
         instead: "RunningTime::with_gaps_of(6 * CONNECT_TIMEOUT)",
-        tests: "tests/network/main.rs",
+        tests: "tests/network/pauses.rs",
         test: "a_process_that_pauses_while_it_waits_for_process_0_to_start_goes_on",
     },
     Mutation {
