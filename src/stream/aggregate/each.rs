@@ -135,6 +135,11 @@ impl<D: Record> Each<D> {
         CountDistinct(of)
     }
 
+    ///
+    /// The sum of [`Real`](crate::Real)s is a `Real`: the exact sum of the floating-point numbers, rounded once, at the
+    /// end. No `f64` is nearer to the exact sum, and the order of the numbers does not matter. If one of them is NaN, or
+    /// there are infinities of both signs, it is NaN; with infinities of one sign it is that one. A sum of finite
+    /// numbers that is too large for an `f64` is an infinity.
     /// Returns the distinct values, each once, in order: a `Vec<V>`.
     pub fn distinct<V: Record, F: Fn(&D) -> V + 'static>(self, of: F) -> Distinct<F> {
         Distinct(of)

@@ -19,9 +19,10 @@
 //!
 //! Invariant: `merge` is *exactly* commutative and associative, so an accumulator is a function of the parts as a
 //! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed
-//! in 128 bits and their squares in 192, decimals as integer and fraction; ties of `first`, `last` and the like are
-//! broken by the record's position (and by the value, for several made of one record); sketches are of a kind whose
-//! result does not depend on the order of insertion; and floating-point numbers are compared but never summed.
+//! in 128 bits and their squares in 192, decimals as integer and fraction, and floating-point numbers as wide integers
+//! that are rounded when the value is computed; ties of `first`, `last` and the like are broken by the record's position
+//! (and by the value, for several made of one record); and sketches are of a kind whose result does not depend on the
+//! order of insertion.
 //!
 //! Values that are equal must be the same value, as with every type that derives its order: it is unspecified which
 //! of two equal values is kept.
@@ -38,6 +39,7 @@ mod quotient;
 mod ranked;
 mod sketch;
 mod spread;
+mod real_sum;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -56,6 +58,7 @@ pub use ranked::{Bottom, BottomValues, Top, TopValues};
 pub use sketch::{ApproxCountDistinct, Sketch};
 pub use spread::{Moments, SampleStdDev, SampleVariance, StdDev, Variance};
 pub use sums::{Mean, Sum, Summable};
+pub use real_sum::RealSum;
 
 /// A value that can be merged with others of its kind. `merge` must be exactly commutative and associative; with the
 /// count of records that the engine keeps beside it, it is a semigroup of differential dataflow.

@@ -154,6 +154,17 @@ fn counts_and_sums() {
     let decimal = |t: &Deal| Decimal::new(t.number, 4);
     let ten_thousandths = |all: &[Event<Deal>]| Decimal::from_digits(sum(all), 4).unwrap();
     laws(|each| each.sum(move |t: &Deal| decimal(t)), ten_thousandths);
+    // Among them are numbers that are not finite; those that are finite cancel.
+    let rounded = |all: &[Event<Deal>], of: fn(&Deal) -> f64| {
+        let numbers = all.iter().map(|deal| of(&deal.data));
+        match numbers.clone().filter(|number| !number.is_finite()).fold(0.0, |sum, number| sum + number) {
+            0.0 => Real::new(numbers.filter_map(BigRational::from_float).sum::<BigRational>().to_f64().unwrap()),
+            beyond => Real::new(beyond),
+        }
+    };
+    laws(|each| each.sum(|t| t.real), |all| rounded(all, |t| t.real.get()));
+    let tenths: fn(&Deal) -> f64 = |t| f64::from(t.small) / 10.0 + t.number as f64;
+    laws(|each| each.sum(move |t: &Deal| Real::new(tenths(t))), |all| rounded(all, tenths));
     laws(
         |each| each.mean(|t| t.small),
         |all| Real::new(all.iter().map(|deal| f64::from(deal.data.small)).sum::<f64>() / all.len() as f64),
