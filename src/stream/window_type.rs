@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::record::{Event, Record};
-use crate::stream::aggregate::Aggregate;
+use crate::stream::aggregate::{Aggregate, describe_filters};
 use crate::stream::arrange::{PaneState, Saved};
 use crate::stream::assign::PaneRouter;
 use crate::stream::checkpoint::{self, CodecCell};
@@ -216,6 +216,7 @@ fn build_by_pane<'f, T: Pane, K: Record, D: Record, A: Aggregate<D>>(
     let detail = format!("{windows:?}{}", window_operator::describe_lateness(lateness));
     let router = PaneRouter::<T>::new(windows, lateness);
     window_operator::step(
+    let of_some = describe_filters(aggregate.filters());
         keyed,
         (name, detail),
         (subscriptions, lateness),
@@ -244,3 +245,4 @@ where
     let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure });
     keyed_rows::step(keyed, (name, detail), lateness, operator, move |event: &Event<D>| part.part(event))
 }
+    let detail = format!("{detail}{}", describe_filters(aggregate.filters()));

@@ -53,7 +53,7 @@ impl QueryCaptures {
                     let ends = (each.top(3, amount), each.bottom(2, amount), each.arg_max(amount, |deal| deal.id));
                     let few = |deal: &Deal| deal.amount % 7;
                     let kinds = (each.count_distinct(few), each.distinct(few), each.approx_count_distinct(few));
-                    (spread, ends, kinds, each.collect(|deal| deal.id))
+                    (spread, ends, kinds, of_some, each.collect(|deal| deal.id))
                 })
                 .on_close()
                 .map(|row| (row.window.end.millis(), row.key, format!("{:?}", row.value)))

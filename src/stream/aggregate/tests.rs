@@ -418,6 +418,37 @@ fn spreads_of_numbers() {
 }
 
 #[test]
+fn of_some_of_the_records() {
+    let odd = |all: &[Event<Deal>]| all.iter().filter(|deal| deal.data.small % 2 != 0).cloned().collect::<Vec<_>>();
+    let some = |found: &[Event<Deal>], value: i128| (!found.is_empty()).then_some((found.len() as i64, value));
+    let sum = |found: &[Event<Deal>]| found.iter().map(|deal| i128::from(deal.data.small)).sum::<i128>();
+    laws(
+        |each| (each.count(), each.filter(|t| t.small % 2 != 0, |each| (each.count(), each.sum(|t| t.small)))),
+        |all| (all.len() as i64, some(&odd(all), sum(&odd(all)))),
+    );
+    laws(|each| each.count_if(|t| t.small % 2 != 0), |all| odd(all).len() as i64);
+    // Positions are those of the records, of which values and ties are some.
+    laws(
+        |each| each.filter_map(|t| (t.small % 2 != 0).then(|| t.clone()), |each| each.collect(whole)),
+        |all| Some(odd(all).iter().map(|deal| deal.data.clone()).collect()).filter(|all: &Vec<_>| !all.is_empty()),
+    );
+    // One within another, and some that no record passes.
+    laws(
+        |each| each.filter(|t| t.small % 2 != 0, |each| each.filter(|t| t.small > 0, |each| each.max(|t| t.number))),
+        |all| {
+            let odd = odd(all);
+            let greatest = odd.iter().filter(|deal| deal.data.small > 0).map(|deal| deal.data.number).max();
+            (!odd.is_empty()).then_some(greatest)
+        },
+    );
+    laws(|each| (each.filter(|_| false, |each| each.mean(|t| t.small)), each.count_if(|_| false)), |_| (None, 0));
+    let each = Each::<Deal>::new();
+    let some = each.filter(|_| true, |each| (each.count(), each.count_if(|_| true)));
+    assert_eq!((some.filters(), (each.count(), each.sum(|t: &Deal| t.small)).filters()), (2, 0));
+    assert!(each.filter(|_| true, |each| each.top(0, |t| t.small)).check().is_err());
+}
+
+#[test]
 fn everything() {
     laws(|each| each.collect(whole), |all| all.iter().map(|deal| deal.data.clone()).collect());
     laws(|each| each.collect(|_| 7u8), |all| vec![7; all.len()]);
