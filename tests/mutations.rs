@@ -35,6 +35,38 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a tie of an exact sum is rounded up",
+        file: "src/stream/aggregate/real_sum.rs",
+        text: "if half && (below || mantissa & 1 == 1) {",
+        instead: "if half {",
+        tests: "src/stream/aggregate/real_sum.rs",
+        test: "sums_and_means_are_the_nearest_numbers_to_exact_fractions",
+    },
+    Mutation {
+        name: "a frame of rows has one record less",
+        file: "src/stream/over.rs",
+        text: "while passed.count() - 1 > preceding {",
+        instead: "while passed.count() > preceding.max(1) {",
+        tests: "tests/keyed_state.rs",
+        test: "what_is_emitted_is_a_function_of_the_records",
+    },
+    Mutation {
+        name: "a discarding window keeps what it has emitted",
+        file: "src/stream/count_trigger.rs",
+        text: "if self.discarding {",
+        instead: "if self.discarding && is_final {",
+        tests: "tests/semantics.rs",
+        test: "records_are_counted_in_the_order_of_event_time",
+    },
+    Mutation {
+        name: "a channel acknowledges what is taken, not what is published",
+        file: "src/source/channel.rs",
+        text: "take_while(|(taken, _)| *taken <= epoch)",
+        instead: "take_while(|(taken, _)| *taken >= Epoch(0) || *taken <= epoch)",
+        tests: "tests/resume.rs",
+        test: "a_channel_asks_for_what_no_state_has_and_nothing_is_lost_or_doubled",
+    },
+    Mutation {
         name: "a refused property is told with its value, a secret one too",
         file: "src/source/kafka/properties.rs",
         text: "if is_secret(key) { HIDDEN } else { value }",
