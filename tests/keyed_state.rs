@@ -10,6 +10,7 @@ use fastrand::Rng;
 use rusqlite::Connection;
 use tidegate::durable::disk::Disk;
 use tidegate::source::memory::MemorySource;
+use tidegate::stream::aggregate::Each;
 use tidegate::stream::{Firing, Preceding};
 use tidegate::testing::durable::OpenedState;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
@@ -311,12 +312,12 @@ fn frames_and_triggers_that_make_no_sense_are_refused() {
     };
     let error = refused(|flow, source| {
         let frame = Preceding::range(Duration::from_micros(1500));
-        flow.read("times", source).key_by(|_| ()).over("running", frame, |each| each.count()).values();
+        flow.read("times", source).key_by(|_| ()).over("running", frame, Each::count).values();
     });
     assert!(error.contains("a frame of 1ms 500us is not a whole number of milliseconds"), "{error}");
     let error = refused(|flow, source| {
         let windows = flow.read("times", source).key_by(|_| ()).window(Window::global());
-        windows.every_n(0).aggregate("counts", |each| each.count()).all();
+        windows.every_n(0).aggregate("counts", Each::count).all();
     });
     assert!(error.contains("a window cannot fire every 0 records"), "{error}");
 }
