@@ -8,7 +8,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
@@ -197,7 +196,7 @@ fn channels() -> Result<()> {
     let output = shown.clone();
     let (sender, source) = channel::<(String, i64)>(1_000); // at most so many wait
     let source = source.event_time(|word| word.1);
-    let sending = thread::spawn(move || {
+    let sending = std::thread::spawn(move || {
         for word in &words[sender.position()? as usize..] {
             sender.send(word.clone())?;
         }
@@ -296,13 +295,13 @@ fn views() -> Result<()> {
     let transactions = kafka::Source::json("localhost:9092", "transaction").event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("totals").workers(2);
     let views = job.views(); // before the job runs: a view that nobody can read is not kept, and costs nothing
-    thread::spawn(move || {
+    std::thread::spawn(move || {
         let mut subscription = loop {
             match views.subscribe("totals", None) {
                 Ok(subscription) => break subscription,
                 Err(not_ready) => eprintln!("{not_ready}"),
             }
-            thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
         };
         if let Ok(answer) = views.get("totals", Some("account-000001")) {
             println!("at epoch {}: {:?}", answer.epoch, answer.rows.collect::<Vec<_>>()); // JSON, as an NDJSON file has it
@@ -584,10 +583,10 @@ fn run_words(log: &LineLog, place: &Path, fails: bool, is_done: impl Fn() -> boo
     let job = Job::new("words").workers(2).epoch(Duration::from_millis(5)).state(State::at(place.join("state")));
     let (stopper, over) = (job.stopper(), Arc::new(AtomicBool::new(false)));
     let is_over = Arc::clone(&over);
-    let waiting = thread::spawn(move || {
+    let waiting = std::thread::spawn(move || {
         let begun = std::time::Instant::now();
         while !is_over.load(Ordering::Relaxed) && !is_done() && begun.elapsed() < MINUTE {
-            thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         stopper.stop();
     });

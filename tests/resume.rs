@@ -29,6 +29,7 @@ use tidegate::source::generator::{Generator, GeneratorSource};
 use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{Options, Rejected, RestoredPartition, Source, WorkerContext};
+use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::{Epoch, EventTime};
 use tidegate::{Job, Record, State, Window, csv};
@@ -685,7 +686,7 @@ fn a_channel_asks_for_what_no_state_has_and_nothing_is_lost_or_doubled() {
                     .read("words", &source)
                     .key_by(|word| word.1)
                     .window(Window::tumbling(Duration::from_millis(100)));
-                let rows = windows.aggregate("counts", |each| each.count()).on_close();
+                let rows = windows.aggregate("counts", Each::count).on_close();
                 rows.map(|row| (row.window.end.millis(), row.key, row.value)).write("counts", &output);
             });
             // Whoever sends hears of the job's end, however it ends.
