@@ -26,6 +26,8 @@ mod account_sessions;
 mod account_totals;
 #[path = "../queries/balances.rs"]
 mod balances;
+#[path = "../queries/category_revenue.rs"]
+mod category_revenue;
 #[path = "../queries/late_report.rs"]
 mod late_report;
 #[path = "../queries/orders_enriched.rs"]
@@ -52,6 +54,7 @@ const QUERIES: &[(&str, QueryMain)] = &[
     ("account_sessions", account_sessions::main),
     ("account_totals", account_totals::main),
     ("balances", balances::main),
+    ("category_revenue", category_revenue::main),
     ("late_report", late_report::main),
     #[cfg(feature = "registry")]
     ("orders_enriched", orders_enriched::main),
@@ -76,6 +79,7 @@ Included queries; each has a --help:
   account_totals    totals of each account every 10 seconds
   account_sessions  sessions of each account
   balances          the balance of each account, at every epoch
+  category_revenue  revenue of each category of merchants, from a file, every 10 seconds
   late_report       late records, by merchant
   orders_enriched   orders with their customers, kept up to date, from Avro topics
   silent_accounts   accounts that have gone silent

@@ -2,8 +2,7 @@
 //!
 //! * [`Record`]: the bounds on everything that users put into a flow, in one trait.
 //! * [`Event`]: a record of a stream with its event time, its origin and its partition's watermark just before it.
-//! * [`Real`]: an ordered floating-point number, for comparing and grouping; never summed, because a floating-point sum
-//!   depends on the order of its terms.
+//! * [`Real`]: an ordered floating-point number, for comparing, grouping and exact sums.
 //! * [`Decimal`]: exact decimal numbers, of the `rust_decimal` crate.
 
 mod decimal;
@@ -97,11 +96,13 @@ impl<D> Event<D> {
     }
 }
 
-/// An ordered floating-point number, for keys and comparisons.
+/// An ordered floating-point number: a key, a value that is compared, or a term of an exact sum.
 ///
 /// The order is IEEE 754's `totalOrder`, except that −0 equals 0 and all NaNs are equal (and greatest): equal values
-/// are one group and have the same bits, so it does not matter which of them is published. There is no sum over
-/// `Real`s, as a sum of floating-point numbers depends on the order of its terms; sum integers or [`Decimal`]s.
+/// are one group and have the same bits, so it does not matter which of them is published. There is no `+`, as adding one
+/// number after another rounds each time, and the result depends on their order: the aggregates
+/// [`sum` and `mean`](crate::stream::aggregate::Each::sum) add `Real`s exactly, and round once. Money is better kept in
+/// integers or [`Decimal`]s, which hold a tenth as it is.
 #[derive(Clone, Copy, Default, Serialize)]
 #[serde(transparent)]
 pub struct Real(f64);

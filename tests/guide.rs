@@ -17,17 +17,19 @@ use tidegate::durable::{Incarnation, PublishedEpoch};
 use tidegate::error::ErrorKind;
 use tidegate::kafka::{Decode, Message};
 use tidegate::sink::{Sink, SinkContext, SinkWriter};
+use tidegate::source::channel::channel;
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{
     NullReader, PartitionHandle, PartitionTracker, Polled, RawRecord, Reader, RestoredPartition, Source, TimeOf,
     WorkerContext, time_of,
 };
 use tidegate::stream::aggregate::Accumulator;
+use tidegate::stream::{Firing, Preceding};
 use tidegate::testing::{Captured, Script, TestRun};
 use tidegate::time::Epoch;
 use tidegate::view::ViewUpdate;
 use tidegate::{
-    Closed, Collection, Error, EventTime, Flow, Job, Open, Result, State, Stream, Window, csv, kafka, ndjson,
+    Closed, Collection, Error, EventTime, Flow, Job, Open, Real, Result, State, Stream, Window, csv, kafka, ndjson,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -134,6 +136,15 @@ fn emissions() {
         last.map(|row| row.value.0).write("last", &sink);
         live.map(|row| row.value.0).write("live", &Captured::new());
         early.map(|row| row.value.0).write("early", &Captured::new());
+        let hundreds: Stream<'_, Firing<String, i128>> = flow
+            .read("more transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .window(Window::tumbling(MINUTE))
+            .every_n(100)
+            .discarding()
+            .aggregate("hundreds", |each| each.sum(|t| t.amount_cents))
+            .all();
+        hundreds.write("hundreds", &Captured::new());
         every_second.map(|row| row.value.0).write("every second", &Captured::new());
         late.write("late", &Captured::new());
     });
@@ -160,6 +171,62 @@ fn aggregates() {
             })
             .on_close()
             .write("spending", &Captured::new());
+        flow.read("more transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .window(Window::days("Europe/Lisbon"))
+            .aggregate("spending in dollars", |each| {
+                let dollars = |t: &Transaction| (t.currency == "USD").then_some(t.amount_cents);
+                (
+                    each.count(),
+                    each.count_if(|t| t.currency == "USD"),
+                    each.filter(|t| t.amount_cents > 0, |each| each.last(|t| t.merchant.clone())),
+                    each.filter_map(dollars, |each| (each.sum(|cents| *cents), each.max(|cents| *cents))),
+                )
+            })
+            .on_close()
+            .write("spending in dollars", &Captured::new());
+    });
+}
+
+#[test]
+fn channels() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let words: Vec<(String, i64)> = (1..=50).map(|at| (format!("word {at}"), at * 1_000)).collect();
+    let (state, shown) = (folder.path().join("state"), Captured::<String>::new());
+    let output = shown.clone();
+    let (sender, source) = channel::<(String, i64)>(1_000); // at most so many wait
+    let source = source.event_time(|word| word.1);
+    let sending = std::thread::spawn(move || {
+        for word in &words[sender.position()? as usize..] {
+            sender.send(word.clone())?;
+        }
+        sender.close();
+        sender.wait_until_published(words.len() as u64)
+    });
+    Job::new("words")
+        .state(State::at(&state))
+        .run(move |flow| flow.read("words", &source).map(|word| word.0).write("words", &output))?;
+    sending.join().unwrap()?;
+    assert_eq!(shown.all().len(), 50);
+    Ok(())
+}
+
+#[test]
+fn running_aggregates() {
+    let transactions = in_memory();
+    plans(move |flow| {
+        let moving: Stream<'_, (Transaction, Real)> = flow
+            .read("transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .over("moving mean", Preceding::rows(9), |each| each.mean(|t| t.amount_cents))
+            .values();
+        let spent: Stream<'_, (Transaction, i128)> = flow
+            .read("transactions again", &transactions)
+            .key_by(|t| t.account.clone())
+            .over("spent in a minute", Preceding::range(MINUTE), |each| each.sum(|t| t.amount_cents))
+            .values();
+        moving.map(|(t, mean)| (t.id, mean)).write("moving", &Captured::new());
+        spent.map(|(t, cents)| (t.id, cents)).write("spent", &Captured::new());
     });
 }
 

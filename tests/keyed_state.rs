@@ -1,22 +1,37 @@
-//! Keyed state sees the records of a key in the order of event time, and its timers between them: its output is a
-//! function of the records, on any number of workers and through crashes.
+//! Steps that take the records of a key in the order of event time: keyed state with its timers, running aggregates, and
+//! windows that fire by count. Their output is a function of the records, on any number of workers and through crashes.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::Flow;
+use rusqlite::Connection;
 use tidegate::durable::disk::Disk;
 use tidegate::source::memory::MemorySource;
+use tidegate::stream::aggregate::Each;
+use tidegate::stream::{Firing, Preceding};
 use tidegate::testing::durable::OpenedState;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
+use tidegate::{Flow, Window};
 
 use common::cases::{Data, Deal, for_seeds};
 use common::incarnations::on;
-use common::oracle::{self, OracleRecord};
+use common::oracle::{self, OracleRecord, Windows};
 
 const WITHIN: Duration = Duration::from_millis(15);
+/// Records before a record that are in its frame.
+const PRECEDING: usize = 3;
+/// Records after which a window fires.
+const EVERY: usize = 3;
+const SIZE: Duration = Duration::from_millis(40);
+const SLIDE: Duration = Duration::from_millis(20);
+
+/// A record's id, and the ids of the records in its frame, in order.
+type Framed = (u32, Vec<u32>);
+/// Start, end, key, number, whether it is the last one, and the ids of its records, in order.
+type Fired = (i64, i64, u8, u64, bool, Vec<u32>);
 
 /// Outputs of the query.
 #[derive(Clone, Default)]
@@ -24,6 +39,10 @@ struct Emitted {
     distinct: Captured<Deal>,
     silent: Captured<Deal>,
     late: Captured<Deal>,
+    /// Running aggregates over rows, over a time, and over all.
+    framed: [Captured<Framed>; 3],
+    /// Firings of tumbling windows, of the same discarding, and of overlapping ones.
+    fired: [Captured<Fired>; 3],
 }
 
 impl Emitted {
@@ -38,6 +57,23 @@ impl Emitted {
                 .write("silent", &own.silent);
             let counted = by_key().keyed_state::<(), Deal>("late", |_, _| {}, |_| {});
             counted.late().write("late", &own.late);
+            let frames = [Preceding::rows(PRECEDING as u64), Preceding::range(WITHIN), Preceding::unbounded()];
+            for ((number, frame), output) in frames.into_iter().enumerate().zip(&own.framed) {
+                let running = by_key().over(&format!("over {number}"), frame, |each| each.collect(|deal| deal.id));
+                running.values().map(|(deal, ids)| (deal.id, ids)).write(&format!("framed {number}"), output);
+            }
+            let flat = |firing: Firing<u8, Vec<u32>>| {
+                let Firing { window, key, number, is_final, value } = firing;
+                (window.start.millis(), window.end.millis(), key, number, is_final, value)
+            };
+            let tumbling = || by_key().window(Window::tumbling(SIZE)).every_n(EVERY as u64);
+            let accumulating = tumbling().aggregate("accumulating", |each| each.collect(|deal| deal.id));
+            accumulating.all().map(flat).write("accumulating", &own.fired[0]);
+            let discarding = tumbling().discarding().aggregate("discarding", |each| each.collect(|deal| deal.id));
+            discarding.all().map(flat).write("discarding", &own.fired[1]);
+            let sliding = by_key().window(Window::sliding(SIZE, SLIDE)).every_n(EVERY as u64);
+            let sliding = sliding.aggregate("sliding", |each| each.collect(|deal| deal.id));
+            sliding.all().map(flat).write("sliding", &own.fired[2]);
         }
     }
 }
@@ -61,8 +97,49 @@ fn ordered(data: &Data) -> (BTreeMap<u8, Vec<OracleRecord<Deal>>>, Vec<Deal>) {
     (by_key, late)
 }
 
+/// Returns the ids of the records in the frame of each record of a key.
+fn framed(records: &[OracleRecord<Deal>], is_in_frame: impl Fn(usize, usize) -> bool) -> Vec<Framed> {
+    let ids = |of: usize| {
+        let before = records.iter().enumerate().filter(|(at, _)| is_in_frame(*at, of));
+        before.map(|(_, record)| record.data.id).collect()
+    };
+    (0..records.len()).map(|at| (records[at].data.id, ids(at))).collect()
+}
+
+/// Returns the firings of a key's windows.
+fn fired(key: u8, records: &[OracleRecord<Deal>], windows: Windows, discarding: bool) -> Vec<Fired> {
+    let mut in_windows = BTreeMap::<(i64, i64), Vec<u32>>::new();
+    for record in records {
+        windows
+            .of(record.time)
+            .into_iter()
+            .for_each(|window| in_windows.entry(window).or_default().push(record.data.id));
+    }
+    let firings = in_windows.into_iter().flat_map(|((start, end), ids)| {
+        let mut firings: Vec<_> = (1..=ids.len() / EVERY)
+            .map(|number| (number * EVERY, false))
+            .chain([(ids.len(), true)])
+            .enumerate()
+            .map(|(number, (through, is_final))| {
+                let from = if discarding { number * EVERY } else { 0 };
+                (start, end, key, number as u64, is_final, ids[from..through].to_vec())
+            })
+            .collect();
+        firings.retain(|firing| !firing.5.is_empty());
+        firings
+    });
+    firings.collect()
+}
+
+/// Expected outputs.
+struct Expected {
+    deals: [Vec<Deal>; 3],
+    framed: [Vec<Framed>; 3],
+    fired: [Vec<Fired>; 3],
+}
+
 /// Computes the expected outputs from the definitions.
-fn expected(data: &Data) -> [Vec<Deal>; 3] {
+fn expected(data: &Data) -> Expected {
     let (by_key, late) = ordered(data);
     let (mut distinct, mut silent, within) = (Vec::new(), Vec::new(), WITHIN.as_millis() as i64);
     for records in by_key.values() {
@@ -80,16 +157,40 @@ fn expected(data: &Data) -> [Vec<Deal>; 3] {
     }
     distinct.sort();
     silent.sort();
-    [distinct, silent, late]
+    let (mut frames, mut firings) = (<[Vec<Framed>; 3]>::default(), <[Vec<Fired>; 3]>::default());
+    let (size, slide) = (SIZE.as_millis() as i64, SLIDE.as_millis() as i64);
+    let (tumbling, sliding) =
+        (Windows::Tumbling { size, offset: 0 }, Windows::Sliding { size, slide, offset: 0, late: 0 });
+    for (key, records) in &by_key {
+        frames[0].extend(framed(records, |at, of| at <= of && of <= at + PRECEDING));
+        let apart = |at: usize, of: usize| records[of].time - records[at].time;
+        frames[1].extend(framed(records, |at, of| (0..=within).contains(&apart(at, of))));
+        frames[2].extend(framed(records, |at, of| at <= of));
+        firings[0].extend(fired(*key, records, tumbling, false));
+        firings[1].extend(fired(*key, records, tumbling, true));
+        firings[2].extend(fired(*key, records, sliding, false));
+    }
+    frames.iter_mut().for_each(|framed| framed.sort());
+    firings.iter_mut().for_each(|fired| fired.sort());
+    Expected { deals: [distinct, silent, late], framed: frames, fired: firings }
 }
 
-fn check(emitted: &Emitted, expected: &[Vec<Deal>; 3]) -> Result<(), String> {
+fn same<T: PartialEq + std::fmt::Debug>(name: &str, found: &T, expected: &T) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("{name}:\n   found {found:?}\nexpected {expected:?}")) }
+}
+
+fn check(emitted: &Emitted, expected: &Expected) -> Result<(), String> {
+    for (name, number) in [("frames of rows", 0), ("frames of time", 1), ("frames of all", 2)] {
+        same(name, &emitted.framed[number].all(), &expected.framed[number])?;
+    }
+    for (name, number) in [("accumulating firings", 0), ("discarding firings", 1), ("sliding firings", 2)] {
+        same(name, &emitted.fired[number].all(), &expected.fired[number])?;
+    }
+    let expected = &expected.deals;
     let names = ["distinct", "silent", "late"];
     let found = [emitted.distinct.all(), emitted.silent.all(), emitted.late.all()];
     for (name, (found, expected)) in names.iter().zip(found.iter().zip(expected)) {
-        if found != expected {
-            return Err(format!("{name}:\n   found {found:?}\nexpected {expected:?}"));
-        }
+        same(name, found, expected)?;
     }
     Ok(())
 }
@@ -150,4 +251,73 @@ fn crashes_change_nothing() {
         }
         check(&emitted, &expected(&data))
     });
+}
+
+/// Records of a key (number, event time, amount) in order.
+type Amounts = Vec<(u32, i64, i64)>;
+
+/// Sums the amounts of frames with SQLite, whose frames these are meant to be.
+fn by_sql(amounts: &Amounts, frame: &str) -> Vec<(u32, i128)> {
+    let database = Connection::open_in_memory().unwrap();
+    database.execute("CREATE TABLE amounts (number INTEGER, time INTEGER, amount INTEGER)", ()).unwrap();
+    for row in amounts {
+        database.execute("INSERT INTO amounts VALUES (?, ?, ?)", *row).unwrap();
+    }
+    // A frame of time is ordered by time alone; in a frame of rows the number decides between equal times.
+    let order = if frame.starts_with("RANGE") { "time" } else { "time, number" };
+    let sql = format!("SELECT number, SUM(amount) OVER (ORDER BY {order} {frame}) FROM amounts ORDER BY number");
+    let mut statement = database.prepare(&sql).unwrap();
+    let rows = statement.query_map((), |row| Ok((row.get(0)?, i128::from(row.get::<_, i64>(1)?)))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn frames_are_those_of_sql() {
+    for_seeds(20, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let mut now = 0;
+        let amounts: Amounts = (0..random.u32(1..80))
+            .map(|number| {
+                now += random.i64(-3..6).max(0);
+                (number, now, random.i64(-100..100))
+            })
+            .collect();
+        let (preceding, range) = (random.u64(0..6), random.u64(0..20));
+        let frames = [
+            (Preceding::rows(preceding), format!("ROWS {preceding} PRECEDING")),
+            (Preceding::range(Duration::from_millis(range)), format!("RANGE {range} PRECEDING")),
+            (Preceding::unbounded(), "ROWS UNBOUNDED PRECEDING".to_owned()),
+        ];
+        for (frame, sql) in frames {
+            let source = MemorySource::new(vec![amounts.clone()], |row: &(u32, i64, i64)| row.1);
+            let sums = Captured::<(u32, i128)>::new();
+            let written = sums.clone();
+            let run = TestRun::new().seed(seed).run(move |flow| {
+                let rows = flow.read("amounts", &source).key_by(|_| ());
+                let running = rows.over("sums", frame, |each| each.sum(|row| row.2));
+                running.values().map(|(row, sum)| (row.0, sum)).write("sums", &written);
+            });
+            run.map_err(|error| error.to_string())?;
+            same(&sql, &sums.all(), &by_sql(&amounts, &sql))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn frames_and_triggers_that_make_no_sense_are_refused() {
+    let refused = |query: fn(&Flow<'_>, &MemorySource<i64>)| {
+        let source = MemorySource::new(vec![vec![1]], |time: &i64| *time);
+        TestRun::new().run(move |flow| query(flow, &source)).unwrap_err().to_string()
+    };
+    let error = refused(|flow, source| {
+        let frame = Preceding::range(Duration::from_micros(1500));
+        flow.read("times", source).key_by(|_| ()).over("running", frame, Each::count).values();
+    });
+    assert!(error.contains("a frame of 1ms 500us is not a whole number of milliseconds"), "{error}");
+    let error = refused(|flow, source| {
+        let windows = flow.read("times", source).key_by(|_| ()).window(Window::global());
+        windows.every_n(0).aggregate("counts", Each::count).all();
+    });
+    assert!(error.contains("a window cannot fire every 0 records"), "{error}");
 }

@@ -15,6 +15,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::cases::{for_seeds, within};
+use common::incarnations::on;
 use drive::{ReaderDriver, Tick, worker_context};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
@@ -22,11 +24,13 @@ use tidegate::durable::journal::PartitionProgress;
 use tidegate::job::Ending;
 use tidegate::record::Event;
 use tidegate::sink::kafka::Publisher;
+use tidegate::source::channel::channel;
 use tidegate::source::generator::{Generator, GeneratorSource};
 use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{Options, Rejected, RestoredPartition, Source, WorkerContext};
-use tidegate::testing::{CrashingDisk, TestRun};
+use tidegate::stream::aggregate::Each;
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::{Epoch, EventTime};
 use tidegate::{Job, Record, State, Window, csv};
 
@@ -631,4 +635,130 @@ struct Sum {
     end: EventTime,
     key: u64,
     sum: i128,
+}
+
+/// A word: its position, key and event time.
+type Word = (u64, u8, i64);
+
+/// Returns words out of order, none of which is late.
+fn words(random: &mut fastrand::Rng, count: u64) -> Vec<Word> {
+    (0..count).map(|position| (position, random.u8(0..4), position as i64 * 5 - random.i64(0..40))).collect()
+}
+
+/// Counts words by key and window from scratch.
+fn counted(words: &[Word]) -> Vec<(i64, u8, i64)> {
+    let mut counts = BTreeMap::<(i64, u8), i64>::new();
+    for (_, key, time) in words {
+        *counts.entry(((time.div_euclid(100) + 1) * 100, *key)).or_default() += 1;
+    }
+    counts.into_iter().map(|((end, key), count)| (end, key, count)).collect()
+}
+
+#[test]
+fn a_channel_asks_for_what_no_state_has_and_nothing_is_lost_or_doubled() {
+    for_seeds(20, |seed| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (count, counts, mut disk) = (random.u64(50..250), Captured::new(), CrashingDisk::new());
+        let all = Arc::new(words(&mut random, count));
+        let mut published = 0;
+        for life in 0.. {
+            if life < 10 {
+                disk.crash_at(random.usize(0..250));
+            }
+            let (sender, source) = channel::<Word>(random.usize(1..20));
+            let source = source.event_time(|word| word.2).out_of_order(Duration::from_millis(50));
+            let (words, told) = (Arc::clone(&all), sender.clone());
+            let asked = Arc::new(Mutex::new(None));
+            let from = Arc::clone(&asked);
+            let sending = std::thread::spawn(move || -> tidegate::Result<()> {
+                let begin = sender.position()?;
+                *from.lock().unwrap() = Some(begin);
+                for word in &words[begin as usize..] {
+                    assert_eq!(sender.send(*word)?, word.0);
+                }
+                sender.close();
+                assert!(sender.send((0, 0, 0)).is_err());
+                sender.wait_until_published(words.len() as u64)
+            });
+            let output = counts.clone();
+            let run = on(&disk, &mut random, TestRun::new()).run(move |flow| {
+                let windows = flow
+                    .read("words", &source)
+                    .key_by(|word| word.1)
+                    .window(Window::tumbling(Duration::from_millis(100)));
+                let rows = windows.aggregate("counts", Each::count).on_close();
+                rows.map(|row| (row.window.end.millis(), row.key, row.value)).write("counts", &output);
+            });
+            // Whoever sends hears of the job's end, however it ends.
+            let sent = sending.join().map_err(|_| "the sender panicked")?;
+            if let Some(begin) = *asked.lock().unwrap()
+                && begin < published
+            {
+                return Err(format!("life {life} asks for {begin} again, and {published} were published"));
+            }
+            published = published.max(told.published());
+            match run {
+                Ok(_) => {
+                    // Or nothing was left to send: the state had ended when it crashed.
+                    sent.or_else(
+                        |error| if asked.lock().unwrap().is_none() { Ok(()) } else { Err(error.to_string()) },
+                    )?;
+                    break;
+                }
+                Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
+                Err(error) => return Err(format!("life {life}: {error}")),
+            }
+        }
+        let rows: Vec<(i64, u8, i64)> = counts.all();
+        if rows == counted(&all) { Ok(()) } else { Err(format!("{rows:?}\nexpected {:?}", counted(&all))) }
+    });
+}
+
+#[test]
+fn a_channel_holds_back_who_sends_and_tells_when_nobody_reads() {
+    let (sender, source) = channel::<Word>(3);
+    assert_eq!(sender.try_send((0, 0, 0)).unwrap(), Err((0, 0, 0)), "no job has begun");
+    let source = source.event_time(|word| word.2);
+    let gate = Arc::new(Mutex::new(()));
+    let (held, closed) = (gate.lock().unwrap(), Arc::clone(&gate));
+    let job = Job::new("words").epoch(Duration::from_millis(5)).in_flight(1).until_end().http("127.0.0.1:0");
+    let output = Captured::<Word>::new();
+    let (stop, watcher, shown) = (job.stopper(), job.watcher(), output.clone());
+    assert_eq!(watcher.http_address(), None);
+    let running = std::thread::spawn(move || {
+        job.run(move |flow| {
+            let closed = Arc::clone(&closed);
+            let words = flow.read("words", &source).map_with_time(|time, word| (time.millis(), word));
+            let words = words.inspect(move |_| drop(closed.lock().unwrap()));
+            words.map(|(time, (position, key, _))| (position, key, time)).write("words", &output);
+        })
+    });
+    // The job is held at the first record: the channel fills up.
+    let mut sent = 0;
+    let filling = sender.clone();
+    let filled = within(Duration::from_secs(60), move || {
+        let mut full = 0;
+        while full < 200 {
+            match filling.try_send((sent, 0, sent as i64)).unwrap() {
+                Ok(position) => (sent, full) = (position + 1, 0),
+                Err(_) => {
+                    full += 1;
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+        sent
+    });
+    let sent = filled.unwrap();
+    assert!((3..100).contains(&sent), "{sent}");
+    drop(held);
+    assert_eq!(sender.send((sent, 0, sent as i64)).unwrap(), sent);
+    sender.wait_until_published(sent + 1).unwrap();
+    assert_eq!((sender.published(), shown.all().len() as u64), (sent + 1, sent + 1));
+    assert_eq!(shown.all()[2], (2, 0, 2));
+    assert_ne!(watcher.http_address().unwrap().port(), 0);
+    stop.stop();
+    running.join().unwrap().unwrap();
+    assert!(sender.send((0, 0, 0)).unwrap_err().to_string().contains("nobody reads the channel"));
+    assert!(sender.position().is_err());
 }

@@ -18,8 +18,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use fastrand::Rng;
-use run::{run, start};
-use sql::{database, queries, rows};
+use run::{TIDEGATE, check_contains, run, start};
+use sql::{database, merchants_csv, queries, rows};
 use transactions::{COLUMNS, csv_of, ndjson_of, rows_of, same_rows};
 
 /// Returns the words of a command line; `{}` is the folder.
@@ -36,10 +36,12 @@ fn answers_are_those_of_sql_on_any_number_of_workers() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("in.csv"), csv_of(&rows, &COLUMNS)).unwrap();
         fs::write(folder.path().join("in.ndjson"), ndjson_of(&rows)).unwrap();
+        fs::write(folder.path().join("merchants.csv"), merchants_csv()).unwrap();
         for query in queries() {
             for (input, lateness, workers) in [("csv", 0, 1), ("ndjson", 0, 2), ("csv", 15_000, 2)] {
                 let mut line = format!(
-                    "--{input} {{}}/in.{input} --out {{}}/out.csv --until-end -w {workers} --in-flight 1MiB --epoch 10ms"
+                    "--{input} {{}}/in.{input} --out {{}}/out.csv --until-end -w {workers} --in-flight 1MiB --epoch 10ms {}",
+                    query.flags
                 );
                 if query.judges() {
                     line += &format!(" --late {{}}/late.csv --allowed-lateness {lateness}ms");
@@ -69,10 +71,11 @@ fn answers_are_the_same_when_the_query_is_killed() {
         let expected = query.answer(&database([rows.as_slice()]), if query.judges() { 5_000 } else { 0 });
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("in.ndjson"), ndjson_of(&rows)).unwrap();
+        fs::write(folder.path().join("merchants.csv"), merchants_csv()).unwrap();
         let mut line = String::from(
             "--ndjson {}/in.ndjson --out {}/out.csv --state {}/state --until-end --in-flight 1MiB --epoch 5ms \
-             --snapshot-every 15ms --progress off",
-        );
+             --snapshot-every 15ms --progress off ",
+        ) + query.flags;
         if query.judges() {
             line += " --allowed-lateness 5s";
         }
@@ -95,4 +98,34 @@ fn answers_are_the_same_when_the_query_is_killed() {
             same_rows(&query.answered(&folder.path().join("out.csv")), &expected);
         }
     }
+}
+
+#[test]
+fn revenue_by_category_is_that_of_sql_on_two_processes_that_are_killed() {
+    let query = queries().into_iter().find(|query| query.program == "category_revenue").unwrap();
+    let rows = rows(77, 20_000);
+    let expected = query.answer(&database([rows.as_slice()]), 0);
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("in.csv"), csv_of(&rows, &COLUMNS)).unwrap();
+    fs::write(folder.path().join("merchants.csv"), merchants_csv()).unwrap();
+    let line = "category_revenue --csv {}/in.csv --merchants {}/merchants.csv --out {}/out.csv --state {}/state \
+                --until-end --in-flight 1MiB --epoch 5ms --snapshot-every 15ms --progress off";
+    let up = |processes: &str| {
+        let mut words: Vec<String> = ["up", "-n", processes, "--"].map(str::to_owned).to_vec();
+        words.extend(typed(folder.path(), line));
+        words
+    };
+    let (mut random, mut kills) = (Rng::with_seed(9), 0);
+    for round in 0..6 {
+        let moment = Duration::from_millis(random.u64(150..(700 + 100 * round)));
+        kills += usize::from(start(TIDEGATE, up("2")).killed_after(moment).was_killed());
+    }
+    assert!(kills > 0, "it was never killed");
+    for processes in ["2", "1"] {
+        run(TIDEGATE, up(processes)).code(0);
+        same_rows(&query.answered(&folder.path().join("out.csv")), &expected);
+    }
+    // A file that has changed behind the state is another one.
+    fs::write(folder.path().join("merchants.csv"), "merchant,category\nnobody,nothing\n").unwrap();
+    check_contains(run(query.program, typed(folder.path(), &line[query.program.len()..])).error(1), &["merchants"]);
 }

@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
+use num_bigint::BigInt;
+use num_rational::BigRational;
+use num_traits::ToPrimitive;
 use tidegate::source::memory::MemorySource;
 use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::{Closed, Decimal, Real, Window};
@@ -226,6 +229,46 @@ fn sums_of_decimals_are_exact() {
             assert_eq!(sums.iter().map(|sum| sum.0).collect::<Vec<_>>(), [expected], "{values:?}");
         }
     }
+}
+
+/// The rounding of the fraction library may be off by one unit; the nearest number is its result or a neighbour.
+fn nearest(exact: &BigRational) -> f64 {
+    let near = exact.to_f64().unwrap();
+    let off = |it: &f64| {
+        let apart = BigRational::from_float(*it).unwrap() - exact;
+        if apart < BigRational::from_integer(0.into()) { -apart } else { apart }
+    };
+    let even = |it: &f64| it.to_bits() & 1;
+    [near, near.next_up(), near.next_down()].into_iter().min_by_key(|it| (off(it), even(it))).unwrap()
+}
+
+#[test]
+fn sums_and_means_of_floating_point_numbers_are_exact_and_rounded_once_on_any_workers() {
+    for seed in 1..=40 {
+        let mut random = Rng::with_seed(seed);
+        let mut numbers: Vec<f64> = (0..random.usize(1..30))
+            .map(|_| match random.u8(0..3) {
+                0 => random.f64() * 10f64.powi(random.i32(-20..20)),
+                1 => -f64::from(random.u32(..)) / 100.0,
+                _ => 2f64.powi(random.i32(-900..900)),
+            })
+            .collect();
+        // Large numbers that cancel leave the small ones.
+        numbers.extend(numbers.clone().into_iter().filter(|number| *number > 1e9).map(|number| -number));
+        let exact: BigRational = numbers.iter().map(|number| BigRational::from_float(*number).unwrap()).sum();
+        let expected = (nearest(&exact), nearest(&(&exact / BigInt::from(numbers.len()))));
+        for order in 0..3 {
+            random.shuffle(&mut numbers);
+            let reals: Vec<Real> = numbers.iter().copied().map(Real::new).collect();
+            let found = summed::<Real, Real>(&reals, seed + order).unwrap();
+            let found: Vec<_> = found.iter().map(|(sum, mean)| (sum.get(), mean.get())).collect();
+            assert_eq!(found, [expected], "of {numbers:?}");
+        }
+    }
+    let (up, down) = (Real::new(f64::INFINITY), Real::new(f64::NEG_INFINITY));
+    assert_eq!(summed::<Real, Real>(&[up, Real::new(1.0)], 1).unwrap(), [(up, up)]);
+    let nan = Real::new(f64::NAN);
+    assert_eq!(summed::<Real, Real>(&[up, Real::new(1.0), down], 1).unwrap(), [(nan, nan)]);
 }
 
 #[test]

@@ -224,6 +224,14 @@ impl Job {
         self
     }
 
+    /// Stops at the end that each source had when the job first started, with every window closed; sets
+    /// [`Options::until_end`](source::Options#structfield.until_end) of the options so far.
+    #[must_use]
+    pub fn until_end(mut self) -> Self {
+        self.options.until_end = true;
+        self
+    }
+
     /// Keeps durable state in a directory. After a crash the job resumes where its results end; sinks that support it
     /// (files and Kafka topics) publish each result exactly once. A job that finds state in the directory resumes from
     /// it.

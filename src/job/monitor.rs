@@ -56,6 +56,8 @@ pub(crate) struct JobMonitor {
     pub(crate) profile: Option<Arc<Profile>>,
     pub(crate) views: Arc<Views>,
     pub(crate) failure: Arc<JobFailure>,
+    /// Address of the HTTP server, once it listens.
+    pub(crate) address: OnceLock<SocketAddr>,
 }
 
 impl JobMonitor {
@@ -209,6 +211,12 @@ impl Watcher {
         self.0.get().map(|watch| watch.status())
     }
 
+    /// Returns the address at which this process serves HTTP ([`Job::http`](crate::Job::http)), with the port that it has
+    /// got if any free one was asked for; `None` before it listens, and in a job without HTTP.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.0.get()?.address.get().copied()
+    }
+
     /// `true` once all workers of this process run: records may have been read.
     #[cfg(feature = "cli")]
     pub(crate) fn has_begun(&self) -> bool {
@@ -252,6 +260,7 @@ impl MonitorHandle {
             let address = own_address(&endpoint.address, watch.process)?;
             let server = Server::start(&Endpoint { address, ..endpoint.clone() }, &answering)?;
             tracing::info!("watch it at http://{} ({PATHS})", server.address());
+            let _ = watch.address.set(server.address());
             watching.server = Some(server);
         }
         if watch.process == 0 {

@@ -218,6 +218,8 @@ impl WorkerLoop {
                     }
                     worker.step_or_park(Some(IDLE_SLEEP));
                 }
+                // What the last epochs were given is published now.
+                self.drop_published();
                 // The sources may end in the very epoch that was announced as the last.
                 let over = self.drivers.iter().all(|driver| driver.is_complete());
                 return Ok(if over { Ending::Complete } else { ending });

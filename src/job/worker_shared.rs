@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use timely::dataflow::operators::probe;
@@ -87,6 +87,7 @@ impl WorkerShared {
             profile: self.profile.clone(),
             views: Arc::clone(&self.views),
             failure: Arc::clone(&self.failure),
+            address: OnceLock::new(),
         }
     }
 }

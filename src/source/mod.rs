@@ -9,6 +9,7 @@
 //! partition, offset) is unique; a reader reads no clock to decide what a record means. A source does not know timely:
 //! the owner of the intake drives it.
 
+pub mod channel;
 pub mod csv;
 pub mod file;
 pub mod generator;

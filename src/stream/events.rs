@@ -15,6 +15,7 @@ use super::container_pool::ContainerPool;
 use super::flow::Flow;
 use super::watermark_stream::WatermarkStream;
 use crate::record::{Event, Record};
+use crate::time::EventTime;
 
 /// Append-only events, each with an event time and its partition's watermark.
 pub struct Stream<'f, D> {
@@ -70,6 +71,17 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Changes each record.
     pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Stream<'f, D2> {
         self.transform("Map", move |events, made| made.extend(events.drain(..).map(|event| event.with(&change))))
+    }
+
+    /// Changes each record, knowing when it happened: the event time of a record read from a source, that of the last
+    /// millisecond of a window for its result.
+    pub fn map_with_time<D2: Record>(self, change: impl Fn(EventTime, D) -> D2 + 'static) -> Stream<'f, D2> {
+        self.transform("MapWithTime", move |events, made| {
+            made.extend(events.drain(..).map(|event| {
+                let time = event.time;
+                event.with(|data| change(time, data))
+            }));
+        })
     }
 
     /// Keeps the records for which `keep` returns `true`.

@@ -43,7 +43,7 @@ use crate::time::{EventTime, Span};
 pub use crate::stream::interval::Interval;
 pub use crate::stream::keyed_stream::Keyed;
 pub use crate::stream::window_row::{Closed, Open};
-pub use crate::stream::window_type::{AnyType, Counts, Disjoint, Overlapping, Sessions, WindowType};
+pub use crate::stream::window_type::{AnyType, Counts, Disjoint, FixedWindows, Overlapping, Sessions, WindowType};
 
 /// A rule that groups records into windows.
 ///
@@ -98,7 +98,8 @@ impl<W> Window<W> {
         Window { offset, ..self }
     }
 
-    fn windows(self) -> Result<WindowAssigner> {
+    /// Checks the rule, and returns the windows that it stands for.
+    pub(super) fn windows(self) -> Result<WindowAssigner> {
         let length = |what: &str, duration: Duration| match whole_millis(what, duration)? {
             0 => Err(Error::usage(format!("a window's {what} is zero")).help("make it at least a millisecond")),
             millis => Ok(millis),
@@ -223,8 +224,8 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
 
 /// A stream grouped by a key and into windows.
 pub struct Windowed<'f, K, D, W = AnyType> {
-    keyed: Keyed<'f, K, D>,
-    window: Window<W>,
+    pub(super) keyed: Keyed<'f, K, D>,
+    pub(super) window: Window<W>,
 }
 
 impl<K, D, W: fmt::Debug> fmt::Debug for Windowed<'_, K, D, W> {

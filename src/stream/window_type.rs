@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::record::{Event, Record};
-use crate::stream::aggregate::Aggregate;
+use crate::stream::aggregate::{Aggregate, describe_filters};
 use crate::stream::arrange::{PaneState, Saved};
 use crate::stream::assign::PaneRouter;
 use crate::stream::checkpoint::{self, CodecCell};
@@ -113,6 +113,17 @@ pub trait WindowType: BuildStep {}
 
 impl<W: BuildStep> WindowType for W {}
 
+/// A type of windows that are fixed on the line of event time, whatever the records: [`Disjoint`] and [`Overlapping`].
+#[diagnostic::on_unimplemented(
+    message = "windows of the type `{Self}` are not fixed in event time",
+    note = "sessions and count windows depend on the records; tumbling, sliding and cumulative windows, days and months do not"
+)]
+pub trait FixedWindows: WindowType {}
+
+impl FixedWindows for Disjoint {}
+
+impl FixedWindows for Overlapping {}
+
 /// Windows that do not overlap: tumbling windows, days, months, the window of all time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disjoint;
@@ -205,6 +216,7 @@ fn build_by_pane<'f, T: Pane, K: Record, D: Record, A: Aggregate<D>>(
     codec: CodecCell<Saved<T, K, A::Sum>>,
 ) -> WindowedOutputs<'f, K, D, A::Value> {
     let WindowedStep { name, windows, lateness, aggregate, .. } = step;
+    let of_some = describe_filters(aggregate.filters());
     let build = Rc::clone(&keyed.stream.flow.build);
     let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
     let (metrics, fault) = (build.metrics.step(name), build.fault);
@@ -213,7 +225,7 @@ fn build_by_pane<'f, T: Pane, K: Record, D: Record, A: Aggregate<D>>(
     let begin = move |start: OperatorStart<'_>| {
         PaneState::<T, K, D, A>::begin(start, of_windows, reporter, of_step, lateness, metrics, fault)
     };
-    let detail = format!("{windows:?}{}", window_operator::describe_lateness(lateness));
+    let detail = format!("{windows:?}{}{of_some}", window_operator::describe_lateness(lateness));
     let router = PaneRouter::<T>::new(windows, lateness);
     window_operator::step(
         keyed,
@@ -240,7 +252,8 @@ where
     B: KeyedOperator<Key = K, Part = A::Part, Closed = WindowRow<K, A::Value>, Value = A::Value>,
 {
     let WindowedStep { name, lateness, aggregate, .. } = step;
+    let detail = format!("{detail}{}", describe_filters(aggregate.filters()));
     let (failure, part) = (Arc::clone(&keyed.stream.flow.build.failure), Rc::clone(&aggregate));
     let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure });
-    keyed_rows::step(keyed, (name, detail), lateness, operator, move |event: &Event<D>| part.part(event))
+    keyed_rows::step(keyed, (name, &detail), lateness, operator, move |event: &Event<D>| part.part(event))
 }

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use tidegate::durable::disk::Disk;
 use tidegate::job::Ending;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
-use tidegate::{Flow, Record, Window};
+use tidegate::{Flow, Real, Record, Window};
 
 use super::cases::{Data, Deal};
 use super::checks::{self, StepCaptures, small_drift};
@@ -46,11 +46,14 @@ impl QueryCaptures {
             minutes
                 .aggregate("others", |each| {
                     let amount = |deal: &Deal| deal.amount;
-                    let spread = (each.mean(amount), each.variance(amount), each.quantiles([0.5, 0.9], amount));
+                    let tenths = each.sum(|deal| Real::new(deal.amount as f64 / 10.0));
+                    let spread = (each.mean(amount), tenths, each.variance(amount), each.quantiles([0.5, 0.9], amount));
+                    let some = |deal: &Deal| (deal.amount % 3 == 0).then_some(deal.amount);
+                    let of_some = each.filter_map(some, |each| (each.count(), each.sum(|amount| *amount)));
                     let ends = (each.top(3, amount), each.bottom(2, amount), each.arg_max(amount, |deal| deal.id));
                     let few = |deal: &Deal| deal.amount % 7;
                     let kinds = (each.count_distinct(few), each.distinct(few), each.approx_count_distinct(few));
-                    (spread, ends, kinds, each.collect(|deal| deal.id))
+                    (spread, ends, kinds, of_some, each.collect(|deal| deal.id))
                 })
                 .on_close()
                 .map(|row| (row.window.end.millis(), row.key, format!("{:?}", row.value)))

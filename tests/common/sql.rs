@@ -10,7 +10,7 @@ use std::path::Path;
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use super::transactions::{COLUMNS, DISORDER_MS, Transaction, rfc3339, rows_of, wild};
+use super::transactions::{COLUMNS, DISORDER_MS, NAMES, Transaction, csv_line, rfc3339, rows_of, wild};
 
 /// A query, and the same question in SQL.
 pub struct Query {
@@ -24,6 +24,8 @@ pub struct Query {
     windows: Option<(i64, i64)>,
     /// `true` if the output is a changelog, with a last column `diff`.
     pub changes: bool,
+    /// Flags of its own; `{}` stands for the folder.
+    pub flags: &'static str,
 }
 
 const TOTALS: &str = "COUNT(*) AS count, SUM(amount_cents) AS sum_cents, MIN(amount_cents) AS min_cents, \
@@ -52,7 +54,7 @@ pub fn queries() -> Vec<Query> {
     let totals = &["window_start", "window_end", "account", "count", "sum_cents", "min_cents", "max_cents"];
     let windowed = |program, columns, windows, select: &str| {
         let sql = placed(windows) + select;
-        Query { program, columns, sql, windows: Some(windows), changes: false }
+        Query { program, columns, sql, windows: Some(windows), changes: false, flags: "" }
     };
     let (ten_seconds, minute, sliding) = ((10_000, 10_000), (60_000, 60_000), (60_000, 10_000));
     let by_account = format!(
@@ -63,6 +65,10 @@ pub fn queries() -> Vec<Query> {
                        FROM judged WHERE at_ms / 10000 * 10000 + 10000 + {late} <= mark GROUP BY at_ms / 10000";
     let balances = "SELECT holder, SUM(cents) AS balance_cents FROM (SELECT account AS holder, amount_cents AS cents FROM judged \
                     UNION ALL SELECT merchant, -amount_cents FROM judged) GROUP BY holder";
+    let by_category = "SELECT window_start, window_end, COALESCE(category, '?') AS category, COUNT(*) AS count, \
+                       SUM(amount_cents) AS sum_cents FROM windowed LEFT JOIN merchants USING (merchant) \
+                       GROUP BY window_start, window_end, COALESCE(category, '?')";
+    let revenue = &["window_start", "window_end", "category", "count", "sum_cents"];
     vec![
         windowed("account_totals", totals, ten_seconds, &by_account),
         windowed("spend_by_minute", totals, sliding, &by_account),
@@ -83,6 +89,10 @@ pub fn queries() -> Vec<Query> {
              SELECT window_start, window_end, rank, account, sum_cents FROM ranked WHERE rank <= 10",
         ),
         Query {
+            flags: "--merchants {}/merchants.csv",
+            ..windowed("category_revenue", revenue, ten_seconds, by_category)
+        },
+        Query {
             program: "account_sessions",
             columns: totals,
             sql: sessions(30_000)
@@ -92,6 +102,7 @@ pub fn queries() -> Vec<Query> {
                 ),
             windows: None,
             changes: false,
+            flags: "",
         },
         Query {
             program: "silent_accounts",
@@ -101,6 +112,7 @@ pub fn queries() -> Vec<Query> {
                    GROUP BY account, session",
             windows: None,
             changes: false,
+            flags: "",
         },
         Query {
             program: "late_report",
@@ -108,6 +120,7 @@ pub fn queries() -> Vec<Query> {
             sql: late_report.to_owned(),
             windows: Some(ten_seconds),
             changes: true,
+            flags: "",
         },
         Query {
             program: "balances",
@@ -115,6 +128,7 @@ pub fn queries() -> Vec<Query> {
             sql: balances.to_owned(),
             windows: None,
             changes: true,
+            flags: "",
         },
     ]
 }
@@ -158,12 +172,28 @@ impl Query {
     }
 }
 
+/// Merchants of the queries that look up their categories, in the order of their file; the last row of one counts.
+fn merchants() -> Vec<(String, String)> {
+    let named = NAMES.iter().enumerate().map(|(number, name)| ((*name).to_owned(), number));
+    let numbered = (NAMES.len()..50).map(|number| (format!("account-{number}"), number));
+    let known = named.chain(numbered).filter(|(_, number)| number % 9 != 0);
+    let first = known.clone().map(|(merchant, number)| (merchant, format!("moved {}", number % 2)));
+    first.chain(known.map(|(merchant, number)| (merchant, NAMES[number % 5].to_owned()))).collect()
+}
+
+/// Returns the file of merchants.
+pub fn merchants_csv() -> String {
+    let rows = merchants().into_iter().map(|(merchant, category)| csv_line([merchant, category]));
+    std::iter::once(csv_line(["merchant", "category"])).chain(rows).collect()
+}
+
 /// Creates a database with the numbered rows of some partitions, and the watermark of each row's partition before it.
 pub fn database<'a>(partitions: impl IntoIterator<Item = &'a [Transaction]>) -> Connection {
     let mut database = Connection::open_in_memory().unwrap();
     let table = "CREATE TABLE transactions (partition INTEGER, n INTEGER, id INTEGER, account TEXT, merchant TEXT, amount_cents INTEGER, \
                  currency TEXT, at_ms INTEGER)";
     database.execute(table, ()).unwrap();
+    database.execute("CREATE TABLE merchants (merchant TEXT PRIMARY KEY, category TEXT)", ()).unwrap();
     let filling = database.transaction().unwrap();
     {
         let mut insert = filling.prepare("INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?)").unwrap();
@@ -173,6 +203,10 @@ pub fn database<'a>(partitions: impl IntoIterator<Item = &'a [Transaction]>) -> 
                 let row = (t.id as i64, &t.account, &t.merchant, t.amount_cents, &t.currency, t.at_ms);
                 insert.execute((place.0, place.1, row.0, row.1, row.2, row.3, row.4, row.5)).unwrap();
             }
+        }
+        let mut insert = filling.prepare("INSERT OR REPLACE INTO merchants VALUES (?, ?)").unwrap();
+        for merchant in merchants() {
+            insert.execute(merchant).unwrap();
         }
     }
     filling.commit().unwrap();

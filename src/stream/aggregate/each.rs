@@ -5,8 +5,9 @@ use std::marker::PhantomData;
 
 use crate::record::Record;
 use crate::stream::aggregate::{
-    Accumulator, ApproxCountDistinct, ArgMax, ArgMin, Bottom, Collect, Count, CountDistinct, Distinct, First, Last,
-    Max, Mean, Merge, Min, Quantile, Quantiles, SampleStdDev, SampleVariance, StdDev, Sum, Summable, Top, Variance,
+    Accumulator, Aggregate, ApproxCountDistinct, ArgMax, ArgMin, Bottom, Collect, Count, CountDistinct, CountIf,
+    Distinct, Filter, FilterMap, First, Last, Max, Mean, Merge, Min, Quantile, Quantiles, SampleStdDev, SampleVariance,
+    StdDev, Sum, Summable, Top, Variance,
 };
 
 /// Names the aggregates of a window of `D`s. A tuple of aggregates is an aggregate, whose value is the tuple of their
@@ -59,8 +60,86 @@ impl<D: Record> Each<D> {
         Count
     }
 
+    /// Counts the records for which `passes` returns `true`, as an `i64`.
+    pub fn count_if<P: Fn(&D) -> bool + 'static>(self, passes: P) -> CountIf<P> {
+        CountIf(passes)
+    }
+
+    /// Aggregates the records for which `passes` returns `true`: an `Option` of the value, which is `None` if there are
+    /// none. `build` names the aggregates of these records, one or a tuple of them; other aggregates beside this one
+    /// still get all records. In SQL this is `FILTER (WHERE …)`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tidegate::{Closed, Keyed, Real, Stream, Transaction, Window};
+    /// /// The number of transactions; the sum and the mean of those in dollars.
+    /// type Dollars = (i64, Option<(i128, Real)>);
+    ///
+    /// fn dollars(transactions: Keyed<'_, String, Transaction>) -> Stream<'_, Closed<String, Dollars>> {
+    ///     let minutes = transactions.window(Window::tumbling(Duration::from_secs(60)));
+    ///     let dollars = minutes.aggregate("dollars", |each| {
+    ///         let usd = each.filter(
+    ///             |t| t.currency == "USD",
+    ///             |each| (each.sum(|t| t.amount_cents), each.mean(|t| t.amount_cents)),
+    ///         );
+    ///         (each.count(), usd)
+    ///     });
+    ///     dollars.on_close()
+    /// }
+    /// ```
+    pub fn filter<P, A>(self, passes: P, build: impl FnOnce(Each<D>) -> A) -> Filter<P, A>
+    where
+        P: Fn(&D) -> bool + 'static,
+        A: Aggregate<D>,
+    {
+        Filter { passes, aggregate: build(self) }
+    }
+
+    /// Aggregates the values that `of` returns, and skips records for which it returns `None`: an `Option` of the value,
+    /// which is `None` if all are skipped. `build` names the aggregates of the values. So aggregates of an optional
+    /// field skip records without it, as in SQL:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tidegate::{Closed, Keyed, Real, Stream, Window};
+    /// #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// struct Ride {
+    ///     fare_cents: i64,
+    ///     tip_cents: Option<i64>,
+    /// }
+    ///
+    /// /// The sum of the fares; number, sum and mean of the tips that were given.
+    /// type Tips = (i128, Option<(i64, i128, Real)>);
+    ///
+    /// fn tips(rides: Keyed<'_, String, Ride>) -> Stream<'_, Closed<String, Tips>> {
+    ///     let hours = rides.window(Window::tumbling(Duration::from_secs(3600)));
+    ///     let tips = hours.aggregate("tips", |each| {
+    ///         let tips = each.filter_map(
+    ///             |ride| ride.tip_cents,
+    ///             |each| (each.count(), each.sum(|cents| *cents), each.mean(|cents| *cents)),
+    ///         );
+    ///         (each.sum(|ride| ride.fare_cents), tips)
+    ///     });
+    ///     tips.on_close()
+    /// }
+    /// ```
+    pub fn filter_map<V, F, A>(self, of: F, build: impl FnOnce(Each<V>) -> A) -> FilterMap<F, A>
+    where
+        V: Record,
+        F: Fn(&D) -> Option<V> + 'static,
+        A: Aggregate<V>,
+    {
+        FilterMap { of, aggregate: build(Each::new()) }
+    }
+
     /// Sums a number of each record exactly: `i128` for integers, [`Decimal`](crate::Decimal) for decimals. A sum
     /// that its type cannot hold fails the job.
+    ///
+    /// The sum of [`Real`](crate::Real)s is a `Real`: the exact sum of the floating-point numbers, rounded once, at the
+    /// end. No `f64` is nearer to the exact sum, and the order of the numbers does not matter. If one of them is NaN, or
+    /// there are infinities of both signs, it is NaN; with infinities of one sign it is that one. A sum of finite
+    /// numbers that is too large for an `f64` is an infinity.
     pub fn sum<N: Summable, F: Fn(&D) -> N + 'static>(self, of: F) -> Sum<F> {
         Sum(of)
     }

@@ -15,13 +15,15 @@
 //! | distinct values | [`CountDistinct`], [`Distinct`] | every distinct value |
 //! | distinct values, approximately | [`ApproxCountDistinct`] | 16 KiB at most |
 //! | all values | [`Collect`] | every value |
+//! | of some records | [`CountIf`], [`Filter`], [`FilterMap`] | that of the inner aggregate, and a count |
 //! | custom | [`Merge`], [`Aggregate`] | your own type |
 //!
 //! Invariant: `merge` is *exactly* commutative and associative, so an accumulator is a function of the parts as a
 //! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed
-//! in 128 bits and their squares in 192, decimals as integer and fraction; ties of `first`, `last` and the like are
-//! broken by the record's position (and by the value, for several made of one record); sketches are of a kind whose
-//! result does not depend on the order of insertion; and floating-point numbers are compared but never summed.
+//! in 128 bits and their squares in 192, decimals as integer and fraction, and floating-point numbers as wide integers
+//! that are rounded when the value is computed; ties of `first`, `last` and the like are broken by the record's position
+//! (and by the value, for several made of one record); and sketches are of a kind whose result does not depend on the
+//! order of insertion.
 //!
 //! Values that are equal must be the same value, as with every type that derives its order: it is unspecified which
 //! of two equal values is kept.
@@ -33,9 +35,11 @@ mod collect;
 mod distinct;
 mod each;
 mod extremes;
+mod filtered;
 mod quantiles;
 mod quotient;
 mod ranked;
+mod real_sum;
 mod sketch;
 mod spread;
 mod sums;
@@ -51,8 +55,10 @@ pub use collect::{Collect, Collected};
 pub use distinct::{CountDistinct, Distinct, DistinctValues};
 pub use each::Each;
 pub use extremes::{ArgMax, ArgMin, First, GreatestBy, Last, LeastBy, Max, Min};
+pub use filtered::{CountIf, Filter, FilterMap, FilteredSum};
 pub use quantiles::{Quantile, QuantileHistogram, Quantiles};
 pub use ranked::{Bottom, BottomValues, Top, TopValues};
+pub use real_sum::RealSum;
 pub use sketch::{ApproxCountDistinct, Sketch};
 pub use spread::{Moments, SampleStdDev, SampleVariance, StdDev, Variance};
 pub use sums::{Mean, Sum, Summable};
@@ -105,11 +111,26 @@ pub trait Aggregate<D>: 'static {
         Ok(())
     }
 
+    /// Returns how many of its aggregates take only some of the records. The plan of a query tells it, and so does its
+    /// fingerprint.
+    fn filters(&self) -> usize {
+        0
+    }
+
     /// Computes the value of `count` records, at least one.
     ///
     /// # Errors
     /// Fails if the value cannot be computed, such as a sum beyond its type's range.
     fn value(&self, count: i64, sum: &Self::Sum) -> Result<Self::Value>;
+}
+
+/// Describes the aggregates that take only some of the records for the plan; empty if there are none.
+pub(crate) fn describe_filters(filters: usize) -> String {
+    match filters {
+        0 => String::new(),
+        1 => ", an aggregate of some records".to_owned(),
+        more => format!(", {more} aggregates of some records"),
+    }
 }
 
 impl Accumulator for () {
@@ -246,6 +267,10 @@ macro_rules! tuples {
             fn check(&self) -> Result<()> {
                 $(self.$at.check()?;)+
                 Ok(())
+            }
+
+            fn filters(&self) -> usize {
+                0 $(+ self.$at.filters())+
             }
 
             fn value(&self, count: i64, sum: &Self::Sum) -> Result<Self::Value> {

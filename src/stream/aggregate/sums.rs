@@ -1,4 +1,5 @@
-//! Sums and means, exact: integers and decimals, in numbers wide enough that the order of the terms never matters.
+//! Sums and means, exact: integers and decimals, in numbers wide enough that the order of the terms never matters. Those
+//! of floating-point numbers are in `super::real_sum`.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Decimal, Event, Real, Record};
@@ -9,8 +10,8 @@ use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, Wrap
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be summed exactly",
     label = "no exact sum of these",
-    note = "integers and `tidegate::Decimal` can; sum money in cents, or as `Decimal`",
-    note = "a sum of floating-point numbers depends on the order of its terms, so `f64` and `tidegate::Real` have none"
+    note = "integers, `tidegate::Decimal` and `tidegate::Real` can; sum money in cents, or as `Decimal`",
+    note = "`f64` has no total order, so it is no record: wrap it, `each.sum(|r| tidegate::Real::new(r.kelvin))`"
 )]
 pub trait Summable: Record {
     /// The accumulator of the sum.

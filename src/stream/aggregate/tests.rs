@@ -154,6 +154,17 @@ fn counts_and_sums() {
     let decimal = |t: &Deal| Decimal::new(t.number, 4);
     let ten_thousandths = |all: &[Event<Deal>]| Decimal::from_digits(sum(all), 4).unwrap();
     laws(|each| each.sum(move |t: &Deal| decimal(t)), ten_thousandths);
+    // Among them are numbers that are not finite; those that are finite cancel.
+    let rounded = |all: &[Event<Deal>], of: fn(&Deal) -> f64| {
+        let numbers = all.iter().map(|deal| of(&deal.data));
+        match numbers.clone().filter(|number| !number.is_finite()).fold(0.0, |sum, number| sum + number) {
+            0.0 => Real::new(numbers.filter_map(BigRational::from_float).sum::<BigRational>().to_f64().unwrap()),
+            beyond => Real::new(beyond),
+        }
+    };
+    laws(|each| each.sum(|t| t.real), |all| rounded(all, |t| t.real.get()));
+    let tenths: fn(&Deal) -> f64 = |t| f64::from(t.small) / 10.0 + t.number as f64;
+    laws(|each| each.sum(move |t: &Deal| Real::new(tenths(t))), |all| rounded(all, tenths));
     laws(
         |each| each.mean(|t| t.small),
         |all| Real::new(all.iter().map(|deal| f64::from(deal.data.small)).sum::<f64>() / all.len() as f64),
@@ -404,6 +415,37 @@ fn spreads_of_numbers() {
             (variance.map(Real::new), variance.map(|variance| Real::new(variance.sqrt())))
         },
     );
+}
+
+#[test]
+fn of_some_of_the_records() {
+    let odd = |all: &[Event<Deal>]| all.iter().filter(|deal| deal.data.small % 2 != 0).cloned().collect::<Vec<_>>();
+    let some = |found: &[Event<Deal>], value: i128| (!found.is_empty()).then_some((found.len() as i64, value));
+    let sum = |found: &[Event<Deal>]| found.iter().map(|deal| i128::from(deal.data.small)).sum::<i128>();
+    laws(
+        |each| (each.count(), each.filter(|t| t.small % 2 != 0, |each| (each.count(), each.sum(|t| t.small)))),
+        |all| (all.len() as i64, some(&odd(all), sum(&odd(all)))),
+    );
+    laws(|each| each.count_if(|t| t.small % 2 != 0), |all| odd(all).len() as i64);
+    // Positions are those of the records, of which values and ties are some.
+    laws(
+        |each| each.filter_map(|t| (t.small % 2 != 0).then(|| t.clone()), |each| each.collect(whole)),
+        |all| Some(odd(all).iter().map(|deal| deal.data.clone()).collect()).filter(|all: &Vec<_>| !all.is_empty()),
+    );
+    // One within another, and some that no record passes.
+    laws(
+        |each| each.filter(|t| t.small % 2 != 0, |each| each.filter(|t| t.small > 0, |each| each.max(|t| t.number))),
+        |all| {
+            let odd = odd(all);
+            let greatest = odd.iter().filter(|deal| deal.data.small > 0).map(|deal| deal.data.number).max();
+            (!odd.is_empty()).then_some(greatest)
+        },
+    );
+    laws(|each| (each.filter(|_| false, |each| each.mean(|t| t.small)), each.count_if(|_| false)), |_| (None, 0));
+    let each = Each::<Deal>::new();
+    let some = each.filter(|_| true, |each| (each.count(), each.count_if(|_| true)));
+    assert_eq!((some.filters(), (each.count(), each.sum(|t: &Deal| t.small)).filters()), (2, 0));
+    assert!(each.filter(|_| true, |each| each.top(0, |t| t.small)).check().is_err());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Floating-point numbers are compared, never summed.
+//! Floating-point numbers are summed as `Real`s.
 
 use tidegate::{Flow, Real, Window, source::memory::MemorySource};
 
@@ -6,7 +6,7 @@ fn query(flow: &Flow<'_>, readings: &MemorySource<(u8, Real, i64)>) {
     flow.read("readings", readings)
         .key_by(|reading| reading.0)
         .window(Window::global())
-        .aggregate("sums", |each| each.sum(|reading| reading.1));
+        .aggregate("sums", |each| each.sum(|reading| reading.1.get()));
 }
 
 fn main() {
