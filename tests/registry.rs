@@ -6,8 +6,14 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "registry/errors.rs"]
+mod errors;
 #[path = "common/registry.rs"]
 mod registry;
+#[path = "common/run.rs"]
+mod run;
+#[path = "registry/server.rs"]
+mod server;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
