@@ -72,13 +72,14 @@ struct ErrorParts {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     remedy: Option<String>,
     is_transient: bool,
+    is_interruption: bool,
 }
 
 impl ErrorParts {
     /// Returns all that two equal errors have in common; sources cannot be compared, and their texts are in the cause.
     fn comparable(&self) -> impl PartialEq + '_ {
         let places = (&self.place, &self.step, self.partition);
-        (self.kind, &self.what, places, &self.cause, &self.remedy, self.is_transient)
+        (self.kind, &self.what, places, &self.cause, &self.remedy, self.is_transient, self.is_interruption)
     }
 }
 
@@ -108,6 +109,7 @@ impl Error {
             source: None,
             remedy: None,
             is_transient: false,
+            is_interruption: false,
         };
         Error { inner: Box::new(inner) }
     }
@@ -187,6 +189,20 @@ impl Error {
     #[cfg(feature = "kafka")]
     pub(crate) fn is_transient(&self) -> bool {
         self.inner.is_transient
+    }
+
+    /// Marks an error as the end of a wait because the job stops, or has failed: what was waited for may be there at the
+    /// next start.
+    #[must_use]
+    #[cfg(feature = "registry")]
+    pub(crate) fn interruption(mut self) -> Self {
+        self.inner.is_interruption = true;
+        self
+    }
+
+    /// `true` if the error is the end of a wait because the job stops, or has failed.
+    pub(crate) fn is_interruption(&self) -> bool {
+        self.inner.is_interruption
     }
 
     /// Returns the kind of the failure.

@@ -73,12 +73,14 @@ pub(crate) enum ThreadRole {
     Relay,
     /// Ends the program when the process that started it ends.
     Parent,
+    /// Sends one request to a schema registry.
+    Registry,
 }
 
 impl ThreadRole {
     /// All roles.
     #[cfg(feature = "testing")]
-    pub(crate) const ALL: [ThreadRole; 18] = [
+    pub(crate) const ALL: [ThreadRole; 19] = [
         ThreadRole::Sink,
         ThreadRole::Journal,
         ThreadRole::Segments,
@@ -97,6 +99,7 @@ impl ThreadRole {
         ThreadRole::Progress,
         ThreadRole::Relay,
         ThreadRole::Parent,
+        ThreadRole::Registry,
     ];
 
     /// The role's name, as used in the environment variable for tests.
@@ -120,17 +123,22 @@ impl ThreadRole {
             ThreadRole::Progress => "progress",
             ThreadRole::Relay => "relay",
             ThreadRole::Parent => "parent",
+            ThreadRole::Registry => "registry",
         }
     }
 }
 
-/// The first failure of a job, which stops all of its workers.
+/// The first failure of a job, which stops all of its workers, and the request to stop it.
 #[derive(Debug, Default)]
 pub(crate) struct JobFailure {
     /// The failure of an enclosing job or test, which fails this one too.
     outer: Option<Arc<JobFailure>>,
     slot: OnceLock<Error>,
     failed: AtomicBool,
+    /// The request to stop the job, which waits look at.
+    stop: OnceLock<Arc<AtomicBool>>,
+    /// When a wait has first seen the request.
+    stop_seen: OnceLock<Instant>,
 }
 
 impl JobFailure {
@@ -159,6 +167,20 @@ impl JobFailure {
     pub(crate) fn get(&self) -> Option<&Error> {
         let own = if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None };
         own.or_else(|| self.outer.as_ref()?.get())
+    }
+
+    /// Sets the request to stop the job.
+    pub(crate) fn set_stop(&self, stop: Arc<AtomicBool>) {
+        // Set once: a job runs once.
+        let _ = self.stop.set(stop);
+    }
+
+    /// Returns when a wait of the job has first seen that the job is to stop; `None` if it is not to.
+    #[cfg_attr(not(feature = "registry"), expect(dead_code, reason = "waits for schema registries look at it"))]
+    pub(crate) fn stop_asked_at(&self) -> Option<Instant> {
+        let asked = self.stop.get().is_some_and(|stop| stop.load(Ordering::Acquire));
+        let own = asked.then(|| *self.stop_seen.get_or_init(Instant::now));
+        own.or_else(|| self.outer.as_ref()?.stop_asked_at())
     }
 }
 

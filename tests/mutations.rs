@@ -83,6 +83,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_secret_of_a_file_or_the_environment_opens_a_topic_and_is_in_no_message",
     },
     Mutation {
+        name: "a wait for a registry does not hear that the job is to stop",
+        file: "src/format/registry/http.rs",
+        text: "let asked = job.stop_asked_at()?;",
+        instead: "let asked = job.stop_asked_at().filter(|_| false)?;",
+        tests: "tests/registry/errors.rs",
+        test: "a_job_that_waits_for_a_registry_stops_when_it_is_told_to_and_goes_on_with_what_it_waited_for",
+    },
+    Mutation {
         name: "a producer with a rate does not wait for brokers that are slower",
         file: "src/cli/produce.rs",
         text: "publisher.in_flight() >= most",

@@ -143,6 +143,16 @@ fn case(role: &str) -> (&'static str, &'static [u64], Programs) {
             std::mem::forget(broker);
             vec![running]
         }),
+        "registry" => ("registry", &[1], |place, panic| {
+            let broker = EmbeddedBroker::start().unwrap();
+            broker.create_topic("transaction", 2).unwrap();
+            // The schema of the results is looked up before anything is read.
+            let results = "--out kafka:totals --out-format avro --registry http://127.0.0.1:1";
+            let running =
+                place.start(ACCOUNT_TOTALS, &format!("--brokers {} {results}", broker.servers()), Some(panic));
+            std::mem::forget(broker);
+            vec![running]
+        }),
         "embedded-broker" => ("embedded-broker", &[1, 2], |place, panic| {
             vec![place.start(TIDEGATE, "demo --seconds 20 --dir {}/demo", Some(panic))]
         }),
@@ -227,7 +237,7 @@ fn threads_at_a_broker_that_panic_end_the_job() {
 const STATE: [&str; 5] = ["sink", "journal", "segments", "manifests", "merges"];
 const PROGRAM: [&str; 6] = ["watch", "http", "signals", "progress", "relay", "parent"];
 const BETWEEN: [&str; 5] = ["process", "to-process", "dial", "processes", "connections"];
-const BROKER: [&str; 2] = ["kafka-watch", "embedded-broker"];
+const BROKER: [&str; 3] = ["kafka-watch", "embedded-broker", "registry"];
 
 #[test]
 fn every_role_is_made_to_panic() {

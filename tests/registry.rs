@@ -1,13 +1,19 @@
-//! Topics that other clients have written with a schema registry are read as they were meant: by a real broker, a real
-//! registry, and the Avro and Protocol Buffers of Python.
+//! Topics that other clients have written with a schema registry are read as they were meant: by a real broker, over TLS
+//! with SCRAM and access control, a real registry, and the Avro and Protocol Buffers of Python.
 //!
 //! Our own encoder could share a mistake with our own decoder, and a stand-in of a registry one with its client.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "registry/errors.rs"]
+mod errors;
 #[path = "common/registry.rs"]
 mod registry;
+#[path = "common/run.rs"]
+mod run;
+#[path = "registry/server.rs"]
+mod server;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -25,13 +31,35 @@ use tidegate::testing::Captured;
 use tidegate::{Closed, Decimal, Error, EventTime, Job, State, Window, ndjson};
 
 impl Parts {
-    /// Writes a topic by Python and returns the totals that Python expects of it.
+    /// Writes a topic by Python over the secure listener and returns the totals that Python expects of it.
     fn write(&self, topic: &str, format: &str, compression: &str, seed: u64, count: usize) -> Vec<Total> {
         self.broker.create(topic, 2);
         let (seed, count) = (seed.to_string(), count.to_string());
-        let servers = &*self.broker.servers;
-        let json = self.python.run(&["write", servers, &self.registry.url, topic, format, compression, &seed, &count]);
+        let client: serde_json::Map<_, _> =
+            self.login("alice").into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+        let client = serde_json::to_string(&client).unwrap();
+        let json = self.python.run(&["write", &client, &self.registry.url, topic, format, compression, &seed, &count]);
         serde_json::from_str(&json).unwrap()
+    }
+
+    /// Returns the properties of a client of the secure listener.
+    fn login(&self, user: &str) -> [(&'static str, String); 6] {
+        let certificate = self.broker.data().join("keys/broker.pem");
+        [
+            ("bootstrap.servers", self.secure.clone().unwrap()),
+            ("security.protocol", "sasl_ssl".into()),
+            ("ssl.ca.location", certificate.display().to_string()),
+            ("sasl.mechanism", "SCRAM-SHA-256".into()),
+            ("sasl.username", user.into()),
+            ("sasl.password", format!("{user}-secret")),
+        ]
+    }
+
+    /// Allows a user an operation on the topics whose names begin with `matrix-`.
+    fn allow(&self, user: &str, operation: &str) {
+        let user = format!("User:{user}");
+        let words = ["--add", "--allow-principal", &user, "--operation", operation, "--topic", "matrix-"];
+        self.broker.acl(words.into_iter().chain(["--resource-pattern-type", "prefixed"]));
     }
 
     /// Sends messages to partition 0 of a new topic.
@@ -127,17 +155,12 @@ struct Row {
     fees: i128,
 }
 
-fn topic_of(parts: &Parts, topic: &str, decoder: impl Decode<Payment>) -> Source<Payment> {
-    Source::new(&parts.broker.servers, topic, decoder).event_time(|payment: &Payment| payment.at)
+fn topic_at(servers: &str, topic: &str, decoder: impl Decode<Payment>) -> Source<Payment> {
+    Source::new(servers, topic, decoder).event_time(|payment: &Payment| payment.at)
 }
 
-fn source(parts: &Parts, topic: &str, format: &str) -> Source<Payment> {
-    match format {
-        "json" => topic_of(parts, topic, kafka::json::<Payment>()),
-        "framed-json" => topic_of(parts, topic, kafka::json::<Payment>().framed()),
-        "protobuf" => topic_of(parts, topic, kafka::protobuf().framed().with_meta(of_protobuf)),
-        _ => topic_of(parts, topic, kafka::avro::<Payment>(&parts.registry())),
-    }
+fn topic_of(parts: &Parts, topic: &str, decoder: impl Decode<Payment>) -> Source<Payment> {
+    topic_at(&parts.broker.servers, topic, decoder)
 }
 
 /// Computes the totals of a topic, with a state; fails after `fail_at` rows.
@@ -185,9 +208,24 @@ fn written(directory: &Path) -> Vec<Total> {
     rows
 }
 
+/// Returns a topic as a user reads it over the secure listener.
+fn secured(parts: &Parts, user: &str, topic: &str, format: &str) -> Source<Payment> {
+    let [(_, servers), login @ ..] = parts.login(user);
+    let source = match format {
+        "json" => topic_at(&servers, topic, kafka::json::<Payment>()),
+        "framed-json" => topic_at(&servers, topic, kafka::json::<Payment>().framed()),
+        "protobuf" => topic_at(&servers, topic, kafka::protobuf().framed().with_meta(of_protobuf)),
+        _ => topic_at(&servers, topic, kafka::avro::<Payment>(&parts.registry())),
+    };
+    source.configs(login.iter().map(|(key, value)| (*key, value.as_str())))
+}
+
 #[test]
-fn topics_of_every_format_and_compression_give_the_totals_that_python_computes() {
-    let Some(parts) = Parts::shared() else { return };
+fn topics_of_every_format_and_compression_of_a_secured_broker_give_the_totals_that_python_computes() {
+    let Some(parts) = Parts::secured() else { return };
+    for (user, operation) in [("alice", "Write"), ("bob", "Read")] {
+        parts.allow(user, operation);
+    }
     let compressions = ["none", "gzip", "snappy", "lz4", "zstd"];
     let mut cases: Vec<(&str, &str)> = Vec::new();
     for format in ["json", "avro", "protobuf"] {
@@ -195,10 +233,10 @@ fn topics_of_every_format_and_compression_give_the_totals_that_python_computes()
     }
     cases.extend([("framed-json", "zstd"), ("evolving-avro", "lz4"), ("evolving-avro", "gzip")]);
     for (seed, (format, compression)) in cases.into_iter().enumerate() {
-        let topic = format!("{format}-{compression}");
+        let topic = format!("matrix-{format}-{compression}");
         let expected = parts.write(&topic, format, compression, seed as u64, 1_500);
         let directory = tempfile::tempdir().unwrap();
-        let source = source(parts, &topic, format);
+        let source = secured(parts, "bob", &topic, format);
         // Some fail in the midst of their results, and go on.
         if compression == "lz4" || format == "framed-json" {
             let error = totals(&source, directory.path(), expected.len() / 2).unwrap_err().to_string();
@@ -208,6 +246,9 @@ fn topics_of_every_format_and_compression_give_the_totals_that_python_computes()
         assert_eq!(written(directory.path()), expected, "{topic}");
         assert!(expected.len() > 20, "{topic}");
     }
+    // Who may write may not read.
+    let error = read(&secured(parts, "alice", "matrix-json-none", "json")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AccessRefused, "{error}");
 }
 
 /// Reads a topic to its end; returns the records and the summary.
@@ -230,7 +271,7 @@ fn framed(id: u32, datum: &[u8]) -> Vec<u8> {
 
 #[test]
 fn messages_with_another_frame_or_an_unknown_id_are_rejected_with_the_reason() {
-    let Some(parts) = Parts::shared() else { return };
+    let Some(parts) = Parts::secured() else { return };
     let registry = parts.registry();
     let id = registry.register("small-value", kafka::SchemaKind::Avro, SCHEMA).unwrap();
     let text = registry.register("text-value", kafka::SchemaKind::Avro, "\"string\"").unwrap();
@@ -295,7 +336,7 @@ fn forward(listener: &TcpListener, to: &str) {
 
 #[test]
 fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fails() {
-    let Some(parts) = Parts::shared() else { return };
+    let Some(parts) = Parts::secured() else { return };
     let id = parts.registry().register("away-value", kafka::SchemaKind::Avro, SCHEMA).unwrap();
     parts.send("away", &[&framed(id, PAYMENT)]);
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -333,7 +374,7 @@ fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fai
 
 #[test]
 fn schemas_are_looked_up_registered_and_refused_if_they_are_incompatible() {
-    let Some(parts) = Parts::shared() else { return };
+    let Some(parts) = Parts::secured() else { return };
     let (registry, avro) = (parts.registry(), kafka::SchemaKind::Avro);
     assert_eq!(registry.look_up("new-value", avro, SCHEMA).unwrap(), None);
     registry.check_compatible("new-value", avro, SCHEMA).unwrap();
@@ -377,7 +418,7 @@ fn summary(rng: &mut fastrand::Rng) -> Summary {
 
 #[test]
 fn rows_that_are_encoded_are_what_python_reads() {
-    let Some(parts) = Parts::shared() else { return };
+    let Some(parts) = Parts::secured() else { return };
     let schema = AvroSchema::of::<Summary>("com.acme").unwrap();
     let registry = parts.registry();
     let encoder = kafka::AvroEncoder::new(&registry, "summaries", schema).auto_register(true);
@@ -420,7 +461,7 @@ fn rows_that_are_encoded_are_what_python_reads() {
 
 #[test]
 fn a_schema_that_is_missing_or_incompatible_fails_before_anything_is_written() {
-    let Some(parts) = Parts::shared() else { return };
+    let Some(parts) = Parts::secured() else { return };
     let registry = parts.registry();
     let schema = |text: &str| AvroSchema::parse(text).unwrap();
     let one = |fields: &str| format!(r#"{{"type": "record", "name": "a.One", "fields": [{fields}]}}"#);

@@ -83,6 +83,11 @@ pub struct RegistryArgs {
     #[cfg(feature = "registry")]
     #[arg(long, value_name = "FILE", requires = "registry")]
     pub registry_credentials_file: Option<PathBuf>,
+
+    /// File with the certificates (PEM) that the schema registry's own is signed by [default: the system's]
+    #[cfg(feature = "registry")]
+    #[arg(long, value_name = "FILE", requires = "registry")]
+    pub registry_ca_file: Option<PathBuf>,
 }
 
 impl RegistryArgs {
@@ -93,10 +98,8 @@ impl RegistryArgs {
             return Err(error.help("add --registry URL"));
         };
         let registry = SchemaRegistry::new(url);
-        Ok(match &self.registry_credentials_file {
-            Some(path) => registry.credentials_from_file(path),
-            None => registry,
-        })
+        let registry = self.registry_credentials_file.iter().fold(registry, SchemaRegistry::credentials_from_file);
+        Ok(self.registry_ca_file.iter().fold(registry, SchemaRegistry::ca_file))
     }
 }
 

@@ -168,6 +168,7 @@ impl Job {
         let query = move |flow: &Flow<'_>| flow.build(&query);
         let views = Arc::clone(&self.views);
         let failure = JobFailure::within_current();
+        failure.set_stop(self.stop.flag());
         let entered = failure.enter();
         let report = guard(|| self.run_query(Arc::new(query), &failure));
         drop(entered);

@@ -17,4 +17,8 @@ impl StopHandle {
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
+    /// Returns the flag of the request, for waits of lower layers.
+    pub(super) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
 }

@@ -96,6 +96,9 @@ struct SourceDriver<D: Record> {
     is_first: bool,
     /// Epoch from which on the journal says that the source was read first; 0 if an earlier incarnation has said it.
     noted_at: Option<Epoch>,
+    /// `true` once a wait of the reader was ended because the job is to stop: the record that it was for is not taken, and
+    /// none behind it may be.
+    interrupted: bool,
 }
 
 impl<D: Record> SourceDriver<D> {
@@ -165,7 +168,17 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn poll(&mut self, budget: usize) -> Result<PollResult> {
-        let Polled { epoch, busy } = self.reader.poll(self.current(), budget, &mut self.intake)?;
+        if self.interrupted {
+            return Ok(PollResult { bytes: 0, busy: false, exhausted: false, caught_up: false });
+        }
+        let Polled { epoch, busy } = match self.reader.poll(self.current(), budget, &mut self.intake) {
+            Err(error) if error.is_interruption() => {
+                tracing::warn!(source = self.intake.name(), "reading has ended: {error}");
+                self.interrupted = true;
+                Polled { epoch: self.current(), busy: false }
+            }
+            polled => polled?,
+        };
         let bytes = self.send(epoch);
         let (exhausted, caught_up) = (self.reader.exhausted(&self.intake), self.reader.caught_up());
         Ok(PollResult { bytes, busy, exhausted, caught_up })
@@ -353,6 +366,7 @@ pub(crate) fn read<'f, S: Source>(
                     seals: build.snapshot_epochs.clone(),
                     is_first: mode.is_first,
                     noted_at: None,
+                    interrupted: false,
                 }));
             }
             Err(error) => build.failure.set(error),

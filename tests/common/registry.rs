@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -15,6 +16,8 @@ use crate::broker::Broker;
 /// Broker, registry and clients, shared by the tests of a program.
 pub struct Parts {
     pub broker: &'static Broker,
+    /// Address of the broker's secure listener, if it has one.
+    pub secure: Option<String>,
     pub registry: RunningRegistry,
     pub python: Python,
 }
@@ -23,13 +26,26 @@ impl Parts {
     /// Returns them; `None` if there can be none on this machine.
     pub fn shared() -> Option<&'static Parts> {
         static SHARED: OnceLock<Option<Parts>> = OnceLock::new();
+        SHARED.get_or_init(|| Parts::start(Broker::shared, None)).as_ref()
+    }
+
+    /// Returns them with a broker that has a secure listener too.
+    pub fn secured() -> Option<&'static Parts> {
+        static SECURED: OnceLock<Option<Parts>> = OnceLock::new();
         let start = || {
-            let python = Python::find()?;
-            let registry = std::thread::spawn(RunningRegistry::start);
-            let broker = Broker::shared();
-            Some(Parts { broker: broker?, registry: registry.join().unwrap()?, python })
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+            let secure = format!("127.0.0.1:{port}");
+            let broker = || Broker::start_with(&["--secure", &port]).map(|broker| &*Box::leak(Box::new(broker)));
+            Parts::start(broker, Some(secure))
         };
-        SHARED.get_or_init(start).as_ref()
+        SECURED.get_or_init(start).as_ref()
+    }
+
+    fn start(broker: impl FnOnce() -> Option<&'static Broker>, secure: Option<String>) -> Option<Parts> {
+        let python = Python::find()?;
+        let registry = std::thread::spawn(RunningRegistry::start);
+        let broker = broker();
+        Some(Parts { broker: broker?, secure, registry: registry.join().unwrap()?, python })
     }
 }
 

@@ -5,7 +5,7 @@ usage: registry_client.py write SERVERS URL TOPIC FORMAT COMPRESSION SEED COUNT
        registry_client.py read_avro URL FILE_OF_HEX_LINES
        registry_client.py require_backward URL SUBJECT
 
-write: FORMAT is json, framed-json, avro, evolving-avro or protobuf. Schemas are registered at URL. Prints the expected
+write: SERVERS is HOST:PORT, or the properties of a client as a JSON object; FORMAT is json, framed-json, avro, evolving-avro or protobuf. Schemas are registered at URL. Prints the expected
 totals as JSON: [[window start in ms, account, count, sum of cents, sum of fees or null], ...].
 send: sends messages as they are to partition 0.
 read_avro: prints, as a JSON line each, the values of framed messages.
@@ -163,7 +163,8 @@ def write(servers, url, topic, kind, compression, seed, count):
         "evolving-avro": lambda: avro_writer(url, topic, True),
         "protobuf": lambda: protobuf_writer(url, topic),
     }[kind]()
-    producer = Producer({"bootstrap.servers": servers, "compression.type": compression, "linger.ms": 20})
+    client = json.loads(servers) if servers.startswith("{") else {"bootstrap.servers": servers}
+    producer = Producer(client | {"compression.type": compression, "linger.ms": 20})
     totals = {}
     for number, payment in enumerate(payments(int(seed), int(count))):
         message = writer(payment)

@@ -1,27 +1,35 @@
 //! Requests to a schema registry over HTTP: time limits, retries, and what an answer's status means.
 //!
-//! Limits: 10 s for a request, [`LARGEST_ANSWER`] bytes for an answer. A request that fails for a passing reason (no
-//! connection, no answer in time, status 408, 429 or 5xx) is sent again, after 0.1 s at first and 5 s at last, until
-//! [`HttpOptions::retry_for`] is over. Every request is one that may be sent twice.
+//! Limits: [`REQUEST_TIMEOUT`] for a request, [`LARGEST_ANSWER`] bytes for an answer. A request that fails for a passing reason (no
+//! connection, no answer in time, status 408, 429 or 5xx) is sent again, after 0.1 s at first and 5 s at last, or when the
+//! registry asks for it (`Retry-After`), until [`HttpOptions::retry_for`] is over. Every request is one that may be sent
+//! twice. Redirects are not followed: they would lose the credentials, or take them elsewhere.
+//!
+//! Invariants: no error has credentials in it; a wait ends [`STOP_GRACE`] after the job was asked to stop, and at once
+//! when it has failed. So requests are sent on a thread of their own, which is left alone then.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::http;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
+use super::answer::{Failure, HttpAnswer, LARGEST_ANSWER, REQUEST_TIMEOUT, RegistryAnswer, failure_of, judge};
 use super::credentials::{Credentials, split_url};
-use crate::error::{Error, ErrorKind, Result, shortened};
+use crate::error::{Error, ErrorKind, Result};
+use crate::thread::{self, JobFailure, ThreadRole};
 
-/// Time limit of a request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for an answer after the job was asked to stop: enough for a registry that is there.
+const STOP_GRACE: Duration = Duration::from_millis(300);
+
+/// Interval at which a wait looks at the job.
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// First and longest pause before a request is sent again.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// Maximum length of an answer in bytes.
-const LARGEST_ANSWER: u64 = 8 << 20;
 
 /// Content type of bodies.
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
@@ -34,26 +42,19 @@ pub(super) struct HttpOptions {
     pub(super) retry_for: Duration,
 }
 
-/// An answer of a registry: a value, or the registry's own error code and message.
-#[derive(Debug)]
-pub(super) enum RegistryAnswer {
-    Value(Value),
-    Refused { code: u64, message: String },
-}
-
 /// Sends requests to one registry.
 pub(super) struct HttpClient {
-    agent: ureq::Agent,
-    /// The registry's URL without credentials and without a slash at its end.
-    pub(super) base: String,
-    authorization: Option<http::HeaderValue>,
+    requester: Requester,
     retry_for: Duration,
 }
 
-/// Reason why a request failed, and whether the next attempt may succeed.
-struct Failure {
-    error: Error,
-    may_pass: bool,
+/// Parts of requests that are the same in all of them.
+#[derive(Clone)]
+struct Requester {
+    agent: ureq::Agent,
+    /// The registry's URL without credentials and without a slash at its end.
+    base: String,
+    authorization: Option<http::HeaderValue>,
 }
 
 impl HttpClient {
@@ -89,10 +90,11 @@ impl HttpClient {
             .tls_config(tls)
             .timeout_global(Some(REQUEST_TIMEOUT))
             .http_status_as_error(false)
-            .max_redirects(3)
+            .max_redirects(0)
             .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(HttpClient { agent: config.new_agent(), base, authorization, retry_for: options.retry_for })
+        let requester = Requester { agent: config.new_agent(), base, authorization };
+        Ok(HttpClient { requester, retry_for: options.retry_for })
     }
 
     /// Asks for the value at a path.
@@ -100,7 +102,7 @@ impl HttpClient {
     /// # Errors
     /// Fails if the registry cannot be reached until retries are over, refuses access, or is none.
     pub(super) fn get(&self, path: &str) -> Result<RegistryAnswer> {
-        self.retried(path, || self.send(path, None))
+        self.retried(path, None)
     }
 
     /// Sends a value to a path, which may happen twice.
@@ -108,42 +110,94 @@ impl HttpClient {
     /// # Errors
     /// Fails if the registry cannot be reached until retries are over, refuses access, or is none.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<RegistryAnswer> {
-        self.retried(path, || self.send(path, Some(body)))
+        self.retried(path, Some(body))
     }
 
-    fn retried(
-        &self,
-        path: &str,
-        send: impl Fn() -> std::result::Result<RegistryAnswer, Failure>,
-    ) -> Result<RegistryAnswer> {
+    fn retried(&self, path: &str, body: Option<&Value>) -> Result<RegistryAnswer> {
+        let registry = &self.requester.base;
         let (begun, mut pause, mut told) = (Instant::now(), PAUSES.0, false);
         loop {
-            let failure = match send() {
+            let failure = match self.send(path, body, begun)? {
                 Ok(answer) => {
                     if told {
-                        tracing::info!(registry = %self.base, "the schema registry answers again");
+                        tracing::info!(%registry, "the schema registry answers again");
                     }
                     return Ok(answer);
                 }
                 Err(failure) => failure,
             };
-            if !failure.may_pass || begun.elapsed() + pause > self.retry_for {
-                let error = failure.error.at(format_args!("{}{path}", self.base));
-                let help = "start it, or check its URL, and start again";
-                return Err(if failure.may_pass { error.help(help) } else { error });
+            let wait = failure.not_before.unwrap_or_default().max(pause);
+            if !failure.may_pass || begun.elapsed() + wait > self.retry_for {
+                return Err(failure.error.at(format_args!("{registry}{path}")));
             }
             if !told {
-                tracing::warn!(registry = %self.base, "waiting for the schema registry: {}", failure.error);
+                tracing::warn!(%registry, "waiting for the schema registry: {}", failure.error);
                 told = true;
             }
             // Not all processes of a job ask again at the same time.
             let jitter = getrandom::u32().map_or(0, |random| random % 100);
-            std::thread::sleep(pause * (100 + jitter) / 200);
+            let wait = failure.not_before.unwrap_or_default().max(pause * (100 + jitter) / 200);
+            let due = Instant::now() + wait;
+            while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                self.check_job(path, begun)?;
+                std::thread::sleep(left.min(STOP_INTERVAL));
+            }
             pause = (pause * 2).min(PAUSES.1);
         }
     }
 
-    fn send(&self, path: &str, body: Option<&Value>) -> std::result::Result<RegistryAnswer, Failure> {
+    /// Sends a request, and waits for the answer for as long as the job goes on.
+    ///
+    /// # Errors
+    /// Fails if the wait was ended.
+    fn send(
+        &self,
+        path: &str,
+        body: Option<&Value>,
+        begun: Instant,
+    ) -> Result<std::result::Result<RegistryAnswer, Failure>> {
+        let (requester, path_sent, body) = (self.requester.clone(), path.to_owned(), body.map(Value::to_string));
+        let (answer, answered) = channel();
+        let panicked = answer.clone();
+        // Nobody may listen any more.
+        let tell = move |error| drop(panicked.send(Err(Failure::of(error))));
+        let ask = move || drop(answer.send(requester.send(&path_sent, body)));
+        let role = ThreadRole::Registry;
+        thread::start_reporting(role, role.name(), tell, ask)?;
+        loop {
+            match answered.recv_timeout(STOP_INTERVAL) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Timeout) => self.check_job(path, begun)?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    unreachable!("the thread sends an answer, or is reported to have panicked")
+                }
+            }
+        }
+    }
+
+    /// Fails if a wait that has begun at this time is to end: see [`interruption`].
+    fn check_job(&self, path: &str, begun: Instant) -> Result<()> {
+        interruption(begun, format_args!("{}{path}", self.requester.base)).map_or(Ok(()), Err)
+    }
+}
+
+/// Returns the error of a wait for a registry that has begun at this time, if it is to end because the job of this thread
+/// has failed or was asked to stop.
+pub(super) fn interruption(begun: Instant, place: impl fmt::Display) -> Option<Error> {
+    let job = JobFailure::current()?;
+    if let Some(error) = job.get() {
+        return Some(error.clone().interruption());
+    }
+    let asked = job.stop_asked_at()?;
+    if asked.elapsed() < STOP_GRACE || begun.elapsed() < STOP_GRACE {
+        return None;
+    }
+    let error = Error::of(ErrorKind::SourceUnreachable, "stopped while the schema registry was waited for");
+    Some(error.at(place).help("the next start asks it again").interruption())
+}
+
+impl Requester {
+    fn send(&self, path: &str, body: Option<String>) -> std::result::Result<RegistryAnswer, Failure> {
         let uri = format!("{}{path}", self.base);
         let method = if body.is_some() { http::Method::POST } else { http::Method::GET };
         let request = http::Request::builder().method(method).uri(uri).header("Accept", CONTENT_TYPE);
@@ -155,21 +209,19 @@ impl HttpClient {
             None => request.body(()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request)),
             Some(body) => request
                 .header(http::header::CONTENT_TYPE, CONTENT_TYPE)
-                .body(body.to_string())
+                .body(body)
                 .map_err(ureq::Error::from)
                 .and_then(|request| self.agent.run(request)),
         };
         let read = sent.and_then(|mut answer| {
             let text = answer.body_mut().with_config().limit(LARGEST_ANSWER).lossy_utf8(true).read_to_string()?;
-            Ok((answer.status().as_u16(), text))
+            let header = |name: http::HeaderName| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
+            let (retry_after, location) = (header(http::header::RETRY_AFTER), header(http::header::LOCATION));
+            Ok(HttpAnswer { status: answer.status().as_u16(), text, retry_after, location })
         });
         match read {
-            Ok((status, text)) => judge(status, &text),
-            Err(error) => {
-                let may_pass = may_pass(&error);
-                let failed = Error::of(ErrorKind::SourceUnreachable, "the schema registry cannot be asked");
-                Err(Failure { error: failed.caused_by(error), may_pass })
-            }
+            Ok(answer) => judge(&answer, self.authorization.is_some()),
+            Err(error) => Err(failure_of(error)),
         }
     }
 }
@@ -189,39 +241,4 @@ fn roots_of(path: &std::path::Path) -> Result<RootCerts> {
         return Err(failed().because("there is no certificate in the file").help("it holds certificates as PEM"));
     }
     Ok(RootCerts::new_with_certs(&certificates))
-}
-
-/// `true` if the next attempt may succeed.
-fn may_pass(error: &ureq::Error) -> bool {
-    use ureq::Error as E;
-    matches!(error, E::Io(_) | E::Timeout(_) | E::HostNotFound | E::ConnectionFailed | E::BodyStalled | E::Protocol(_))
-}
-
-/// Tells an answer from a failure.
-fn judge(status: u16, text: &str) -> std::result::Result<RegistryAnswer, Failure> {
-    let body: Option<Value> = serde_json::from_str(text).ok();
-    let said = || format!("status {status}: {}", shortened(text.trim(), 300));
-    let failed = |kind, what: &str, may_pass| Err(Failure { error: Error::of(kind, what).because(said()), may_pass });
-    match (status, body) {
-        (200..=299, Some(value)) => Ok(RegistryAnswer::Value(value)),
-        (401 | 403, _) => Err(Failure {
-            error: Error::of(ErrorKind::AccessRefused, "the schema registry refuses access")
-                .because(said())
-                .help("check user and password, and what the user may do"),
-            may_pass: false,
-        }),
-        (408 | 429 | 500..=599, _) => failed(ErrorKind::SourceUnreachable, "the schema registry fails", true),
-        // A server which knows no such path tells no code of its own.
-        (400..=499, Some(value)) if status != 404 || value["error_code"].as_u64().is_some_and(|code| code > 404) => {
-            let code = value["error_code"].as_u64().unwrap_or_default();
-            let message = value["message"].as_str().unwrap_or_default().to_owned();
-            Ok(RegistryAnswer::Refused { code, message })
-        }
-        _ => Err(Failure {
-            error: Error::of(ErrorKind::SourceUnreachable, "there is no schema registry, or another API of it")
-                .because(said())
-                .help("check the registry's URL and the path in it"),
-            may_pass: false,
-        }),
-    }
 }

@@ -7,6 +7,7 @@
 //! again. An id that the registry does not know is told from a registry that does not answer: the former is kept too,
 //! so that all messages of it have one fate. No credentials are printed.
 
+mod answer;
 mod credentials;
 mod http;
 mod registration;
@@ -25,8 +26,9 @@ use serde_json::{Value, json};
 
 use super::avro::AvroSchema;
 use crate::error::{Error, ErrorKind, Result, shortened};
+use answer::RegistryAnswer;
 use credentials::Credentials;
-use http::{HttpClient, HttpOptions, RegistryAnswer};
+use http::{HttpClient, HttpOptions, interruption};
 pub(crate) use registration::Registration;
 pub use subject::SubjectNaming;
 
@@ -42,6 +44,12 @@ const MOST_CACHED: usize = 10_000;
 /// Unknown ids in a row that are asked for again after [`UNKNOWN_PAUSE`], because a follower of the registry may not
 /// have what its leader has given out. Further ones, which a hostile producer may send, cost one request each.
 const PATIENCE_WITH_UNKNOWN: u32 = 5;
+
+/// Remedy for an answer of no registry.
+const CHECK_URL: &str = "check the registry's URL and the path in it";
+
+/// Remedy for an incompatible schema.
+const CHANGE_SCHEMA: &str = "change the schema, or the subject's compatibility level";
 
 /// Pause before an unknown id is asked for again.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
@@ -202,7 +210,8 @@ impl SchemaRegistry {
     }
 
     /// Sets how long a registry that does not answer is asked again before the job fails: 60 s by default. A worker
-    /// waits meanwhile, and does not stop when it is told to.
+    /// waits meanwhile. When the job is told to stop, the wait ends, and the message that needs the schema is left for
+    /// the next start; of several processes each has to be told.
     #[must_use]
     pub fn retry_for(self, limit: Duration) -> SchemaRegistry {
         self.with(|options| options.retry_for = limit)
@@ -253,8 +262,14 @@ impl SchemaRegistry {
     }
 
     fn refused(&self, path: &str, code: u64, message: &str) -> Error {
-        let refused = Error::of(ErrorKind::SchemaRefused, "the schema registry refuses a request");
-        refused.at(format_args!("{}{path}", self.url())).because(format_args!("error {code}: {message}"))
+        let (what, help) = match code {
+            409 => ("the schema is incompatible with earlier versions", Some(CHANGE_SCHEMA)),
+            422 | 42_201 => ("the schema registry refuses a request", Some("correct the schema, or its references")),
+            _ => ("the schema registry refuses a request", None),
+        };
+        let refused = Error::of(ErrorKind::SchemaRefused, what).at(format_args!("{}{path}", self.url()));
+        let refused = refused.because(format_args!("error {code}: {message}"));
+        help.into_iter().fold(refused, Error::help)
     }
 
     /// Fetches the schemas that a schema refers to, each once, those first that others need.
@@ -326,7 +341,15 @@ impl SchemaRegistry {
         if let Some((_, error)) = failed.as_ref().filter(|(at, _)| *at > begun) {
             return Err(error.clone());
         }
-        let found = self.fetch_patiently(id).inspect_err(|error| *failed = Some((Instant::now(), error.clone())))?;
+        if let Some(ended) = interruption(begun, self.url()) {
+            return Err(ended);
+        }
+        let found = self.fetch_patiently(id).inspect_err(|error| {
+            // Another job may ask on.
+            if !error.is_interruption() {
+                *failed = Some((Instant::now(), error.clone()));
+            }
+        })?;
         if found.is_none() {
             tracing::warn!(registry = %self.url(), id, "the schema registry does not know this id: its messages are rejected");
         }
@@ -397,15 +420,15 @@ impl SchemaRegistry {
         let reasons: Vec<_> = reasons.chain([&answer["reason"]]).filter_map(Value::as_str).collect();
         let reasons = if reasons.is_empty() { "the registry tells no reason".into() } else { reasons.join("; ") };
         let error = Error::of(ErrorKind::SchemaRefused, "the schema is incompatible with the newest version");
-        let help = "change the schema, or the subject's compatibility level";
-        Err(error.at(format_args!("{}, subject {subject}", self.url())).because(shortened(&reasons, 500)).help(help))
+        let error = error.at(format_args!("{}, subject {subject}", self.url()));
+        Err(error.because(shortened(&reasons, 500)).help(CHANGE_SCHEMA))
     }
 
     fn id_in(&self, path: &str, answer: &Value) -> Result<u32> {
         let id = answer["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| {
             let error = Error::of(ErrorKind::SourceUnreachable, "the schema registry answers without an id");
-            error.at(format_args!("{}{path}", self.url())).because(shortened(&answer.to_string(), 200))
+            error.at(format_args!("{}{path}", self.url())).because(shortened(&answer.to_string(), 200)).help(CHECK_URL)
         })
     }
 }
@@ -447,6 +470,7 @@ fn body_of(kind: SchemaKind, text: &str) -> Value {
 fn text_of(answer: &Value, registry: &SchemaRegistry) -> Result<String> {
     let text = answer["schema"].as_str().map(str::to_owned);
     text.ok_or_else(|| {
-        Error::of(ErrorKind::SourceUnreachable, "the schema registry answers without a schema").at(registry.url())
+        let error = Error::of(ErrorKind::SourceUnreachable, "the schema registry answers without a schema");
+        error.at(registry.url()).help(CHECK_URL)
     })
 }
