@@ -26,6 +26,8 @@ mod account_sessions;
 mod account_totals;
 #[path = "../queries/balances.rs"]
 mod balances;
+#[path = "../queries/fraud_ring.rs"]
+mod fraud_ring;
 #[path = "../queries/late_report.rs"]
 mod late_report;
 #[path = "../queries/orders_enriched.rs"]
@@ -52,6 +54,7 @@ const QUERIES: &[(&str, QueryMain)] = &[
     ("account_sessions", account_sessions::main),
     ("account_totals", account_totals::main),
     ("balances", balances::main),
+    ("fraud_ring", fraud_ring::main),
     ("late_report", late_report::main),
     #[cfg(feature = "registry")]
     ("orders_enriched", orders_enriched::main),
@@ -76,6 +79,7 @@ Included queries; each has a --help:
   account_totals    totals of each account every 10 seconds
   account_sessions  sessions of each account
   balances          the balance of each account, at every epoch
+  fraud_ring        accounts on cycles of transfers within the last hour
   late_report       late records, by merchant
   orders_enriched   orders with their customers, kept up to date, from Avro topics
   silent_accounts   accounts that have gone silent
