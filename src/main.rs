@@ -28,6 +28,8 @@ mod account_totals;
 mod balances;
 #[path = "../queries/category_revenue.rs"]
 mod category_revenue;
+#[path = "../queries/fraud_ring.rs"]
+mod fraud_ring;
 #[path = "../queries/late_report.rs"]
 mod late_report;
 #[path = "../queries/orders_enriched.rs"]
@@ -55,6 +57,7 @@ const QUERIES: &[(&str, QueryMain)] = &[
     ("account_totals", account_totals::main),
     ("balances", balances::main),
     ("category_revenue", category_revenue::main),
+    ("fraud_ring", fraud_ring::main),
     ("late_report", late_report::main),
     #[cfg(feature = "registry")]
     ("orders_enriched", orders_enriched::main),
@@ -80,6 +83,7 @@ Included queries; each has a --help:
   account_sessions  sessions of each account
   balances          the balance of each account, at every epoch
   category_revenue  revenue of each category of merchants, from a file, every 10 seconds
+  fraud_ring        accounts on cycles of transfers within the last hour
   late_report       late records, by merchant
   orders_enriched   orders with their customers, kept up to date, from Avro topics
   silent_accounts   accounts that have gone silent

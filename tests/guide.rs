@@ -276,6 +276,25 @@ fn tables_and_joins() {
 }
 
 #[test]
+fn collections_and_iteration() {
+    let transactions = in_memory();
+    plans(move |flow| {
+        let payments = flow.read("transactions", &transactions);
+        let pairs = payments.clone().map(|t| (t.account, t.merchant));
+        let ever: Collection<'_, (String, String)> = pairs.clone().collect("ever"); // every event, for ever
+        let hour: Collection<'_, (String, String)> = pairs.live_for("last hour", 60 * MINUTE);
+
+        ever.count().write("payments of all time", &Captured::new());
+        let reached = hour.clone().iterate(1_000, move |scope, known| {
+            let hour = scope.enter(&hour); // the same in every round
+            let by_receiver = known.clone().map(|(from, to)| (to, from));
+            by_receiver.join_map(hour, |_, from, to| (from.clone(), to.clone())).concat(known).distinct()
+        });
+        reached.into_stream(&payments).write("reached", &Captured::new());
+    });
+}
+
+#[test]
 fn operators_of_differential_dataflow() {
     let transactions = in_memory();
     plans(move |flow| {

@@ -338,6 +338,30 @@ const MUTATIONS: &[Mutation] = &[
         tests: "tests/damage.rs",
         test: "the_end_of_a_journal_of_two_processes_is_refused_where_it_was_published_and_is_not_whole",
     },
+    Mutation {
+        name: "an event is on time at the moment at which it is over",
+        file: "src/stream/live.rs",
+        text: "filter(|expires| *expires > mark)",
+        instead: "filter(|expires| *expires >= mark)",
+        tests: "tests/collections.rs",
+        test: "collections_are_right_at_every_epoch",
+    },
+    Mutation {
+        name: "events that live for a time are over when the stream ends",
+        file: "src/stream/window_operator.rs",
+        text: "{ mark.watermark } else { mark.reached() }",
+        instead: "{ mark.watermark } else { mark.watermark }",
+        tests: "tests/collections.rs",
+        test: "collections_are_right_at_every_epoch",
+    },
+    Mutation {
+        name: "differences that cancel out circulate",
+        file: "src/stream/collection/iteration.rs",
+        text: "step(&LoopScope { scope }, now).consolidate()",
+        instead: "step(&LoopScope { scope }, now)",
+        tests: "tests/collections.rs",
+        test: "an_iteration_that_needs_its_limit_is_within_it",
+    },
 ];
 
 fn root() -> &'static Path {

@@ -5,6 +5,8 @@
 //! * [`Keyed`], [`Windowed`], [`Aggregated`]: the steps from a stream to windowed results ([`window`]).
 //! * [`Collection`]: a differential collection, a multiset that changes by insertions and retractions.
 //!   [`Keyed::last_by_key`] makes one of a stream, a **table**; [`Keyed::join_table`] joins a stream with one.
+//!   [`Stream::collect`] and [`Stream::live_for`] make collections of a stream's events. Collections are joined, reduced
+//!   and iterated over ([`Collection::iterate`]).
 //!
 //! The epoch, timely's timestamp, stays hidden: users see event time, and each epoch is published atomically.
 //!
@@ -33,6 +35,7 @@ mod input;
 mod interval;
 mod keyed_rows;
 mod keyed_stream;
+mod live;
 mod lookup;
 mod opened_sinks;
 mod operator_state;
@@ -59,7 +62,7 @@ pub(crate) use crate::thread::JobFailure;
 pub(crate) use arrange::merge_while_idle;
 pub use build_context::PlannedStep;
 pub(crate) use build_context::{BuildContext, BuildMode};
-pub use collection::{Collection, Observer};
+pub use collection::{Collection, LoopCollection, LoopScope, Observer};
 pub(crate) use container_pool::ContainerPool;
 pub use count_trigger::{CountTriggered, Firing, Firings};
 pub(crate) use driver::Driver;

@@ -74,6 +74,10 @@ pub(crate) trait OperatorState: 'static {
     /// The value of a window's row; `()` for steps without windows.
     type Value: Record;
 
+    /// `true` if everything closes when the stream ends; `false` if rows stay that are not over at the time that the
+    /// stream has reached.
+    const CLOSES_AT_END: bool = true;
+
     /// Returns the functions that order, add and classify saved rows.
     fn saved_rows() -> RowOps<Self::SavedRow>;
 

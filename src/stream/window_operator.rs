@@ -306,7 +306,8 @@ impl<F: OperatorState> WindowOperator<F> {
         let Some(&epoch) = capability.least() else { return };
         let epoch_input = self.pending.at(epoch);
         epoch_input.capabilities = Some(capabilities_at(capability, epoch));
-        epoch_input.mark = epoch_input.mark.max(marks.iter().map(|mark| mark.watermark).max());
+        let time = |mark: &WatermarkUpdate| if F::CLOSES_AT_END { mark.watermark } else { mark.reached() };
+        epoch_input.mark = epoch_input.mark.max(marks.iter().map(time).max());
     }
 
     /// Stores rows of a snapshot at an epoch.

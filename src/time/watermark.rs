@@ -115,6 +115,17 @@ pub(crate) struct WatermarkUpdate {
     pub activation_watermarks: Vec<(PartitionId, EventTime)>,
 }
 
+impl WatermarkUpdate {
+    /// Returns the time that the stream has reached: its watermark; once all partitions have ended, the greatest
+    /// watermark of any of them.
+    pub(crate) fn reached(&self) -> EventTime {
+        match self.activity {
+            Activity::Ended(reached) => reached,
+            Activity::Active | Activity::Idle => self.watermark,
+        }
+    }
+}
+
 /// Combines the workers' contributions into the stream's watermark, epoch by epoch.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamClock {
