@@ -5,6 +5,7 @@
 //! * [`Keyed`], [`Windowed`], [`Aggregated`]: the steps from a stream to windowed results ([`window`]).
 //! * [`Collection`]: a differential collection, a multiset that changes by insertions and retractions.
 //!   [`Keyed::last_by_key`] makes one of a stream, a **table**; [`Keyed::join_table`] joins a stream with one.
+//! * [`join`]: joins of two streams by event time.
 //!
 //! The epoch, timely's timestamp, stays hidden: users see event time, and each epoch is published atomically.
 //!
@@ -30,6 +31,7 @@ mod fault;
 mod flow;
 mod input;
 mod interval;
+pub mod join;
 mod keyed_rows;
 mod keyed_stream;
 mod lookup;

@@ -117,11 +117,14 @@ pub struct DurableQueryOutputs {
     pub chained: Captured<(i64, u8, i64, u32)>,
     /// Output of keyed state with timers.
     pub distinct: Captured<Deal>,
+    /// Odd deals, and even ones that happen close to them: a step with two inputs.
+    pub pairs: Captured<(u32, Option<u32>)>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
     /// The closed rows and the live rows, as sinks got them.
     pub seen_closed: ReplayCheck<ClosedRow>,
     pub seen_live: ReplayCheck<ClosedRow>,
+    pub seen_pairs: ReplayCheck<(u32, Option<u32>)>,
 }
 
 /// Rows with their counts.
@@ -135,6 +138,7 @@ pub struct FinalOutputs {
     pub live: Sums<ClosedRow>,
     pub chained: Sums<(i64, u8, i64, u32)>,
     pub distinct: Sums<Deal>,
+    pub pairs: Sums<(u32, Option<u32>)>,
     pub late: Sums<Deal>,
     pub rejects: Sums<Rejected>,
 }
@@ -165,6 +169,11 @@ impl DurableQueryOutputs {
             let distinct =
                 deals.clone().key_by(|deal: &Deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
             distinct.write("distinct", &own.distinct);
+            let part = |rest| deals.clone().filter(move |deal| deal.id % 2 == rest).key_by(|deal: &Deal| deal.key);
+            let pairs = part(1)
+                .join_within("pairs", part(0), Duration::from_millis(12), Duration::from_millis(5))
+                .left_outer(|_, one: &Deal, other: Option<&Deal>| (one.id, other.map(|other| other.id)));
+            pairs.results().write("pairs", &own.pairs);
             let global = deals.key_by(|deal: &Deal| deal.key).window(Window::global());
             let ever = global.aggregate("ever", |each| (each.count(), each.max(|deal| deal.id)));
             let row = |key: u8, (count, greatest): (i64, u32)| GlobalRow { key, count, greatest };
@@ -175,6 +184,7 @@ impl DurableQueryOutputs {
                 ever.clone().write("ever file", &ndjson::Sink::new(EVER));
                 closed.clone().write("closed rows seen", &own.seen_closed.sink());
                 live.write("live rows seen", &own.seen_live.sink());
+                pairs.results().write("pairs seen", &own.seen_pairs.sink());
             }
             closed.write("closed", &own.closed);
             ever.write("ever", &own.ever);
@@ -203,10 +213,12 @@ impl DurableQueryOutputs {
             live: self.live.fork(),
             chained: self.chained.fork(),
             distinct: self.distinct.fork(),
+            pairs: self.pairs.fork(),
             late: self.late.fork(),
             rejects: self.rejects.fork(),
             seen_closed: self.seen_closed.fork(),
             seen_live: self.seen_live.fork(),
+            seen_pairs: self.seen_pairs.fork(),
         }
     }
 
@@ -217,6 +229,7 @@ impl DurableQueryOutputs {
             live: sums(self.live.epochs()),
             chained: sums(self.chained.epochs()),
             distinct: sums(self.distinct.epochs()),
+            pairs: sums(self.pairs.epochs()),
             late: sums(self.late.epochs()),
             rejects: sums(self.rejects.epochs()),
         }
@@ -230,6 +243,8 @@ impl DurableQueryOutputs {
         same("live rows", &captured.live, &expected.live)?;
         same("chained rows", &captured.chained, &expected.chained)?;
         same("distinct records", &captured.distinct, &expected.distinct)?;
+        same("pairs", &captured.pairs, &expected.pairs)?;
+        same("pairs seen", &sums(self.seen_pairs.epochs()), &expected.pairs)?;
         same("late records", &captured.late, &expected.late)?;
         same("rejects", &captured.rejects, &expected.rejects)?;
         same("closed rows seen", &sums(self.seen_closed.epochs()), &expected.closed)?;
