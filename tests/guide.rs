@@ -275,6 +275,38 @@ fn tables_and_joins() {
     });
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Order {
+    order: u64,
+    at_ms: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Payment {
+    order: u64,
+    cents: i64,
+    at_ms: i64,
+}
+
+#[test]
+fn joins_by_event_time() {
+    let orders = MemorySource::new(vec![Vec::<Order>::new()], |order: &Order| order.at_ms);
+    let payments = MemorySource::new(vec![Vec::<Payment>::new()], |payment: &Payment| payment.at_ms);
+    plans(move |flow| {
+        let payments = flow.read("payments", &payments).key_by(|p| p.order);
+        let paid = flow
+            .read("orders", &orders)
+            .key_by(|o| o.order)
+            .join_within("paid", payments, Duration::ZERO, 60 * MINUTE) // payments up to an hour after the order
+            .left_outer(|order, _, payment| (*order, payment.map(|p| p.cents)));
+
+        let rows: Stream<'_, (u64, Option<i64>)> = paid.results();
+        let late_orders: Stream<'_, Order> = paid.late_left();
+        rows.write("paid", &Captured::new());
+        late_orders.write("late orders", &Captured::new());
+    });
+}
+
 #[test]
 fn collections_and_iteration() {
     let transactions = in_memory();

@@ -42,8 +42,15 @@ fn run(data: &(Data, Data), run: TestRun) -> Result<(Captures, RunOutcome), Stri
             Deal { id, key: row.key, at_ms: row.window.end.millis(), amount: i64::from(first) }
         });
         let distinct = left.clone().key_by(|deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
-        rows.concat(distinct).write("lasts and distinct of one", &one.late);
         derived(left.clone()).write("derived of one", &of_collections);
+        let within = Duration::from_millis(20);
+        let others = right.clone().key_by(|deal| deal.key);
+        let joined = left.clone().key_by(|deal| deal.key).join_within("pairs", others, within, within);
+        let joined = joined.full_outer(|_, left, right| match (left, right) {
+            (Some(left), Some(right)) => Deal { id: right.id, ..left.clone() },
+            (one, other) => one.or(other).unwrap().clone(),
+        });
+        rows.concat(distinct).concat(joined.results()).write("lasts, distinct of one and pairs", &one.late);
         both.of(left.concat(right), windows);
         flow.rejects().write("rejects", &both.rejects);
     });

@@ -7,6 +7,7 @@
 //!   [`Keyed::last_by_key`] makes one of a stream, a **table**; [`Keyed::join_table`] joins a stream with one.
 //!   [`Stream::collect`] and [`Stream::live_for`] make collections of a stream's events. Collections are joined, reduced
 //!   and iterated over ([`Collection::iterate`]).
+//! * [`join`]: joins of two streams by event time.
 //!
 //! The epoch, timely's timestamp, stays hidden: users see event time, and each epoch is published atomically.
 //!
@@ -33,6 +34,7 @@ mod fault;
 mod flow;
 mod input;
 mod interval;
+pub mod join;
 mod keyed_rows;
 mod keyed_stream;
 mod live;

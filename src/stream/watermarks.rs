@@ -1,7 +1,7 @@
 //! Combining of watermark updates, and merging of streams.
 //!
 //! * [`WatermarkStream::combine`] combines the updates of two streams: see [`CombinedClock`].
-//! * [`concat`] merges their events. The lateness of an event of epoch e is decided by at least the combined
+//! * [`concat`] merges their events, and [`combine_streams`] leaves them apart for a step with two inputs. The lateness of an event of epoch e is decided by at least the combined
 //!   watermark at the epoch before e. For a stream that was never idle this changes nothing. A stream that becomes
 //!   active again after it was idle gets that watermark as its activation watermark: windows up to it have closed.
 //!   This holds for every kind of stream: partitions, a file, results of windows, streams that are concatenated
@@ -20,6 +20,7 @@ use std::rc::Rc;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::Concat;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
@@ -189,15 +190,38 @@ pub(crate) fn concat<'f, D: Record>(
 ) -> EventsAndWatermarks<'f, D> {
     let ((left, left_marks), (right, right_marks)) = (left, right);
     let marks = left_marks.combine(right_marks, flow);
+    let events = raised(flow, left, &marks).concat(raised(flow, right, &marks));
+    (events, marks)
+}
+
+/// Gives two streams their combined watermark, and their events the lateness that they have when the streams are
+/// concatenated. Steps with two inputs begin with it.
+pub(crate) fn combine_streams<'f, L: Record, R: Record>(
+    left: Stream<'f, L>,
+    right: Stream<'f, R>,
+) -> (Stream<'f, L>, Stream<'f, R>) {
+    let flow = left.flow;
+    let marks = left.marks.combine(right.marks, &flow);
+    let left_events = raised(&flow, left.events, &marks);
+    let right_events = raised(&flow, right.events, &marks);
+    let left = Stream { events: left_events, marks: marks.clone(), flow: flow.clone(), pool: left.pool };
+    (left, Stream { events: right_events, marks, flow, pool: right.pool })
+}
+
+/// Raises the watermarks that decide the lateness of a stream's events to the combined watermark `marks`, at the epoch
+/// before.
+fn raised<'f, D: Record>(
+    flow: &Flow<'f>,
+    events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    marks: &WatermarkStream<'f>,
+) -> TimelyStream<'f, u64, Vec<Event<D>>> {
     let forget = flow.has_fault(Fault::IgnoreActivationWatermark);
-    let mut builder = OperatorBuilder::new(String::from("Concat"), flow.scope);
-    let mut left = builder.new_input(left, Pipeline);
-    let mut right = builder.new_input(right, Pipeline);
+    let mut builder = OperatorBuilder::new(String::from("Combined lateness"), flow.scope);
+    let mut events = builder.new_input(events, Pipeline);
     let mut activation_watermarks = builder.new_input(marks.stream.clone(), Pipeline);
     // Watermark updates cause no events.
-    let same = || Antichain::from_elem(0);
-    let (events, stream) = builder.new_output_connection([(0, same()), (1, same())]);
-    let mut events = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(events);
+    let (output, stream) = builder.new_output_connection([(0, Antichain::from_elem(0))]);
+    let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut known = CombinedWatermarks::default();
@@ -207,15 +231,13 @@ pub(crate) fn concat<'f, D: Record>(
                 let Some(&epoch) = capability.least() else { return };
                 marks.drain(..).for_each(|mark| known.add(epoch, mark.watermark));
             });
-            for input in [&mut left, &mut right] {
-                input.for_each(|capability, events| {
-                    let Some(&epoch) = capability.least() else { return };
-                    held.held_at(epoch, &capability).push(std::mem::take(events));
-                });
-            }
-            let mut output = events.activate();
+            events.for_each(|capability, events| {
+                let Some(&epoch) = capability.least() else { return };
+                held.held_at(epoch, &capability).push(std::mem::take(events));
+            });
+            let mut output = output.activate();
             // The activation watermark of an epoch's events is known when every epoch before it is complete.
-            let is_known = |epoch: u64| epochs::is_complete_before(&frontiers[2..], epoch);
+            let is_known = |epoch: u64| epochs::is_complete_before(&frontiers[1..], epoch);
             while let Some((epoch, (capability, containers))) = held.next_if(is_known) {
                 let floor = known.of(epoch);
                 let mut session = output.session(&capability);
@@ -227,11 +249,11 @@ pub(crate) fn concat<'f, D: Record>(
                 }
             }
             // Events may arrive, and be held, at epochs that the watermark updates have passed.
-            let coming = frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied());
-            known.forget_before(coming.chain(held.first()).min());
+            let coming = frontiers[0].frontier().first().copied();
+            known.forget_before(coming.into_iter().chain(held.first()).min());
         }
     });
-    (stream, marks)
+    stream
 }
 
 impl<'f, D: Record> Stream<'f, D> {

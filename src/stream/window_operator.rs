@@ -36,7 +36,7 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
-use crate::stream::assign::{AssignConfig, RecordRouter, assign};
+use crate::stream::assign::{AssignConfig, ConsumerFlag, RecordRouter, assign};
 use crate::stream::checkpoint::{self, CodecCell, SegmentBuilder};
 use crate::stream::epochs::{self, EpochBuffer};
 use crate::stream::keyed_stream::Keyed;
@@ -93,25 +93,57 @@ pub(crate) fn step<'f, F: OperatorState, D: Record>(
     part: impl Fn(&Event<D>) -> F::Part + 'static,
     begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
 ) -> StepOutputs<'f, F::Closed, F::Key, F::Value, D> {
+    let (flow, marks, pool) =
+        (keyed.stream.flow.clone(), keyed.stream.marks.clone(), ContainerPool::<RoutedRecordOf<F>>::default());
+    register::<F>(&flow, name, detail);
+    let (records, late) = assigned::<F, D>(keyed, name, &subscriptions.late, router, part, pool.clone());
+    operate(flow, name, (records, late, marks), (subscriptions, lateness), (codec, pool), begin)
+}
+
+/// Adds a step to the plan, and checks that its rows can be stored and its records exchanged.
+pub(super) fn register<F: OperatorState>(flow: &Flow<'_>, name: &str, detail: String) {
+    flow.build.step("window", name, detail, Codec::<F::SavedRow>::fingerprint(&Postcard));
+    checkpoint::check_rows::<F::SavedRow>(flow, name);
+    flow.check_exchangeable::<(F::Key, F::Place, F::Part)>("step", name);
+}
+
+/// The records of a step that are on time, in batches for the workers of their keys.
+pub(super) type AssignedRecords<'f, F> = Stream<'f, u64, Vec<RecordBatchOf<F>>>;
+
+/// Builds the first operator of a step; returns the records that are on time, and the late ones.
+pub(super) fn assigned<'f, F: OperatorState, D: Record>(
+    keyed: Keyed<'f, F::Key, D>,
+    name: &str,
+    late_subscribed: &ConsumerFlag,
+    router: impl RecordRouter<D, Routing = F::Place>,
+    part: impl Fn(&Event<D>) -> F::Part + 'static,
+    pool: ContainerPool<RoutedRecordOf<F>>,
+) -> (AssignedRecords<'f, F>, Stream<'f, u64, Vec<Event<D>>>) {
     let Keyed { stream, keys, .. } = keyed;
     let flow = stream.flow.clone();
-    flow.build.step("window", name, detail, Codec::<F::SavedRow>::fingerprint(&Postcard));
-    checkpoint::check_rows::<F::SavedRow>(&flow, name);
-    flow.check_exchangeable::<(F::Key, F::Place, F::Part)>("step", name);
-    let (metrics, pool) = (flow.build.metrics.step(name), ContainerPool::default());
     let to_assign = AssignConfig {
         keys,
         router,
         part,
-        late_subscribed: Rc::clone(&subscriptions.late),
-        metrics: Arc::clone(&metrics),
+        late_subscribed: Rc::clone(late_subscribed),
+        metrics: flow.build.metrics.step(name),
         ignore_activation_watermark: flow.has_fault(Fault::IgnoreActivationWatermark),
         gate: flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate)),
         peers: flow.scope.peers(),
     };
-    let marks = stream.marks.clone();
-    let (records, late) = assign(stream, name, to_assign, pool.clone());
-    let (seals, fault) = (flow.build.snapshot_epochs.clone(), flow.build.fault);
+    assign(stream, name, to_assign, pool)
+}
+
+/// Builds the second operator of a step. `pool` is that of the first operator.
+pub(super) fn operate<'f, F: OperatorState, D: Record>(
+    flow: Flow<'f>,
+    name: &str,
+    (records, late, marks): (AssignedRecords<'f, F>, Stream<'f, u64, Vec<Event<D>>>, WatermarkStream<'f>),
+    (subscriptions, lateness): (Subscriptions, Span),
+    (codec, pool): (CodecCell<F::SavedRow>, ContainerPool<RoutedRecordOf<F>>),
+    begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
+) -> StepOutputs<'f, F::Closed, F::Key, F::Value, D> {
+    let (seals, fault, metrics) = (flow.build.snapshot_epochs.clone(), flow.build.fault, flow.build.metrics.step(name));
     metrics.lateness_ms.fetch_max(lateness.millis().unsigned_abs(), Ordering::Relaxed);
     let number = flow.build.board.number(name);
     let step = StepConfig { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
@@ -190,6 +222,11 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R,
     /// Returns the late records, unchanged.
     pub(crate) fn late(&self) -> super::Stream<'f, D> {
         self.subscriptions.late.set(true);
+        self.late_unsubscribed()
+    }
+
+    /// Returns the stream of late records, which has none before they are subscribed to.
+    pub(crate) fn late_unsubscribed(&self) -> super::Stream<'f, D> {
         let (events, marks) = (self.late.clone(), self.marks.clone());
         super::Stream { events, marks, flow: self.flow.clone(), pool: ContainerPool::default() }
     }

@@ -119,11 +119,14 @@ pub struct DurableQueryOutputs {
     pub distinct: Captured<Deal>,
     /// Pairs of a join, and nodes of an iteration, over the deals of the last while and all deals.
     pub derived: Captured<(u8, u32)>,
+    /// Odd deals, and even ones that happen close to them: a step with two inputs.
+    pub pairs: Captured<(u32, Option<u32>)>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
     /// The closed rows and the live rows, as sinks got them.
     pub seen_closed: ReplayCheck<ClosedRow>,
     pub seen_live: ReplayCheck<ClosedRow>,
+    pub seen_pairs: ReplayCheck<(u32, Option<u32>)>,
 }
 
 /// Rows with their counts.
@@ -138,6 +141,7 @@ pub struct FinalOutputs {
     pub chained: Sums<(i64, u8, i64, u32)>,
     pub distinct: Sums<Deal>,
     pub derived: Sums<(u8, u32)>,
+    pub pairs: Sums<(u32, Option<u32>)>,
     pub late: Sums<Deal>,
     pub rejects: Sums<Rejected>,
 }
@@ -181,6 +185,11 @@ impl DurableQueryOutputs {
                 deals.clone().key_by(|deal: &Deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
             distinct.write("distinct", &own.distinct);
             derived(deals.clone()).write("derived", &own.derived);
+            let part = |rest| deals.clone().filter(move |deal| deal.id % 2 == rest).key_by(|deal: &Deal| deal.key);
+            let pairs = part(1)
+                .join_within("pairs", part(0), Duration::from_millis(12), Duration::from_millis(5))
+                .left_outer(|_, one: &Deal, other: Option<&Deal>| (one.id, other.map(|other| other.id)));
+            pairs.results().write("pairs", &own.pairs);
             let global = deals.key_by(|deal: &Deal| deal.key).window(Window::global());
             let ever = global.aggregate("ever", |each| (each.count(), each.max(|deal| deal.id)));
             let row = |key: u8, (count, greatest): (i64, u32)| GlobalRow { key, count, greatest };
@@ -191,6 +200,7 @@ impl DurableQueryOutputs {
                 ever.clone().write("ever file", &ndjson::Sink::new(EVER));
                 closed.clone().write("closed rows seen", &own.seen_closed.sink());
                 live.write("live rows seen", &own.seen_live.sink());
+                pairs.results().write("pairs seen", &own.seen_pairs.sink());
             }
             closed.write("closed", &own.closed);
             ever.write("ever", &own.ever);
@@ -220,10 +230,12 @@ impl DurableQueryOutputs {
             chained: self.chained.fork(),
             distinct: self.distinct.fork(),
             derived: self.derived.fork(),
+            pairs: self.pairs.fork(),
             late: self.late.fork(),
             rejects: self.rejects.fork(),
             seen_closed: self.seen_closed.fork(),
             seen_live: self.seen_live.fork(),
+            seen_pairs: self.seen_pairs.fork(),
         }
     }
 
@@ -235,6 +247,7 @@ impl DurableQueryOutputs {
             chained: sums(self.chained.epochs()),
             distinct: sums(self.distinct.epochs()),
             derived: sums(self.derived.epochs()),
+            pairs: sums(self.pairs.epochs()),
             late: sums(self.late.epochs()),
             rejects: sums(self.rejects.epochs()),
         }
@@ -249,6 +262,8 @@ impl DurableQueryOutputs {
         same("chained rows", &captured.chained, &expected.chained)?;
         same("distinct records", &captured.distinct, &expected.distinct)?;
         same("rows derived from collections", &captured.derived, &expected.derived)?;
+        same("pairs", &captured.pairs, &expected.pairs)?;
+        same("pairs seen", &sums(self.seen_pairs.epochs()), &expected.pairs)?;
         same("late records", &captured.late, &expected.late)?;
         same("rejects", &captured.rejects, &expected.rejects)?;
         same("closed rows seen", &sums(self.seen_closed.epochs()), &expected.closed)?;

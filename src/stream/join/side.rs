@@ -1,0 +1,194 @@
+//! The records of one side of a join that wait for records of the other side, in the order of event time.
+//!
+//! A record is found by binary search; most records are appended at the end, and leave at the front. Snapshots keep each
+//! record as a row of its own: a segment has the records that came since the last seal, and those that found their first
+//! match since then. So a seal writes what has changed, however many records a key has.
+//!
+//! Records that are equal in stream, position and content, such as results of windows, are one saved row with a count.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Record;
+use crate::stream::assign::EventStamp;
+use crate::stream::checkpoint::RowOps;
+use crate::time::EventTime;
+
+/// A record of either stream.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(bound = "L: Record, R: Record")]
+pub(crate) enum JoinSide<L, R> {
+    Left(L),
+    Right(R),
+}
+
+/// A saved record of either stream: its key, its position and the record; with what has changed of it.
+pub(crate) type SavedRecord<K, L, R> = ((K, EventStamp, JoinSide<L, R>), SavedChange);
+
+/// The change of a saved record since the segment before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct SavedChange {
+    /// The record is expired when the step has closed this time.
+    until: EventTime,
+    /// The number of equal records that were added.
+    count: u32,
+    /// The event time of the earliest pair that the record is in; [`EventTime::MAX`] if there is none.
+    matched_at: EventTime,
+}
+
+/// Returns the functions that order, add and classify saved records.
+pub(crate) fn saved_records<K: Record, L: Record, R: Record>() -> RowOps<SavedRecord<K, L, R>> {
+    RowOps {
+        order: |a, b| a.0.cmp(&b.0),
+        add: |(_, sum), (_, other)| sum.add(*other),
+        is_zero: |_| false,
+        is_tombstone: |_| false,
+        window: |(_, change)| change.until,
+    }
+}
+
+impl SavedChange {
+    fn add(&mut self, other: SavedChange) {
+        self.until = self.until.max(other.until);
+        self.count = self.count.saturating_add(other.count);
+        self.matched_at = self.matched_at.min(other.matched_at);
+    }
+
+    pub(super) fn is_expired(self, closed: EventTime) -> bool {
+        self.until <= closed
+    }
+
+    /// Returns the number of equal records, and the time of their earliest pair.
+    pub(super) fn parts(self) -> (u32, EventTime) {
+        (self.count, self.matched_at)
+    }
+}
+
+/// Sorts saved records, and adds those of one record.
+pub(super) fn consolidate<K: Record, L: Record, R: Record>(rows: &mut Vec<SavedRecord<K, L, R>>) {
+    rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    rows.dedup_by(|next, kept| {
+        let is_same = next.0 == kept.0;
+        if is_same {
+            kept.1.add(next.1);
+        }
+        is_same
+    });
+}
+
+/// The part of a record that is not in a segment yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unsealed {
+    Nothing,
+    Match,
+    Record,
+}
+
+/// A record that waits for others.
+#[derive(Debug)]
+pub(super) struct WaitingRecord<D> {
+    pub(super) stamp: EventStamp,
+    pub(super) data: D,
+    /// The event time of the earliest pair that the record is in; [`EventTime::MAX`] if there is none.
+    pub(super) matched_at: EventTime,
+    unsealed: Unsealed,
+}
+
+impl<D: Record> WaitingRecord<D> {
+    /// Creates a record that is in no segment yet.
+    pub(super) fn new(stamp: EventStamp, data: D) -> Self {
+        WaitingRecord { stamp, data, matched_at: EventTime::MAX, unsealed: Unsealed::Record }
+    }
+
+    /// Creates a record that was read from a segment.
+    pub(super) fn loaded(stamp: EventStamp, data: D, matched_at: EventTime) -> Self {
+        WaitingRecord { stamp, data, matched_at, unsealed: Unsealed::Nothing }
+    }
+
+    pub(super) fn time(&self) -> EventTime {
+        self.stamp.0
+    }
+
+    /// Notes a pair that happens at a time.
+    #[inline]
+    pub(super) fn note_match(&mut self, at: EventTime) {
+        if at < self.matched_at {
+            self.matched_at = at;
+            if self.unsealed == Unsealed::Nothing {
+                self.unsealed = Unsealed::Match;
+            }
+        }
+    }
+
+    /// Returns the record's change since the last seal, and the record itself; `None` if it has not changed.
+    fn seal(&mut self, until: EventTime) -> Option<(EventStamp, D, SavedChange)> {
+        let count = match std::mem::replace(&mut self.unsealed, Unsealed::Nothing) {
+            Unsealed::Nothing => return None,
+            Unsealed::Match => 0,
+            Unsealed::Record => 1,
+        };
+        Some((self.stamp, self.data.clone(), SavedChange { until, count, matched_at: self.matched_at }))
+    }
+}
+
+/// The waiting records of a key of one side, in the order of event time.
+#[derive(Debug)]
+pub(super) struct SideRecords<D>(VecDeque<WaitingRecord<D>>);
+
+impl<D> Default for SideRecords<D> {
+    fn default() -> Self {
+        SideRecords(VecDeque::new())
+    }
+}
+
+impl<D: Record> SideRecords<D> {
+    /// Adds a record where it belongs.
+    pub(super) fn insert(&mut self, record: WaitingRecord<D>) {
+        if self.0.back().is_none_or(|last| last.stamp <= record.stamp) {
+            self.0.push_back(record);
+        } else {
+            let at = self.0.partition_point(|other| other.stamp <= record.stamp);
+            self.0.insert(at, record);
+        }
+    }
+
+    /// Returns the records whose times are from `first` to `last`, both included.
+    pub(super) fn between(
+        &mut self,
+        first: EventTime,
+        last: EventTime,
+    ) -> impl Iterator<Item = &mut WaitingRecord<D>> + '_ {
+        let from = self.0.partition_point(|record| record.time() < first);
+        self.0.range_mut(from..).take_while(move |record| record.time() <= last)
+    }
+
+    /// Returns the earliest record.
+    pub(super) fn first(&self) -> Option<&WaitingRecord<D>> {
+        self.0.front()
+    }
+
+    /// Removes the earliest record if `is_over` returns `true` for it.
+    pub(super) fn next_if(&mut self, is_over: impl FnOnce(&WaitingRecord<D>) -> bool) -> Option<WaitingRecord<D>> {
+        self.0.pop_front_if(|first| is_over(first))
+    }
+
+    /// Calls `each` with the changes of all records since the last seal. `until` says when a record of a time expires.
+    pub(super) fn seal(
+        &mut self,
+        until: impl Fn(EventTime) -> EventTime,
+        each: impl FnMut((EventStamp, D, SavedChange)),
+    ) {
+        self.0.iter_mut().filter_map(|record| record.seal(until(record.time()))).for_each(each);
+    }
+}
+
+impl<D> SideRecords<D> {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
