@@ -107,6 +107,10 @@ pub struct RunArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_sources: bool,
 
+    /// Drop the rows of a step that the query no longer has. May be given several times
+    #[arg(long, value_name = "NAME", requires = "state", help_heading = "State")]
+    pub drop_step: Vec<String>,
+
     /// The flags of tests.
     #[command(flatten)]
     pub hooks: TestHooks,
@@ -243,6 +247,7 @@ impl RunArgs {
             .take_over(self.take_over)
             .accept_changed_query(self.accept_changed_query)
             .accept_changed_sources(self.accept_changed_sources);
+        state = self.drop_step.iter().fold(state, |state, step| state.drop_step(step));
         if let Some(savepoint) = &self.from_savepoint {
             state = state.from_savepoint(savepoint);
         }

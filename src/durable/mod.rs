@@ -35,6 +35,7 @@ pub mod codec;
 #[cfg(not(feature = "abomonation"))]
 pub(crate) mod codec;
 pub(crate) mod compaction;
+pub(crate) mod declared_changes;
 pub mod disk;
 mod envelope;
 pub(crate) mod inspect;

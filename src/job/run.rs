@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::durable::declared_changes::DeclaredChanges;
 use crate::durable::manifest::{Manifest, QueryFingerprint};
 use crate::durable::recovery::RecoveryInput;
 use crate::durable::state::StateDir;
@@ -17,7 +18,7 @@ use crate::job::cluster::messages::JoinRequest;
 use crate::job::cluster::{Gathered, Mesh, StartDecision};
 use crate::job::monitor::MonitorHandle;
 use crate::job::start::{StartOutcome, StartedRun};
-use crate::job::worker_shared::{PlanBuild, WorkerShared};
+use crate::job::worker_shared::{PlanBuild, QueryPlan, WorkerShared};
 use crate::job::{Cluster, Ending, Job, RunReport, State, StopHandle, start, worker, worker_shared};
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
@@ -37,15 +38,27 @@ impl Job {
         &self,
         query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
+        self.query_plan(query).map(|plan| plan.steps)
+    }
+
+    /// Returns the plan of a query, whose declared changes are checked.
+    fn query_plan<R: QueryResult>(&self, query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static) -> Result<QueryPlan> {
         let query = move |flow: &Flow<'_>| flow.build(&query);
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
-        let steps = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
-        if !steps.iter().any(|step| step.kind == "source") {
+        let plan = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
+        if !plan.steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }
-        Ok(steps)
+        self.declared_changes(&plan).check(plan.steps.iter().map(|step| (step.kind, &*step.name)))?;
+        Ok(plan)
+    }
+
+    /// Returns the changes that the query and the state's options declare.
+    fn declared_changes(&self, plan: &QueryPlan) -> DeclaredChanges {
+        let dropped = self.state.as_ref().map(|state| state.dropped_steps.clone()).unwrap_or_default();
+        DeclaredChanges { renames: plan.renames.clone(), dropped }
     }
 
     /// Builds the flow on an idle worker, without running it.
@@ -56,7 +69,7 @@ impl Job {
         shard: SinkContext,
         durable: Option<DurableContext>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
-    ) -> Result<Vec<PlannedStep>> {
+    ) -> Result<QueryPlan> {
         let views = Arc::clone(&self.views);
         let dry = PlanBuild { place: self.place(0), mode, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker_shared::build_plan(worker, dry, &query));
@@ -86,22 +99,24 @@ impl Job {
         }
     }
 
-    /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
-    fn query_fingerprint(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
+    /// Returns the query's fingerprint, for the state and the other processes, and the changes that it declares; `None`
+    /// if there are neither.
+    fn fingerprint_and_changes(&self, query: &Query) -> Result<Option<(QueryFingerprint, DeclaredChanges)>> {
         let planned = Arc::clone(query);
-        let steps = self.plan(move |flow| planned(flow))?;
-        let views = steps.iter().filter(|step| step.kind == "view");
+        let plan = self.query_plan(move |flow| planned(flow))?;
+        let views = plan.steps.iter().filter(|step| step.kind == "view");
         self.views.set_names(views.map(|step| step.name.clone()));
         if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
-        start::query_fingerprint(&steps, &self.flags()).map(Some)
+        Ok(Some((start::query_fingerprint(&plan.steps, &self.flags())?, self.declared_changes(&plan))))
     }
 
     /// Starts an incarnation of the job's state; `None` in a job without state.
     fn begin(
         &self,
         query: &Query,
+        changes: &DeclaredChanges,
         opened: &Arc<OpenedSinks>,
         failure: &Arc<JobFailure>,
     ) -> Result<Option<StartOutcome>> {
@@ -111,10 +126,9 @@ impl Job {
         let mut incarnation = dir.begin_incarnation()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        let steps =
-            self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let plan = self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         // Its sources have reported their fingerprints now.
-        let print = &start::query_fingerprint(&steps, &self.flags())?;
+        let print = &start::query_fingerprint(&plan.steps, &self.flags())?;
         let sinks = opened.published();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
@@ -125,6 +139,7 @@ impl Job {
                 survey: scan,
                 sinks: &sinks,
                 query: print,
+                changes,
                 accept_changed_query,
                 accept_changed_sources,
             };
@@ -136,6 +151,7 @@ impl Job {
             survey: &dir.scan_and_sync()?,
             sinks: &sinks,
             query: print,
+            changes,
             accept_changed_query,
             accept_changed_sources,
         };
@@ -179,7 +195,8 @@ impl Job {
 
     fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
         self.http.check()?;
-        let print = self.query_fingerprint(&query)?;
+        let (print, changes) = self.fingerprint_and_changes(&query)?.unzip();
+        let changes = changes.unwrap_or_default();
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
             Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
@@ -189,9 +206,9 @@ impl Job {
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_as_leader(query, None, failure),
-            Some(gathered) if is_first => self.run_as_leader(query, Some(gathered), failure),
-            Some(gathered) => self.run_as_follower(&query, gathered, failure),
+            None => self.run_as_leader(query, &changes, None, failure),
+            Some(gathered) if is_first => self.run_as_leader(query, &changes, Some(gathered), failure),
+            Some(gathered) => self.run_as_follower(&query, &changes, gathered, failure),
         }
     }
 
@@ -207,16 +224,22 @@ impl Job {
     }
 
     /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
-    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<JobFailure>) -> Result<RunReport> {
-        let opened = Arc::new(OpenedSinks::default());
+    fn run_as_leader(
+        self,
+        query: Query,
+        changes: &DeclaredChanges,
+        gathered: Option<Gathered>,
+        failure: &Arc<JobFailure>,
+    ) -> Result<RunReport> {
+        let opened = Arc::new(OpenedSinks::new(changes.outputs()));
         let Some(mut gathered) = gathered else {
-            return match self.begin(&query, &opened, failure)? {
+            return match self.begin(&query, changes, &opened, failure)? {
                 None => self.run_incarnation(&query, None, opened, failure, None),
                 Some(StartOutcome::Started(begun)) => self.run_incarnation(&query, Some(*begun), opened, failure, None),
                 Some(StartOutcome::Complete(last)) => self.report_complete(query, *last),
             };
         };
-        let begun = match self.begin(&query, &opened, failure) {
+        let begun = match self.begin(&query, changes, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
             Ok(Some(StartOutcome::Complete(last))) => {
                 let report = self.report_complete(query, *last).map_err(|error| gathered.refuse(error))?;
@@ -230,12 +253,18 @@ impl Job {
     }
 
     /// Runs the query in a process other than process 0.
-    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<JobFailure>) -> Result<RunReport> {
+    fn run_as_follower(
+        self,
+        query: &Query,
+        changes: &DeclaredChanges,
+        mut gathered: Gathered,
+        failure: &Arc<JobFailure>,
+    ) -> Result<RunReport> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.state, &self.cluster) {
             (StartDecision::Run { life: Some(incarnation), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = start::join(options, incarnation, process, self.all_workers(), failure);
+                let joined = start::join(options, incarnation, changes, (process, self.all_workers()), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::durable::Incarnation;
 use crate::durable::background::Background;
+use crate::durable::declared_changes::DeclaredChanges;
 use crate::durable::journal::{FileJournal, Frame, Journal, JournalConfig};
 use crate::durable::manifest::{Manifest, QueryFingerprint, StepFingerprint};
 use crate::durable::recovery::{self, Claim, RecoveryInput};
@@ -135,6 +136,7 @@ pub(crate) fn begin(
     };
     dir.collect_garbage(&claim, options.keep_snapshots, &decision.obsolete)?;
     let (base, replay) = (decision.base, decision.replay);
+    let base = base.map(|base| adapted(dir, &claim, found, base)).transpose()?;
     let mut begun = start_process(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
     let terms = SnapshotContext {
         job: job.to_owned(),
@@ -149,18 +151,30 @@ pub(crate) fn begin(
     Ok(StartOutcome::Started(Box::new(begun)))
 }
 
+/// Adapts the manifest that an incarnation resumes from to its query: if the query has other names for what it has, it is
+/// written anew, as one of this incarnation. A crash before that leaves the manifest as it was, and the next incarnation
+/// adapts it.
+fn adapted(dir: &StateDir, claim: &Claim, found: &RecoveryInput<'_>, base: Manifest) -> Result<Manifest> {
+    if matches!(found.survey.manifests.get(&base.id()), Some(Ok(stored)) if *stored == base) {
+        return Ok(base);
+    }
+    let adapted = Manifest { incarnation: claim.incarnation, query: claim.query.clone(), ..base };
+    adapted.write(&**dir.disk(), &dir.manifests(), &dir.still_current(claim.incarnation))?;
+    Ok(adapted)
+}
+
 /// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
 /// resume.
 pub(crate) fn join(
     options: &State,
     incarnation: u64,
-    process: u32,
-    workers: usize,
+    changes: &DeclaredChanges,
+    (process, workers): (u32, usize),
     failure: &Arc<JobFailure>,
 ) -> Result<StartedRun> {
     let dir = StateDir::join(Arc::clone(&options.disk), &options.directory)?;
     let claim = dir.claim_of(incarnation)?;
-    let found = recovery::claimed(&dir.scan(true)?, &claim)?;
+    let found = recovery::claimed(&dir.scan(true)?, &claim, changes)?;
     start_process(options, Arc::new(dir), (&claim, process, workers), found, failure)
 }
 

@@ -10,6 +10,7 @@ use timely::dataflow::operators::probe;
 use timely::worker::Worker;
 
 use crate::durable::Incarnation;
+use crate::durable::declared_changes::Rename;
 use crate::durable::journal::{Frame, Journal};
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
@@ -24,6 +25,7 @@ use crate::source::WorkerContext;
 use crate::status::StatusBoard;
 use crate::stream::{
     BuildContext, BuildMode, DurableContext, Flow, InjectedFault, JobFailure, OpenedSinks, PlannedStep, SnapshotEpochs,
+    StepRegistry,
 };
 use crate::time::Epoch;
 use crate::view::Views;
@@ -102,8 +104,15 @@ pub(crate) struct PlanBuild {
     pub(crate) durable: Option<DurableContext>,
 }
 
-/// Builds the flow on an idle worker, and returns its steps.
-pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+/// The plan of a query.
+pub(crate) struct QueryPlan {
+    pub(crate) steps: Vec<PlannedStep>,
+    /// The earlier names of steps, sources and outputs.
+    pub(crate) renames: Vec<Rename>,
+}
+
+/// Builds the flow on an idle worker, and returns its plan.
+pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<QueryPlan> {
     let PlanBuild { place, mode, opened, shard, views, durable } = dry;
     let build = Rc::new(BuildContext {
         place,
@@ -121,6 +130,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         incarnation: Incarnation::without_state(),
         shard,
         views,
+        registry: StepRegistry::default(),
     });
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
@@ -132,6 +142,6 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
     }
     match build.failure.get() {
         Some(error) => Err(error.clone()),
-        None => Ok(build.plan.take()),
+        None => Ok(QueryPlan { steps: build.plan.take(), renames: build.registry.take_renames() }),
     }
 }

@@ -196,6 +196,14 @@ impl<K: Record, D, O: Record> fmt::Debug for Stateful<'_, K, D, O> {
 }
 
 impl<'f, K: Record, D: Record, O: Record> Stateful<'f, K, D, O> {
+    /// Says that the step had another name in earlier versions of the query, whose state it continues: see
+    /// [`Stream::was`](super::Stream::was).
+    #[must_use]
+    pub fn was(self, old: &str) -> Self {
+        self.made.record_earlier_name(old);
+        self
+    }
+
     /// Returns the records that the functions have emitted, each with its event time; they are never late downstream.
     pub fn emitted(&self) -> Stream<'f, O> {
         self.made.events(self.made.results.closed.clone(), "Emitted", |emitted| emitted)

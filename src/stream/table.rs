@@ -51,6 +51,7 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
 
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::declared_changes::NameScope;
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
 use crate::source::Source;
@@ -147,7 +148,9 @@ impl<'f> Flow<'f> {
         name: &str,
         records: Stream<'f, (K, Option<V>)>,
     ) -> Collection<'f, (K, V)> {
-        records.key_by(|(key, _)| key.clone()).into_table(name, TableOrder::Offset, |(_, value)| value)
+        let table = records.key_by(|(key, _)| key.clone()).into_table(name, TableOrder::Offset, |(_, value)| value);
+        self.build.registry.add_output(table.inner.inner.name(), NameScope::Source, name);
+        table
     }
 }
 
@@ -239,6 +242,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         let changes = build_table(&flow, rows, step);
         // Back-pressure includes this step: a query may have no sink behind it.
         let changes = changes.probe_with(&flow.build.probe);
+        flow.build.registry.add_output(changes.name(), NameScope::Step, name);
         Collection::new(changes.as_collection(), flow)
     }
 }

@@ -290,6 +290,14 @@ impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
 }
 
 impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
+    /// Says that the step had another name in earlier versions of the query, whose rows it continues: see
+    /// [`Stream::was`](super::Stream::was).
+    #[must_use]
+    pub fn was(self, old: &str) -> Self {
+        self.made.record_earlier_name(old);
+        self
+    }
+
     /// Returns the final results, each once, when its window closes. As events they happen in the window's last
     /// millisecond, and are never late downstream: windows can be chained.
     pub fn on_close(&self) -> Stream<'f, Closed<K, A::Value>> {

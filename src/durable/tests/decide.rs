@@ -203,6 +203,7 @@ fn told(case: &RecoveryCase, query: &QueryFingerprint, accept_changed_query: boo
         survey: &case.survey,
         sinks: &case.sinks,
         query,
+        changes: &DeclaredChanges::default(),
         accept_changed_query,
         accept_changed_sources: false,
     };
