@@ -12,13 +12,14 @@ use std::time::Duration;
 use tidegate::durable::disk::Disk;
 use tidegate::job::{Ending, StopHandle};
 use tidegate::source::memory::MemorySource;
+use tidegate::stream::aggregate::Accumulator;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::{Flow, State, Window};
 
 /// A record: key, amount, event time.
 type Sale = (u8, i64, i64);
 
-const COUNT: usize = 240;
+const COUNT: usize = 360;
 
 fn sales() -> Vec<Vec<Sale>> {
     let mut random = fastrand::Rng::with_seed(11);
@@ -32,7 +33,7 @@ fn sales() -> Vec<Vec<Sale>> {
 /// Extent of a life of a program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Life {
-    /// Stops when about a third of the records are read.
+    /// Stops when about an eighth of the records is read.
     Part,
     /// Runs to the end.
     Rest,
@@ -70,7 +71,7 @@ impl Kept {
         let (stop, read) = (StopHandle::default(), AtomicUsize::new(0));
         let stops = stop.clone();
         let source = MemorySource::new(sales(), move |sale: &Sale| {
-            if life == Life::Part && read.fetch_add(1, Ordering::Relaxed) == COUNT / 3 {
+            if life == Life::Part && read.fetch_add(1, Ordering::Relaxed) == COUNT / 8 {
                 stops.stop();
             }
             sale.2
@@ -362,11 +363,274 @@ fn a_new_step_begins_with_the_records_that_are_read_from_then_on() {
     };
     let (new, all) = (rows(&new), rows(&all));
     let first = *new.keys().next().unwrap();
-    assert!(first.0 > 300 && new.len() > 20 && new.len() < all.len(), "{new:?}");
+    assert!(first.0 > 100 && new.len() > 20 && new.len() < all.len(), "{new:?}");
     for (window, count) in &new {
         assert!(*count <= all[window]);
     }
     // The first windows are partial: they had begun before. Records may be out of order by 40 ms.
     let whole: Vec<_> = all.iter().filter(|((end, _), _)| *end > first.0 + 200).collect();
     assert_eq!(new.iter().filter(|((end, _), _)| *end > first.0 + 200).collect::<Vec<_>>(), whole);
+}
+
+/// The outputs of [`program!`]: windows, sessions, count windows, state by key, and a table.
+#[derive(Clone, Default)]
+struct TypedOutputs {
+    windows: Captured<(i64, u64, i64)>,
+    sessions: Captured<(i64, u64, i64)>,
+    counts: Captured<(i64, u64, i64)>,
+    states: Captured<(u64, i64)>,
+    table: Captured<(u64, i64)>,
+}
+
+impl TypedOutputs {
+    fn all(&self) -> [Vec<(i64, u64, i64)>; 3] {
+        [self.windows.all(), self.sessions.all(), self.counts.all()]
+    }
+
+    fn others(&self) -> [Vec<(u64, i64)>; 2] {
+        [self.states.all(), self.table.all()]
+    }
+
+    fn fork(&self) -> Self {
+        TypedOutputs {
+            windows: self.windows.fork(),
+            sessions: self.sessions.fork(),
+            counts: self.counts.fork(),
+            states: self.states.fork(),
+            table: self.table.fork(),
+        }
+    }
+}
+
+/// Declares a version of a program that keeps values of its own types everywhere: a module with `Key`, `Tally`, `Seen` and
+/// `Price`. The words behind `migrate` follow each step.
+macro_rules! program {
+    (
+        $name:ident, key $key:expr, number $number:expr, tally $tally:expr, cents $cents:expr,
+        seen $seen:expr, price $price:expr,
+        migrate ($($tallies:tt)*) ($($seens:tt)*) ($($prices:tt)*),
+        $($item:item)*
+    ) => {
+        mod $name {
+            use serde::{Deserialize, Serialize};
+            use tidegate::source::memory::MemorySource;
+            use tidegate::{Flow, Window};
+
+            use super::{Sale, TypedOutputs, millis};
+
+            $( #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)] $item )*
+
+            pub(super) fn query(own: &TypedOutputs) -> impl Fn(&Flow<'_>, &MemorySource<Sale>) + Send + Sync + 'static {
+                let own = own.clone();
+                move |flow, source| {
+                    let (key, number): (fn(&Sale) -> Key, fn(&Key) -> u64) = ($key, $number);
+                    let (tally, cents): (fn(&Sale) -> Tally, fn(&Tally) -> i64) = ($tally, $cents);
+                    let seen: fn(Option<Seen>, i64) -> (Seen, i64) = $seen;
+                    let price: (fn(&Sale) -> Price, fn(&Price) -> i64) = $price;
+                    let sales = flow.read("sales", source);
+                    let keyed = || sales.clone().key_by(key);
+                    macro_rules! windows {
+                        ($step:literal, $window:expr, $out:expr) => {
+                            let windows = keyed().window($window).aggregate($step, |each| each.merge(tally)) $($tallies)*;
+                            let rows = windows.on_close();
+                            rows.map(move |row| (row.window.end.millis(), number(&row.key), cents(&row.value))).write($step, $out);
+                        };
+                    }
+                    windows!("windows", Window::sliding(millis(200), millis(100)), &own.windows);
+                    windows!("sessions", Window::session(millis(25)), &own.sessions);
+                    windows!("counts", Window::count(7), &own.counts);
+                    let states = keyed().keyed_state::<Seen, (u64, i64)>(
+                        "states",
+                        move |at, sale| {
+                            let (state, shown) = seen(at.state().take(), sale.1);
+                            *at.state() = Some(state);
+                            at.emit((number(at.key()), shown));
+                        },
+                        |_| {},
+                    ) $($seens)*;
+                    states.emitted().write("states", &own.states);
+                    let table = keyed().last_by_key_with("table", move |sale| Some(price.0(&sale))) $($prices)*;
+                    table.map(move |(key, value)| (number(&key), price.1(&value))).write("table", &own.table);
+                }
+            }
+        }
+    };
+}
+
+program! {
+    first,
+    key |sale| Key { id: sale.0, shop: "s".into() }, number |key| key.id.into(),
+    tally |sale| Tally { cents: sale.1 as i32, best: sale.1 as i16, note: 1 }, cents |tally| i64::from(tally.cents) * 1000 + i64::from(tally.best),
+    seen |state, cents| { let seen = Seen { sum: state.map_or(0, |seen| seen.sum) + cents as i32 }; let shown = seen.sum.into(); (seen, shown) },
+    price (|sale| Price(sale.1 as u16), |price| price.0.into()),
+    migrate () () (),
+    pub(super) struct Key { id: u8, shop: String }
+    pub(super) struct Tally { pub(super) cents: i32, pub(super) best: i16, pub(super) note: u8 }
+    pub(super) struct Seen { pub(super) sum: i32 }
+    pub(super) struct Price(pub(super) u16);
+}
+
+impl Accumulator for first::Tally {
+    fn merge(&mut self, other: &Self) {
+        (self.cents, self.best) = (self.cents + other.cents, self.best.max(other.best));
+    }
+}
+
+// Wider integers, another order of fields, a name with an alias, options, a field more and one less.
+program! {
+    second,
+    key |sale| Key { shop: Some("s".into()), id: sale.0.into() }, number |key| key.id,
+    tally |sale| Tally { largest: sale.1, cents: sale.1, more: Some(String::new()).filter(|_| false) }, cents |tally| tally.cents * 1000 + tally.largest,
+    seen |state, cents| { let seen = Seen { sum: Some(state.and_then(|seen| seen.sum).unwrap_or(0) + cents), times: 0 }; let shown = seen.sum.unwrap_or(0); (seen, shown) },
+    price (|sale| Price(sale.1), |price| price.0),
+    migrate () () (),
+    pub(super) struct Key { shop: Option<String>, id: u64 }
+    pub(super) struct Tally { #[serde(alias = "best")] pub(super) largest: i64, pub(super) cents: i64, pub(super) more: Option<String> }
+    pub(super) struct Seen { pub(super) sum: Option<i64>, #[serde(default)] pub(super) times: u64 }
+    pub(super) struct Price(pub(super) i64);
+}
+
+impl Accumulator for second::Tally {
+    fn merge(&mut self, other: &Self) {
+        (self.cents, self.largest) = (self.cents + other.cents, self.largest.max(other.largest));
+    }
+}
+
+// What serde cannot describe: another unit, and text instead of numbers.
+program! {
+    third,
+    key |sale| Key { id: sale.0, shop: "s".into() }, number |key| key.id.into(),
+    tally |sale| Tally { mills: sale.1 * 10, best: sale.1.to_string() }, cents |tally| tally.mills * 100 + tally.best.parse::<i64>().unwrap(),
+    seen |state, cents| { let sum = state.map_or(0, |seen| seen.text.parse::<i64>().unwrap()) + cents; (Seen { text: sum.to_string() }, sum) },
+    price (|sale| Price(sale.1.to_string()), |price| price.0.parse().unwrap()),
+    migrate
+        (.migrate(|old: super::first::Tally| Tally { mills: i64::from(old.cents) * 10, best: old.best.to_string() }))
+        (.migrate(|old: super::first::Seen| Seen { text: old.sum.to_string() }))
+        (.migrate(|old: super::first::Price| Price(old.0.to_string()))),
+    pub(super) struct Key { id: u8, shop: String }
+    pub(super) struct Tally { pub(super) mills: i64, pub(super) best: String }
+    pub(super) struct Seen { pub(super) text: String }
+    pub(super) struct Price(pub(super) String);
+}
+
+impl Accumulator for third::Tally {
+    fn merge(&mut self, other: &Self) {
+        self.mills += other.mills;
+        if other.best.parse::<i64>().unwrap() > self.best.parse::<i64>().unwrap() {
+            self.best.clone_from(&other.best);
+        }
+    }
+}
+
+/// The table is written as a collection: the changed query has to be accepted.
+fn accepted(state: State) -> State {
+    state.accept_changed_query(true)
+}
+
+#[test]
+fn rows_of_changed_types_are_converted_for_every_kind_of_step() {
+    let (expected, fresh) = (TypedOutputs::default(), Kept { disk: CrashingDisk::new() });
+    assert_eq!(fresh.live(Life::Rest, first::query(&expected)), Ok(Ending::Complete));
+    for workers in [1, 3] {
+        let by_shape = TypedOutputs::default();
+        let kept = Kept::by(first::query(&by_shape));
+        let (by_hand, copy) = (by_shape.fork(), kept.fork());
+        assert_eq!(kept.live_with(Life::Part, workers, accepted, second::query(&by_shape)), Ok(Ending::Stopped));
+        // The state has the new types alone now: the old program would lose what is wider, and names are others.
+        let back = kept.fork().live_with(Life::Rest, 2, accepted, first::query(&by_shape.fork()));
+        refused(
+            back,
+            &["the state has rows that do not fit the query (step `", "key.", "convert with `.migrate::<Old>(…)`"],
+        );
+        assert_eq!(kept.live_with(Life::Rest, workers, accepted, second::query(&by_shape)), Ok(Ending::Complete));
+        assert_eq!((by_shape.all(), by_shape.others()), (expected.all(), expected.others()), "{workers} workers");
+
+        assert_eq!(copy.live_with(Life::Part, workers, accepted, third::query(&by_hand)), Ok(Ending::Stopped));
+        assert_eq!(copy.live_with(Life::Rest, workers, accepted, third::query(&by_hand)), Ok(Ending::Complete));
+        assert_eq!((by_hand.all(), by_hand.others()), (expected.all(), expected.others()), "{workers} workers");
+    }
+}
+
+/// The first life of a changed program crashes at any of its operations on the disk; then it goes on.
+#[test]
+fn a_crash_amid_a_migration_loses_nothing() {
+    let (expected, fresh) = (TypedOutputs::default(), Kept { disk: CrashingDisk::new() });
+    assert_eq!(fresh.live(Life::Rest, first::query(&expected)), Ok(Ending::Complete));
+    let before = TypedOutputs::default();
+    let kept = Kept::by(first::query(&before));
+    let mut crashes = 0;
+    for act in (0..120).step_by(7) {
+        let (outputs, copy) = (before.fork(), kept.fork());
+        copy.disk.crash_at(act);
+        if copy.live_with(Life::Part, 2, accepted, second::query(&outputs)).is_ok() {
+            break;
+        }
+        crashes += 1;
+        let after = Kept { disk: copy.disk.survivors(act as u64) };
+        let ending = after.live_with(Life::Rest, 1, accepted, second::query(&outputs));
+        assert_eq!(ending, Ok(Ending::Complete), "a crash at operation {act}");
+        assert_eq!(
+            (outputs.all(), outputs.others()),
+            (expected.all(), expected.others()),
+            "a crash at operation {act}"
+        );
+    }
+    assert!(crashes > 5, "{crashes}");
+}
+
+/// The advice of each refusal is followed.
+#[test]
+fn what_a_refusal_advises_is_accepted() {
+    let kept = Kept::by(first::query(&TypedOutputs::default()));
+    // Rows that do not fit: another name for the steps, and a drop of the old rows.
+    let narrow = |name: &'static str| {
+        move |flow: &Flow<'_>, source: &MemorySource<Sale>| {
+            let sales = flow.read("sales", source).key_by(|sale| sale.0).window(Window::tumbling(millis(100)));
+            let _ = sales.aggregate(name, |each| each.count());
+        }
+    };
+    let drop_all =
+        |state: State| ["sessions", "counts", "states", "table"].iter().fold(accepted(state), |s, n| s.drop_step(n));
+    let outputs_too = |state: State| {
+        let names = ["windows", "sessions", "counts", "states", "table"];
+        names.iter().fold(drop_all(state), |state, name| state.drop_output(name))
+    };
+    refused(kept.live_with(Life::Rest, 1, drop_all, narrow("windows")), &["(output counts)", "--drop-output"]);
+    let types = kept.live_with(Life::Rest, 1, outputs_too, narrow("windows"));
+    refused(types, &["do not fit the query (step `windows`)", "give the step another name and drop the rows"]);
+    let fork = kept.fork();
+    let ending = fork.live_with(Life::Rest, 1, |state| outputs_too(state).drop_step("windows"), narrow("counted"));
+    assert_eq!(ending, Ok(Ending::Complete));
+
+    // Rows of a collection that a changed query may not retract: another output, and a drop of the old one.
+    let query = |kind: &'static str, out: &Captured<(u8, i64)>, step: &'static str| {
+        let out = out.clone();
+        move |flow: &Flow<'_>, source: &MemorySource<Sale>| {
+            let table = flow.read("sales", source).key_by(|sale| sale.0).last_by_key(step);
+            table.map(|(key, sale)| (key, sale.1)).write(kind, &out);
+        }
+    };
+    let (old, new) = (Captured::new(), Captured::new());
+    let kept = Kept::by(query("old", &old, "table"));
+    let renamed = |out: &'static str, captured: &Captured<(u8, i64)>| {
+        let query = query(out, captured, "latest");
+        move |flow: &Flow<'_>, source: &MemorySource<Sale>| {
+            query(flow, source);
+            let extra = flow.read("more", source).key_by(|sale| sale.0).window(Window::tumbling(millis(100)));
+            let _ = extra.aggregate("extra", |each| each.count());
+        }
+    };
+    let sources = |state: State| state.accept_changed_sources(true).drop_step("table");
+    let retract = kept.live_with(Life::Rest, 1, sources, renamed("old", &old));
+    refused(
+        retract,
+        &["the output old has rows that the changed query may not retract", "`State::drop_output(\"old\")`"],
+    );
+    let ending = kept.live_with(Life::Rest, 1, |state| sources(state).drop_output("old"), renamed("new", &new));
+    assert_eq!(ending, Ok(Ending::Complete));
+    let fresh = Kept { disk: CrashingDisk::new() };
+    let all = Captured::new();
+    assert_eq!(fresh.live(Life::Rest, query("all", &all, "table")), Ok(Ending::Complete));
+    // The table begins anew with the records that are read from then on: its last rows are those of all.
+    assert_eq!(new.all(), all.all());
 }

@@ -111,6 +111,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", requires = "state", help_heading = "State")]
     pub drop_step: Vec<String>,
 
+    /// Forget an output that the query no longer has; its results stay as they are. May be given several times
+    #[arg(long, value_name = "NAME", requires = "state", help_heading = "State")]
+    pub drop_output: Vec<String>,
+
     /// The flags of tests.
     #[command(flatten)]
     pub hooks: TestHooks,
@@ -248,6 +252,7 @@ impl RunArgs {
             .accept_changed_query(self.accept_changed_query)
             .accept_changed_sources(self.accept_changed_sources);
         state = self.drop_step.iter().fold(state, |state, step| state.drop_step(step));
+        state = self.drop_output.iter().fold(state, |state, output| state.drop_output(output));
         if let Some(savepoint) = &self.from_savepoint {
             state = state.from_savepoint(savepoint);
         }

@@ -2,7 +2,7 @@
 //!
 //! * A **rename**: a step, a source or an output of the query has another name than in the state, and continues what
 //!   the state has under the old one.
-//! * A **drop**: a step of the state is gone, and its rows are forgotten.
+//! * A **drop**: a step or an output of the state is gone, and what the state has of it is forgotten.
 //!
 //! Both are applied to what was read of a state before anything is decided. They say nothing of the state at hand: a
 //! rename whose old name the state does not have, or a drop of a step that it does not have, changes nothing, so a
@@ -65,6 +65,8 @@ pub(crate) struct DeclaredChanges {
     pub renames: Vec<Rename>,
     /// The names of dropped steps.
     pub dropped: BTreeSet<String>,
+    /// The names of dropped outputs.
+    pub dropped_outputs: BTreeSet<String>,
 }
 
 impl DeclaredChanges {
@@ -94,18 +96,28 @@ impl DeclaredChanges {
                     format!("two {word}s of the query are said to have been `{old}`: `{}` and `{new}`", other.new);
                 return Err(Error::usage(what).help("leave `.was` to the one that continues its state"));
             }
-            if *scope == NameScope::Step && self.dropped.contains(old) {
-                let what = format!("the step `{old}` is dropped, and `{new}` is said to continue it");
+            if self.dropped_of(*scope).is_some_and(|dropped| dropped.contains(old)) {
+                let what = format!("the {word} `{old}` is dropped, and `{new}` is said to continue it");
                 let help = format!("drop it, or continue it: remove `.was(\"{old}\")` or the drop");
                 return Err(Error::usage(what).help(help));
             }
         }
-        match self.dropped.iter().find(|name| named.contains(&(NameScope::Step, name.as_str()))) {
-            None => Ok(()),
-            Some(name) => {
-                let error = Error::usage(format!("the step `{name}` is dropped, and the query has it"));
-                Err(error.help("remove the drop, or give the step another name if it begins anew"))
+        for scope in [NameScope::Step, NameScope::Output] {
+            let mut dropped = self.dropped_of(scope).into_iter().flatten();
+            if let Some(name) = dropped.find(|name| named.contains(&(scope, name.as_str()))) {
+                let word = scope.word();
+                let error = Error::usage(format!("the {word} `{name}` is dropped, and the query has it"));
+                return Err(error.help(format!("remove the drop, or give the {word} another name if it begins anew")));
             }
+        }
+        Ok(())
+    }
+
+    fn dropped_of(&self, scope: NameScope) -> Option<&BTreeSet<String>> {
+        match scope {
+            NameScope::Step => Some(&self.dropped),
+            NameScope::Output => Some(&self.dropped_outputs),
+            NameScope::Source => None,
         }
     }
 
@@ -127,11 +139,11 @@ impl DeclaredChanges {
 
     /// `true` if nothing is declared.
     pub(super) fn is_empty(&self) -> bool {
-        self.renames.is_empty() && self.dropped.is_empty()
+        self.renames.is_empty() && self.dropped.is_empty() && self.dropped_outputs.is_empty()
     }
 
     /// Renames and drops what a manifest has. Where it has the old and the new name, both stay.
-    pub(super) fn apply_to_manifest(&self, manifest: &mut Manifest) {
+    pub(crate) fn apply_to_manifest(&self, manifest: &mut Manifest) {
         self.apply_to_query(&mut manifest.query);
         manifest.steps.retain(|step| !self.dropped.contains(&step.name));
         let names: BTreeSet<String> = manifest.steps.iter().map(|step| step.name.clone()).collect();
@@ -154,6 +166,7 @@ impl DeclaredChanges {
                 self.apply_to_progress(&mut source.progress);
             }
         }
+        manifest.sinks.retain(|sink| !self.dropped_outputs.contains(&sink.name));
         let names: BTreeSet<String> = manifest.sinks.iter().map(|sink| sink.name.clone()).collect();
         for sink in &mut manifest.sinks {
             let name = self.current(NameScope::Output, &sink.name).to_owned();
@@ -180,7 +193,11 @@ impl DeclaredChanges {
 
     /// Renames and drops what a query's fingerprint has.
     pub(super) fn apply_to_query(&self, query: &mut QueryFingerprint) {
-        query.steps.retain(|step| !(step.keeps_rows() && self.dropped.contains(&step.name)));
+        let is_dropped = |step: &StepFingerprint| {
+            let dropped = NameScope::of(&step.kind).and_then(|scope| self.dropped_of(scope));
+            dropped.is_some_and(|dropped| dropped.contains(&step.name))
+        };
+        query.steps.retain(|step| !is_dropped(step));
         let of = |step: &StepFingerprint| NameScope::of(&step.kind);
         let names: BTreeSet<_> = query.steps.iter().map(|step| (of(step), step.name.clone())).collect();
         for step in &mut query.steps {
@@ -204,7 +221,7 @@ mod tests {
             new: (*new).to_owned(),
         };
         let dropped = dropped.iter().map(|name| (*name).to_owned()).collect();
-        DeclaredChanges { renames: renames.iter().map(rename).collect(), dropped }
+        DeclaredChanges { renames: renames.iter().map(rename).collect(), dropped, ..DeclaredChanges::default() }
     }
 
     #[test]

@@ -41,6 +41,7 @@ mod envelope;
 pub(crate) mod inspect;
 pub mod journal;
 pub(crate) mod manifest;
+pub(crate) mod migration;
 pub(crate) mod recovery;
 pub(crate) mod savepoint;
 mod savepoint_marker;

@@ -17,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::job::cluster::messages::JoinRequest;
 use crate::job::cluster::{Gathered, Mesh, StartDecision};
 use crate::job::monitor::MonitorHandle;
-use crate::job::start::{StartOutcome, StartedRun};
-use crate::job::worker_shared::{PlanBuild, QueryPlan, WorkerShared};
+use crate::job::start::{JobContext, StartOutcome, StartedRun};
+use crate::job::state_check::CheckRequest;
+use crate::job::worker_shared::{PlanBuild, Query, QueryPlan, WorkerShared};
 use crate::job::{Cluster, Ending, Job, RunReport, State, StopHandle, start, worker, worker_shared};
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
@@ -42,7 +43,10 @@ impl Job {
     }
 
     /// Returns the plan of a query, whose declared changes are checked.
-    fn query_plan<R: QueryResult>(&self, query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static) -> Result<QueryPlan> {
+    pub(super) fn query_plan<R: QueryResult>(
+        &self,
+        query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
+    ) -> Result<QueryPlan> {
         let query = move |flow: &Flow<'_>| flow.build(&query);
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
@@ -56,9 +60,12 @@ impl Job {
     }
 
     /// Returns the changes that the query and the state's options declare.
-    fn declared_changes(&self, plan: &QueryPlan) -> DeclaredChanges {
-        let dropped = self.state.as_ref().map(|state| state.dropped_steps.clone()).unwrap_or_default();
-        DeclaredChanges { renames: plan.renames.clone(), dropped }
+    pub(super) fn declared_changes(&self, plan: &QueryPlan) -> DeclaredChanges {
+        let renames = plan.renames.clone();
+        let Some(State { dropped_steps: dropped, dropped_outputs, .. }) = self.state.clone() else {
+            return DeclaredChanges { renames, ..DeclaredChanges::default() };
+        };
+        DeclaredChanges { renames, dropped, dropped_outputs }
     }
 
     /// Builds the flow on an idle worker, without running it.
@@ -143,7 +150,7 @@ impl Job {
                 accept_changed_query,
                 accept_changed_sources,
             };
-            start::restore(&savepoint, &dir, incarnation, &found)?;
+            start::restore(&savepoint, &dir, incarnation, &found, &plan.rows)?;
             incarnation = dir.begin_incarnation()?;
         }
         let found = RecoveryInput {
@@ -155,11 +162,13 @@ impl Job {
             accept_changed_query,
             accept_changed_sources,
         };
-        start::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
+        let job =
+            JobContext { name: &self.name, rows: &plan.rows, workers: self.all_workers(), metrics: &self.metrics };
+        start::begin(options, &job, &dir, &found, failure).map(Some)
     }
 
     /// Returns the settings outside the query that affect its output.
-    fn flags(&self) -> BTreeMap<String, String> {
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
         let mut flags = self.flags.clone();
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
@@ -194,6 +203,9 @@ impl Job {
     }
 
     fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
+        if let Some(request) = CheckRequest::from_environment() {
+            return Err(self.answer(&query, &request));
+        }
         self.http.check()?;
         let (print, changes) = self.fingerprint_and_changes(&query)?.unzip();
         let changes = changes.unwrap_or_default();
@@ -430,9 +442,6 @@ impl Job {
         Ok(RunReport::without_work(Ending::WasComplete))
     }
 }
-
-/// A query, shared by the threads that build it.
-type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
 /// Runs the workers of this process to their ends, then drops their shared state.
 fn run_workers(shared: WorkerShared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {

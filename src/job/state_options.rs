@@ -26,6 +26,7 @@ pub struct State {
     pub(crate) accept_changed_query: bool,
     pub(crate) accept_changed_sources: bool,
     pub(crate) dropped_steps: BTreeSet<String>,
+    pub(crate) dropped_outputs: BTreeSet<String>,
     pub(crate) savepoint: Option<PathBuf>,
     pub(crate) journal_file: u64,
 }
@@ -43,6 +44,7 @@ impl State {
             accept_changed_query: false,
             accept_changed_sources: false,
             dropped_steps: BTreeSet::new(),
+            dropped_outputs: BTreeSet::new(),
             savepoint: None,
             journal_file: JournalConfig::DEFAULT_FILE_LIMIT,
         }
@@ -96,6 +98,15 @@ impl State {
     #[must_use]
     pub fn drop_step(mut self, name: &str) -> Self {
         self.dropped_steps.insert(name.to_owned());
+        self
+    }
+
+    /// Forgets an output of the state that is no longer in the query, and leaves what it has published as it is. The rules of
+    /// [`State::drop_step`] hold. An output that was dropped cannot be written again under its name: it lacks what happened
+    /// meanwhile.
+    #[must_use]
+    pub fn drop_output(mut self, name: &str) -> Self {
+        self.dropped_outputs.insert(name.to_owned());
         self
     }
 

@@ -12,6 +12,7 @@ use timely::worker::Worker;
 use crate::durable::Incarnation;
 use crate::durable::declared_changes::Rename;
 use crate::durable::journal::{Frame, Journal};
+use crate::durable::migration::StepRows;
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::Snapshots;
@@ -104,11 +105,16 @@ pub(crate) struct PlanBuild {
     pub(crate) durable: Option<DurableContext>,
 }
 
+/// A query, shared by the threads that build it.
+pub(crate) type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
+
 /// The plan of a query.
 pub(crate) struct QueryPlan {
     pub(crate) steps: Vec<PlannedStep>,
     /// The earlier names of steps, sources and outputs.
     pub(crate) renames: Vec<Rename>,
+    /// The stored rows of steps.
+    pub(crate) rows: Vec<StepRows>,
 }
 
 /// Builds the flow on an idle worker, and returns its plan.
@@ -142,6 +148,10 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
     }
     match build.failure.get() {
         Some(error) => Err(error.clone()),
-        None => Ok(QueryPlan { steps: build.plan.take(), renames: build.registry.take_renames() }),
+        None => Ok(QueryPlan {
+            steps: build.plan.take(),
+            renames: build.registry.take_renames(),
+            rows: build.registry.take_rows(),
+        }),
     }
 }

@@ -34,6 +34,7 @@ mod interval;
 mod keyed_rows;
 mod keyed_stream;
 mod lookup;
+mod migrate;
 mod opened_sinks;
 mod operator_state;
 mod output;

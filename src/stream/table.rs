@@ -52,6 +52,7 @@ use timely::dataflow::operators::{Capability, Probe};
 
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::declared_changes::NameScope;
+use crate::error::Error;
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
 use crate::source::Source;
@@ -244,6 +245,24 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         let changes = changes.probe_with(&flow.build.probe);
         flow.build.registry.add_output(changes.name(), NameScope::Step, name);
         Collection::new(changes.as_collection(), flow)
+    }
+}
+
+impl<K: Record, V: Record> Collection<'_, (K, V)> {
+    /// Says how values of the type `Old`, which earlier versions of the query kept in this table, become values of today:
+    /// see [`Aggregated::migrate`](super::Aggregated::migrate). It stands directly behind the table.
+    #[must_use]
+    pub fn migrate<Old: Record>(self, convert: impl Fn(Old) -> V + Send + Sync + 'static) -> Self {
+        let row = move |(key, StampedValue { time, at, value }): TableRow<K, Old>| {
+            (key, StampedValue { time, at, value: value.map(&convert) })
+        };
+        match self.flow.build.registry.step_of(self.inner.inner.name()) {
+            Some(name) => checkpoint::convert_rows::<_, TableRow<K, V>>(&self.flow, &name, saved_rows(), row),
+            None => self.flow.build.failure.set(
+                Error::usage("`.migrate` is behind no table").help("put it directly behind `table` or `last_by_key`"),
+            ),
+        }
+        self
     }
 }
 

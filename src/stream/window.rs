@@ -276,7 +276,7 @@ impl<'f, K: Record, D: Record, W: WindowType> Windowed<'f, K, D, W> {
 
 /// The results of a windowed aggregate, in any of several forms.
 pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
-    made: WindowedOutputs<'f, K, D, A::Value>,
+    pub(super) made: WindowedOutputs<'f, K, D, A::Value>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codecs: Codecs<K, A::Sum>,
     /// `true` if live rows that were emitted before are missing from the snapshot.

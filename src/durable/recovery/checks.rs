@@ -23,8 +23,8 @@ pub(super) fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, kn
             return Err(Error::of(ErrorKind::QueryChanged, "an output of the state is missing from the query")
                 .at(format!("output {name}"))
                 .help(format!(
-                    "write it, as before; say `flow.output_was(…, \"{name}\")` if it has another name now; or begin a new \
-                     state"
+                    "write it, as before; say `flow.output_was(…, \"{name}\")` if it has another name now; or forget it with \
+                     `State::drop_output(\"{name}\")` or --drop-output"
                 )));
         };
         if let Some(shown) = state.published
@@ -45,7 +45,23 @@ pub(super) fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, kn
             return Err(Error::of(ErrorKind::SinkAhead, "an output is ahead of the state")
                 .at(format!("output {name}"))
                 .because(format!("it has published epoch {shown}, and the state has {has}"))
-                .help(format!("use the state that wrote it, or begin a new output{}", lost_end_hint(found))));
+                .help(format!(
+                    "use the state that wrote it, or write a new output under another name and forget this one with \
+                     `State::drop_output(\"{name}\")` or --drop-output{}",
+                    lost_end_hint(found)
+                )));
+        }
+        // Another incarnation may have written it, before it was dropped.
+        if let Some(base) = base.filter(|base| shown < base.epoch)
+            && base.sinks.iter().all(|state| state.name != *name)
+        {
+            return Err(Error::of(ErrorKind::SinkBehind, "an output lacks what happened while it was not written")
+                .at(format!("output {name}"))
+                .because(format!(
+                    "it ends with epoch {shown}, and the state has gone on without it to epoch {}",
+                    base.epoch
+                ))
+                .help("write to a new place under another name"));
         }
     }
     Ok(())
@@ -164,8 +180,8 @@ pub(super) fn check_query(
     match found.sinks.iter().find(holds) {
         None => Ok(()),
         Some(sink) => Err(error.help(format!(
-            "the output {} has rows that the changed query may not retract: give it a new output, or pass \
-             --accept-changed-query",
+            "the output {0} has rows that the changed query may not retract: write a new output under another name and \
+             forget this one with `State::drop_output(\"{0}\")` or --drop-output, or pass --accept-changed-query",
             sink.name
         ))),
     }
