@@ -501,3 +501,37 @@ fn wrong_usage_is_told_apart_from_failure() {
         assert!(help.code(0).stdout().contains("Examples:\n  tidegate snapshot "), "{command}");
     }
 }
+
+#[test]
+fn a_program_says_beforehand_whether_it_goes_on_with_a_state() {
+    let folder = Folder::new();
+    stopped(&folder, &wild(32, 400));
+    let before: Vec<_> =
+        files(&folder.path("state")).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
+    // The tool runs as the query whose name it has.
+    for name in [ACCOUNT_TOTALS, "account_sessions"] {
+        std::os::unix::fs::symlink(TIDEGATE, folder.path(name)).unwrap();
+    }
+    let check = |program: &str, line: &str| {
+        let program = folder.path(program).display().to_string();
+        folder.tool(&format!("check {{}}/state -- {program} {FLAGS} --out {{}}/out.csv --state {{}}/state {line}"))
+    };
+    let fits = check(ACCOUNT_TOTALS, "");
+    check_contains(fits.code(0).stdout(), &["step totals: goes on", "the program goes on with the state"]);
+    let other = check("account_sessions", "");
+    check_contains(
+        other.code(1).stdout(),
+        &["the state has rows of a step", "(step totals)", "the start would be refused"],
+    );
+    let dropped = check("account_sessions", "--drop-step totals --drop-output totals");
+    check_contains(
+        dropped.code(0).stdout(),
+        &["step totals: its rows are dropped", "is new, and begins with the records"],
+    );
+    // What is no program of ours, or does not get to the job, says so.
+    check_contains(folder.tool("check {}/state -- /bin/true").error(1), &["the program did not answer"]);
+    check_contains(check(ACCOUNT_TOTALS, "--no-such-flag").error(1), &["the program did not answer", "--help"]);
+    folder.tool("check {}/state").code(2);
+    let after: Vec<_> = files(&folder.path("state")).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
+    assert!(before == after, "the state has changed");
+}

@@ -107,6 +107,14 @@ pub struct RunArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_sources: bool,
 
+    /// Drop the rows of a step that the query no longer has. May be given several times
+    #[arg(long, value_name = "NAME", requires = "state", help_heading = "State")]
+    pub drop_step: Vec<String>,
+
+    /// Forget an output that the query no longer has; its results stay as they are. May be given several times
+    #[arg(long, value_name = "NAME", requires = "state", help_heading = "State")]
+    pub drop_output: Vec<String>,
+
     /// The flags of tests.
     #[command(flatten)]
     pub hooks: TestHooks,
@@ -243,6 +251,8 @@ impl RunArgs {
             .take_over(self.take_over)
             .accept_changed_query(self.accept_changed_query)
             .accept_changed_sources(self.accept_changed_sources);
+        state = self.drop_step.iter().fold(state, |state, step| state.drop_step(step));
+        state = self.drop_output.iter().fold(state, |state, output| state.drop_output(output));
         if let Some(savepoint) = &self.from_savepoint {
             state = state.from_savepoint(savepoint);
         }

@@ -1,12 +1,13 @@
 //! `tidegate snapshot`: lists, inspects and verifies the snapshots of a state directory, and copies or removes them.
 //!
-//! The commands that read (`ls`, `inspect`, `verify`, `export`) take no lock, so a job may run meanwhile: if it removes
+//! The commands that read (`ls`, `inspect`, `verify`, `check`, `export`) take no lock, so a job may run meanwhile: if it removes
 //! a file that is to be read, they list the files again and retry. `prune` takes the lock, and so fails while a job
 //! runs.
 //!
 //! Rows are shown by the schema that segments carry, because only the query knows their types. A key of a step may have
 //! parts in several segments; only the query can combine them, so they are listed side by side.
 
+mod check;
 mod chosen;
 mod export;
 mod figures;
@@ -30,6 +31,7 @@ use crate::durable::segment::SegmentInfo;
 use crate::durable::state::StateDir;
 use crate::error::Result;
 
+pub use check::CheckArgs;
 pub use export::ExportArgs;
 pub use inspect::InspectArgs;
 pub use verify::VerifyArgs;
@@ -39,6 +41,7 @@ const EXAMPLES: &str = "Examples:
   tidegate snapshot inspect state/                 the contents of the newest one
   tidegate snapshot inspect state/ totals --key alice
   tidegate snapshot verify state/                  that every file is as it was written
+  tidegate snapshot check state/ -- ./account_totals --csv in.csv --state state/
   tidegate snapshot export state/ savepoint/       a copy to start a new state from
   tidegate snapshot export state/ --csv rows.csv --step totals
   tidegate snapshot prune state/ --keep 1
@@ -63,6 +66,8 @@ pub enum SnapshotCommand {
     Inspect(InspectArgs),
     /// Verifies every file that counts against its checksums
     Verify(VerifyArgs),
+    /// Asks a program if it would go on with a state, without running it
+    Check(CheckArgs),
     /// Exports a snapshot as a savepoint, or its rows as CSV or JSON
     Export(ExportArgs),
     /// Removes older snapshots
@@ -114,6 +119,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
         SnapshotCommand::Ls(args) => ls(args),
         SnapshotCommand::Inspect(args) => inspect::inspect(args),
         SnapshotCommand::Verify(args) => verify::verify(args),
+        SnapshotCommand::Check(args) => check::check(args),
         SnapshotCommand::Export(args) => export::export(args),
         SnapshotCommand::Prune(args) => prune(args),
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::declared_changes::DeclaredChanges;
 use super::journal::{FileId, Frame, JournalEnds};
 use super::manifest::{Manifest, ManifestId, SinkState};
 use super::recovery::{self, Claim, RecoveryDecision, RecoveryInput, ReportedSink, StateScan};
@@ -279,6 +280,7 @@ fn decision(survey: &StateScan, claim: Option<&Claim>, outputs: &[ReportedSink])
         survey,
         sinks: &sinks,
         query: base.map_or(&claim.query, |base| &base.query),
+        changes: &DeclaredChanges::default(),
         accept_changed_query: true,
         accept_changed_sources: true,
     })

@@ -189,6 +189,11 @@ impl Manifest {
         ManifestId { epoch: self.epoch, incarnation: self.incarnation }
     }
 
+    /// The steps with rows: names, segments, and the time through which their windows have expired.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&str, &[SegmentInfo], EventTime)> {
+        self.steps.iter().map(|step| (&*step.name, &*step.segments, step.closed))
+    }
+
     /// The names of the segments that it names.
     pub(crate) fn segments(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().flat_map(|step| &step.segments).map(|segment| segment.file.as_str())

@@ -35,11 +35,13 @@ pub mod codec;
 #[cfg(not(feature = "abomonation"))]
 pub(crate) mod codec;
 pub(crate) mod compaction;
+pub(crate) mod declared_changes;
 pub mod disk;
 mod envelope;
 pub(crate) mod inspect;
 pub mod journal;
 pub(crate) mod manifest;
+pub(crate) mod migration;
 pub(crate) mod recovery;
 pub(crate) mod savepoint;
 mod savepoint_marker;

@@ -21,6 +21,7 @@ mod claim;
 mod claimed_manifests;
 mod input;
 
+use super::declared_changes::{DeclaredChanges, NameScope};
 use super::journal::{FileId, Frame};
 use super::manifest::{Manifest, ManifestId};
 use super::sources::check_sources;
@@ -67,7 +68,8 @@ pub(crate) struct RecoveryDecision {
 /// Fails if resuming would lose or repeat published output, if files are damaged or missing, or if the query or its
 /// sources have changed in a way that the user has not allowed. The error names the cause and the remedy.
 pub(crate) fn decide(found: &RecoveryInput<'_>) -> Result<RecoveryDecision> {
-    let survey = found.survey;
+    let survey = &*found.survey.under_current_names(found.changes);
+    let found = &RecoveryInput { survey, ..*found };
     let claim = latest_claim(survey)?;
     check_all_claimed(survey, claim)?;
     let manifests = manifests_of(survey, claim);
@@ -91,10 +93,10 @@ pub(crate) fn decide(found: &RecoveryInput<'_>) -> Result<RecoveryDecision> {
 
     check_sinks(found, base, last_bound.max(base_epoch))?;
     if let Some(claim) = claim.filter(|_| !found.accept_changed_sources) {
-        check_sources(&claim.query, found.query, base, &replay)?;
+        check_sources(&claim.query, found.query, base, &replay, |old| found.changes.heir(NameScope::Source, old))?;
     }
     if let Some(base) = base {
-        check_steps(base, found.query)?;
+        check_steps(base, found.query, found.changes)?;
         check_segments(base, &survey.segments)?;
     }
     if let Some(claim) = claim
@@ -119,12 +121,19 @@ pub(crate) fn decide(found: &RecoveryInput<'_>) -> Result<RecoveryDecision> {
 }
 
 /// Returns the manifest and the frames to replay of an incarnation with this claim, for those of its processes that did
-/// not decide.
+/// not decide. If the incarnation has adapted the manifest that it resumes from to its query, it is the adapted one.
 ///
 /// # Errors
 /// Fails if files that the claim names are damaged or missing.
-pub(crate) fn claimed(survey: &StateScan, claim: &Claim) -> Result<(Option<Manifest>, Vec<Frame>)> {
-    let base = match claim.base.map(|id| (id, survey.manifests.get(&id))) {
+pub(crate) fn claimed(
+    survey: &StateScan,
+    claim: &Claim,
+    changes: &DeclaredChanges,
+) -> Result<(Option<Manifest>, Vec<Frame>)> {
+    let survey = &*survey.under_current_names(changes);
+    let adapted = |id: ManifestId| ManifestId { incarnation: claim.incarnation, ..id };
+    let base = claim.base.map(|id| if survey.manifests.contains_key(&adapted(id)) { adapted(id) } else { id });
+    let base = match base.map(|id| (id, survey.manifests.get(&id))) {
         None => None,
         Some((_, Some(manifest))) => Some(manifest.as_ref().map_err(|why| why.clone().help(RESTORE_HINT))?),
         Some((id, None)) => {

@@ -18,8 +18,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::declared_changes::DeclaredChanges;
 use super::disk::{Disk, DiskFile, is_temporary};
 use super::manifest::{Manifest, ManifestId};
+use super::migration::{self, StepRows};
 use super::recovery::{Claim, ProcessInfo, RecoveryDecision, StateScan};
 use super::savepoint_marker::SavepointMarker;
 use super::segment::{self, SegmentInfo};
@@ -149,6 +151,16 @@ impl Savepoint {
     #[cfg(test)]
     pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Checks that the savepoint's rows fit a program, under the names of its query.
+    ///
+    /// # Errors
+    /// Fails if they do not, or if a segment cannot be read.
+    pub(crate) fn check_rows(&self, changes: &DeclaredChanges, rows: &[StepRows]) -> Result<()> {
+        let mut manifest = self.manifest.clone();
+        changes.apply_to_manifest(&mut manifest);
+        migration::check_rows(&*self.disk, &self.path.join("segments"), manifest.rows(), rows).map(drop)
     }
 
     /// The manifest for another state, as if its incarnation `incarnation` had made the snapshot.

@@ -43,6 +43,14 @@ pub(crate) fn is_note(name: &str) -> bool {
     name.starts_with(READ_FIRST)
 }
 
+/// Returns the name of a source, or of its note, with the source's name replaced.
+pub(super) fn renamed<'a>(name: &'a str, new: impl FnOnce(&'a str) -> &'a str) -> String {
+    match name.strip_prefix(READ_FIRST) {
+        Some(name) => format!("{READ_FIRST}{}", new(name)),
+        None => new(name).to_owned(),
+    }
+}
+
 /// `true` if a state has the note that the source of this name was read first.
 pub(crate) fn was_read_first(name: &str, base: Option<&Manifest>, replay: &[Frame]) -> bool {
     let saved = base.into_iter().flat_map(|base| &base.sources).map(|source| &source.name);
@@ -90,12 +98,13 @@ pub(super) fn change(then: &StepFingerprint, now: &StepFingerprint) -> Option<St
 }
 
 /// Checks that a query has the sources that the state has read, and no new ones. `then` is the query that ran last; the
-/// state resumes from `base` and replays `replay`.
-pub(super) fn check_sources(
+/// state resumes from `base` and replays `replay`. `heir` returns the source that is said to have had a name.
+pub(super) fn check_sources<'h>(
     then: &QueryFingerprint,
     now: &QueryFingerprint,
     base: Option<&Manifest>,
     replay: &[Frame],
+    heir: impl Fn(&str) -> Option<&'h str>,
 ) -> Result<()> {
     let saved = base.into_iter().flat_map(|base| &base.sources).filter(|source| !source.progress.is_empty());
     let saved = saved.map(|source| source.name.as_str());
@@ -106,7 +115,12 @@ pub(super) fn check_sources(
     }
     let new = || steps(now).filter(|step| !progress.contains(&*step.name) && step_of(then, &step.name).is_none());
     for name in &progress {
-        let Some(step) = step_of(now, name) else { return Err(missing(name, new().next())) };
+        let Some(step) = step_of(now, name) else {
+            return Err(match heir(name) {
+                Some(heir) => both_read(name, heir),
+                None => missing(name, new().next()),
+            });
+        };
         let Some(was) = step_of(then, name).filter(|was| known(was, step, |then, now| then != now)) else { continue };
         return Err(another(was, step));
     }
@@ -116,7 +130,8 @@ pub(super) fn check_sources(
             .at(format!("source {}", step.name))
             .because("the state has read others, and this one would be read from its start")
             .help(format!(
-                "if it is new to the query, pass {ACCEPT}; otherwise give it the name that it had, or begin a new state"
+                "if it is new to the query, pass {ACCEPT}; if the state has read it under another name, write `.was(…)` \
+                 with that name behind the read; or begin a new state"
             ))),
     }
 }
@@ -131,7 +146,20 @@ fn missing(name: &str, new: Option<&StepFingerprint>) -> Error {
             new.name
         )),
     };
-    error.help(format!("give the source its name back, begin a new state, or pass {ACCEPT} to leave it out for good"))
+    error.help(format!(
+        "give the source its name back, write `.was(\"{name}\")` behind the read that continues it, begin a new state, or \
+         pass {ACCEPT} to leave it out for good"
+    ))
+}
+
+fn both_read(old: &str, new: &str) -> Error {
+    Error::of(ErrorKind::SourceChanged, "the state has read a source under its old and its new name")
+        .at(format!("source {new}"))
+        .because(format!("it is said to have been `{old}`, and the state has read `{old}` and `{new}`"))
+        .help(format!(
+            "remove `.was(\"{old}\")`, and pass {ACCEPT} to leave `{old}` out for good; or give the source a name that the \
+             state has not read"
+        ))
 }
 
 fn another(then: &StepFingerprint, now: &StepFingerprint) -> Error {
@@ -208,7 +236,7 @@ mod tests {
         let replay = replay.map(|name| Frame { epoch: Epoch(4), progress: vec![bound(&name)] });
         let replay: Vec<_> = replay.collect();
         let base = (!saved.is_empty()).then(|| base(saved));
-        check_sources(&query(then), &query(now), base.as_ref(), &replay)
+        check_sources(&query(then), &query(now), base.as_ref(), &replay, |_| None)
             .map_or_else(|e| e.to_string(), |()| "ok".into())
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::durable::declared_changes::DeclaredChanges;
 use crate::durable::manifest::{Manifest, QueryFingerprint};
 use crate::durable::recovery::RecoveryInput;
 use crate::durable::state::StateDir;
@@ -16,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::job::cluster::messages::JoinRequest;
 use crate::job::cluster::{Gathered, Mesh, StartDecision};
 use crate::job::monitor::MonitorHandle;
-use crate::job::start::{StartOutcome, StartedRun};
-use crate::job::worker_shared::{PlanBuild, WorkerShared};
+use crate::job::start::{JobContext, StartOutcome, StartedRun};
+use crate::job::state_check::CheckRequest;
+use crate::job::worker_shared::{PlanBuild, Query, QueryPlan, WorkerShared};
 use crate::job::{Cluster, Ending, Job, RunReport, State, StopHandle, start, worker, worker_shared};
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
@@ -37,15 +39,33 @@ impl Job {
         &self,
         query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
+        self.query_plan(query).map(|plan| plan.steps)
+    }
+
+    /// Returns the plan of a query, whose declared changes are checked.
+    pub(super) fn query_plan<R: QueryResult>(
+        &self,
+        query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
+    ) -> Result<QueryPlan> {
         let query = move |flow: &Flow<'_>| flow.build(&query);
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
-        let steps = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
-        if !steps.iter().any(|step| step.kind == "source") {
+        let plan = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
+        if !plan.steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }
-        Ok(steps)
+        self.declared_changes(&plan).check(plan.steps.iter().map(|step| (step.kind, &*step.name)))?;
+        Ok(plan)
+    }
+
+    /// Returns the changes that the query and the state's options declare.
+    pub(super) fn declared_changes(&self, plan: &QueryPlan) -> DeclaredChanges {
+        let renames = plan.renames.clone();
+        let Some(State { dropped_steps: dropped, dropped_outputs, .. }) = self.state.clone() else {
+            return DeclaredChanges { renames, ..DeclaredChanges::default() };
+        };
+        DeclaredChanges { renames, dropped, dropped_outputs }
     }
 
     /// Builds the flow on an idle worker, without running it.
@@ -56,7 +76,7 @@ impl Job {
         shard: SinkContext,
         durable: Option<DurableContext>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
-    ) -> Result<Vec<PlannedStep>> {
+    ) -> Result<QueryPlan> {
         let views = Arc::clone(&self.views);
         let dry = PlanBuild { place: self.place(0), mode, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker_shared::build_plan(worker, dry, &query));
@@ -86,22 +106,24 @@ impl Job {
         }
     }
 
-    /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
-    fn query_fingerprint(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
+    /// Returns the query's fingerprint, for the state and the other processes, and the changes that it declares; `None`
+    /// if there are neither.
+    fn fingerprint_and_changes(&self, query: &Query) -> Result<Option<(QueryFingerprint, DeclaredChanges)>> {
         let planned = Arc::clone(query);
-        let steps = self.plan(move |flow| planned(flow))?;
-        let views = steps.iter().filter(|step| step.kind == "view");
+        let plan = self.query_plan(move |flow| planned(flow))?;
+        let views = plan.steps.iter().filter(|step| step.kind == "view");
         self.views.set_names(views.map(|step| step.name.clone()));
         if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
-        start::query_fingerprint(&steps, &self.flags()).map(Some)
+        Ok(Some((start::query_fingerprint(&plan.steps, &self.flags())?, self.declared_changes(&plan))))
     }
 
     /// Starts an incarnation of the job's state; `None` in a job without state.
     fn begin(
         &self,
         query: &Query,
+        changes: &DeclaredChanges,
         opened: &Arc<OpenedSinks>,
         failure: &Arc<JobFailure>,
     ) -> Result<Option<StartOutcome>> {
@@ -111,10 +133,9 @@ impl Job {
         let mut incarnation = dir.begin_incarnation()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        let steps =
-            self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let plan = self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         // Its sources have reported their fingerprints now.
-        let print = &start::query_fingerprint(&steps, &self.flags())?;
+        let print = &start::query_fingerprint(&plan.steps, &self.flags())?;
         let sinks = opened.published();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
@@ -125,10 +146,11 @@ impl Job {
                 survey: scan,
                 sinks: &sinks,
                 query: print,
+                changes,
                 accept_changed_query,
                 accept_changed_sources,
             };
-            start::restore(&savepoint, &dir, incarnation, &found)?;
+            start::restore(&savepoint, &dir, incarnation, &found, &plan.rows)?;
             incarnation = dir.begin_incarnation()?;
         }
         let found = RecoveryInput {
@@ -136,14 +158,17 @@ impl Job {
             survey: &dir.scan_and_sync()?,
             sinks: &sinks,
             query: print,
+            changes,
             accept_changed_query,
             accept_changed_sources,
         };
-        start::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
+        let job =
+            JobContext { name: &self.name, rows: &plan.rows, workers: self.all_workers(), metrics: &self.metrics };
+        start::begin(options, &job, &dir, &found, failure).map(Some)
     }
 
     /// Returns the settings outside the query that affect its output.
-    fn flags(&self) -> BTreeMap<String, String> {
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
         let mut flags = self.flags.clone();
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
@@ -179,8 +204,12 @@ impl Job {
     }
 
     fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
+        if let Some(request) = CheckRequest::from_environment() {
+            return Err(self.answer(&query, &request));
+        }
         self.http.check()?;
-        let print = self.query_fingerprint(&query)?;
+        let (print, changes) = self.fingerprint_and_changes(&query)?.unzip();
+        let changes = changes.unwrap_or_default();
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
             Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
@@ -190,9 +219,9 @@ impl Job {
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_as_leader(query, None, failure),
-            Some(gathered) if is_first => self.run_as_leader(query, Some(gathered), failure),
-            Some(gathered) => self.run_as_follower(&query, gathered, failure),
+            None => self.run_as_leader(query, &changes, None, failure),
+            Some(gathered) if is_first => self.run_as_leader(query, &changes, Some(gathered), failure),
+            Some(gathered) => self.run_as_follower(&query, &changes, gathered, failure),
         }
     }
 
@@ -208,16 +237,22 @@ impl Job {
     }
 
     /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
-    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<JobFailure>) -> Result<RunReport> {
-        let opened = Arc::new(OpenedSinks::default());
+    fn run_as_leader(
+        self,
+        query: Query,
+        changes: &DeclaredChanges,
+        gathered: Option<Gathered>,
+        failure: &Arc<JobFailure>,
+    ) -> Result<RunReport> {
+        let opened = Arc::new(OpenedSinks::new(changes.outputs()));
         let Some(mut gathered) = gathered else {
-            return match self.begin(&query, &opened, failure)? {
+            return match self.begin(&query, changes, &opened, failure)? {
                 None => self.run_incarnation(&query, None, opened, failure, None),
                 Some(StartOutcome::Started(begun)) => self.run_incarnation(&query, Some(*begun), opened, failure, None),
                 Some(StartOutcome::Complete(last)) => self.report_complete(query, *last),
             };
         };
-        let begun = match self.begin(&query, &opened, failure) {
+        let begun = match self.begin(&query, changes, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
             Ok(Some(StartOutcome::Complete(last))) => {
                 let report = self.report_complete(query, *last).map_err(|error| gathered.refuse(error))?;
@@ -231,12 +266,18 @@ impl Job {
     }
 
     /// Runs the query in a process other than process 0.
-    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<JobFailure>) -> Result<RunReport> {
+    fn run_as_follower(
+        self,
+        query: &Query,
+        changes: &DeclaredChanges,
+        mut gathered: Gathered,
+        failure: &Arc<JobFailure>,
+    ) -> Result<RunReport> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.state, &self.cluster) {
             (StartDecision::Run { life: Some(incarnation), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = start::join(options, incarnation, process, self.all_workers(), failure);
+                let joined = start::join(options, incarnation, changes, (process, self.all_workers()), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
@@ -402,9 +443,6 @@ impl Job {
         Ok(RunReport::without_work(Ending::WasComplete))
     }
 }
-
-/// A query, shared by the threads that build it.
-type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
 /// Runs the workers of this process to their ends, then drops their shared state.
 fn run_workers(shared: WorkerShared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {

@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 use crate::durable::Incarnation;
 use crate::durable::background::Background;
+use crate::durable::declared_changes::DeclaredChanges;
 use crate::durable::journal::{FileJournal, Frame, Journal, JournalConfig};
 use crate::durable::manifest::{Manifest, QueryFingerprint, StepFingerprint};
+use crate::durable::migration::{self, Conversions, MigrationTarget, StepRows};
 use crate::durable::recovery::{self, Claim, RecoveryInput};
 use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
@@ -101,6 +103,7 @@ pub(crate) fn restore(
     dir: &StateDir,
     incarnation: u64,
     found: &RecoveryInput<'_>,
+    rows: &[StepRows],
 ) -> Result<()> {
     if let Some(sink) = found.sinks.iter().find(|sink| sink.published.is_some()) {
         return Err(Error::new("a job can only start from a savepoint with new outputs")
@@ -109,17 +112,27 @@ pub(crate) fn restore(
             .help("name another one"));
     }
     recovery::decide(found)?;
+    savepoint.check_rows(found.changes, rows)?;
     savepoint.restore(dir, incarnation)
+}
+
+/// What the start of an incarnation needs to know of its job.
+pub(crate) struct JobContext<'a> {
+    pub(crate) name: &'a str,
+    /// The stored rows of the query's steps.
+    pub(crate) rows: &'a [StepRows],
+    /// Number of workers of all processes.
+    pub(crate) workers: usize,
+    pub(crate) metrics: &'a Arc<Metrics>,
 }
 
 /// Starts an incarnation whose number is taken and whose sinks are open.
 pub(crate) fn begin(
     options: &State,
-    job: &str,
+    job: &JobContext<'_>,
     dir: &Arc<StateDir>,
     found: &RecoveryInput<'_>,
-    workers: usize,
-    (failure, metrics): (&Arc<JobFailure>, &Arc<Metrics>),
+    failure: &Arc<JobFailure>,
 ) -> Result<StartOutcome> {
     let decision = recovery::decide(found)?;
     if decision.ended {
@@ -128,6 +141,10 @@ pub(crate) fn begin(
                 .at(options.directory.display())
         });
     }
+    let conversions = match &decision.base {
+        Some(base) => migration::check_rows(&**dir.disk(), &dir.segments(), base.rows(), job.rows)?,
+        None => Conversions::new(),
+    };
     let Some(claim) = dir.claim(&decision, found.query)? else {
         return Err(
             Error::of(ErrorKind::Superseded, "another process goes on with this state").at(options.directory.display())
@@ -135,13 +152,14 @@ pub(crate) fn begin(
     };
     dir.collect_garbage(&claim, options.keep_snapshots, &decision.obsolete)?;
     let (base, replay) = (decision.base, decision.replay);
-    let mut begun = start_process(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
+    let base = base.map(|base| adapted(dir, (&claim, found), base, (job.rows, &conversions))).transpose()?;
+    let mut begun = start_process(options, Arc::clone(dir), (&claim, 0, job.workers), (base, replay), failure)?;
     let terms = SnapshotContext {
-        job: job.to_owned(),
+        job: job.name.to_owned(),
         query: found.query.clone(),
         claim,
         keep: options.keep_snapshots,
-        metrics: Arc::clone(metrics),
+        metrics: Arc::clone(job.metrics),
     };
     let (journal, merges) = (Arc::clone(&begun.journal), Arc::clone(&begun.durable.merges));
     let base = begun.durable.base.as_deref();
@@ -149,18 +167,47 @@ pub(crate) fn begin(
     Ok(StartOutcome::Started(Box::new(begun)))
 }
 
+/// Adapts the manifest that an incarnation resumes from to its query: if the query has other names for what it has, or
+/// other types of rows, the manifest is written anew, as one of this incarnation. A crash before that leaves the manifest as
+/// it was, and the next incarnation adapts it.
+fn adapted(
+    dir: &StateDir,
+    (claim, found): (&Claim, &RecoveryInput<'_>),
+    mut base: Manifest,
+    (rows, conversions): (&[StepRows], &Conversions),
+) -> Result<Manifest> {
+    let is_stored = matches!(found.survey.manifests.get(&base.id()), Some(Ok(stored)) if *stored == base);
+    if is_stored && conversions.is_empty() {
+        return Ok(base);
+    }
+    let (disk, segments) = (dir.disk(), &*dir.segments());
+    for (name, changes) in conversions {
+        let (step, rows) =
+            (base.steps.iter_mut().find(|step| step.name == *name), rows.iter().find(|rows| rows.step == *name));
+        let Some((step, rows)) = step.zip(rows) else { continue };
+        let count: u64 = step.segments.iter().map(|segment| segment.rows).sum();
+        tracing::info!("step {name}: {count} rows of the state are written anew: {}", changes.join(", "));
+        let (incarnation, expired_through) = (claim.incarnation, step.closed);
+        let target = MigrationTarget { disk, segments, incarnation, expired_through };
+        step.segments = rows.migration.migrate(&target, &step.segments).map_err(|error| error.at_step(name))?;
+    }
+    let adapted = Manifest { incarnation: claim.incarnation, query: claim.query.clone(), ..base };
+    adapted.write(&**dir.disk(), &dir.manifests(), &dir.still_current(claim.incarnation))?;
+    Ok(adapted)
+}
+
 /// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
 /// resume.
 pub(crate) fn join(
     options: &State,
     incarnation: u64,
-    process: u32,
-    workers: usize,
+    changes: &DeclaredChanges,
+    (process, workers): (u32, usize),
     failure: &Arc<JobFailure>,
 ) -> Result<StartedRun> {
     let dir = StateDir::join(Arc::clone(&options.disk), &options.directory)?;
     let claim = dir.claim_of(incarnation)?;
-    let found = recovery::claimed(&dir.scan(true)?, &claim)?;
+    let found = recovery::claimed(&dir.scan(true)?, &claim, changes)?;
     start_process(options, Arc::new(dir), (&claim, process, workers), found, failure)
 }
 

@@ -1,5 +1,6 @@
 //! Durable state of a job as a user asks for it: `State::at("directory")`, with its options in any order.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub struct State {
     pub(crate) take_over: bool,
     pub(crate) accept_changed_query: bool,
     pub(crate) accept_changed_sources: bool,
+    pub(crate) dropped_steps: BTreeSet<String>,
+    pub(crate) dropped_outputs: BTreeSet<String>,
     pub(crate) savepoint: Option<PathBuf>,
     pub(crate) journal_file: u64,
 }
@@ -40,6 +43,8 @@ impl State {
             take_over: false,
             accept_changed_query: false,
             accept_changed_sources: false,
+            dropped_steps: BTreeSet::new(),
+            dropped_outputs: BTreeSet::new(),
             savepoint: None,
             journal_file: JournalConfig::DEFAULT_FILE_LIMIT,
         }
@@ -68,7 +73,8 @@ impl State {
         self
     }
 
-    /// Resumes from the state of a changed query or program. Results that were published stay as they are.
+    /// Resumes from the state of a changed query or program, also where epochs are to be replayed or a collection's rows
+    /// retracted. Results that were published stay as they are.
     #[must_use]
     pub fn accept_changed_query(mut self, accept: bool) -> Self {
         self.accept_changed_query = accept;
@@ -81,6 +87,26 @@ impl State {
     #[must_use]
     pub fn accept_changed_sources(mut self, accept: bool) -> Self {
         self.accept_changed_sources = accept;
+        self
+    }
+
+    /// Drops the rows that the state has of a step that is no longer in the query. Without it, a state with rows of a step
+    /// that the query lacks is refused, as the step may only have been renamed (see [`Stream::was`](crate::Stream::was)).
+    ///
+    /// It may stay: a state without rows of the step is resumed as if nothing were said. A step that the query has cannot
+    /// be dropped. The rows are gone for good with the last snapshot that has them.
+    #[must_use]
+    pub fn drop_step(mut self, name: &str) -> Self {
+        self.dropped_steps.insert(name.to_owned());
+        self
+    }
+
+    /// Forgets an output of the state that is no longer in the query, and leaves what it has published as it is. The rules of
+    /// [`State::drop_step`] hold. An output that was dropped cannot be written again under its name: it lacks what happened
+    /// meanwhile.
+    #[must_use]
+    pub fn drop_output(mut self, name: &str) -> Self {
+        self.dropped_outputs.insert(name.to_owned());
         self
     }
 

@@ -39,7 +39,9 @@ use crate::job::run_report::Ending;
 use crate::job::worker_shared::WorkerShared;
 use crate::source::WorkerContext;
 use crate::status::WorkerReport;
-use crate::stream::{BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, SnapshotEpochs};
+use crate::stream::{
+    BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, SnapshotEpochs, StepRegistry,
+};
 use crate::time::Epoch;
 
 /// Maximum number of records that a source is asked for per call.
@@ -73,6 +75,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         incarnation: shared.incarnation.clone(),
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),
+        registry: StepRegistry::default(),
     });
     let ends = worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));

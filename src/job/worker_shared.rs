@@ -10,7 +10,9 @@ use timely::dataflow::operators::probe;
 use timely::worker::Worker;
 
 use crate::durable::Incarnation;
+use crate::durable::declared_changes::Rename;
 use crate::durable::journal::{Frame, Journal};
+use crate::durable::migration::StepRows;
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::Snapshots;
@@ -24,6 +26,7 @@ use crate::source::WorkerContext;
 use crate::status::StatusBoard;
 use crate::stream::{
     BuildContext, BuildMode, DurableContext, Flow, InjectedFault, JobFailure, OpenedSinks, PlannedStep, SnapshotEpochs,
+    StepRegistry,
 };
 use crate::time::Epoch;
 use crate::view::Views;
@@ -103,8 +106,20 @@ pub(crate) struct PlanBuild {
     pub(crate) durable: Option<DurableContext>,
 }
 
-/// Builds the flow on an idle worker, and returns its steps.
-pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+/// A query, shared by the threads that build it.
+pub(crate) type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
+
+/// The plan of a query.
+pub(crate) struct QueryPlan {
+    pub(crate) steps: Vec<PlannedStep>,
+    /// The earlier names of steps, sources and outputs.
+    pub(crate) renames: Vec<Rename>,
+    /// The stored rows of steps.
+    pub(crate) rows: Vec<StepRows>,
+}
+
+/// Builds the flow on an idle worker, and returns its plan.
+pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<QueryPlan> {
     let PlanBuild { place, mode, opened, shard, views, durable } = dry;
     let build = Rc::new(BuildContext {
         place,
@@ -122,6 +137,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         incarnation: Incarnation::without_state(),
         shard,
         views,
+        registry: StepRegistry::default(),
     });
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
@@ -133,6 +149,10 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
     }
     match build.failure.get() {
         Some(error) => Err(error.clone()),
-        None => Ok(build.plan.take()),
+        None => Ok(QueryPlan {
+            steps: build.plan.take(),
+            renames: build.registry.take_renames(),
+            rows: build.registry.take_rows(),
+        }),
     }
 }

@@ -12,6 +12,7 @@ use super::durable_context::DurableContext;
 use super::fault::InjectedFault;
 use super::opened_sinks::OpenedSinks;
 use super::snapshot_epochs::SnapshotEpochs;
+use super::step_registry::StepRegistry;
 use crate::durable::Incarnation;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -73,6 +74,8 @@ pub(crate) struct BuildContext {
     /// Template of the sinks' contexts, without name and kind of rows.
     pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
+    /// The steps' outputs and earlier names.
+    pub(crate) registry: StepRegistry,
 }
 
 impl BuildContext {

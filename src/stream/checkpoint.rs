@@ -32,6 +32,7 @@ use timely::scheduling::{Activator, SyncActivator};
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::compaction::{self, MergeGroup};
 use crate::durable::disk::Disk;
+use crate::durable::migration::{ConvertedRows, EarlierRows, MigratedRows, StepRows};
 use crate::durable::segment::{BlockBuilder, RawBlock, SegmentInfo, SegmentLabel, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
@@ -289,6 +290,73 @@ fn register_merge<T: Record>(name: &str, durable: &DurableContext, kind: RowOps<
     durable.merges.add(name, Box::new(merge));
 }
 
+/// The stored rows of a step, while the flow is built.
+pub(crate) struct RegisteredOperator<T> {
+    kind: RowOps<T>,
+    codec: CodecCell<T>,
+    /// Conversions from earlier types of rows, the latest first.
+    earlier: RefCell<Vec<Arc<dyn EarlierRows<T>>>>,
+}
+
+impl<T: Record> RegisteredOperator<T> {
+    /// Adds the conversion of rows of an earlier type.
+    pub(crate) fn convert<Old: Record>(&self, kind: RowOps<Old>, convert: impl Fn(Old) -> T + Send + Sync + 'static) {
+        let RowOps { order, add, window, .. } = kind;
+        let converted = ConvertedRows { codec: Arc::new(Postcard), order, add, window, convert };
+        self.earlier.borrow_mut().push(Arc::new(converted));
+    }
+
+    fn finish(&self, step: &str) -> StepRows {
+        let RowOps { order, add, window, .. } = self.kind;
+        let (codec, earlier) = (Arc::clone(&self.codec.borrow()), self.earlier.take());
+        let migration = Box::new(MigratedRows { codec, order, add, window, earlier });
+        StepRows { step: step.to_owned(), migration }
+    }
+}
+
+/// Registers the conversion of a step's rows of an earlier type; returns `false` if the step's rows are not of type `T`.
+pub(crate) fn try_convert_rows<Old: Record, T: Record>(
+    flow: &Flow<'_>,
+    name: &str,
+    earlier: RowOps<Old>,
+    convert: impl Fn(Old) -> T + Send + Sync + 'static,
+) -> bool {
+    let operator = flow.build.registry.rows_of::<RegisteredOperator<T>>(name);
+    let found = operator.is_some();
+    if let Some(operator) = operator {
+        operator.convert(earlier, convert);
+    }
+    found
+}
+
+/// Like [`try_convert_rows`], but fails the job if the step's rows are of another type.
+pub(crate) fn convert_rows<Old: Record, T: Record>(
+    flow: &Flow<'_>,
+    name: &str,
+    earlier: RowOps<Old>,
+    convert: impl Fn(Old) -> T + Send + Sync + 'static,
+) {
+    if flow.build.mode != BuildMode::Run && !try_convert_rows(flow, name, earlier, convert) {
+        flow.build.failure.set(not_its_rows(name));
+    }
+}
+
+/// The error for a conversion to other rows than those of the step.
+pub(crate) fn not_its_rows(name: &str) -> Error {
+    let error = Error::usage("`.migrate` converts to another type than the step keeps").at_step(name);
+    error.help("put it directly behind the step, and return the type of the step's own values")
+}
+
+/// Registers the rows of a step for the check of a state, and for their migration. Where the job runs, both are over.
+fn register_rows<T: Record>(flow: &Flow<'_>, name: &str, kind: RowOps<T>, codec: &CodecCell<T>) {
+    if flow.build.mode == BuildMode::Run {
+        return;
+    }
+    let operator = Rc::new(RegisteredOperator { kind, codec: Rc::clone(codec), earlier: RefCell::default() });
+    let (finished, step) = (Rc::clone(&operator), name.to_owned());
+    flow.build.registry.add_rows(name, operator, Box::new(move || finished.finish(&step)));
+}
+
 /// Returns the rows that a snapshot has of a step, at the snapshot's epoch, on the workers that read the segments;
 /// `None` without a snapshot.
 pub(crate) fn load<'f, T: Record>(
@@ -297,6 +365,7 @@ pub(crate) fn load<'f, T: Record>(
     kind: RowOps<T>,
     codec: CodecCell<T>,
 ) -> Option<TimelyStream<'f, u64, Vec<T>>> {
+    register_rows(flow, name, kind, &codec);
     let durable = flow.build.durable.as_ref()?;
     let epoch = durable.gate()?;
     let state = durable.step(name);

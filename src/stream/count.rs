@@ -36,6 +36,17 @@ pub(crate) struct CountState<S> {
     waiting: Vec<(EventStamp, S)>,
 }
 
+impl<S> CountState<S> {
+    /// Converts the accumulators.
+    pub(crate) fn map<T>(self, mut convert: impl FnMut(S) -> T) -> CountState<T> {
+        let CountState { filling, waiting } = self;
+        let filling =
+            filling.map(|PartialWindow { start, total }| PartialWindow { start, total: total.map(&mut convert) });
+        let waiting = waiting.into_iter().map(|(stamp, sum)| (stamp, convert(sum))).collect();
+        CountState { filling, waiting }
+    }
+}
+
 /// Aggregates count windows of `size` records.
 pub(crate) struct CountWindows<K, D, A> {
     pub(crate) size: i64,

@@ -18,6 +18,13 @@ pub(crate) struct Counted<S> {
 #[cfg(feature = "abomonation")]
 crate::in_place!(Counted<S> { count, sum });
 
+impl<S> Counted<S> {
+    /// Converts the accumulator.
+    pub(super) fn map<T>(self, convert: impl FnOnce(S) -> T) -> Counted<T> {
+        Counted { count: self.count, sum: convert(self.sum) }
+    }
+}
+
 impl<S: Accumulator> Counted<S> {
     /// Returns the difference that cancels this row: only its count matters.
     pub(super) fn retraction(&self) -> Self {

@@ -21,6 +21,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::empty;
 
+use crate::durable::declared_changes::NameScope;
 use crate::durable::journal::PartitionProgress;
 use crate::durable::manifest::SourceState;
 use crate::durable::sources;
@@ -526,6 +527,7 @@ impl<'f> Flow<'f> {
         self.build.step("source", name, source.describe(), self.identity(source));
         self.register_topics(source.topics(), Vec::new());
         let (stream, Stream { events, marks, .. }) = read(self, name, source, mode);
+        self.build.registry.add_output(stream.events.name(), NameScope::Source, name);
         self.rejects.borrow_mut().push((events, marks));
         stream
     }

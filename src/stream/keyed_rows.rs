@@ -110,6 +110,34 @@ pub(crate) struct Version<R> {
     row: Option<R>,
 }
 
+/// A row of a key as snapshots keep it.
+pub(crate) type SavedVersion<K, R> = (K, Version<R>);
+
+impl<R> Version<R> {
+    /// Converts the row.
+    pub(crate) fn map<T>(self, convert: impl FnOnce(R) -> T) -> Version<T> {
+        Version { epoch: self.epoch, row: self.row.map(convert) }
+    }
+}
+
+/// Returns the functions that order, add and classify rows of keys, of a type that has its own end or none.
+pub(crate) fn saved_versions<K: Record, R: Record>(
+    window: fn(&SavedVersion<K, R>) -> EventTime,
+) -> RowOps<SavedVersion<K, R>> {
+    RowOps {
+        order: |a, b| a.0.cmp(&b.0),
+        add: checkpoint::keep_newest,
+        is_zero: |_| false,
+        is_tombstone: |saved| saved.1.row.is_none(),
+        window,
+    }
+}
+
+/// Returns the end of a row's window: its own, or none.
+pub(crate) fn end_of_version<K, R>(saved: &SavedVersion<K, R>, end: impl FnOnce(&R) -> EventTime) -> EventTime {
+    saved.1.row.as_ref().map_or(EventTime::MAX, end)
+}
+
 /// A row in memory.
 struct KeyedEntry<R> {
     row: R,
@@ -247,13 +275,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
     type Value = B::Value;
 
     fn saved_rows() -> RowOps<Self::SavedRow> {
-        RowOps {
-            order: |a, b| a.0.cmp(&b.0),
-            add: checkpoint::keep_newest,
-            is_zero: |_| false,
-            is_tombstone: |saved| saved.1.row.is_none(),
-            window: |saved| saved.1.row.as_ref().map_or(EventTime::MAX, B::expires_at),
-        }
+        saved_versions(|saved| end_of_version(saved, B::expires_at))
     }
 
     fn key_of(saved: &Self::SavedRow) -> &B::Key {

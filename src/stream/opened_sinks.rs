@@ -15,7 +15,11 @@ use crate::sink::SinkWriter;
 /// Writers of sinks that were opened before the flow is built: a job with state reads what all of them have published
 /// before it decides where to resume.
 #[derive(Default)]
-pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
+pub(crate) struct OpenedSinks {
+    sinks: Mutex<BTreeMap<String, OpenedSink>>,
+    /// Earlier names of sinks, under which their targets know them, by name.
+    earlier_names: BTreeMap<String, String>,
+}
 
 /// An opened sink.
 pub(crate) struct OpenedSink {
@@ -28,19 +32,29 @@ pub(crate) struct OpenedSink {
 }
 
 impl OpenedSinks {
+    /// Creates an empty set of writers. `earlier_names` has pairs of a sink's name and the one that its target knows.
+    pub(crate) fn new(earlier_names: impl IntoIterator<Item = (String, String)>) -> Self {
+        OpenedSinks { sinks: Mutex::default(), earlier_names: earlier_names.into_iter().collect() }
+    }
+
+    /// Returns the name under which the target of a sink knows it.
+    pub(super) fn name_at_target<'a>(&'a self, name: &'a str) -> &'a str {
+        self.earlier_names.get(name).map_or(name, String::as_str)
+    }
+
     pub(super) fn put(&self, name: &str, sink: OpenedSink) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
     }
 
     pub(super) fn take<D: Record>(&self, name: &str) -> Option<(Option<PublishedEpoch>, Box<dyn SinkWriter<D>>)> {
-        let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
+        let opened = self.sinks.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
         let writer = opened.writer.downcast::<Box<dyn SinkWriter<D>>>().ok()?;
         Some((opened.published, *writer))
     }
 
     /// Returns what each sink has published, by name.
     pub(crate) fn published(&self) -> Vec<ReportedSink> {
-        let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
         let found = |(name, sink): (&String, &OpenedSink)| ReportedSink {
             name: name.clone(),
             published: sink.published.clone(),

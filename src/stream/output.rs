@@ -70,7 +70,8 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     // order over the workers of the process that has the state: it opened them, to read what they have published.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % build.place.threads;
-    let shard = SinkContext { name: name.to_owned(), rows: kind, ..build.shard.clone() };
+    let name_at_target = build.opened.name_at_target(name).to_owned();
+    let shard = SinkContext { name: name_at_target, rows: kind, ..build.shard.clone() };
     // Opening may truncate files, so it is skipped if the job has failed already, for example at its source. The flow
     // is built all the same, as it must be equal on all workers, and one of them may have learned of a failure before
     // another.

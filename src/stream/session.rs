@@ -27,6 +27,18 @@ pub(crate) struct Session<S> {
     total: Counted<S>,
 }
 
+impl<S> Session<S> {
+    /// Converts the accumulator.
+    pub(crate) fn map<T>(self, convert: impl FnOnce(S) -> T) -> Session<T> {
+        Session { start: self.start, end: self.end, total: self.total.map(convert) }
+    }
+}
+
+/// Returns the time at which nothing of some sessions is left.
+pub(crate) fn end_of_sessions<S>(row: &[Session<S>]) -> EventTime {
+    row.last().map_or(EventTime::MIN, |session| session.end)
+}
+
 /// Aggregates session windows.
 pub(crate) struct SessionWindows<K, D, A> {
     pub(crate) gap: Span,
@@ -50,7 +62,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for SessionWindows<K,
     const EXPIRES: bool = true;
 
     fn expires_at(row: &Self::Row) -> EventTime {
-        row.last().map_or(EventTime::MIN, |session| session.end)
+        end_of_sessions(row)
     }
 
     fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::record::{Event, Record};
 use crate::stream::Stream;
 use crate::stream::assign::EventStamp;
-use crate::stream::keyed_rows::{self, KeyedOperator, count_passed, first_due, insert_ordered};
+use crate::stream::checkpoint;
+use crate::stream::keyed_rows::{self, KeyedOperator, SavedVersion, count_passed, first_due, insert_ordered};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_operator::StepOutputs;
@@ -196,6 +197,27 @@ impl<K: Record, D, O: Record> fmt::Debug for Stateful<'_, K, D, O> {
 }
 
 impl<'f, K: Record, D: Record, O: Record> Stateful<'f, K, D, O> {
+    /// Says that the step had another name in earlier versions of the query, whose state it continues: see
+    /// [`Stream::was`](super::Stream::was).
+    #[must_use]
+    pub fn was(self, old: &str) -> Self {
+        self.made.record_earlier_name(old);
+        self
+    }
+
+    /// Says how values of the type `Old`, which earlier versions of the query kept for a key, become values of today: see
+    /// [`Aggregated::migrate`](super::Aggregated::migrate). Records that wait are of the same type as before.
+    #[must_use]
+    pub fn migrate<Old: Record, S: Record>(self, convert: impl Fn(Old) -> S + Send + Sync + 'static) -> Self {
+        let earlier = keyed_rows::saved_versions::<K, KeyState<Old, D>>(|_| EventTime::MAX);
+        let row = move |(key, version): SavedVersion<K, KeyState<Old, D>>| {
+            let row = |KeyState { state, timers, waiting }| KeyState { state: state.map(&convert), timers, waiting };
+            (key, version.map(row))
+        };
+        checkpoint::convert_rows::<_, SavedVersion<K, KeyState<S, D>>>(self.made.flow(), &self.made.name, earlier, row);
+        self
+    }
+
     /// Returns the records that the functions have emitted, each with its event time; they are never late downstream.
     pub fn emitted(&self) -> Stream<'f, O> {
         self.made.events(self.made.results.closed.clone(), "Emitted", |emitted| emitted)

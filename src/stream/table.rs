@@ -51,6 +51,8 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
 
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::declared_changes::NameScope;
+use crate::error::Error;
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
 use crate::source::Source;
@@ -147,7 +149,9 @@ impl<'f> Flow<'f> {
         name: &str,
         records: Stream<'f, (K, Option<V>)>,
     ) -> Collection<'f, (K, V)> {
-        records.key_by(|(key, _)| key.clone()).into_table(name, TableOrder::Offset, |(_, value)| value)
+        let table = records.key_by(|(key, _)| key.clone()).into_table(name, TableOrder::Offset, |(_, value)| value);
+        self.build.registry.add_output(table.inner.inner.name(), NameScope::Source, name);
+        table
     }
 }
 
@@ -239,7 +243,26 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         let changes = build_table(&flow, rows, step);
         // Back-pressure includes this step: a query may have no sink behind it.
         let changes = changes.probe_with(&flow.build.probe);
+        flow.build.registry.add_output(changes.name(), NameScope::Step, name);
         Collection::new(changes.as_collection(), flow)
+    }
+}
+
+impl<K: Record, V: Record> Collection<'_, (K, V)> {
+    /// Says how values of the type `Old`, which earlier versions of the query kept in this table, become values of today:
+    /// see [`Aggregated::migrate`](super::Aggregated::migrate). It stands directly behind the table.
+    #[must_use]
+    pub fn migrate<Old: Record>(self, convert: impl Fn(Old) -> V + Send + Sync + 'static) -> Self {
+        let row = move |(key, StampedValue { time, at, value }): TableRow<K, Old>| {
+            (key, StampedValue { time, at, value: value.map(&convert) })
+        };
+        match self.flow.build.registry.step_of(self.inner.inner.name()) {
+            Some(name) => checkpoint::convert_rows::<_, TableRow<K, V>>(&self.flow, &name, saved_rows(), row),
+            None => self.flow.build.failure.set(
+                Error::usage("`.migrate` is behind no table").help("put it directly behind `table` or `last_by_key`"),
+            ),
+        }
+        self
     }
 }
 

@@ -277,7 +277,7 @@ impl<'f, K: Record, D: Record, W: WindowType> Windowed<'f, K, D, W> {
 
 /// The results of a windowed aggregate, in any of several forms.
 pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
-    made: WindowedOutputs<'f, K, D, A::Value>,
+    pub(super) made: WindowedOutputs<'f, K, D, A::Value>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codecs: Codecs<K, A::Sum>,
     /// `true` if live rows that were emitted before are missing from the snapshot.
@@ -291,6 +291,14 @@ impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
 }
 
 impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
+    /// Says that the step had another name in earlier versions of the query, whose rows it continues: see
+    /// [`Stream::was`](super::Stream::was).
+    #[must_use]
+    pub fn was(self, old: &str) -> Self {
+        self.made.record_earlier_name(old);
+        self
+    }
+
     /// Returns the final results, each once, when its window closes. As events they happen in the window's last
     /// millisecond, and are never late downstream: windows can be chained.
     pub fn on_close(&self) -> Stream<'f, Closed<K, A::Value>> {

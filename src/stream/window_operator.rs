@@ -33,6 +33,7 @@ use timely::dataflow::{Scope, Stream};
 use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::declared_changes::NameScope;
 use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
@@ -81,6 +82,8 @@ pub(crate) struct StepOutputs<'f, R: Clone + 'static, K: Record, V: Record, D> {
     flow: Flow<'f>,
     pub(crate) subscriptions: Subscriptions,
     lateness: Span,
+    /// The step's name.
+    pub(super) name: String,
 }
 
 /// Builds both operators of a step: see [`assign`](super::assign) and [`OperatorState`].
@@ -150,12 +153,17 @@ pub(super) fn operate<'f, F: OperatorState, D: Record>(
     let mut results = build_operator(&flow, records, marks.stream.clone(), step, begin);
     // Back-pressure includes this step: a query may have no sink behind it.
     results.closed = results.closed.probe_with(&flow.build.probe);
-    StepOutputs { results, late, marks, flow, subscriptions, lateness }
+    StepOutputs { results, late, marks, flow, subscriptions, lateness, name: name.to_owned() }
 }
 
 impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R, K, V, D> {
     pub(crate) fn flow(&self) -> &Flow<'f> {
         &self.flow
+    }
+
+    /// Records an earlier name of the step.
+    pub(crate) fn record_earlier_name(&self, old: &str) {
+        self.flow.build.registry.rename(NameScope::Step, &self.name, old);
     }
 
     /// Turns rows into events, each with its time; none of them is ever late. The stream's watermark is the step's,
@@ -179,6 +187,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R,
                 });
             }
         });
+        self.flow.build.registry.add_output(events.name(), NameScope::Step, &self.name);
         let marks = self.marks.clone().derived(self.lateness);
         super::Stream { events, marks, flow: self.flow.clone(), pool: ContainerPool::default() }
     }
@@ -200,6 +209,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R,
                 });
             }
         });
+        self.flow.build.registry.add_output(changes.name(), NameScope::Step, &self.name);
         Collection::new(changes.as_collection(), self.flow.clone())
     }
 

@@ -10,6 +10,15 @@ use super::row_encoding::{CodecId, RowEncoding};
 use super::schema::Schema;
 use crate::error::Result;
 
+/// The way in which stored rows fit a codec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RowFit {
+    /// They are read as they are.
+    Same,
+    /// They have to be converted; says what changes, for users.
+    Converted(Vec<String>),
+}
+
 /// Encodes and decodes the rows of blocks.
 ///
 /// Errors are plain texts without a place; the caller, which has the file, adds it.
@@ -57,6 +66,30 @@ pub(crate) trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     /// Fails like [`RowEncoding::accepts`].
     fn can_read(&self, written: &RowEncoding) -> Result<()> {
         self.encoding().accepts(written)
+    }
+
+    /// Checks that rows of coding `written` can be read with this codec, or be converted to rows that can, and how.
+    ///
+    /// # Errors
+    /// Fails if they cannot: names the part of the row that differs, and the remedy.
+    fn fit(&self, written: &RowEncoding) -> Result<RowFit> {
+        self.can_read(written).map(|()| RowFit::Same)
+    }
+
+    /// Decodes the `rows` rows of a block of coding `written`, which [`Codec::fit`] has found to need a conversion, and
+    /// appends them to `out`.
+    ///
+    /// # Errors
+    /// Fails if the bytes are not exactly that many rows, or if one cannot be converted.
+    fn convert(
+        &self,
+        written: &RowEncoding,
+        block: AlignedBytes,
+        rows: u32,
+        out: &mut Vec<T>,
+    ) -> std::result::Result<(), String> {
+        let _ = (block, rows, out);
+        Err(format!("{} rows cannot be converted", written.codec))
     }
 
     /// The coding of rows that this codec writes.

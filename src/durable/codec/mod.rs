@@ -14,19 +14,21 @@ pub mod abomonation;
 mod abomonation_codec;
 mod block;
 mod block_rows;
+mod conversion;
 mod fingerprint;
 mod interface;
 mod postcard;
 mod row_encoding;
 mod schema;
 mod shape;
+mod stored_value;
 
 #[cfg(feature = "abomonation")]
 pub use abomonation_codec::Abomonation;
 pub(crate) use block::{AlignedBytes, BlockBuffer};
 pub(crate) use block_rows::BlockRows;
 pub(crate) use fingerprint::fingerprint;
-pub(crate) use interface::Codec;
+pub(crate) use interface::{Codec, RowFit};
 pub(crate) use postcard::Postcard;
 pub(crate) use row_encoding::{CodecId, RowEncoding};
 pub(crate) use schema::{DynamicValue, Schema};

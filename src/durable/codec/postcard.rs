@@ -7,9 +7,12 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::durable::codec::conversion::{self, ConversionRefusal};
 use crate::durable::codec::shape::shape_of;
-use crate::durable::codec::{AlignedBytes, BlockBuffer, BlockRows, Codec, CodecId, RowEncoding, Schema, fingerprint};
-use crate::error::Error;
+use crate::durable::codec::{
+    AlignedBytes, BlockBuffer, BlockRows, Codec, CodecId, RowEncoding, RowFit, Schema, fingerprint,
+};
+use crate::error::{Error, ErrorKind};
 
 /// The default codec, for all row types that serde can serialise.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +37,21 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
             return Ok(());
         }
         Codec::<T>::encoding(self).accepts(written)
+    }
+
+    fn fit(&self, written: &RowEncoding) -> Result<RowFit, Error> {
+        let Err(refused) = Codec::<T>::can_read(self, written) else { return Ok(RowFit::Same) };
+        if written.codec != CodecId::POSTCARD {
+            return Err(refused);
+        }
+        conversion::check::<T>(&written.schema).map(RowFit::Converted).map_err(|ConversionRefusal { why, help }| {
+            let refused = Error::of(ErrorKind::StateIncompatible, "the state has rows that do not fit the query");
+            refused.because(why).help(help)
+        })
+    }
+
+    fn convert(&self, written: &RowEncoding, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> Result<(), String> {
+        conversion::convert(&written.schema, block.as_slice(), rows, out)
     }
 
     fn check(&self) -> Result<(), String> {

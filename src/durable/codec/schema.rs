@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 use std::mem;
 
-use serde::de::DeserializeOwned;
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -31,6 +32,16 @@ const MAX_REQUESTS: usize = 20_000;
 
 /// The type name and the fields of 128-bit sums that are stored as two halves.
 const HALVES: (&str, &[&str]) = ("WideSum", &["high", "low"]);
+
+/// The fields of [`Schema::Halves`].
+pub(super) fn halves_as_struct() -> [(String, Schema); 2] {
+    [(HALVES.1[0].to_owned(), Schema::Signed(64)), (HALVES.1[1].to_owned(), Schema::Unsigned(64))]
+}
+
+/// A struct by its type name and the names of its fields, those of aliases included.
+type StructNames = (&'static str, &'static [&'static str]);
+/// The names that the fields of structs with aliases are serialised under.
+type FieldNames = BTreeMap<StructNames, Vec<&'static str>>;
 
 /// The structure of a type's values, in the order in which they are serialised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,9 +91,21 @@ impl Schema {
     /// The schema of a type, found by probing it.
     pub(crate) fn of<T: DeserializeOwned>() -> Schema {
         let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
+        let mut names = FieldNames::new();
         for _ in 0..MAX_PASSES {
-            let mut pass = SchemaRecorder { node: schema.clone(), candidates, ..SchemaRecorder::default() };
+            let mut pass = SchemaRecorder {
+                node: schema.clone(),
+                candidates,
+                field_names: names.clone(),
+                ..SchemaRecorder::default()
+            };
             let failed = probe::probe::<T>(&mut pass).is_err();
+            if let Some(aliased) = pass.aliased {
+                // Its fields were taken for others: begin again, with their names.
+                names.insert(aliased, names_of_fields::<T>(aliased, &names));
+                (schema, candidates) = (Schema::Unknown, BTreeMap::new());
+                continue;
+            }
             let before = mem::replace(&mut schema, pass.node);
             candidates = pass.candidates;
             let is_stuck = if failed { !pass.found_dead_end } else { schema == before };
@@ -93,8 +116,34 @@ impl Schema {
         schema
     }
 
+    /// Describes the type of its values, in the words of Rust.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Schema::Unknown | Schema::Cut => "something unknown".into(),
+            Schema::Bool => "bool".into(),
+            Schema::Signed(bits) => format!("i{bits}"),
+            Schema::Unsigned(bits) => format!("u{bits}"),
+            Schema::Single => "f32".into(),
+            Schema::Double => "f64".into(),
+            Schema::Char => "char".into(),
+            Schema::Text => "text".into(),
+            Schema::Bytes => "bytes".into(),
+            Schema::Unit => "nothing".into(),
+            Schema::Time => "an event time".into(),
+            Schema::Halves => "a sum".into(),
+            Schema::Option(inner) => format!("optional {}", inner.describe()),
+            Schema::List(inner) => format!("a list of {}", inner.describe()),
+            Schema::Map(key, value) => format!("a map of {} to {}", key.describe(), value.describe()),
+            Schema::Tuple(parts) => {
+                format!("({})", parts.iter().map(Schema::describe).collect::<Vec<_>>().join(", "))
+            }
+            Schema::Struct(name, _) => format!("the struct {name}"),
+            Schema::Enum(name, _) => format!("the enum {name}"),
+        }
+    }
+
     /// `true` if a part of it is still unknown, so that another pass may complete it.
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         match self {
             Schema::Unknown => true,
             Schema::Option(inner) | Schema::List(inner) => inner.is_open(),
@@ -168,7 +217,8 @@ impl Schema {
     }
 }
 
-fn take<'a, T: Deserialize<'a>>(bytes: &mut &'a [u8]) -> Result<T, String> {
+/// Reads a value in the `postcard` format, and advances `bytes` past it.
+pub(super) fn take<'a, T: Deserialize<'a>>(bytes: &mut &'a [u8]) -> Result<T, String> {
     let (value, rest) = postcard::take_from_bytes(bytes).map_err(|why| why.to_string())?;
     *bytes = rest;
     Ok(value)
@@ -266,6 +316,32 @@ struct SchemaRecorder {
     candidates: BTreeMap<&'static str, usize>,
     /// `true` if this pass found a variant that the next pass avoids.
     found_dead_end: bool,
+    /// Names of fields that are known from passes that asked for them.
+    field_names: FieldNames,
+    /// A struct that took fewer values than it has names, so that it has aliases; its fields' names are not known yet.
+    aliased: Option<StructNames>,
+    /// The struct that is asked which of its fields a name belongs to, and that name.
+    asked: Option<(StructNames, &'static str)>,
+    /// `true` while the struct that is asked gets its fields by name.
+    by_name: bool,
+    /// Number of parts that the current struct has taken.
+    taken: usize,
+}
+
+/// Returns the names under which the fields of a struct within `T` are serialised: each of its names is given to it
+/// twice, and it says which field is there twice.
+fn names_of_fields<T: DeserializeOwned>(aliased: StructNames, known: &FieldNames) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    for name in aliased.1 {
+        let mut pass =
+            SchemaRecorder { field_names: known.clone(), asked: Some((aliased, name)), ..SchemaRecorder::default() };
+        if let Err(ProbeStop::DuplicateField(field)) = probe::probe::<T>(&mut pass)
+            && !fields.contains(&field)
+        {
+            fields.push(field);
+        }
+    }
+    fields
 }
 
 fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
@@ -334,11 +410,25 @@ impl SchemaRecorder {
     }
 
     /// Records a struct, and answers with all its fields.
-    fn fields<V>(&mut self, name: &str, names: &[&str], answer: impl FnOnce(&mut Self, usize) -> V) -> V {
-        if !matches!(&self.node, Schema::Struct(_, fields) if fields.len() == names.len()) {
-            self.node = Schema::Struct(name.to_owned(), unknown(names));
+    fn fields<V>(
+        &mut self,
+        (name, names): StructNames,
+        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        let fields = self.field_names.get(&(name, names)).map_or(names, Vec::as_slice);
+        if !matches!(&self.node, Schema::Struct(_, known) if known.len() == fields.len()) {
+            self.node = Schema::Struct(name.to_owned(), unknown(fields));
         }
-        answer(self, names.len())
+        let (count, is_known) = (fields.len(), fields.len() < names.len());
+        let by_name = self.asked.is_some_and(|(asked, _)| asked == (name, names));
+        let (outer_by_name, outer_taken) = (mem::replace(&mut self.by_name, by_name), mem::take(&mut self.taken));
+        let value = answer(self, count);
+        let taken = mem::replace(&mut self.taken, outer_taken);
+        self.by_name = outer_by_name;
+        if value.is_ok() && taken < count && !is_known && self.asked.is_none() {
+            self.aliased.get_or_insert((name, names));
+        }
+        value
     }
 
     /// Records an enum, and answers with the variant of which least is known.
@@ -420,14 +510,23 @@ impl Recorder for SchemaRecorder {
             Branch::NewtypeVariant => answer(self, 1),
             Branch::Struct(name, names) if (name, names) == HALVES => {
                 let before = mem::take(&mut self.node);
-                let value = self.fields(name, names, answer);
+                let value = self.fields((name, names), answer);
                 self.node = if value.is_ok() { Schema::Halves } else { before };
                 value
             }
-            Branch::Struct(name, names) => self.named(name, |recorder| recorder.fields(name, names, answer)),
-            Branch::StructVariant(names) => self.follow(|recorder| recorder.fields("", names, answer)),
+            Branch::Struct(name, names) => self.named(name, |recorder| recorder.fields((name, names), answer)),
+            Branch::StructVariant(names) => self.follow(|recorder| recorder.fields(("", names), answer)),
             Branch::Enum(name, names) => self.named(name, |recorder| recorder.variant(name, names, answer)),
         }
+    }
+
+    fn gives_keys(&self) -> bool {
+        self.by_name
+    }
+
+    fn key<'de, S: DeserializeSeed<'de>>(&mut self, entry: usize, seed: S) -> Result<Option<S::Value>, ProbeStop> {
+        let Some((_, name)) = self.asked.filter(|_| entry < 2) else { return Ok(None) };
+        seed.deserialize(StrDeserializer::new(name)).map(Some)
     }
 
     fn part<V>(
@@ -436,9 +535,18 @@ impl Recorder for SchemaRecorder {
         at: usize,
         answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
     ) -> Result<V, ProbeStop> {
+        if self.by_name {
+            // Fields by name are not recorded: only the name that the struct answers with counts.
+            let (whole, by_name) = (mem::take(&mut self.node), mem::take(&mut self.by_name));
+            let value = answer(self);
+            (self.node, self.by_name) = (whole, by_name);
+            return value;
+        }
         let part = mem::take(self.node.part(at).ok_or(ProbeStop::Stopped)?);
         let whole = mem::replace(&mut self.node, part);
+        let taken = mem::take(&mut self.taken);
         let value = answer(self);
+        self.taken = taken + 1;
         let part = mem::replace(&mut self.node, whole);
         if let Some(place) = self.node.part(at) {
             *place = part;

@@ -8,8 +8,9 @@ use super::accepted_journals::{JournalPrefix, damaged, missing};
 use super::claim::{Claim, RESTORE_HINT};
 use super::claimed_manifests::missing_claim_error;
 use super::input::{RecoveryInput, ReportedSink, StateScan};
+use crate::durable::declared_changes::{DeclaredChanges, NameScope};
 use crate::durable::journal::{FileId, WorkerEnd};
-use crate::durable::manifest::{Manifest, QueryFingerprint, SOURCE_KIND, StepFingerprint};
+use crate::durable::manifest::{Manifest, QueryFingerprint, SOURCE_KIND, StepState};
 use crate::durable::sources;
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::Epoch;
@@ -21,7 +22,10 @@ pub(super) fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, kn
         let Some(sink) = found.sinks.iter().find(|sink| sink.name == *name) else {
             return Err(Error::of(ErrorKind::QueryChanged, "an output of the state is missing from the query")
                 .at(format!("output {name}"))
-                .help("write it, as before, or begin a new state"));
+                .help(format!(
+                    "write it, as before; say `flow.output_was(…, \"{name}\")` if it has another name now; or forget it with \
+                     `State::drop_output(\"{name}\")` or --drop-output"
+                )));
         };
         if let Some(shown) = state.published
             && sink.epoch() < Some(shown)
@@ -41,7 +45,23 @@ pub(super) fn check_sinks(found: &RecoveryInput<'_>, base: Option<&Manifest>, kn
             return Err(Error::of(ErrorKind::SinkAhead, "an output is ahead of the state")
                 .at(format!("output {name}"))
                 .because(format!("it has published epoch {shown}, and the state has {has}"))
-                .help(format!("use the state that wrote it, or begin a new output{}", lost_end_hint(found))));
+                .help(format!(
+                    "use the state that wrote it, or write a new output under another name and forget this one with \
+                     `State::drop_output(\"{name}\")` or --drop-output{}",
+                    lost_end_hint(found)
+                )));
+        }
+        // Another incarnation may have written it, before it was dropped.
+        if let Some(base) = base.filter(|base| shown < base.epoch)
+            && base.sinks.iter().all(|state| state.name != *name)
+        {
+            return Err(Error::of(ErrorKind::SinkBehind, "an output lacks what happened while it was not written")
+                .at(format!("output {name}"))
+                .because(format!(
+                    "it ends with epoch {shown}, and the state has gone on without it to epoch {}",
+                    base.epoch
+                ))
+                .help("write to a new place under another name"));
         }
     }
     Ok(())
@@ -103,29 +123,25 @@ fn lost_end_hint(found: &RecoveryInput<'_>) -> String {
     )
 }
 
-/// Checks that the query has every durable step of the state, with rows of the same shape.
-pub(super) fn check_steps(base: &Manifest, query: &QueryFingerprint) -> Result<()> {
-    fn print<'a>(query: &'a QueryFingerprint, name: &str) -> Option<&'a StepFingerprint> {
-        query.steps.iter().filter(|step| step.keeps_rows()).find(|step| step.name == name)
+/// Checks that the query has every step of the state. The shape of their rows is checked when segments are read.
+pub(super) fn check_steps(base: &Manifest, query: &QueryFingerprint, changes: &DeclaredChanges) -> Result<()> {
+    let has = |name: &str| query.steps.iter().any(|step| step.keeps_rows() && step.name == name);
+    let Some(StepState { name, .. }) = base.steps.iter().find(|step| !has(&step.name)) else { return Ok(()) };
+    if let Some(heir) = changes.heir(NameScope::Step, name) {
+        let error = Error::of(ErrorKind::QueryChanged, "the state has rows of a step under its old and its new name");
+        return Err(error
+            .at(format!("step {heir}"))
+            .because(format!("it is said to have been `{name}`, and the state has rows of `{heir}` and of `{name}`"))
+            .help(format!(
+                "remove `.was(\"{name}\")`, and drop the rows of `{name}` with `State::drop_step(\"{name}\")`, or give \
+                 the step a name that the state does not have"
+            )));
     }
-    for step in &base.steps {
-        let place = format!("step {}", step.name);
-        let Some(now) = print(query, &step.name) else {
-            return Err(Error::of(
-                ErrorKind::QueryChanged,
-                "the state has rows of a step that the query does not have",
-            )
-            .at(place)
-            .help("give the step its name back, or begin a new state"));
-        };
-        if print(&base.query, &step.name).is_some_and(|then| then.differs_in_shape(now)) {
-            return Err(Error::of(ErrorKind::StateIncompatible, "the state has rows of another type than the query")
-                .at(place)
-                .because("the key or the value of the step has changed")
-                .help("give the step another name, or begin a new state"));
-        }
-    }
-    Ok(())
+    let error = Error::of(ErrorKind::QueryChanged, "the state has rows of a step that the query does not have");
+    Err(error.at(format!("step {name}")).help(format!(
+        "give the step its name back, write `.was(\"{name}\")` at the step that continues it, or drop its rows with \
+         `State::drop_step(\"{name}\")` or --drop-step"
+    )))
 }
 
 pub(super) fn check_segments(base: &Manifest, segments: &BTreeSet<String>) -> Result<()> {
@@ -164,8 +180,8 @@ pub(super) fn check_query(
     match found.sinks.iter().find(holds) {
         None => Ok(()),
         Some(sink) => Err(error.help(format!(
-            "the output {} has rows that the changed query may not retract: give it a new output, or pass \
-             --accept-changed-query",
+            "the output {0} has rows that the changed query may not retract: write a new output under another name and \
+             forget this one with `State::drop_output(\"{0}\")` or --drop-output, or pass --accept-changed-query",
             sink.name
         ))),
     }

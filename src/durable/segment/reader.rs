@@ -88,7 +88,9 @@ impl SegmentReader {
     pub(crate) fn open_named(disk: &dyn Disk, directory: &Path, named: &SegmentInfo) -> Result<Self> {
         let path = directory.join(&named.file);
         let reader = SegmentReader::open(disk, &path)?;
-        if reader.info != *named {
+        // The step may have got another name since.
+        let own = SegmentInfo { step: named.step.clone(), ..reader.info.clone() };
+        if own != *named {
             return Err(damaged(&path, "it is a segment, but not the one that was written under this name"));
         }
         Ok(reader)
@@ -167,6 +169,27 @@ impl SegmentReader {
                 Err(self.refuse(block, why))
             }
         }
+    }
+
+    /// Appends the rows of a block to `out`, converted to the type of the codec, in the order in which they were written.
+    ///
+    /// # Errors
+    /// Fails if the block is damaged, or if a row cannot be converted.
+    pub(crate) fn convert_block<T: 'static>(
+        &mut self,
+        block: usize,
+        codec: &dyn Codec<T>,
+        out: &mut Vec<T>,
+    ) -> Result<()> {
+        let rows = self.load(block)?;
+        let converted = codec.convert(&self.encoding, std::mem::take(&mut self.raw), rows, out);
+        converted.map_err(|why| {
+            let error = Error::of(ErrorKind::StateIncompatible, "cannot convert a segment's rows");
+            error
+                .at(self.path.display())
+                .because(why)
+                .help("run the program that wrote them, or correct the conversion")
+        })
     }
 
     /// Returns the rows of a block as values, for callers that do not know their type.

@@ -203,6 +203,7 @@ fn told(case: &RecoveryCase, query: &QueryFingerprint, accept_changed_query: boo
         survey: &case.survey,
         sinks: &case.sinks,
         query,
+        changes: &DeclaredChanges::default(),
         accept_changed_query,
         accept_changed_sources: false,
     };
@@ -247,7 +248,8 @@ fn a_state_without_a_past_begins_from_nothing() {
     check(
         "out 6",
         "an output is ahead of the state (output out): it has published epoch 6, and the state has nothing; use the state \
-         that wrote it, or begin a new output",
+         that wrote it, or write a new output under another name and forget this one with \
+         `State::drop_output(\"out\")` or --drop-output",
     );
 }
 
@@ -420,7 +422,7 @@ fn no_sink_is_behind_or_ahead() {
     );
     check(
         "claim 1; manifest 6-1 out 6",
-        "an output of the state is missing from the query (output out); write it, as before, or begin a new state",
+        "an output of the state is missing from the query (output out); write it, as before; say `flow.output_was(…, \"out\")` if it has another name now; or forget it with `State::drop_output(\"out\")` or --drop-output",
     );
     check("claim 1; manifest 6-1 out -; out -", "from 6-1, replay nothing, count nothing, last 6");
     check("claim 1; manifest 6-1; out -", "from 6-1, replay nothing, count nothing, last 6");
@@ -508,7 +510,7 @@ fn a_changed_query_does_not_replay() {
         &format!("{stopped}; out 2 changing"),
         another,
         "the query has changed since this state was used last: the program is another build (b2, was b1), the step \
-         aggregate t is gone; the output out has rows that the changed query may not retract: give it a new output…",
+         aggregate t is gone; the output out has rows that the changed query may not retract: write a new output under another name…",
         true,
     );
     check_changed("claim 1; manifest 2-1; out - changing", another, "from 2-1", true);
@@ -521,13 +523,14 @@ fn a_changed_query_does_not_replay() {
 }
 
 #[test]
-fn rows_of_a_step_that_is_gone_or_has_other_types_are_never_read() {
+fn rows_of_a_step_that_is_gone_are_not_forgotten() {
     let found = "claim 1; manifest 2-1 step t";
     check_changed(
         found,
         |query| query.steps[0].fingerprint = 8,
-        "the state has rows of another type than the query (step t): the key or the value of the step has changed; give…",
-        false,
+        // Their segments say whether they fit.
+        "from 2-1",
+        true,
     );
     check_changed(
         found,

@@ -9,6 +9,7 @@ mod state;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::declared_changes::DeclaredChanges;
 use super::journal::{FileId, Frame, JournalConfig, JournalFile, PartitionProgress, WorkerEnd};
 use super::manifest::{Manifest, QueryFingerprint, SinkState, SourceState, StepFingerprint};
 use super::recovery::{Claim, RecoveryDecision, RecoveryInput, ReportedSink, StateScan, claimed, decide};
@@ -143,6 +144,7 @@ fn decided(scan: &StateScan, incarnation: u64, shown: Option<u64>) -> Result<Rec
         survey: scan,
         sinks,
         query,
+        changes: &DeclaredChanges::default(),
         accept_changed_query: false,
         accept_changed_sources: false,
     })

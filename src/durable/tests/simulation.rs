@@ -92,7 +92,7 @@ impl World {
             self.saw("did not count a life");
         }
         let claim = state.claim(&decision, &print())?.expect("nobody else begins");
-        let others = claimed(&state.scan_and_sync()?, &state.claim_of(incarnation)?)?;
+        let others = claimed(&state.scan_and_sync()?, &state.claim_of(incarnation)?, &DeclaredChanges::default())?;
         assert_eq!((&others.0, &others.1), (&decision.base, &decision.replay));
 
         for frame in &decision.replay {

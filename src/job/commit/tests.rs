@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::compaction::{MIN_MERGE, MergeOptions, merge};
+use crate::durable::declared_changes::DeclaredChanges;
 use crate::durable::journal::MemoryJournal;
 use crate::durable::recovery::{RecoveryInput, decide};
 use crate::durable::segment::{BlockBuilder, FACTOR, SegmentWriter};
@@ -40,6 +41,7 @@ impl Driven {
             survey: &scan,
             sinks: &[],
             query: &query,
+            changes: &DeclaredChanges::default(),
             accept_changed_query: false,
             accept_changed_sources: false,
         };

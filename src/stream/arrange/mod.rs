@@ -33,7 +33,7 @@ pub(crate) use self::pane_row::Saved;
 use self::store::PaneStore;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
-use crate::stream::aggregate::Aggregate;
+use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
@@ -43,6 +43,17 @@ use crate::stream::value_reporter::ValueReporter;
 use crate::stream::window_row::WindowRow;
 use crate::stream::{Fault, InjectedFault};
 use crate::time::{EventTime, Span};
+
+/// Returns the functions that order, add and classify the rows of panes.
+pub(crate) fn pane_rows<T: Pane, K: Record, S: Accumulator>() -> RowOps<Saved<T, K, S>> {
+    RowOps {
+        order: |a, b| a.0.cmp(&b.0),
+        add: |a, b| a.1.plus_equals(&b.1),
+        is_zero: |row| row.1.is_zero(),
+        is_tombstone: |_| false,
+        window: |row| row.0.0.last(),
+    }
+}
 
 /// The state of a windowed step on one worker.
 pub(crate) struct PaneState<T: Pane, K: Record, D, A: Aggregate<D>> {
@@ -94,13 +105,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
     type Value = A::Value;
 
     fn saved_rows() -> RowOps<Self::SavedRow> {
-        RowOps {
-            order: |a, b| a.0.cmp(&b.0),
-            add: |a, b| a.1.plus_equals(&b.1),
-            is_zero: |row| row.1.is_zero(),
-            is_tombstone: |_| false,
-            window: |row| row.0.0.last(),
-        }
+        pane_rows()
     }
 
     fn key_of(saved: &Self::SavedRow) -> &K {

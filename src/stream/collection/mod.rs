@@ -54,7 +54,7 @@ pub(super) enum NotRecoverable {
 /// A multiset that changes by insertions and retractions.
 pub struct Collection<'f, D: Record> {
     pub(super) inner: VecCollection<'f, u64, D, isize>,
-    flow: Flow<'f>,
+    pub(super) flow: Flow<'f>,
     /// Set if the collection is not recoverable: after a crash, rows that no longer change are missing.
     not_recoverable: Option<NotRecoverable>,
 }
