@@ -71,7 +71,8 @@ impl<D: Record> Each<D> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tidegate::{Closed, Keyed, Real, Stream, Transaction, Window};
+    /// # use tidegate::stream::Keyed;
+    /// # use tidegate::{Closed, Real, Stream, Transaction, Window};
     /// /// The number of transactions; the sum and the mean of those in dollars.
     /// type Dollars = (i64, Option<(i128, Real)>);
     ///
@@ -102,7 +103,8 @@ impl<D: Record> Each<D> {
     /// ```
     /// # use std::time::Duration;
     /// # use serde::{Deserialize, Serialize};
-    /// # use tidegate::{Closed, Keyed, Real, Stream, Window};
+    /// # use tidegate::stream::Keyed;
+    /// # use tidegate::{Closed, Real, Stream, Window};
     /// #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
     /// struct Ride {
     ///     fare_cents: i64,
