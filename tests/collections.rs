@@ -43,7 +43,7 @@ fn collections_are_right_with_partitions_that_rest_and_are_found_late() {
 fn collections_of_processes_are_right_while_partitions_take_turns() {
     for_seeds(2, |seed| {
         let run = TestRun::new().workers(1 + seed as usize % 2).processes(2).seed(seed);
-        check_collections(&Data::in_turns(seed, 100), run).map(drop)
+        check_collections(&Data::in_turns(seed, 50), run).map(drop)
     });
 }
 
