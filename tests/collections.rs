@@ -66,7 +66,7 @@ fn equal_journals_give_equal_collections() {
 /// What is published before a crash and after it fits together at every epoch, on any number of workers.
 #[test]
 fn collections_go_on_after_crashes() {
-    for_seeds(4, |seed| check_collections_over_crashes(seed, TestRun::new));
+    for_seeds(3, |seed| check_collections_over_crashes(seed, TestRun::new));
 }
 
 fn error_of(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> String {
