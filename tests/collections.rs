@@ -43,7 +43,7 @@ fn collections_are_right_with_partitions_that_rest_and_are_found_late() {
 fn collections_of_processes_are_right_while_partitions_take_turns() {
     for_seeds(2, |seed| {
         let run = TestRun::new().workers(1 + seed as usize % 2).processes(2).seed(seed);
-        check_collections(&Data::in_turns(seed, 100), run).map(drop)
+        check_collections(&Data::in_turns(seed, 50), run).map(drop)
     });
 }
 
@@ -66,7 +66,7 @@ fn equal_journals_give_equal_collections() {
 /// What is published before a crash and after it fits together at every epoch, on any number of workers.
 #[test]
 fn collections_go_on_after_crashes() {
-    for_seeds(4, |seed| check_collections_over_crashes(seed, TestRun::new));
+    for_seeds(3, |seed| check_collections_over_crashes(seed, TestRun::new));
 }
 
 fn error_of(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> String {

@@ -241,11 +241,11 @@ pub fn check_collections(data: &Data, how: TestRun) -> Result<RunOutcome, String
 /// and what is there at the end is what a run without state comes to.
 pub fn check_collections_over_crashes(seed: u64, begin: impl Fn() -> TestRun) -> Result<(), String> {
     let mut random = Rng::with_seed(seed);
-    let data = if seed.is_multiple_of(2) { Data::random(&mut random, 40) } else { Data::in_turns(seed, 50) };
+    let data = if seed.is_multiple_of(2) { Data::random(&mut random, 30) } else { Data::in_turns(seed, 40) };
     let (plain, _) = run(&data, TestRun::new().seed(seed))?;
     let (kept, mut disk, mut crashes) = (Collections::default(), CrashingDisk::new(), 0);
     for life in 0.. {
-        if life < 5 {
+        if life < 4 {
             disk.crash_at(random.usize(20..150));
         }
         let (source, own, shared): (_, _, Arc<dyn Disk>) = (data.source(), kept.clone(), disk.shared());

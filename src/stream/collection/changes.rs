@@ -69,15 +69,15 @@ impl<'f, D: Record> Stream<'f, D> {
 }
 
 /// What an epoch brings to [`Collection::into_stream`]: changes of the collection, and the clock's watermark.
-struct PendingChanges<D> {
+struct UntimedChanges<D> {
     changes: Vec<(D, isize)>,
     /// The clock's watermark, and how far its stream has come; `None` if neither has changed.
     clock: Option<(EventTime, EventTime)>,
 }
 
-impl<D> Default for PendingChanges<D> {
+impl<D> Default for UntimedChanges<D> {
     fn default() -> Self {
-        PendingChanges { changes: Vec::new(), clock: None }
+        UntimedChanges { changes: Vec::new(), clock: None }
     }
 }
 
@@ -132,7 +132,7 @@ impl<'f, D: Record> Collection<'f, D> {
         let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
         builder.build(move |capabilities| {
             drop(capabilities);
-            let mut pending = EpochBuffer::<(Capability<u64>, PendingChanges<D>)>::default();
+            let mut pending = EpochBuffer::<(Capability<u64>, UntimedChanges<D>)>::default();
             let mut timed = TimedChanges { watermark: EventTime::MIN, now: EventTime::MIN, waiting: Vec::new() };
             move |frontiers| {
                 changes.for_each(|capability, changes| {
@@ -167,7 +167,7 @@ struct TimedChanges<D> {
 
 impl<D: Record> TimedChanges<D> {
     /// Completes an epoch: returns the events of its changes.
-    fn complete(&mut self, input: PendingChanges<D>) -> impl Iterator<Item = Event<(D, isize)>> + use<D> {
+    fn complete(&mut self, input: UntimedChanges<D>) -> impl Iterator<Item = Event<(D, isize)>> + use<D> {
         let before = self.watermark;
         if let Some((watermark, reached)) = input.clock {
             (self.watermark, self.now) = (self.watermark.max(watermark), self.now.max(reached));

@@ -11,6 +11,10 @@ use crate::record::Record;
 
 /// A differential collection whose timestamp is the epoch.
 type RawCollection<'s, D> = VecCollection<'s, u64, D, isize>;
+/// A key with a value of either side, or of both.
+type FullPair<K, V, V2> = (K, (Option<V>, Option<V2>));
+/// Pairs with a partner, each with it, and pairs without one.
+type MatchesAndRest<'s, K, V, V2> = (RawCollection<'s, (K, (V, V2))>, RawCollection<'s, (K, V)>);
 
 /// Collections of pairs whose first item is the key.
 impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
@@ -75,7 +79,7 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
 
     /// Like [`Collection::join`], but keeps the pairs of both collections whose key the other one has not, with `None` in
     /// the place of the other's value.
-    pub fn full_join<V2: Record>(self, other: Collection<'f, (K, V2)>) -> Collection<'f, (K, (Option<V>, Option<V2>))> {
+    pub fn full_join<V2: Record>(self, other: Collection<'f, (K, V2)>) -> Collection<'f, FullPair<K, V, V2>> {
         self.through_with(other, |left, right| {
             let (of_left, of_right) = (keys_of(left.clone()), keys_of(right.clone()));
             let missing = right.clone().antijoin(of_left).map(|(key, right)| (key, (None, Some(right))));
@@ -97,7 +101,7 @@ fn match_and_rest<'s, K: Record, V: Record, V2: Record>(
     left: RawCollection<'s, (K, V)>,
     right: RawCollection<'s, (K, V2)>,
     keys: RawCollection<'s, K>,
-) -> (RawCollection<'s, (K, (V, V2))>, RawCollection<'s, (K, V)>) {
+) -> MatchesAndRest<'s, K, V, V2> {
     let arranged = left.clone().arrange_by_key();
     let pair = |key: &K, left: &V, right: &V2| Some((key.clone(), (left.clone(), right.clone())));
     let matched = arranged.clone().join_core(right.arrange_by_key(), pair);
