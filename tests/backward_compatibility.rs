@@ -152,6 +152,50 @@ fn a_state_of_the_first_version_goes_on_to_the_right_results() {
     }
 }
 
+/// The query of [`query`] under other names, with an account that may be missing and wider sums.
+fn changed_query(directory: &Path) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
+    let input = ndjson::Source::new(directory.join("in.ndjson")).event_time(|t: &tidegate::Transaction| t.at_ms);
+    let totals = csv::Sink::new(directory.join("totals.csv"));
+    move |flow: &Flow<'_>| {
+        flow.output_was("results", "totals");
+        flow.read("payments", &input)
+            .was("transactions")
+            .key_by(|t| Some(t.account.clone()))
+            .window(Window::tumbling(Duration::from_secs(10)))
+            .aggregate("sums", |each| {
+                let wide = |cents: i64| i128::from(cents);
+                let (least, most) = (each.min(move |t| wide(t.amount_cents)), each.max(move |t| wide(t.amount_cents)));
+                (each.count(), each.sum(|t| t.amount_cents), least, most)
+            })
+            .was("totals")
+            .on_close()
+            .map(|Closed { window, key, value: (count, sum_cents, min_cents, max_cents) }| Total {
+                window_start: window.start,
+                window_end: window.end,
+                account: key.unwrap_or_default(),
+                count,
+                sum_cents,
+                min_cents: min_cents as i64,
+                max_cents: max_cents as i64,
+            })
+            .write("results", &totals);
+    }
+}
+
+#[test]
+fn a_state_of_the_first_version_goes_on_under_other_names_and_with_other_types() {
+    let (directory, rows) = (copied(), transactions());
+    append(directory.path(), &rows[COUNT / 2..]);
+    let job = || {
+        let state = State::at(directory.path().join("state")).accept_changed_query(true);
+        Job::new("account-totals").workers(2).state(state).options(Options::default().until_end(true))
+    };
+    assert_eq!(job().run(changed_query(directory.path())).unwrap().ending, Ending::Complete);
+    same_rows(&rows_of(&directory.path().join("totals.csv"), &TOTALS), &expected_of(&rows).rows());
+    let refused = job().run(query(directory.path())).unwrap_err().to_string();
+    assert!(refused.contains("an output of the state is missing from the query (output results)"), "{refused}");
+}
+
 #[test]
 fn the_tool_reads_a_state_of_the_first_version() {
     let directory = copied();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidegate::durable::disk::Disk;
 use tidegate::job::{Ending, StopHandle};
 use tidegate::source::memory::MemorySource;
-use tidegate::stream::aggregate::Accumulator;
+use tidegate::stream::aggregate::{Accumulator, Each};
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::{Flow, State, Window};
 
@@ -167,7 +167,7 @@ impl Outputs {
             let mut latest = sales.clone().key_by(|sale| sale.0).last_by_key_with(names.latest, |sale| Some(sale.1));
             let mut distinct = sales.clone().key_by(|sale| sale.0).dedup_within(names.distinct, millis(35));
             let visits = all.key_by(|sale| sale.0).window(Window::session(millis(25)));
-            let mut visits = visits.aggregate(names.sessions, |each| each.count()).on_close();
+            let mut visits = visits.aggregate(names.sessions, Each::count).on_close();
             if let Some(was) = was {
                 (sums, latest) = (sums.was(was.sums), latest.was(was.latest));
                 (distinct, visits) = (distinct.was(was.distinct), visits.was(was.sessions));
@@ -181,9 +181,10 @@ impl Outputs {
         }
     }
 
-    fn all(&self) -> (Vec<(i64, u8, i64)>, Vec<(u8, i64)>, Vec<(u8, i64)>, Vec<Sale>, Vec<(i64, u8, i64)>) {
+    fn all(&self) -> [String; 5] {
         let Outputs { sums, latest, prices, distinct, sessions } = self;
-        (sums.all(), latest.all(), prices.all(), distinct.all(), sessions.all())
+        let (sums, sessions) = (format!("{:?}", sums.all()), format!("{:?}", sessions.all()));
+        [sums, format!("{:?}", latest.all()), format!("{:?}", prices.all()), format!("{:?}", distinct.all()), sessions]
     }
 }
 
@@ -346,9 +347,9 @@ fn a_new_step_begins_with_the_records_that_are_read_from_then_on() {
         move |flow: &Flow<'_>, source: &MemorySource<Sale>| {
             let windows = flow.read("sales", source).key_by(|sale| sale.0).window(Window::tumbling(millis(100)));
             let sales = flow.read("more", source).key_by(|sale| sale.0).window(Window::tumbling(millis(100)));
-            windows.aggregate("old", |each| each.count()).on_close().write("old", &old);
+            windows.aggregate("old", Each::count).on_close().write("old", &old);
             if with_new {
-                let counts = sales.aggregate("new", |each| each.count()).on_close();
+                let counts = sales.aggregate("new", Each::count).on_close();
                 counts.map(|row| (row.window.end.millis(), row.key, row.value)).write("new", &new);
             }
         }
@@ -586,7 +587,7 @@ fn what_a_refusal_advises_is_accepted() {
     let narrow = |name: &'static str| {
         move |flow: &Flow<'_>, source: &MemorySource<Sale>| {
             let sales = flow.read("sales", source).key_by(|sale| sale.0).window(Window::tumbling(millis(100)));
-            let _ = sales.aggregate(name, |each| each.count());
+            let _ = sales.aggregate(name, Each::count);
         }
     };
     let drop_all =
@@ -617,7 +618,7 @@ fn what_a_refusal_advises_is_accepted() {
         move |flow: &Flow<'_>, source: &MemorySource<Sale>| {
             query(flow, source);
             let extra = flow.read("more", source).key_by(|sale| sale.0).window(Window::tumbling(millis(100)));
-            let _ = extra.aggregate("extra", |each| each.count());
+            let _ = extra.aggregate("extra", Each::count);
         }
     };
     let sources = |state: State| state.accept_changed_sources(true).drop_step("table");

@@ -75,6 +75,22 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_channel_asks_for_what_no_state_has_and_nothing_is_lost_or_doubled",
     },
     Mutation {
+        name: "what has another name begins anew",
+        file: "src/durable/recovery/input.rs",
+        text: "scan.manifests.values_mut().flatten().for_each(|manifest| changes.apply_to_manifest(manifest));",
+        instead: "",
+        tests: "tests/changed_programs.rs",
+        test: "all_that_has_another_name_continues_what_it_was",
+    },
+    Mutation {
+        name: "rows that were written anew are not named",
+        file: "src/job/start.rs",
+        text: "step.segments = rows.migration",
+        instead: "let _ = rows.migration",
+        tests: "tests/changed_programs.rs",
+        test: "rows_of_changed_types_are_converted_for_every_kind_of_step",
+    },
+    Mutation {
         name: "a refused property is told with its value, a secret one too",
         file: "src/source/kafka/properties.rs",
         text: "if is_secret(key) { HIDDEN } else { value }",
