@@ -8,7 +8,8 @@
 //!   records), and as an expert would write this query (totals in the differences, windows as timestamps).
 //! * `csv`, `ndjson`: files of transactions with text accounts, results written to a CSV file. Baseline: a program
 //!   written by hand, on one thread, that parses only the fields it needs.
-//! * `kafka`: a topic of JSON transactions on a real broker. Baseline: a consumer that parses and discards.
+//! * `kafka`: a topic of JSON transactions on a real broker, in a process of its own. Baseline: a consumer that parses and
+//!   discards.
 //!
 //! Totals of tumbling windows of 10 s are measured on all inputs; on records in memory also (`--query`):
 //!
@@ -18,11 +19,14 @@
 //!
 //! `cargo bench --bench throughput -- --records 10000000 --workers 1,2`
 //! `cargo bench --bench throughput -- --query sliding,session`
+//! `cargo bench -p benches --features apache-avro --bench throughput -- --query drop,copy --workers 1`
 
 #[path = "broker/mod.rs"]
 mod broker;
 #[path = "throughput/data.rs"]
 mod data;
+#[path = "throughput/kafka.rs"]
+mod kafka;
 #[path = "throughput/measure.rs"]
 mod measure;
 #[path = "throughput/programs.rs"]
@@ -35,6 +39,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Parser, ValueEnum};
 
+use data::Format;
+use kafka::AvroParser;
 use measure::{Measured, RunFigures};
 
 /// The allocator of Tidegate's own programs, for everything that is measured.
@@ -50,8 +56,24 @@ enum Input {
     Csv,
     /// A file with one JSON transaction a line.
     Ndjson,
-    /// A topic on a real broker (Java and Maven are needed).
+    /// A topic of JSON on a real broker (Java and Maven are needed).
     Kafka,
+    /// A topic of Avro.
+    KafkaAvro,
+    /// A topic of Protobuf.
+    KafkaProtobuf,
+}
+
+impl Input {
+    /// Returns the format of a topic's messages; `None` if it is no topic.
+    fn format(self) -> Option<Format> {
+        match self {
+            Input::Memory | Input::Csv | Input::Ndjson => None,
+            Input::Kafka => Some(Format::Json),
+            Input::KafkaAvro => Some(Format::Avro),
+            Input::KafkaProtobuf => Some(Format::Protobuf),
+        }
+    }
 }
 
 /// Windows of the totals.
@@ -63,6 +85,22 @@ enum Query {
     Sliding,
     /// Records less than a second apart; in memory.
     Session,
+    /// None: records of topics are read and dropped.
+    Drop,
+    /// None: records of a topic are copied to a file.
+    Copy,
+}
+
+impl Query {
+    /// `true` if the query is measured on an input.
+    fn reads(self, input: Input) -> bool {
+        match self {
+            Query::Tumbling => !matches!(input, Input::KafkaAvro | Input::KafkaProtobuf),
+            Query::Sliding | Query::Session => input == Input::Memory,
+            Query::Drop => input.format().is_some(),
+            Query::Copy => input == Input::Kafka,
+        }
+    }
 }
 
 /// A measured program.
@@ -78,8 +116,14 @@ enum Program {
     Differential,
     /// Differential dataflow with totals in the differences and windows as timestamps.
     Differences,
-    /// A consumer that parses and discards.
+    /// A consumer that polls, parses and discards.
     ParseOnly,
+    /// Like `ParseOnly`, with Tidegate's decoder of Avro.
+    OwnDecoder,
+    /// A loop that consumes, writes a file, flushes it and commits offsets.
+    Loop,
+    /// Tidegate with a state.
+    WithState,
 }
 
 /// Measures the throughput of windowed totals, beside baselines in the same run
@@ -87,13 +131,14 @@ enum Program {
 #[command(after_help = "Examples:
   cargo bench --bench throughput -- --records 10000000 --workers 1,2
   cargo bench --bench throughput -- --query sliding,session
+  cargo bench -p benches --features apache-avro --bench throughput -- --query drop,copy --workers 1
   cargo bench --bench throughput -- --inputs memory --runs 9 --json > figures.ndjson")]
 struct Arguments {
     /// Records of each run, a hundred thousand a second of event time [default: 2000000, 10000000 of sliding windows]
     #[arg(long)]
     records: Option<u64>,
 
-    /// Windows to measure
+    /// Queries to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tumbling")]
     query: Vec<Query>,
 
@@ -165,9 +210,9 @@ fn one(arguments: &Arguments) -> Result<(), String> {
     let setting = programs::RunParameters { records, accounts: arguments.accounts, workers, dir, brokers };
     let figures = match (input, program) {
         (Input::Memory, Program::ByHand) => match query {
-            Query::Tumbling => programs::memory_by_hand(&setting),
             Query::Sliding => windows::sliding_by_hand(&setting),
             Query::Session => windows::sessions_by_hand(&setting),
+            Query::Tumbling | Query::Drop | Query::Copy => programs::memory_by_hand(&setting),
         },
         (Input::Memory, Program::Differential) => programs::memory_differential(&setting),
         (Input::Memory, Program::Differences) => programs::memory_differences(&setting),
@@ -177,25 +222,59 @@ fn one(arguments: &Arguments) -> Result<(), String> {
         (Input::Csv, Program::Tidegate) => programs::csv_tidegate(&setting),
         (Input::Ndjson, Program::ByHand) => programs::ndjson_by_hand(&setting),
         (Input::Ndjson, Program::Tidegate) => programs::ndjson_tidegate(&setting),
-        (Input::Kafka, Program::ParseOnly) => programs::kafka_parse_only(&setting),
-        (Input::Kafka, Program::Tidegate) => programs::kafka_tidegate(&setting),
+        (Input::Kafka | Input::KafkaAvro | Input::KafkaProtobuf, program) => on_topic(query, input, program, &setting),
         _ => Err(String::from("there is no such program for this input")),
     }?;
     println!("{}", figures.to_line());
     Ok(())
 }
 
+/// Runs a program that reads a topic.
+fn on_topic(
+    query: Query,
+    input: Input,
+    program: Program,
+    setting: &programs::RunParameters,
+) -> Result<RunFigures, String> {
+    let format = input.format().ok_or("there is no topic")?;
+    match (query, program) {
+        (_, Program::ParseOnly) => kafka::by_hand(setting, format, AvroParser::Usual),
+        (_, Program::OwnDecoder) => kafka::by_hand(setting, format, AvroParser::Own),
+        (Query::Drop, Program::Tidegate) => kafka::drop_tidegate(setting, format),
+        (Query::Copy, Program::Loop) => kafka::copy_by_hand(setting),
+        (Query::Copy, Program::Tidegate) => kafka::copy_tidegate(setting, false),
+        (Query::Copy, Program::WithState) => kafka::copy_tidegate(setting, true),
+        (_, Program::Tidegate) => kafka::totals_tidegate(setting),
+        _ => Err(String::from("there is no such program for a topic")),
+    }
+}
+
 /// Returns the programs to measure for a query on an input: the baseline first.
 fn programs_of(query: Query, input: Input, workers: &[usize]) -> Vec<(Program, usize)> {
+    let tidegate = |program| workers.iter().map(move |&workers| (program, workers));
+    let one = |program| (program, 1);
+    if query == Query::Copy {
+        return [one(Program::Loop)]
+            .into_iter()
+            .chain(tidegate(Program::Tidegate))
+            .chain(tidegate(Program::WithState))
+            .collect();
+    }
+    if query == Query::Drop {
+        let consumers = match input {
+            Input::KafkaAvro if cfg!(feature = "apache-avro") => vec![Program::ParseOnly, Program::OwnDecoder],
+            Input::KafkaAvro => vec![Program::OwnDecoder],
+            _ => vec![Program::ParseOnly],
+        };
+        return consumers.into_iter().map(one).chain(tidegate(Program::Tidegate)).collect();
+    }
     if query != Query::Tumbling {
-        let tidegate = |program| workers.iter().map(move |&workers| (program, workers));
         let beside = tidegate(Program::Tumbling).filter(|_| query == Query::Sliding);
         return beside.chain([(Program::ByHand, 1)]).chain(tidegate(Program::Tidegate)).collect();
     }
     let mut all = match input {
-        Input::Memory => vec![(Program::ByHand, 1)],
-        Input::Csv | Input::Ndjson => vec![(Program::ByHand, 1)],
-        Input::Kafka => vec![(Program::ParseOnly, 1)],
+        Input::Memory | Input::Csv | Input::Ndjson => vec![one(Program::ByHand)],
+        Input::Kafka | Input::KafkaAvro | Input::KafkaProtobuf => vec![one(Program::ParseOnly)],
     };
     for &workers in workers {
         if input == Input::Memory {
@@ -212,33 +291,58 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
     let dir = arguments.dir.clone().unwrap_or_else(|| temporary.path().to_owned());
     std::fs::create_dir_all(&dir).map_err(|why| format!("cannot make {}: {why}", dir.display()))?;
     let inputs = match &arguments.inputs[..] {
-        [] => vec![Input::Memory, Input::Csv, Input::Ndjson, Input::Kafka],
+        [] => Input::value_variants().to_vec(),
         some => some.to_vec(),
     };
+    let mut topics = Topics::default();
     if !arguments.json {
         println!("{}", measure::machine());
     }
     for &query in &arguments.query {
-        for &input in inputs.iter().filter(|input| query == Query::Tumbling || **input == Input::Memory) {
-            measure_one(arguments, &dir, query, input)?;
+        for &input in inputs.iter().filter(|input| query.reads(**input)) {
+            measure_one(arguments, &dir, &mut topics, query, input)?;
         }
     }
     Ok(())
 }
 
+/// A broker, and the formats of which it has topics.
+#[derive(Default)]
+struct Topics {
+    broker: Option<broker::Broker>,
+    filled: Vec<Format>,
+}
+
+impl Topics {
+    /// Returns the address of a broker that has the topics of a format.
+    fn of(&mut self, format: Format, dir: &Path, arguments: &Arguments) -> Result<String, String> {
+        let address = match &self.broker {
+            Some(broker) => broker.address.clone(),
+            None => self.broker.insert(broker::Broker::start(dir)?).address.clone(),
+        };
+        if !self.filled.contains(&format) {
+            data::fill_topics(&address, format, arguments.kafka_records, arguments.accounts)?;
+            self.filled.push(format);
+        }
+        Ok(address)
+    }
+}
+
 /// Measures a query on an input.
-fn measure_one(arguments: &Arguments, dir: &Path, query: Query, input: Input) -> Result<(), String> {
-    let mut broker = None;
-    let records = arguments.records.unwrap_or(if query == Query::Sliding { 10_000_000 } else { 2_000_000 });
-    let records = if input == Input::Kafka { arguments.kafka_records } else { records };
-    match input {
-        Input::Memory => {}
-        Input::Csv | Input::Ndjson => data::write_files(dir, records, arguments.accounts)?,
-        Input::Kafka => match broker::Broker::start(dir) {
-            Ok(started) => {
-                data::fill_topic(&started.address, records, arguments.accounts)?;
-                broker = Some(started);
-            }
+fn measure_one(
+    arguments: &Arguments,
+    dir: &Path,
+    topics: &mut Topics,
+    query: Query,
+    input: Input,
+) -> Result<(), String> {
+    let mut brokers = String::new();
+    let mut records = arguments.records.unwrap_or(if query == Query::Sliding { 10_000_000 } else { 2_000_000 });
+    match input.format() {
+        None if input == Input::Memory => {}
+        None => data::write_files(dir, records, arguments.accounts)?,
+        Some(format) => match topics.of(format, dir, arguments) {
+            Ok(address) => (brokers, records) = (address, arguments.kafka_records),
             Err(why) if arguments.inputs.is_empty() => {
                 eprintln!("SKIPPED: reading from Kafka: {why}");
                 return Ok(());
@@ -246,18 +350,17 @@ fn measure_one(arguments: &Arguments, dir: &Path, query: Query, input: Input) ->
             Err(why) => return Err(why),
         },
     }
-    let brokers = broker.as_ref().map_or("", |broker| broker.address.as_str());
     let programs = programs_of(query, input, &arguments.workers);
     let mut measured: Vec<Measured> = programs.iter().map(|_| Measured::default()).collect();
     let title = format!("{query:?}, {input:?}");
     for run in 0..arguments.runs {
         for ((program, workers), measured) in programs.iter().zip(&mut measured) {
             eprint!("\r{title}: run {} of {}: {program:?} {workers}   ", run + 1, arguments.runs);
-            measured.add(child(dir, arguments, (records, brokers), (query, input, *program, *workers))?);
+            measured.add(child(dir, arguments, (records, &brokers), (query, input, *program, *workers))?);
         }
     }
     eprintln!();
-    check_equal(&title, &programs, &measured)?;
+    check_equal(query, &title, &programs, &measured)?;
     let names: Vec<_> = programs.iter().map(|(program, workers)| (format!("{program:?}"), *workers)).collect();
     measure::show(&title, records, &names, &measured, arguments.json);
     Ok(())
@@ -293,8 +396,9 @@ fn child(
 }
 
 /// Fails unless all programs have read the same records and have the same rows, except for those with other windows.
-fn check_equal(title: &str, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
-    let others = [Program::ParseOnly, Program::Tumbling];
+fn check_equal(query: Query, title: &str, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
+    // Other windows, or none at all.
+    let others: &[Program] = if query == Query::Drop { &[] } else { &[Program::ParseOnly, Program::Tumbling] };
     let mut all = programs.iter().zip(measured).filter(|((program, _), _)| !others.contains(program));
     let Some((_, first)) = all.next() else { return Ok(()) };
     for ((program, workers), other) in all {

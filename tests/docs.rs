@@ -31,7 +31,7 @@ const COMMANDS: [&[&str]; 13] = [
     &["man"],
 ];
 /// Flags of other programs that the documentation names.
-const OF_OTHERS: [&str; 20] = [
+const OF_OTHERS: [&str; 21] = [
     "--release",
     "--bin",
     "--bench",
@@ -44,6 +44,7 @@ const OF_OTHERS: [&str; 20] = [
     "--check",
     "--all-targets",
     "--no-fail-fast",
+    "--kafka-records",
     "--records",
     "--query",
     "--version",

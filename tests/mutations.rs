@@ -91,6 +91,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "rows_of_changed_types_are_converted_for_every_kind_of_step",
     },
     Mutation {
+        name: "bytes of JSON that are no text are replaced by others",
+        file: "src/source/kafka/decoders.rs",
+        text: "Err(_) => serde_json::from_slice(json),",
+        instead: "Err(_) => serde_json::from_str(&String::from_utf8_lossy(json)),",
+        tests: "src/source/kafka/decoders.rs",
+        test: "json_that_is_no_text_is_what_the_library_makes_of_its_bytes",
+    },
+    Mutation {
         name: "a refused property is told with its value, a secret one too",
         file: "src/source/kafka/properties.rs",
         text: "if is_secret(key) { HIDDEN } else { value }",

@@ -3,7 +3,9 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tidegate::Transaction;
+use tidegate::kafka::AvroSchema;
 use tidegate::sink::kafka::Publisher;
 
 /// Number of partitions of the records in memory.
@@ -90,16 +92,101 @@ pub(crate) fn write_files(dir: &Path, records: u64, accounts: u64) -> Result<(),
     write().map_err(|why| format!("cannot write transactions into {}: {why}", dir.display()))
 }
 
-/// Fills the topic `transaction` of a broker, of four partitions.
-pub(crate) fn fill_topic(brokers: &str, records: u64, accounts: u64) -> Result<(), String> {
-    let fill = || -> tidegate::Result<()> {
-        let mut publisher = Publisher::open(brokers, "transaction", [], Some(4))?;
+/// Number of partitions of a topic.
+pub(crate) const TOPIC_PARTITIONS: u32 = 4;
+
+/// Number of records of a topic that is read before a measurement.
+pub(crate) const WARM_UP: u64 = 50_000;
+
+/// Format of a topic's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// A JSON object.
+    Json,
+    /// An Avro datum of [`AVRO_SCHEMA`], without a frame.
+    Avro,
+    /// A [`ProtobufTransaction`], without a frame.
+    Protobuf,
+}
+
+/// Schema of Avro messages. The `apache-avro` crate wants the name of the type that it decodes to.
+pub(crate) const AVRO_SCHEMA: &str = r#"{"type": "record", "name": "AvroTransaction", "fields": [
+    {"name": "id", "type": "long"}, {"name": "account", "type": "string"}, {"name": "merchant", "type": "string"},
+    {"name": "amount_cents", "type": "long"}, {"name": "currency", "type": "string"}, {"name": "at_ms", "type": "long"}
+]}"#;
+
+/// A transaction as an Avro datum. Its number is signed, as Avro's integers are: the `apache-avro` crate decodes a `long`
+/// to no `u64`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct AvroTransaction {
+    pub(crate) id: i64,
+    pub(crate) account: String,
+    pub(crate) merchant: String,
+    pub(crate) amount_cents: i64,
+    pub(crate) currency: String,
+    pub(crate) at_ms: i64,
+}
+
+/// A transaction as a message of Protocol Buffers.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, prost::Message)]
+pub(crate) struct ProtobufTransaction {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(string, tag = "2")]
+    pub(crate) account: String,
+    #[prost(string, tag = "3")]
+    pub(crate) merchant: String,
+    #[prost(sint64, tag = "4")]
+    pub(crate) amount_cents: i64,
+    #[prost(string, tag = "5")]
+    pub(crate) currency: String,
+    #[prost(int64, tag = "6")]
+    pub(crate) at_ms: i64,
+}
+
+impl Format {
+    /// Returns the name of the topic.
+    pub(crate) fn topic(self) -> &'static str {
+        match self {
+            Format::Json => "transaction",
+            Format::Avro => "transaction-avro",
+            Format::Protobuf => "transaction-protobuf",
+        }
+    }
+
+    /// Returns the name of the topic that is read before a measurement.
+    pub(crate) fn warm_up_topic(self) -> String {
+        format!("{}-warm-up", self.topic())
+    }
+
+    fn encode(self, transaction: Transaction, schema: &AvroSchema, out: &mut Vec<u8>) -> Result<(), String> {
+        match self {
+            Format::Json => serde_json::to_writer(out, &transaction).map_err(|why| why.to_string()),
+            Format::Avro => schema.encode(&transaction, out),
+            Format::Protobuf => {
+                let Transaction { id, account, merchant, amount_cents, currency, at_ms } = transaction;
+                let message = ProtobufTransaction { id, account, merchant, amount_cents, currency, at_ms };
+                prost::Message::encode(&message, out).map_err(|why| why.to_string())
+            }
+        }
+    }
+}
+
+/// Fills the topics of a format.
+pub(crate) fn fill_topics(brokers: &str, format: Format, records: u64, accounts: u64) -> Result<(), String> {
+    let fill = |topic: &str, records| -> tidegate::Result<()> {
+        let (mut publisher, schema) =
+            (Publisher::open(brokers, topic, [], Some(TOPIC_PARTITIONS))?, AvroSchema::parse(AVRO_SCHEMA)?);
+        let mut message = Vec::new();
         for transaction in transactions(records, accounts) {
-            let message = serde_json::to_vec(&transaction)
-                .map_err(|why| tidegate::Error::new("cannot write a transaction").because(why))?;
-            publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
+            let key = transaction.account.clone();
+            message.clear();
+            let encoded = format.encode(transaction, &schema, &mut message);
+            encoded.map_err(|why| tidegate::Error::new("cannot write a transaction").because(why))?;
+            publisher.send(Some(key.as_bytes()), &message, None)?;
         }
         publisher.flush()
     };
-    fill().map_err(|error| error.to_string())
+    fill(&format.warm_up_topic(), WARM_UP.min(records)).map_err(|error| error.to_string())?;
+    fill(format.topic(), records).map_err(|error| error.to_string())
 }

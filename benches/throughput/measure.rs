@@ -138,26 +138,29 @@ pub(crate) fn show(input: &str, records: u64, programs: &[(String, usize)], meas
         let _ = writeln!(table, "\n{input}: {records} records");
         let _ = writeln!(
             table,
-            "  {:<14}{:>8}{:>24}{:>8}{:>12}{:>8}{:>10}",
-            "program", "workers", "M records/s (range)", "ratio", "CPU s/M", "ratio", "peak MiB"
+            "  {:<14}{:>8}{:>24}{:>8}{:>24}{:>8}{:>10}",
+            "program", "workers", "M records/s (range)", "ratio", "CPU s/M (range)", "ratio", "peak MiB"
         );
     }
     for ((program, workers), runs) in programs.iter().zip(measured) {
-        let ((least, median, greatest), cpu) = (runs.of(rate), runs.of(|run| run.cpu / millions).1);
+        let ((least, median, greatest), (cpu_least, cpu, cpu_most)) =
+            (runs.of(rate), runs.of(|run| run.cpu / millions));
         let (memory, ratio, cpu_ratio) = (runs.of(|run| run.memory).1, median / base.0, cpu / base.1);
         if json {
             println!(
                 "{{\"input\":\"{input}\",\"program\":\"{program}\",\"workers\":{workers},\"records\":{records},\
                  \"runs\":{},\"median\":{median:.4},\"min\":{least:.4},\"max\":{greatest:.4},\"ratio\":{ratio:.4},\
-                 \"cpu_s_per_m\":{cpu:.4},\"cpu_ratio\":{cpu_ratio:.4},\"peak_mib\":{memory:.0},\"machine\":\"{}\"}}",
+                 \"cpu_s_per_m\":{cpu:.4},\"cpu_min\":{cpu_least:.4},\"cpu_max\":{cpu_most:.4},\
+                 \"cpu_ratio\":{cpu_ratio:.4},\"peak_mib\":{memory:.0},\"machine\":\"{}\"}}",
                 runs.runs.len(),
                 machine()
             );
         } else {
             let range = format!("{median:.2} ({least:.2}-{greatest:.2})");
+            let cpu_range = format!("{cpu:.3} ({cpu_least:.3}-{cpu_most:.3})");
             let _ = writeln!(
                 table,
-                "  {program:<14}{workers:>8}{range:>24}{ratio:>8.2}{cpu:>12.3}{cpu_ratio:>8.2}{memory:>10.0}"
+                "  {program:<14}{workers:>8}{range:>24}{ratio:>8.2}{cpu_range:>24}{cpu_ratio:>8.2}{memory:>10.0}"
             );
         }
     }

@@ -12,17 +12,16 @@ use ::csv as csv_crate;
 use differential_dataflow::difference::{IsZero, Semigroup};
 use differential_dataflow::input::InputSession;
 use foldhash::fast::FixedState;
-use rdkafka::Message;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde::{Deserialize, Serialize};
 use tidegate::source::Options;
 use tidegate::source::memory::MemorySource;
-use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, kafka, ndjson};
+use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, ndjson};
 
 use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
 use crate::measure::{RowChecksum, RunFigures, timed};
 
 /// Parameters of a run.
+#[derive(Clone, Debug)]
 pub(crate) struct RunParameters {
     /// Number of records.
     pub(crate) records: u64,
@@ -118,10 +117,10 @@ pub(crate) fn check_of(end: i64, key: u64, row: &Totals) -> RowChecksum {
 
 /// A checksum to which several workers add.
 #[derive(Clone, Default)]
-struct SharedCheck(Arc<[AtomicU64; 3]>);
+pub(crate) struct SharedCheck(Arc<[AtomicU64; 3]>);
 
 impl SharedCheck {
-    fn add(&self, check: RowChecksum) {
+    pub(crate) fn add(&self, check: RowChecksum) {
         for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
             sum.fetch_add(part, Ordering::Relaxed);
         }
@@ -134,7 +133,7 @@ impl SharedCheck {
         }
     }
 
-    fn get(&self) -> RowChecksum {
+    pub(crate) fn get(&self) -> RowChecksum {
         let [rows, records, hash] = [0, 1, 2].map(|part: usize| self.0[part].load(Ordering::Relaxed));
         RowChecksum { rows, records, hash }
     }
@@ -257,7 +256,7 @@ pub(crate) fn memory_differences(setting: &RunParameters) -> Result<RunFigures, 
     differential(setting, dataflow, give, true)
 }
 
-fn job(setting: &RunParameters) -> Job {
+pub(crate) fn job(setting: &RunParameters) -> Job {
     let options = Options::default().until_end(true).out_of_order(Duration::from_millis(DISORDER as u64));
     Job::new("throughput").workers(setting.workers).options(options)
 }
@@ -411,7 +410,7 @@ pub(crate) fn ndjson_by_hand(setting: &RunParameters) -> Result<RunFigures, Stri
 }
 
 /// Tidegate's `account_totals` over a source, results written as CSV.
-fn totals<S: tidegate::source::Source<Item = Transaction>>(
+pub(crate) fn totals<S: tidegate::source::Source<Item = Transaction>>(
     setting: &RunParameters,
     source: S,
 ) -> Result<RunFigures, String> {
@@ -461,38 +460,4 @@ pub(crate) fn csv_tidegate(setting: &RunParameters) -> Result<RunFigures, String
 /// Tidegate from a file with one JSON object a line.
 pub(crate) fn ndjson_tidegate(setting: &RunParameters) -> Result<RunFigures, String> {
     totals(setting, ndjson::Source::new(data::file(&setting.dir, "ndjson")).event_time(|t: &Transaction| t.at_ms))
-}
-
-/// Tidegate from a topic.
-pub(crate) fn kafka_tidegate(setting: &RunParameters) -> Result<RunFigures, String> {
-    totals(setting, kafka::Source::json(&setting.brokers, "transaction").event_time(|t: &Transaction| t.at_ms))
-}
-
-/// One consumer that parses every message and keeps nothing.
-pub(crate) fn kafka_parse_only(setting: &RunParameters) -> Result<RunFigures, String> {
-    let mut config = rdkafka::ClientConfig::new();
-    config.set("bootstrap.servers", &setting.brokers).set("group.id", "throughput-parse-only");
-    config.set("isolation.level", "read_committed").set("fetch.queue.backoff.ms", "2");
-    config.set("enable.auto.commit", "false");
-    timed(|| {
-        let consumer: BaseConsumer = config.create().map_err(|why| why.to_string())?;
-        let mut partitions = rdkafka::TopicPartitionList::new();
-        for partition in 0..4 {
-            let start = rdkafka::Offset::Beginning;
-            partitions.add_partition_offset("transaction", partition, start).map_err(|why| why.to_string())?;
-        }
-        consumer.assign(&partitions).map_err(|why| why.to_string())?;
-        let mut check = RowChecksum::default();
-        while check.records < setting.records {
-            let Some(message) = consumer.poll(Duration::from_secs(10)) else {
-                return Err(format!("only {} of {} messages came", check.records, setting.records));
-            };
-            let message = message.map_err(|why| why.to_string())?;
-            let transaction: Transaction =
-                serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|why| why.to_string())?;
-            check.records += 1;
-            check.hash = check.hash.wrapping_add(std::hint::black_box(transaction).amount_cents as u64);
-        }
-        Ok(check)
-    })
 }

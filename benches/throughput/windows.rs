@@ -22,7 +22,7 @@ const GAP: i64 = 1_000;
 pub(crate) fn of(query: Query) -> Window {
     let millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
     match query {
-        Query::Tumbling => Window::tumbling(millis(WINDOW)).any(),
+        Query::Tumbling | Query::Drop | Query::Copy => Window::tumbling(millis(WINDOW)).any(),
         Query::Sliding => Window::sliding(millis(SIZE), millis(WINDOW)).any(),
         Query::Session => Window::session(millis(GAP)).any(),
     }

@@ -24,7 +24,7 @@ use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
-use timely::dataflow::operators::{Capability, Probe};
+use timely::dataflow::operators::{Capability, InputCapability, Probe};
 use timely::scheduling::SyncActivator;
 
 use crate::durable::codec::{Codec, Postcard};
@@ -38,12 +38,15 @@ use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::durable_context::SnapshotAck;
 use crate::stream::ends::EndsOutput;
 use crate::stream::epochs::{self, EpochBuffer};
-use crate::stream::{BuildContext, BuildMode, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
+use crate::stream::{BuildContext, BuildMode, ContainerPool, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// The maximum number of epochs that are published at once.
 const MAX_EPOCHS_PER_PUBLISH: usize = 256;
+
+/// Greatest number of rows that room is made for before they come.
+const MOST_RESERVED: usize = 1 << 17;
 
 /// A change of a sink's row: `(row, epoch, diff)`.
 pub(crate) type RowChange<R> = (R, u64, isize);
@@ -176,8 +179,10 @@ fn publish<'f, R: Record, D: Record>(
         let mut held = capabilities.pop().filter(|_| snapshot_acks.is_some() && publisher.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
-        let mut waiting = EpochBuffer::<(_, Vec<(R, isize)>)>::default();
+        let mut waiting = WaitingRows::default();
         let mut known_ends = EndsOutput::default();
+        // Number of rows that room is made for when an epoch begins: that of the epoch before.
+        let mut usual = 0;
         // Epochs that the writer has not published yet, with the capabilities that hold the probe at them.
         let mut outgoing = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
@@ -185,10 +190,7 @@ fn publish<'f, R: Record, D: Record>(
                 ends.for_each(|_capability, messages| known_ends.take(messages.drain(..)));
             }
             input.for_each(|capability, rows| {
-                // A container may hold changes of several epochs, all at or after the capability's.
-                for (row, epoch, diff) in rows.drain(..) {
-                    waiting.held_at(epoch, &capability).push((row, diff));
-                }
+                gather(&mut waiting, &capability, rows, usual);
             });
             let Some(output) = &mut publisher else { return };
             let complete = |epoch: u64| early || epochs::is_complete(frontiers, epoch);
@@ -196,6 +198,7 @@ fn publish<'f, R: Record, D: Record>(
                 if Some(Epoch(epoch)) <= gate {
                     continue;
                 }
+                usual = rows.len().min(MOST_RESERVED);
                 consolidate(&mut rows);
                 if !rows.is_empty() && failure.get().is_none() {
                     if let Some(cell) = cell.as_ref().filter(|_| outgoing.is_empty()) {
@@ -235,6 +238,30 @@ fn publish<'f, R: Record, D: Record>(
         }
     });
     let _shown = shown_stream.probe_with(&build.probe);
+}
+
+/// Rows of epochs that are not complete, with the capabilities for them.
+type WaitingRows<R> = EpochBuffer<(Capability<u64>, Vec<(R, isize)>)>;
+
+/// Adds rows to those of their epochs, all at or after the capability's. When an epoch begins, room is made for `usual`
+/// rows.
+fn gather<R>(
+    waiting: &mut WaitingRows<R>,
+    capability: &InputCapability<u64>,
+    rows: &mut Vec<RowChange<R>>,
+    usual: usize,
+) {
+    let mut rows = rows.drain(..).peekable();
+    while let Some((row, epoch, diff)) = rows.next() {
+        let gathered = waiting.held_at(epoch, capability);
+        if gathered.is_empty() {
+            gathered.reserve(usual);
+        }
+        gathered.push((row, diff));
+        while let Some((row, _, diff)) = rows.next_if(|next| next.1 == epoch) {
+            gathered.push((row, diff));
+        }
+    }
 }
 
 /// An epoch in transit to a writer's thread: its rows, and the journal ends at it.
@@ -359,7 +386,7 @@ impl<D: Record> Drop for SinkPublisher<D> {
 impl<'f, D: Record> Stream<'f, D> {
     /// Writes the records to a sink, epoch by epoch: each epoch is written whole, its rows sorted.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        let rows = rows(self.events, |event| event.data);
+        let rows = rows(self.events, self.pool, |event| event.data);
         write(&self.flow, name, SinkRows::Events, rows, sink, |row| row);
     }
 
@@ -367,7 +394,7 @@ impl<'f, D: Record> Stream<'f, D> {
     /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows
     /// that came from one record, or from several, as windows' rows do, are sorted among themselves.
     pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
-        let rows = rows(self.events, |event| (event.origin.tie_breaker(), event.data));
+        let rows = rows(self.events, self.pool, |event| (event.origin.tie_breaker(), event.data));
         write(&self.flow, name, SinkRows::Events, rows, sink, |(_place, row)| row);
     }
 }
@@ -375,14 +402,16 @@ impl<'f, D: Record> Stream<'f, D> {
 /// Turns events into rows for a sink, each once.
 fn rows<'f, D: Record, R: Record>(
     events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    pool: ContainerPool<Event<D>>,
     row: impl Fn(Event<D>) -> R + 'static,
 ) -> TimelyStream<'f, u64, Vec<RowChange<R>>> {
-    events.unary(Pipeline, "Rows", |_capability, _info| {
+    events.unary(Pipeline, "Rows", move |_capability, _info| {
         let mut made = Vec::new();
         move |input, output| {
             input.for_each(|capability, events| {
                 let Some(&epoch) = capability.least() else { return };
                 made.extend(events.drain(..).map(|event| (row(event), epoch, 1)));
+                pool.give(std::mem::take(events));
                 output.session(&capability).give_container(&mut made);
                 made.clear();
             });
