@@ -124,7 +124,8 @@ fn two_demos_do_not_share_a_directory() {
 /// `cargo run` builds only the tool, so the tool must be able to run the query.
 #[test]
 fn the_tool_is_its_queries() {
-    let queries = ["account_totals", "account_sessions", "balances", "late_report", "silent_accounts"];
+    let queries =
+        ["account_totals", "account_sessions", "balances", "late_report", "payments_matched", "silent_accounts"];
     for query in queries.into_iter().chain(["spend_by_minute", "top_spenders", "velocity_alerts"]) {
         let tool = || Command::new(env!("CARGO_BIN_EXE_tidegate"));
         let by_name = tool().arg0(query).arg("--help").output().unwrap();

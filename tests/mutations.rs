@@ -35,6 +35,30 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a snapshot does not know which records have found a pair since",
+        file: "src/stream/join/side.rs",
+        text: "Unsealed::Match => 0,",
+        instead: "Unsealed::Match => return None,",
+        tests: "tests/joins.rs",
+        test: "crashes_change_nothing",
+    },
+    Mutation {
+        name: "the last version of a key is removed though records may need it",
+        file: "src/stream/join/as_of.rs",
+        text: "*at <= from).saturating_sub(1)",
+        instead: "*at <= from)",
+        tests: "tests/joins.rs",
+        test: "joins_with_versions_are_functions_of_the_records",
+    },
+    Mutation {
+        name: "left records are alone in a window that has right ones",
+        file: "src/stream/join/windowed.rs",
+        text: "if right.is_empty() && self.kind.emits_left_alone()",
+        instead: "if self.kind.emits_left_alone()",
+        tests: "tests/joins.rs",
+        test: "joins_in_windows_are_functions_of_the_records",
+    },
+    Mutation {
         name: "a refused property is told with its value, a secret one too",
         file: "src/source/kafka/properties.rs",
         text: "if is_secret(key) { HIDDEN } else { value }",
