@@ -35,6 +35,8 @@ mod late_report;
 #[path = "../queries/orders_enriched.rs"]
 #[cfg(feature = "registry")]
 mod orders_enriched;
+#[path = "../queries/payments_matched.rs"]
+mod payments_matched;
 #[path = "../queries/silent_accounts.rs"]
 mod silent_accounts;
 #[path = "../queries/spend_by_minute.rs"]
@@ -61,6 +63,7 @@ const QUERIES: &[(&str, QueryMain)] = &[
     ("late_report", late_report::main),
     #[cfg(feature = "registry")]
     ("orders_enriched", orders_enriched::main),
+    ("payments_matched", payments_matched::main),
     ("silent_accounts", silent_accounts::main),
     ("spend_by_minute", spend_by_minute::main),
     ("top_spenders", top_spenders::main),
@@ -86,6 +89,7 @@ Included queries; each has a --help:
   fraud_ring        accounts on cycles of transfers within the last hour
   late_report       late records, by merchant
   orders_enriched   orders with their customers, kept up to date, from Avro topics
+  payments_matched  orders and payments, matched within an hour
   silent_accounts   accounts that have gone silent
   spend_by_minute   spend of the last minute, every 10 seconds
   top_spenders      the accounts that spend most

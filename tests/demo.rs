@@ -124,9 +124,16 @@ fn two_demos_do_not_share_a_directory() {
 /// `cargo run` builds only the tool, so the tool must be able to run the query.
 #[test]
 fn the_tool_is_its_queries() {
-    let queries =
-        ["account_totals", "account_sessions", "balances", "category_revenue", "late_report", "silent_accounts"];
-    for query in queries.into_iter().chain(["spend_by_minute", "top_spenders", "velocity_alerts"]) {
+    let queries = [
+        "account_totals",
+        "account_sessions",
+        "balances",
+        "category_revenue",
+        "fraud_ring",
+        "late_report",
+        "payments_matched",
+    ];
+    for query in queries.into_iter().chain(["silent_accounts", "spend_by_minute", "top_spenders", "velocity_alerts"]) {
         let tool = || Command::new(env!("CARGO_BIN_EXE_tidegate"));
         let by_name = tool().arg0(query).arg("--help").output().unwrap();
         let as_subcommand = tool().args([query, "--help"]).output().unwrap();

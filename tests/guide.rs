@@ -288,8 +288,24 @@ struct Payment {
     at_ms: i64,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Sale {
+    currency: String,
+    amount: i64,
+    at_ms: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Rate {
+    currency: String,
+    cents: i64,
+    at_ms: i64,
+}
+
 #[test]
 fn joins_by_event_time() {
+    let sales = MemorySource::new(vec![Vec::<Sale>::new()], |sale: &Sale| sale.at_ms);
+    let rates = MemorySource::new(vec![Vec::<Rate>::new()], |rate: &Rate| rate.at_ms);
     let orders = MemorySource::new(vec![Vec::<Order>::new()], |order: &Order| order.at_ms);
     let payments = MemorySource::new(vec![Vec::<Payment>::new()], |payment: &Payment| payment.at_ms);
     plans(move |flow| {
@@ -304,6 +320,15 @@ fn joins_by_event_time() {
         let late_orders: Stream<'_, Order> = paid.late_left();
         rows.write("paid", &Captured::new());
         late_orders.write("late orders", &Captured::new());
+
+        let rates = flow.read("rates", &rates).key_by(|rate| rate.currency.clone());
+        let prices = flow
+            .read("sales", &sales)
+            .key_by(|sale| sale.currency.clone())
+            .join_as_of("prices", rates) // the last rate that is not later; or `.forward()`, `.nearest()`
+            .tolerance(10 * MINUTE)
+            .left_outer(|_, sale, rate| (sale.amount, rate.map(|rate| rate.cents)));
+        prices.results().write("prices", &Captured::new());
     });
 }
 

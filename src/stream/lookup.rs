@@ -51,7 +51,8 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// read sooner or later; a replay from the journal gives the same result. A table that exists already, such as a
     /// compacted topic, is whole when the first records are looked up if its source is read first
     /// ([`Flow::table_first`](crate::Flow::table_first), [`Flow::read_first`](crate::Flow::read_first)); otherwise it may
-    /// still be read then. [`Keyed::join_within`] is a join by event time, whose result is a function of the data.
+    /// still be read then. [`Keyed::join_as_of`] looks records up as of their event time: its
+    /// result is a function of the data.
     ///
     /// ```
     /// use tidegate::source::memory::MemorySource;

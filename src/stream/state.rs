@@ -29,7 +29,8 @@ use crate::stream::window_operator::StepOutputs;
 use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
-/// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`].
+/// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`] and
+/// [`Keyed::keyed_state_with`].
 #[derive(Debug)]
 pub struct StateContext<'a, K, S, O> {
     key: &'a K,
@@ -93,10 +94,10 @@ pub(crate) struct KeyState<S, D> {
 }
 
 /// The functions of a step.
-struct StateFunctions<K, S, D, O, E, T> {
-    on_record: E,
-    on_timer: T,
-    types: PhantomData<fn(K, S, D, O)>,
+pub(super) struct StateFunctions<K, S, D, O, E, T> {
+    pub(super) on_record: E,
+    pub(super) on_timer: T,
+    pub(super) types: PhantomData<fn(K, S, D, O)>,
 }
 
 impl<K, S, D, O, E, T> KeyedOperator for StateFunctions<K, S, D, O, E, T>

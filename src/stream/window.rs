@@ -98,6 +98,17 @@ impl<W> Window<W> {
         Window { offset, ..self }
     }
 
+    /// Returns the windows if they are fixed on the line of event time, as those of a join have to be.
+    pub(super) fn fixed(self) -> Result<WindowAssigner> {
+        match self.kind {
+            WindowKind::Session { .. } | WindowKind::Count { .. } => {
+                let error = Error::usage("two streams cannot be joined in sessions or count windows");
+                Err(error.help("join them in windows that are fixed in time, or within a span by `join_within`"))
+            }
+            _ => self.windows(),
+        }
+    }
+
     /// Checks the rule, and returns the windows that it stands for.
     pub(super) fn windows(self) -> Result<WindowAssigner> {
         let length = |what: &str, duration: Duration| match whole_millis(what, duration)? {

@@ -123,3 +123,8 @@ impl<'f, K: Record, L: Record, R: Record> JoinInputs<'f, K, L, R> {
         Joined { results, late_left: (late_left, step.late_unsubscribed()), late_right: (late_right, right_late) }
     }
 }
+
+/// Returns a time as that of an event: the end of time is moved, as no window ends after it.
+pub(super) fn moment(time: EventTime) -> EventTime {
+    time.min(EventTime::from_millis(EventTime::MAX.millis() - 1))
+}

@@ -15,6 +15,36 @@ use crate::stream::assign::EventStamp;
 use crate::stream::checkpoint::RowOps;
 use crate::time::EventTime;
 
+/// The rows that a join emits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JoinKind {
+    Inner,
+    LeftOuter,
+    RightOuter,
+    FullOuter,
+    Semi,
+    Anti,
+}
+
+impl JoinKind {
+    pub(super) fn emits_pairs(self) -> bool {
+        !matches!(self, JoinKind::Semi | JoinKind::Anti)
+    }
+
+    pub(super) fn emits_left_alone(self) -> bool {
+        matches!(self, JoinKind::LeftOuter | JoinKind::FullOuter | JoinKind::Anti)
+    }
+
+    pub(super) fn emits_right_alone(self) -> bool {
+        matches!(self, JoinKind::RightOuter | JoinKind::FullOuter)
+    }
+
+    /// Returns `true` if rows are emitted when the watermark has passed a time.
+    pub(super) fn emits_at_the_end(self) -> bool {
+        self != JoinKind::Inner
+    }
+}
+
 /// A record of either stream.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "L: Record, R: Record")]
@@ -163,6 +193,12 @@ impl<D: Record> SideRecords<D> {
         self.0.range_mut(from..).take_while(move |record| record.time() <= last)
     }
 
+    /// Returns the records whose times are from `first` to `last`, both included, without their positions.
+    pub(super) fn from_to(&self, first: EventTime, last: EventTime) -> impl Iterator<Item = &D> + '_ {
+        let from = self.0.partition_point(|record| record.time() < first);
+        self.0.range(from..).take_while(move |record| record.time() <= last).map(|record| &record.data)
+    }
+
     /// Returns the earliest record.
     pub(super) fn first(&self) -> Option<&WaitingRecord<D>> {
         self.0.front()
@@ -174,21 +210,61 @@ impl<D: Record> SideRecords<D> {
     }
 
     /// Calls `each` with the changes of all records since the last seal. `until` says when a record of a time expires.
-    pub(super) fn seal(
-        &mut self,
-        until: impl Fn(EventTime) -> EventTime,
-        each: impl FnMut((EventStamp, D, SavedChange)),
-    ) {
+    fn seal(&mut self, until: impl Fn(EventTime) -> EventTime, each: impl FnMut((EventStamp, D, SavedChange))) {
         self.0.iter_mut().filter_map(|record| record.seal(until(record.time()))).for_each(each);
     }
 }
 
 impl<D> SideRecords<D> {
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// The waiting records of a key.
+pub(super) struct KeyRecords<L, R> {
+    pub(super) left: SideRecords<L>,
+    pub(super) right: SideRecords<R>,
+    /// The time at which the key is woken; [`EventTime::MAX`] if it is not.
+    pub(super) wake: EventTime,
+    /// `true` if a record has changed since the last seal.
+    pub(super) unsealed: bool,
+}
+
+impl<L, R> Default for KeyRecords<L, R> {
+    fn default() -> Self {
+        let (left, right) = (SideRecords::default(), SideRecords::default());
+        KeyRecords { left, right, wake: EventTime::MAX, unsealed: false }
+    }
+}
+
+impl<L, R> KeyRecords<L, R> {
+    pub(super) fn len(&self) -> usize {
+        self.left.len() + self.right.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.left.is_empty() && self.right.is_empty()
+    }
+}
+
+impl<L: Record, R: Record> KeyRecords<L, R> {
+    /// Appends the changes of all records since the last seal. `until` says when a left and a right record of a time
+    /// expires.
+    pub(super) fn seal<K: Record>(
+        &mut self,
+        key: &K,
+        until: (impl Fn(EventTime) -> EventTime, impl Fn(EventTime) -> EventTime),
+        rows: &mut Vec<SavedRecord<K, L, R>>,
+    ) {
+        self.unsealed = false;
+        self.left
+            .seal(until.0, |(stamp, data, change)| rows.push(((key.clone(), stamp, JoinSide::Left(data)), change)));
+        self.right
+            .seal(until.1, |(stamp, data, change)| rows.push(((key.clone(), stamp, JoinSide::Right(data)), change)));
     }
 }

@@ -18,7 +18,7 @@
 //! * Left records of a semi-join are emitted in the order of their times, so that only the first ones are looked at: of
 //!   two left records the earlier has the earlier first pair, or is over without one before the later one's first pair.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -26,8 +26,9 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 
-use super::joined::{JoinInputs, Joined};
-use super::side::{self, JoinSide, SavedRecord, SideRecords, WaitingRecord};
+use super::joined::{JoinInputs, Joined, moment};
+use super::key_times::KeyTimes;
+use super::side::{self, JoinKind, JoinSide, KeyRecords, SavedRecord, WaitingRecord};
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, TimeRouter};
@@ -174,36 +175,6 @@ impl<'f, K: Record, L: Record, R: Record> JoinWithin<'f, K, L, R> {
     }
 }
 
-/// The rows that a join emits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum JoinKind {
-    Inner,
-    LeftOuter,
-    RightOuter,
-    FullOuter,
-    Semi,
-    Anti,
-}
-
-impl JoinKind {
-    fn emits_pairs(self) -> bool {
-        !matches!(self, JoinKind::Semi | JoinKind::Anti)
-    }
-
-    fn emits_left_alone(self) -> bool {
-        matches!(self, JoinKind::LeftOuter | JoinKind::FullOuter | JoinKind::Anti)
-    }
-
-    fn emits_right_alone(self) -> bool {
-        matches!(self, JoinKind::RightOuter | JoinKind::FullOuter)
-    }
-
-    /// Returns `true` if rows are emitted when the watermark has passed a time.
-    fn emits_at_the_end(self) -> bool {
-        self != JoinKind::Inner
-    }
-}
-
 /// How far right records may be from a left one, in event time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reach {
@@ -225,56 +196,6 @@ impl Reach {
     /// Returns how much later than possible records are removed if that emits nothing: some at a time cost less.
     fn granularity(self) -> Span {
         Span::saturating_from_millis(self.before.millis().saturating_add(self.after.millis()) / 8)
-    }
-}
-
-/// Times at which keys are woken. A key has one entry that counts, the earliest; later ones are stale and skipped.
-struct KeyTimes<K> {
-    by_time: BTreeMap<EventTime, Vec<K>>,
-    /// Times are rounded up to multiples of it, in milliseconds; at least one.
-    granularity: i64,
-}
-
-impl<K> KeyTimes<K> {
-    fn new(granularity: Span) -> Self {
-        KeyTimes { by_time: BTreeMap::new(), granularity: granularity.millis().max(1) }
-    }
-
-    /// Returns the time at which a key is woken for what is due at `due`.
-    fn round(&self, due: EventTime) -> EventTime {
-        match due.millis().rem_euclid(self.granularity) {
-            0 => due,
-            over => EventTime::from_millis(due.millis().saturating_add(self.granularity - over)),
-        }
-    }
-
-    /// Wakes a key at a time. What is due at the end of time is done when the stream ends.
-    fn add(&mut self, time: EventTime, key: K) {
-        if time < EventTime::MAX {
-            self.by_time.entry(time).or_default().push(key);
-        }
-    }
-
-    /// Removes the first time if it is not after `to`, with its keys.
-    fn next(&mut self, to: EventTime) -> Option<(EventTime, Vec<K>)> {
-        Some(self.by_time.first_entry().filter(|first| *first.key() <= to)?.remove_entry())
-    }
-}
-
-/// The waiting records of a key.
-struct KeyRecords<L, R> {
-    left: SideRecords<L>,
-    right: SideRecords<R>,
-    /// The time at which the key is woken; [`EventTime::MAX`] if it is not.
-    wake: EventTime,
-    /// `true` if a record has changed since the last seal.
-    unsealed: bool,
-}
-
-impl<L, R> Default for KeyRecords<L, R> {
-    fn default() -> Self {
-        let (left, right) = (SideRecords::default(), SideRecords::default());
-        KeyRecords { left, right, wake: EventTime::MAX, unsealed: false }
     }
 }
 
@@ -397,11 +318,6 @@ where
     }
 }
 
-/// Returns a time as that of an event: the end of time is moved, as no window ends after it.
-fn moment(time: EventTime) -> EventTime {
-    time.min(EventTime::from_millis(EventTime::MAX.millis() - 1))
-}
-
 impl<K, L, R, O, M> OperatorState for WithinState<K, L, R, O, M>
 where
     K: Record,
@@ -478,16 +394,10 @@ where
         let keys = self.unsealed.as_mut().map(std::mem::take).unwrap_or_default();
         let mut rows = Vec::new();
         for key in keys {
-            let Some(records) = self.keys.get_mut(&key) else { continue };
-            records.unsealed = false;
-            records.left.seal(
-                |time| reach.last_of_left(time).next(),
-                |(stamp, data, change)| rows.push(((key.clone(), stamp, JoinSide::Left(data)), change)),
-            );
-            records.right.seal(
-                |time| reach.last_of_right(time).next(),
-                |(stamp, data, change)| rows.push(((key.clone(), stamp, JoinSide::Right(data)), change)),
-            );
+            if let Some(records) = self.keys.get_mut(&key) {
+                let until = (|time| reach.last_of_left(time).next(), |time| reach.last_of_right(time).next());
+                records.seal(&key, until, &mut rows);
+            }
         }
         // Where nothing is emitted at the end, records are removed some time after they are over.
         rows.retain(|(_, change)| !change.is_expired(closed));
@@ -508,7 +418,7 @@ where
             for key in keys {
                 let Some(records) = self.keys.get_mut(&key).filter(|records| records.wake == time) else { continue };
                 removed += self.rule.close(&key, records, to, &mut results.closed);
-                if records.left.is_empty() && records.right.is_empty() {
+                if records.is_empty() {
                     self.keys.remove(&key);
                     continue;
                 }
@@ -525,7 +435,7 @@ where
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<K, L, R, O, M> Drop for WithinState<K, L, R, O, M> {
     fn drop(&mut self) {
-        let held: usize = self.keys.values().map(|records| records.left.len() + records.right.len()).sum();
+        let held: usize = self.keys.values().map(KeyRecords::len).sum();
         self.metrics.counted.add(held as u64);
     }
 }
