@@ -25,7 +25,6 @@ mod report_throttle;
 mod run;
 mod run_report;
 pub(crate) mod start;
-#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the tool asks"))]
 pub(crate) mod state_check;
 mod state_options;
 mod stop_handle;

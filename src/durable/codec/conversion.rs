@@ -275,7 +275,6 @@ impl FieldChanges {
 }
 
 #[cfg(test)]
-#[expect(dead_code, reason = "fields are compared by their debug output")]
 mod tests {
     use std::collections::BTreeMap;
     use std::fmt::Debug;
