@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// The purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
-    not(any(feature = "testing", all(feature = "cli", feature = "http"))),
+    not(any(feature = "testing", all(feature = "cli", feature = "http", feature = "registry"))),
     expect(dead_code, reason = "some threads belong to features")
 )]
 pub(crate) enum ThreadRole {
