@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// The purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
-    not(any(feature = "testing", all(feature = "cli", feature = "http"))),
+    not(any(feature = "testing", all(feature = "cli", feature = "http", feature = "registry"))),
     expect(dead_code, reason = "some threads belong to features")
 )]
 pub(crate) enum ThreadRole {
@@ -138,6 +138,7 @@ pub(crate) struct JobFailure {
     /// The request to stop the job, which waits look at.
     stop: OnceLock<Arc<AtomicBool>>,
     /// When a wait has first seen the request.
+    #[cfg(feature = "registry")]
     stop_seen: OnceLock<Instant>,
 }
 
@@ -176,7 +177,7 @@ impl JobFailure {
     }
 
     /// Returns when a wait of the job has first seen that the job is to stop; `None` if it is not to.
-    #[cfg_attr(not(feature = "registry"), expect(dead_code, reason = "waits for schema registries look at it"))]
+    #[cfg(feature = "registry")]
     pub(crate) fn stop_asked_at(&self) -> Option<Instant> {
         let asked = self.stop.get().is_some_and(|stop| stop.load(Ordering::Acquire));
         let own = asked.then(|| *self.stop_seen.get_or_init(Instant::now));
