@@ -14,7 +14,6 @@ use tidegate::time::Epoch;
 
 use common::cases::{Data, Deal, for_seeds};
 use common::checks::{self, StepCaptures, compare, small_drift, totals};
-use common::durable_query::derived;
 use common::oracle::{self, Windows};
 use common::turns::epochs_of_silence;
 
@@ -25,13 +24,10 @@ fn windows(data: &(Data, Data)) -> Windows {
     checks::windows_of(&data.0)
 }
 
-/// What a run published: of the first source alone, of both concatenated, and of a join and an iteration.
-type Captures = ([StepCaptures; 2], Captured<(u8, u32)>);
-
 /// Runs two sources: the first one alone, and both concatenated.
-fn run(data: &(Data, Data), run: TestRun) -> Result<(Captures, RunOutcome), String> {
-    let views: Captures = Default::default();
-    let (([one, both], of_collections), sources) = (views.clone(), (data.0.source(), data.1.source()));
+fn run(data: &(Data, Data), run: TestRun) -> Result<([StepCaptures; 2], RunOutcome), String> {
+    let views = [StepCaptures::default(), StepCaptures::default()];
+    let ([one, both], sources) = (views.clone(), (data.0.source(), data.1.source()));
     let windows = windows(data);
     let outcome = run.run(move |flow| {
         let (left, right) = (flow.read("one", &sources.0), flow.read("two", &sources.1));
@@ -43,7 +39,6 @@ fn run(data: &(Data, Data), run: TestRun) -> Result<(Captures, RunOutcome), Stri
         });
         let distinct = left.clone().key_by(|deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
         rows.concat(distinct).write("lasts and distinct of one", &one.late);
-        derived(left.clone()).write("derived of one", &of_collections);
         both.of(left.concat(right), windows);
         flow.rejects().write("rejects", &both.rejects);
     });
@@ -53,13 +48,13 @@ fn run(data: &(Data, Data), run: TestRun) -> Result<(Captures, RunOutcome), Stri
 /// Everything that was published, by sink and epoch.
 type PublishedRows = Vec<BTreeMap<Epoch, Vec<String>>>;
 
-fn shown((views, derived): &Captures) -> PublishedRows {
+fn shown(views: &[StepCaptures; 2]) -> PublishedRows {
     fn rows<D: Record>(captured: &Captured<D>) -> BTreeMap<Epoch, Vec<String>> {
         let line = |row: &(D, isize)| format!("{row:?}");
         captured.epochs().into_iter().map(|(epoch, rows)| (epoch, rows.iter().map(line).collect())).collect()
     }
     let all = views.iter().flat_map(|v| [rows(&v.closed), rows(&v.live), rows(&v.late), rows(&v.rejects)]);
-    all.chain([rows(derived)]).collect()
+    all.collect()
 }
 
 fn same(what: &str, again: &PublishedRows, first: &PublishedRows) -> Result<(), String> {
@@ -106,7 +101,7 @@ fn check(data: &(Data, Data), recorded: TestRun, seed: u64) -> Result<(), String
     // The output is also correct, not only the same.
     let history = |index, data: &Data, name| data.history(index, &oracle::steps(&journal, name));
     let both = oracle::concat(&history(0, &data.0, "one"), &history(1, &data.1, "two"));
-    compare(&views.0[1], &oracle::windowed(&both, windows(data), |deal| deal.key, totals))
+    compare(&views[1], &oracle::windowed(&both, windows(data), |deal| deal.key, totals))
 }
 
 fn two(seed: u64, most: usize) -> (Data, Data) {

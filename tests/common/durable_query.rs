@@ -14,7 +14,7 @@ use tidegate::source::Rejected;
 use tidegate::stream::Observer;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::Epoch;
-use tidegate::{Collection, Error, Flow, Interval, Record, Stream, Window, csv, ndjson};
+use tidegate::{Error, Flow, Interval, Record, Window, csv, ndjson};
 
 use super::cases::{Data, Deal};
 use super::checks::{self, small_drift};
@@ -117,8 +117,6 @@ pub struct DurableQueryOutputs {
     pub chained: Captured<(i64, u8, i64, u32)>,
     /// Output of keyed state with timers.
     pub distinct: Captured<Deal>,
-    /// Pairs of a join, and nodes of an iteration, over the deals of the last while and all deals.
-    pub derived: Captured<(u8, u32)>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
     /// The closed rows and the live rows, as sinks got them.
@@ -137,21 +135,8 @@ pub struct FinalOutputs {
     pub live: Sums<ClosedRow>,
     pub chained: Sums<(i64, u8, i64, u32)>,
     pub distinct: Sums<Deal>,
-    pub derived: Sums<(u8, u32)>,
     pub late: Sums<Deal>,
     pub rejects: Sums<Rejected>,
-}
-
-/// Joins the deals of the last while with all deals, and finds what is reachable along edges that expire: a join and an
-/// iteration, neither of which is in snapshots.
-pub fn derived(deals: Stream<'_, Deal>) -> Collection<'_, (u8, u32)> {
-    let recent = deals.clone().live_for("recent", Duration::from_millis(90));
-    let all = deals.collect("all");
-    let last = all.map(|deal| (deal.key, deal.id)).max_by_key();
-    let joined = recent.clone().map(|deal| (deal.key, deal.id)).join_map(last, |key, id, last| (*key, last - id));
-    let edges = recent.map(|deal| (deal.id % 11, deal.id % 7 + deal.amount.rem_euclid(4) as u32));
-    let roots = edges.clone().map(|(from, _)| from).filter(|from| *from < 2);
-    joined.concat(edges.reachable_from(roots).map(|node| (u8::MAX, node)))
 }
 
 impl DurableQueryOutputs {
@@ -180,7 +165,6 @@ impl DurableQueryOutputs {
             let distinct =
                 deals.clone().key_by(|deal: &Deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
             distinct.write("distinct", &own.distinct);
-            derived(deals.clone()).write("derived", &own.derived);
             let global = deals.key_by(|deal: &Deal| deal.key).window(Window::global());
             let ever = global.aggregate("ever", |each| (each.count(), each.max(|deal| deal.id)));
             let row = |key: u8, (count, greatest): (i64, u32)| GlobalRow { key, count, greatest };
@@ -219,7 +203,6 @@ impl DurableQueryOutputs {
             live: self.live.fork(),
             chained: self.chained.fork(),
             distinct: self.distinct.fork(),
-            derived: self.derived.fork(),
             late: self.late.fork(),
             rejects: self.rejects.fork(),
             seen_closed: self.seen_closed.fork(),
@@ -234,7 +217,6 @@ impl DurableQueryOutputs {
             live: sums(self.live.epochs()),
             chained: sums(self.chained.epochs()),
             distinct: sums(self.distinct.epochs()),
-            derived: sums(self.derived.epochs()),
             late: sums(self.late.epochs()),
             rejects: sums(self.rejects.epochs()),
         }
@@ -248,7 +230,6 @@ impl DurableQueryOutputs {
         same("live rows", &captured.live, &expected.live)?;
         same("chained rows", &captured.chained, &expected.chained)?;
         same("distinct records", &captured.distinct, &expected.distinct)?;
-        same("rows derived from collections", &captured.derived, &expected.derived)?;
         same("late records", &captured.late, &expected.late)?;
         same("rejects", &captured.rejects, &expected.rejects)?;
         same("closed rows seen", &sums(self.seen_closed.epochs()), &expected.closed)?;
