@@ -10,7 +10,6 @@ use tidegate::testing::{Fault, TestRun};
 
 use common::cases::{Data, within};
 use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
-use common::collections::{check_collections, check_collections_over_crashes};
 use common::incarnations::check_crashes;
 use common::oracle::Windows;
 use common::tables::check_tables;
@@ -84,27 +83,6 @@ fn views_over_lives(seed: u64, run: TestRun) -> Result<(), String> {
     check_views_over_lives(seed, || fault.map_or_else(TestRun::new, |fault| TestRun::new().fault(fault))).map(drop)
 }
 
-/// `collections`: collections of events and all operators, at every epoch.
-fn collections(seed: u64, run: TestRun) -> Result<(), String> {
-    let data = Data::random(&mut Rng::with_seed(seed), 60);
-    check_collections(&data, run.workers(1 + seed as usize % 3).seed(seed)).map(drop)
-}
-
-/// `collections`: the same with idle partitions and partitions that are found late.
-fn scripted_collections(seed: u64, run: TestRun) -> Result<(), String> {
-    let mut random = Rng::with_seed(seed);
-    let data = Data::random(&mut random, 60);
-    let script = data.script(&mut random);
-    check_collections(&data, run.workers(1 + seed as usize % 3).script("deals", script)).map(drop)
-}
-
-/// `collections`: crashes, and incarnations that resume.
-#[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
-fn collections_over_crashes(seed: u64, run: TestRun) -> Result<(), String> {
-    let fault = run.requested_fault();
-    check_collections_over_crashes(seed, || fault.map_or_else(TestRun::new, |fault| TestRun::new().fault(fault)))
-}
-
 type Check = fn(u64, TestRun) -> Result<(), String>;
 
 /// Returns the check that finds a fault, and a part of its error.
@@ -131,16 +109,9 @@ fn finder(fault: Fault) -> (Check, &'static str) {
     }
 }
 
-/// Checks that find faults in collections, each with a part of its error.
-const OF_COLLECTIONS: [(Fault, Check, &str); 4] = [
-    (Fault::SkipRetraction, collections, "live deals at epoch"),
-    (Fault::IgnoreActivationWatermark, scripted_collections, "an event that is on time has not expired"),
-    (Fault::LoseSegment, collections_over_crashes, "all deals"),
-    (Fault::SkipGate, collections_over_crashes, "all deals"),
-];
-
 /// Returns the first error that the check reports of the fault.
-fn found(fault: Fault, (check, expected): (Check, &str)) -> String {
+fn found(fault: Fault) -> String {
+    let (check, expected) = finder(fault);
     let mut said = Vec::new();
     // Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record after it.
     for seed in 1..=400 {
@@ -157,18 +128,7 @@ fn found(fault: Fault, (check, expected): (Check, &str)) -> String {
 #[test]
 fn every_fault_is_found() {
     for fault in Fault::ALL {
-        let _said = found(fault, finder(fault));
-    }
-}
-
-#[test]
-fn faults_in_collections_are_found() {
-    for (fault, check, expected) in OF_COLLECTIONS {
-        let _said = found(fault, (check, expected));
-        for seed in 1..=2 {
-            let result = within(Duration::from_secs(60), move || check(seed, TestRun::new()));
-            assert_eq!(result, Some(Ok(())), "the check for {fault:?} in collections, seed {seed}");
-        }
+        let _said = found(fault);
     }
 }
 
