@@ -3,6 +3,7 @@
 //!
 //! The results of each join are looked at with their event times, by keyed state behind it, which would miss what is late.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -585,6 +586,28 @@ fn equal_records_are_each_joined() {
         let expected = 2 * (4 * 4) * (10 + 9 + 8 + 7);
         assert_eq!(pairs.all().len(), expected, "seed {seed}");
     }
+}
+
+#[test]
+fn a_join_that_makes_no_sense_is_refused() {
+    let refused = |in_sessions: bool| {
+        let source = MemorySource::new(vec![vec![(1, 5)]], |event: &(u8, i64)| event.1);
+        let run = TestRun::new().run(move |flow| {
+            let events = flow.read("events", &source);
+            let by_key = || events.clone().key_by(|event: &(u8, i64)| event.0);
+            let joined = if in_sessions {
+                by_key().join_windowed("odd", by_key(), Window::session(millis(5))).inner(|_, key, _, _| *key)
+            } else {
+                by_key().join_within("odd", by_key(), Duration::from_micros(1_500), millis(5)).inner(|key, _, _| *key)
+            };
+            joined.results().write("out", &Captured::new());
+        });
+        run.unwrap_err().to_string()
+    };
+    let error = refused(true);
+    assert!(error.contains("two streams cannot be joined in sessions") && error.contains("`odd`"), "{error}");
+    let error = refused(false);
+    assert!(error.contains("the span before of a join, 1ms 500us, is not a whole number"), "{error}");
 }
 
 /// Rows of records that are over are removed soon.
