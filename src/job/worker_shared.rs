@@ -11,6 +11,7 @@ use timely::worker::Worker;
 
 use crate::durable::Incarnation;
 use crate::durable::journal::{Frame, Journal};
+use crate::durable::sources::KnownPartitions;
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::Snapshots;
@@ -117,6 +118,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         snapshot_epochs: SnapshotEpochs::default(),
         fault: InjectedFault::default(),
         durable,
+        known_partitions: KnownPartitions::default(),
         opened,
         incarnation: Incarnation::without_state(),
         shard,
