@@ -172,6 +172,7 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         ended: false,
         check: None,
         values: None,
+        topic: None,
     };
     let ended = driven
         .resume(Epoch(2), &[RestoredPartition { progress, activation_watermark: EventTime::MIN }])

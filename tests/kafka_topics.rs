@@ -1,8 +1,8 @@
-//! Lists of topics as one source: which record comes from which topic, and whose list a state is of.
+//! Lists and patterns of topics as one source: which record comes from which topic, and whose topics a state is of.
 //!
 //! It exists because the numbers of partitions in a journal stand for topics: a state must never go on with another list
-//! than the one whose numbers it has. That all records are read once, on changing numbers of workers, is also tested in
-//! `resume`.
+//! than the one whose numbers it has, nor with other topics of a pattern than those that it has read. That all records
+//! are read once, on changing numbers of workers, is also tested in `resume`.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "common/broker.rs"]
@@ -14,14 +14,16 @@ mod run;
 #[path = "common/transactions.rs"]
 mod transactions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker::Broker;
 use drive::{ReaderDriver, worker_context};
 use fastrand::Rng;
+use nix::sys::signal::Signal;
 use run::{check_contains, run, start};
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::kafka::{self, Message, StartOffset, Topics};
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::EmbeddedBroker;
@@ -210,7 +212,7 @@ fn a_state_goes_on_only_with_its_list() {
             |topic: &str, partition| broker.group_offset("tidegate-account-totals", topic, partition) == Some(100);
         [(&one, 0), (&one, 1), (&two, 0), (&two, 1)].iter().all(|(topic, at)| read(topic, *at)).then_some(())
     });
-    job.signal(nix::sys::signal::Signal::SIGKILL);
+    job.signal(Signal::SIGKILL);
     let _ended = job.end_or_killed();
     let three = broker.topic(1);
     for other in [vec![two.as_str(), &one], vec![&one], vec![&one, &two, &three], vec![&one, &three]] {
@@ -241,4 +243,218 @@ fn a_state_goes_on_only_with_its_list() {
         typed
     });
     check_contains(refused.error(2), &[&three, "both read and written to"]);
+}
+
+/// Polls and commits readers in turns until they have read so many records together.
+fn until_all(readers: &mut [ReaderDriver<Seen>], count: usize) {
+    let begun = Instant::now();
+    while readers.iter().map(|driven| driven.events.len() + driven.rejects.len()).sum::<usize>() < count {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not all records are read");
+        for driven in &mut *readers {
+            driven.poll(100).unwrap();
+            driven.commit_epoch();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Returns the progress of the partitions that these readers have read, each with its topic as a manifest has it.
+fn last_bounds(readers: &[ReaderDriver<Seen>]) -> BTreeMap<u32, PartitionProgress> {
+    let mut last = BTreeMap::<u32, PartitionProgress>::new();
+    let inputs = readers.iter().flat_map(|driven| &driven.epoch_inputs);
+    for bound in inputs.flat_map(|(_, input)| input.partitions.clone()) {
+        assert_eq!(bound.topic.is_some(), bound.start_offset.is_some(), "the journal names it when it is found");
+        let topic = bound.topic.clone().or(last.get(&bound.partition).and_then(|known| known.topic.clone()));
+        last.insert(bound.partition, PartitionProgress { topic, start_offset: None, ..bound });
+    }
+    last
+}
+
+#[test]
+fn topics_of_a_pattern_are_found_at_the_start_and_while_they_are_read() {
+    let broker =
+        embedded(&[("o.a", 2), ("o.b", 1), ("other", 1), ("o.a-tidegate-progress", 1), ("__o.x", 1), ("my.o.a", 1)]);
+    send(broker.servers(), "o.a", 1, &["a1", "x"], 5_000);
+    send(broker.servers(), "o.b", 0, &["b0"], 6_000);
+    ["other", "o.a-tidegate-progress", "__o.x", "my.o.a"]
+        .iter()
+        .for_each(|topic| send(broker.servers(), topic, 0, &["not"], 1));
+    let source = seen(broker.servers(), Topics::matching(r"(__)?o\..*"));
+    let at =
+        |worker, workers| WorkerContext { worker, workers, threads: workers, ..worker_context(Options::default()) };
+    let mut readers: Vec<_> = (0..3).map(|worker| ReaderDriver::open_at(&source, &at(worker, 3)).unwrap()).collect();
+    until_all(&mut readers, 3);
+    broker.create_topic("o.c", 3).unwrap();
+    send(broker.servers(), "o.c", 0, &["c0"], 7_000);
+    send(broker.servers(), "o.c", 2, &["c2"], 8_000);
+    until_all(&mut readers, 5);
+    let read: BTreeSet<_> = readers.iter().flat_map(|driven| &driven.events).map(|event| event.data.clone()).collect();
+    let of = |topic: &str, partition, text: &str| (topic.to_owned(), partition, 0, text.to_owned());
+    assert_eq!(read, BTreeSet::from([of("o.a", 1, "a1"), of("o.b", 0, "b0"), of("o.c", 0, "c0"), of("o.c", 2, "c2")]));
+    let rejected: Vec<_> = readers.iter().flat_map(|driven| &driven.rejects).collect();
+    assert_eq!((rejected.len(), rejected[0].partition, rejected[0].offset), (1, 1, 1));
+    assert_eq!(rejected[0].place, format!("topic o.a at {}", broker.servers()));
+    // Each partition has one number, a watermark of its own, and a name for people.
+    let bounds = last_bounds(&readers);
+    let tracked: Vec<_> = readers.iter().flat_map(|driven| driven.reader.partitions(&driven.intake)).collect();
+    let named: BTreeMap<_, _> = tracked.iter().map(|at| (at.topic.clone().unwrap(), at.watermark.millis())).collect();
+    let none = EventTime::MIN.millis();
+    let expected =
+        [("o.a/0", none), ("o.a/1", 5_000), ("o.b/0", 6_000), ("o.c/0", 7_000), ("o.c/1", none), ("o.c/2", 8_000)];
+    assert_eq!(named, expected.map(|(topic, watermark)| (topic.to_owned(), watermark)).into());
+    assert_eq!((tracked.len(), bounds.len()), (6, 6));
+    // Whoever finds them, and whenever, gives them the same numbers.
+    let mut alone = [ReaderDriver::open_at(&source, &at(0, 1)).unwrap()];
+    until_all(&mut alone, 5);
+    let topics = |bounds: &BTreeMap<u32, PartitionProgress>| -> Vec<_> {
+        bounds.values().map(|bound| (bound.partition, bound.topic.clone().unwrap())).collect()
+    };
+    assert_eq!(topics(&last_bounds(&alone)), topics(&bounds));
+    // What has come since.
+    let (context, bounds) = (worker_context(Options::default()), bounds.into_values().collect::<Vec<_>>());
+    assert_eq!(source.has_new_data(&context, &bounds), Ok(None));
+    broker.create_topic("o.d", 1).unwrap();
+    assert_eq!(source.has_new_data(&context, &bounds), Ok(None));
+    send(broker.servers(), "o.d", 0, &["d0"], 1);
+    let grown = source.has_new_data(&context, &bounds).unwrap().unwrap();
+    assert!(grown.contains("partition 0 of topic o.d"), "{grown}");
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_waits_unless_the_job_reads_to_an_end() {
+    let broker = embedded(&[("other", 1)]);
+    let source = seen(broker.servers(), Topics::matching(r"late\..*")).from(StartOffset::Latest);
+    let bounded = Options::default().until_end(true);
+    let error = ReaderDriver::open(&source, bounded.clone()).err().unwrap().to_string();
+    assert!(error.starts_with(r"no topic matches the pattern (topics matching late\..* at "), "{error}");
+    let mut driven = ReaderDriver::open(&source, Options::default()).unwrap();
+    driven.for_a_while(Duration::from_millis(100)).unwrap();
+    assert!(driven.epoch_inputs.iter().all(|(_, input)| input.partitions.is_empty() && !input.watermark.ended));
+    broker.create_topic("late.a", 1).unwrap();
+    send(broker.servers(), "late.a", 0, &["first"], 1);
+    // It came after the start, so all of it is read.
+    driven.until_events(1).unwrap();
+    for (topics, options, what) in [
+        (Topics::matching("late("), bounded.clone(), "is no regular expression"),
+        (Topics::matching(""), bounded.clone(), "the pattern of topics is empty"),
+        (Topics::from("^late"), bounded.clone(), "no topic has the name ^late"),
+        (Topics::from(["other", "^late"]), bounded, "no topic has the name ^late"),
+    ] {
+        let error = ReaderDriver::open(&seen(broker.servers(), topics), options).err().unwrap();
+        assert!(error.exit_code() == 2 && error.to_string().contains(what), "{error}");
+    }
+    let offsets = seen(broker.servers(), Topics::matching("late.*")).from(StartOffset::offsets([(0, 0)]));
+    let error = ReaderDriver::open(&offsets, Options::default()).err().unwrap().to_string();
+    assert!(error.contains("cannot start at offsets"), "{error}");
+}
+
+/// Killed at random moments on changing numbers of workers; a topic comes while the job runs.
+#[test]
+fn totals_of_a_pattern_are_exact_whatever_is_killed_and_whichever_topics_come() {
+    let Some(broker) = Broker::shared() else { return };
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = Rng::with_seed(seed);
+    let folder = tempfile::tempdir().unwrap();
+    broker.create("sum.a", 1);
+    broker.create("sum.b", 3);
+    let places = [("sum.a", 0), ("sum.b", 0), ("sum.b", 1), ("sum.b", 2), ("sum.c", 0), ("sum.c", 1)];
+    let (rows, sender) = (tidy(5, 4_000), broker.sender());
+    let mut sent: Vec<Vec<Transaction>> = vec![Vec::new(); 6];
+    let mut send = |rows: &[Transaction], numbers: std::ops::Range<usize>, all: usize| {
+        for at in numbers {
+            let own: Vec<Transaction> = rows.iter().filter(|row| row.id as usize % all == at).cloned().collect();
+            sender.send(places[at].0, places[at].1, own.iter().map(json_of));
+            sent[at].extend(own);
+        }
+        sent[4].len()
+    };
+    let pattern = [r"^sum\.[a-z]"];
+    // Nobody is idle, however slow the machine is: the new topic has later records than the others.
+    let line = |workers: usize| {
+        format!("--state {{}}/state --snapshot-every 200ms --idle-timeout 10m --max-drift 365d -w {workers}")
+    };
+    for (part, workers) in rows[..2_000].chunks(1_000).zip([1, 3]) {
+        send(part, 0..4, 4);
+        let job = start("account_totals", typed(broker, &pattern, folder.path(), &line(workers)));
+        let _ended = job.killed_after(Duration::from_millis(rng.u64(300..2_000)));
+    }
+    let mut job = start("account_totals", typed(broker, &pattern, folder.path(), &line(3)));
+    broker.create("sum.c", 2);
+    let count = send(&rows[2_000..], 4..6, 6) as i64;
+    job.wait_until("the new topic is read", |_| {
+        (broker.group_offset("tidegate-account-totals", "sum.c", 0) == Some(count)).then_some(())
+    });
+    let _ended = job.killed_after(Duration::from_millis(rng.u64(0..300)));
+    send(&rows[2_000..], 0..4, 6);
+    let job = start("account_totals", typed(broker, &pattern, folder.path(), &line(2)));
+    let _ended = job.killed_after(Duration::from_millis(rng.u64(300..2_000)));
+    let ending = format!("{} --until-end --accept-changed-query", line(1));
+    run("account_totals", typed(broker, &pattern, folder.path(), &ending)).code(0);
+    let wanted = expected(sent.iter().map(Vec::as_slice), 2_000).rows();
+    same_rows(&rows_of(&folder.path().join("out.csv"), &TOTALS), &wanted);
+    let told = run(run::TIDEGATE, ["snapshot", "inspect", folder.path().join("state").to_str().unwrap()]);
+    check_contains(&String::from_utf8_lossy(&told.stdout), &["(sum.a/0)", "(sum.c/1)"]);
+    // Two processes agree on the numbers.
+    let again = tempfile::tempdir().unwrap();
+    let typed = typed(broker, &pattern, again.path(), "--state {}/state --until-end -w 2");
+    let line = ["up", "-n", "2", "--", run::TIDEGATE, "account_totals"].map(str::to_owned);
+    run(run::TIDEGATE, line.into_iter().chain(typed)).code(0);
+    same_rows(&rows_of(&again.path().join("out.csv"), &TOTALS), &wanted);
+}
+
+#[test]
+fn a_state_of_a_pattern_goes_on_only_with_its_topics() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    ["own.a", "own.b"].iter().for_each(|topic| broker.create(topic, 1));
+    let rows = tidy(6, 200);
+    let send = || ["own.a", "own.b"].iter().for_each(|topic| broker.send(topic, 0, rows.iter().map(json_of)));
+    send();
+    let line = "--state {}/state";
+    let is_read = |group: &str, topic: &str| broker.group_offset(group, topic, 0) == Some(200);
+    // Stopped by a signal, so that nothing is to be replayed, and a changed source is all there is to refuse.
+    let stopped = |topics: &[&str], folder: &Path, group: &str| {
+        let line = format!("{line} --kafka-config group.id={group}");
+        let mut job = start("account_totals", typed(broker, topics, folder, &line));
+        job.wait_until("all records are read", |_| (is_read(group, "own.a") && is_read(group, "own.b")).then_some(()));
+        job.signal(Signal::SIGTERM);
+        job.end().code(143);
+    };
+    stopped(&[r"^own\..*"], folder.path(), "matching");
+    let listed = tempfile::tempdir().unwrap();
+    stopped(&["own.a", "own.b"], listed.path(), "listed");
+    let accepted = "--state {}/state --accept-changed-sources";
+    for (topics, line, folder, what) in [
+        (&["own.a", "own.b"][..], line, &folder, "a source is not the one that the state has read"),
+        (&["^own.*"], line, &folder, "a source is not the one that the state has read"),
+        (&["^own.a"], accepted, &folder, "the state has read the topic own.b, which the pattern does not match"),
+        (&["own.a", "own.b"], accepted, &folder, "the state has read topics by a pattern"),
+        (&["own.a"], accepted, &folder, "the state has read topics by a pattern"),
+        (&[r"^own\..*"], accepted, &listed, "the state has read a topic, or a list, and no pattern"),
+        (&[r"^none\..*"], "--until-end", &folder, "no topic matches the pattern"),
+    ] {
+        let refused = run("account_totals", typed(broker, topics, folder.path(), line));
+        check_contains(refused.error(1), &[what]);
+    }
+    for (topics, line) in [(&["^own("], ""), (&["^own.*"], "--rejects kafka:own.dead")] {
+        let refused = run("account_totals", typed(broker, topics, folder.path(), line));
+        let what = if line.is_empty() { "is no regular expression" } else { "topic own.dead" };
+        check_contains(refused.error(2), &[what]);
+    }
+    // Deleted while it is read, while nobody reads it, and made again.
+    let fresh = tempfile::tempdir().unwrap();
+    let mut job = start("account_totals", typed(broker, &[r"^own\..*"], fresh.path(), line));
+    job.wait_until("results", |_| {
+        std::fs::metadata(fresh.path().join("out.csv")).is_ok_and(|out| out.len() > 1_000).then_some(())
+    });
+    broker.delete("own.b");
+    check_contains(job.end().error(1), &["the topic own.b was deleted while it was read"]);
+    // Accepted, as the refused attempts above have left their topics in the state's last claim.
+    let gone = run("account_totals", typed(broker, &[r"^own\..*"], folder.path(), accepted));
+    check_contains(gone.error(1), &["the topic own.b, which the state has read, does not exist"]);
+    broker.create("own.b", 1);
+    send();
+    let other = run("account_totals", typed(broker, &[r"^own\..*"], folder.path(), accepted));
+    check_contains(other.error(1), &["the topic own.b was deleted and created again since the state has read it"]);
 }

@@ -20,9 +20,9 @@ use common::incarnations::on;
 use drive::{ReaderDriver, Tick, worker_context};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
-use tidegate::durable::journal::PartitionProgress;
+use tidegate::durable::journal::{PartitionProgress, TopicPartition};
 use tidegate::job::Ending;
-use tidegate::record::Event;
+use tidegate::record::{Event, Origin};
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::channel::channel;
 use tidegate::source::generator::{Generator, GeneratorSource};
@@ -71,10 +71,19 @@ fn taken<D>(history: &History<D>) -> usize {
 /// Returns the partitions of a snapshot at the end of a history.
 fn places<D>(history: &History<D>) -> Vec<RestoredPartition> {
     let mut places = BTreeMap::new();
+    let mut topics = BTreeMap::new();
     for bound in history.values().flat_map(|piece| &piece.bounds) {
-        places.insert(bound.partition, PartitionProgress { start_offset: None, ..bound.clone() });
+        topics.extend(bound.topic.clone().map(|topic| (bound.partition, topic)));
+        let topic = topics.get(&bound.partition).cloned();
+        places.insert(bound.partition, PartitionProgress { start_offset: None, topic, ..bound.clone() });
     }
     places.into_values().map(|progress| RestoredPartition { progress, activation_watermark: EventTime::MIN }).collect()
+}
+
+/// Returns the partitions that a state of such a history knows by a topic.
+fn known<D>(histories: &[&History<D>]) -> Arc<[(u32, TopicPartition)]> {
+    let bounds = histories.iter().flat_map(|history| history.values()).flat_map(|piece| &piece.bounds);
+    bounds.filter_map(|bound| Some((bound.partition, bound.topic.clone()?))).collect()
 }
 
 /// Extent of an incarnation.
@@ -100,7 +109,14 @@ impl TestIncarnation<'_> {
     fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
         let TestIncarnation { workers: count, until, options, rng } = self;
         let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
-        let at = |worker| WorkerContext { worker, workers: count, threads: count, ..worker_context(options.clone()) };
+        let known_partitions = known(&[before, journal]);
+        let at = |worker| WorkerContext {
+            worker,
+            workers: count,
+            threads: count,
+            known_partitions: Arc::clone(&known_partitions),
+            ..worker_context(options.clone())
+        };
         let mut workers: Vec<ReaderDriver<D>> =
             (0..count).map(|worker| ReaderDriver::open_at(source, &at(worker)).unwrap()).collect();
         let (mut lived, places) = (History::new(), places(before));
@@ -152,14 +168,22 @@ impl Pick for fastrand::Rng {
 }
 
 /// Records of each partition: events by the number of their partition, rejected ones by the place of theirs.
-type ByPartition<D> = BTreeMap<(String, u32), (Vec<Event<D>>, Vec<Rejected>)>;
+type ByPartition<D> = BTreeMap<(String, u32), (Vec<ReadRecord<D>>, Vec<Rejected>)>;
+
+/// Time, watermark, origin, offset and data of an event. A partition of a pattern has no origins: whether it was found
+/// late, which its events tell, depends on the incarnation.
+type ReadRecord<D> = (EventTime, EventTime, Option<Origin>, u64, D);
 
 /// Returns the records of each partition, in the order of reading. Rejected ones name the topic of their partition.
 fn by_partition<D: Record>(history: &History<D>) -> ByPartition<D> {
     let mut partitions = ByPartition::new();
+    let known: BTreeMap<_, _> = known(&[history]).iter().cloned().collect();
     for piece in history.values() {
         for event in &piece.events {
-            partitions.entry((String::new(), event.origin.partition)).or_default().0.push(event.clone());
+            let (number, offset) = (event.origin.partition, event.origin.offset);
+            let origin = (!known.contains_key(&number)).then_some(event.origin);
+            let record = (event.time, event.watermark, origin, offset, event.data.clone());
+            partitions.entry((String::new(), number)).or_default().0.push(record);
         }
         for reject in &piece.rejects {
             partitions.entry((reject.place.clone(), reject.partition)).or_default().1.push(reject.clone());
@@ -334,6 +358,94 @@ fn lists_of_topics() {
             send_all(seed + 100 * round, 20);
         });
     }
+}
+
+/// Topics that match a pattern, more of them from incarnation to incarnation, which an end that was fixed leaves out.
+#[test]
+fn topics_of_a_pattern() {
+    for seed in 0..4 {
+        let broker = EmbeddedBroker::start().unwrap();
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut topics = Vec::new();
+        let mut add = |topics: &mut Vec<String>| {
+            let name = format!("t.{}", rng.u32(..));
+            broker.create_topic(&name, rng.u32(1..5)).unwrap();
+            topics.push(name);
+        };
+        (0..2).for_each(|_| add(&mut topics));
+        broker.create_topic("s.other", 1).unwrap();
+        send_to(&broker, "s.other", seed, 10);
+        let send_all = |topics: &[String], seed: u64, count: u64| {
+            topics.iter().for_each(|topic| send_to(&broker, topic, seed, count));
+        };
+        send_all(&topics, seed, 100);
+        let pattern = kafka::Topics::matching(r"t\..*");
+        let source = kafka::Source::json(broker.servers(), pattern).event_time(|tick: &Tick| tick.at_ms);
+        let source = source.out_of_order(Duration::from_millis(20));
+        let mut round = 0;
+        let options = Options::default().until_end(seed % 2 == 0);
+        check(seed, &source, 20, &options, || {
+            round += 1;
+            add(&mut topics);
+            send_all(&topics, seed + 100 * round, 20);
+        });
+    }
+}
+
+/// A job crashes at operations of its disk, between the moments at which partitions get their numbers, are journalled and
+/// are in a snapshot; it goes on with other numbers of workers.
+#[test]
+fn topics_of_a_pattern_are_summed_once_wherever_the_job_crashes() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let mut expected = BTreeMap::new();
+    for (topic, partitions) in [("t.a", 2), ("t.b", 1), ("t.c", 3)] {
+        broker.create_topic(topic, partitions).unwrap();
+        let mut publisher = Publisher::open(broker.servers(), topic, [], None).unwrap();
+        for number in 0..60i64 {
+            let partition = number as u32 % partitions;
+            let (id, at_ms) = (u64::from(partition), number * 10);
+            let text = format!(r#"{{"id":{id},"at_ms":{at_ms}}}"#);
+            publisher.send_to(partition, None, text.as_bytes(), Some(at_ms)).unwrap();
+            *expected.entry((EventTime::from_millis((at_ms / 100 + 1) * 100), id)).or_insert(0) += i128::from(at_ms);
+        }
+        publisher.flush().unwrap();
+    }
+    let pattern = kafka::Topics::matching(r"t\..*");
+    let source = kafka::Source::json(broker.servers(), pattern).event_time(|tick: &Tick| tick.at_ms);
+    let run = |disk: &CrashingDisk, workers: usize| {
+        let (shared, source) = (disk.shared(), source.clone());
+        let run = TestRun::new().seed(workers as u64).in_flight(1).workers(workers).state(&shared, "state");
+        let outcome = run.options(bounded()).run(move |flow| {
+            flow.read("ticks", &source)
+                .key_by(|tick| tick.id)
+                .window(Window::tumbling(Duration::from_millis(100)))
+                .aggregate("sums", |each| each.sum(|tick: &Tick| tick.at_ms))
+                .on_close()
+                .map(|row| Sum { end: row.window.end, key: row.key, sum: row.value })
+                .write("sums", &csv::Sink::new("out/sums.csv"));
+        });
+        outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
+    };
+    let mut crashes = 0;
+    for (at, act) in [25, 40, 60, 90, 130, 200, 300].into_iter().enumerate() {
+        let disk = CrashingDisk::new();
+        disk.put(Path::new("out/note"), b"");
+        disk.crash_at(act);
+        let ended = run(&disk, 1 + at % 3);
+        if !disk.has_crashed() {
+            assert_eq!(ended, Ok(Ending::Complete));
+            break;
+        }
+        crashes += 1;
+        let disk = disk.survivors(at as u64 % 3);
+        assert_eq!(run(&disk, 3 - at % 3), Ok(Ending::Complete), "a crash at {act}");
+        let bytes = disk.bytes(Path::new("out/sums.csv")).unwrap();
+        let read: Vec<Sum> = ::csv::Reader::from_reader(&*bytes).deserialize().collect::<Result<_, _>>().unwrap();
+        let count = read.len();
+        let read: BTreeMap<_, _> = read.into_iter().map(|row| ((row.end, row.key), row.sum)).collect();
+        assert_eq!((count, &read), (expected.len(), &expected), "a crash at {act}");
+    }
+    assert!(crashes >= 3, "{crashes} crashes");
 }
 
 /// Returns the errors, if any, with which readers of a source refuse a snapshot of the history, and its journal.

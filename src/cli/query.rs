@@ -34,7 +34,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "HOST:PORT[,…]", help_heading = "Input")]
     pub brokers: Option<String>,
 
-    /// Topic to read; several with commas between them are read as one source
+    /// Topic to read; several with commas between them are read as one source, and so are, for ^PATTERN, all topics whose
+    /// whole name matches that regular expression, also those that are created while the job runs
     #[arg(long, default_value = "transaction", help_heading = "Input")]
     pub topic: String,
 
@@ -272,8 +273,11 @@ impl QueryArgs {
         Ok(table.configs(self.kafka.properties()?.iter()))
     }
 
-    /// Returns the topics to read.
+    /// Returns the topics to read. No topic's name begins with `^`.
     fn topics(&self) -> Topics {
+        if let Some(pattern) = self.topic.strip_prefix('^') {
+            return Topics::matching(pattern);
+        }
         self.topic.split(',').map(str::trim).collect()
     }
 

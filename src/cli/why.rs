@@ -134,7 +134,7 @@ fn ask_job(address: &str, args: &WhyArgs) -> Result<u8> {
 /// Reconstructs the status of a job from its state.
 fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
     let RecordedProgress { manifest, frames } = recorded_progress(dir)?;
-    let mut partitions = BTreeMap::new();
+    let (mut partitions, topics) = (BTreeMap::new(), sources::known_partitions(manifest.as_ref(), &frames));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let from_snapshot = manifest.iter().flat_map(|manifest| {
         let bounds = manifest.sources.iter().flat_map(|source| &source.progress);
@@ -146,6 +146,7 @@ fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
         let partition = PartitionStatus {
             source: bound.source.clone(),
             partition: bound.partition,
+            topic: topics.get(&bound.source).and_then(|own| own.get(&bound.partition)).map(ToString::to_string),
             watermark: bound.watermark,
             next: bound.next_offset,
             end: bound.end_offset,

@@ -15,15 +15,19 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
-use super::envelope::Envelope;
-use super::journal::PartitionProgress;
+use super::envelope::{Envelope, EnvelopeError};
+use super::journal::{PartitionProgress, TopicPartition};
 use super::segment::SegmentInfo;
 use super::{FencingCheck, StateId, disk_error, replace_while_current};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Epoch, EventTime};
 
-/// Version 1 differs only in the contents of a [`StepFingerprint`].
-const KIND: Envelope = Envelope { magic: *b"TGMANIF", version: 2, name: "manifest" };
+/// A manifest, and behind it [`ManifestTopics`], which version 2 lacks. Version 1 also differs in the contents of a
+/// [`StepFingerprint`].
+const KIND: Envelope = Envelope { magic: *b"TGMANIF", version: 3, name: "manifest" };
+
+/// Topics of partitions: the indexes of the source and of its `PartitionProgress`, and the topic.
+type ManifestTopics = Vec<(u32, u32, TopicPartition)>;
 
 /// One consistent cut of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,7 +212,30 @@ impl Manifest {
         self.check()?;
         let path = directory.join(self.id().to_string());
         let cannot = |why: io::Error| disk_error("cannot write the manifest", path.display(), why);
-        replace_while_current(disk, &path, &KIND.seal(self)?, still_current, cannot).map(|()| self.id())
+        let bytes = KIND.seal(&(self, self.named_topics()))?;
+        replace_while_current(disk, &path, &bytes, still_current, cannot).map(|()| self.id())
+    }
+
+    /// Lists the topics of partitions, which are no part of a serialized `PartitionProgress`.
+    fn named_topics(&self) -> Vec<(u32, u32, &TopicPartition)> {
+        let sources = (0..).zip(&self.sources);
+        let bounds = sources.flat_map(|(at, source)| (0..).zip(&source.progress).map(move |bound| (at, bound)));
+        bounds.filter_map(|(at, (number, bound))| Some((at, number, bound.topic.as_ref()?))).collect()
+    }
+
+    /// Decodes a manifest of this version or an earlier one; returns it with its version.
+    fn decode(bytes: &[u8]) -> std::result::Result<(Manifest, u8), EnvelopeError> {
+        if KIND.as_written(bytes).version < 3 {
+            return KIND.open_any(bytes);
+        }
+        let ((mut manifest, topics), version): ((Manifest, ManifestTopics), u8) = KIND.open_any(bytes)?;
+        for (source, number, topic) in topics {
+            let source = manifest.sources.get_mut(source as usize);
+            let bound = source.and_then(|source| source.progress.get_mut(number as usize));
+            bound.ok_or(EnvelopeError::Damaged("it has the topic of a partition that is not there"))?.topic =
+                Some(topic);
+        }
+        Ok((manifest, version))
     }
 
     /// Decodes the manifest `id` of a state.
@@ -216,8 +243,7 @@ impl Manifest {
     /// # Errors
     /// Fails if the bytes are damaged, in another format, or those of another manifest or state.
     pub(crate) fn read(state: StateId, id: ManifestId, bytes: &[u8]) -> Result<Manifest> {
-        let opened = KIND.open_any(bytes).map_err(|broken| KIND.error_for(broken, id))?;
-        let (mut manifest, version): (Manifest, u8) = opened;
+        let (mut manifest, version) = Manifest::decode(bytes).map_err(|broken| KIND.error_for(broken, id))?;
         manifest.query.upgrade(version);
         if manifest.state != state {
             let why = format!("it belongs to the state {}, and this is {state}", manifest.state);
@@ -307,6 +333,49 @@ mod tests {
 
     fn print(steps: [StepFingerprint; 5]) -> QueryFingerprint {
         QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: steps.into() }
+    }
+
+    #[test]
+    fn a_manifest_names_topics_and_one_of_an_earlier_version_has_none() {
+        let bound = |partition, topic: Option<&str>| PartitionProgress {
+            source: "s".into(),
+            partition,
+            start_offset: None,
+            next_offset: 7,
+            watermark: EventTime::MIN,
+            idle: false,
+            end_offset: None,
+            ended: false,
+            check: None,
+            values: None,
+            topic: topic.map(|topic| TopicPartition { topic: topic.into(), id: Some("id".into()), number: 1 }),
+        };
+        let source = |name: &str, progress| SourceState {
+            name: name.into(),
+            progress,
+            watermark: EventTime::MIN,
+            activation_watermarks: Vec::new(),
+        };
+        let of = |topic: Option<&str>| Manifest {
+            state: StateId(1),
+            job: "j".into(),
+            incarnation: 1,
+            epoch: Epoch(2),
+            created_ms: 0,
+            ended: false,
+            query: QueryFingerprint::default(),
+            sources: vec![source("a", vec![bound(0, None)]), source("b", vec![bound(0, None), bound(8, topic)])],
+            steps: Vec::new(),
+            sinks: Vec::new(),
+        };
+        let named = of(Some("orders.eu"));
+        let bytes = KIND.seal(&(&named, named.named_topics())).unwrap();
+        assert_eq!(Manifest::read(StateId(1), named.id(), &bytes).unwrap(), named);
+        let earlier = Envelope { version: 2, ..KIND }.seal(&named).unwrap();
+        assert_eq!(Manifest::read(StateId(1), named.id(), &earlier).unwrap(), of(None));
+        let misplaced = KIND.seal(&(&named, vec![(1u32, 2u32, named.named_topics()[0].2)])).unwrap();
+        let error = Manifest::read(StateId(1), named.id(), &misplaced).unwrap_err().to_string();
+        assert!(error.contains("a partition that is not there"), "{error}");
     }
 
     #[test]

@@ -12,9 +12,9 @@
 //! Otherwise progress would be lost, and records read again. A source's location (its path, the brokers' address) may
 //! change if its identity is known to be the same; readers also compare contents.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::journal::{Frame, PartitionProgress};
+use super::journal::{Frame, PartitionProgress, TopicPartition};
 use super::manifest::{Manifest, QueryFingerprint, SOURCE_KIND, StepFingerprint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::EventTime;
@@ -35,6 +35,7 @@ pub(crate) fn read_first_note(name: &str) -> PartitionProgress {
         ended: true,
         check: None,
         values: None,
+        topic: None,
     }
 }
 
@@ -56,6 +57,23 @@ pub(crate) fn was_read_first(name: &str, base: Option<&Manifest>, replay: &[Fram
     let saved = base.into_iter().flat_map(|base| &base.sources).map(|source| &source.name);
     let mut names = saved.chain(replay.iter().flat_map(|frame| &frame.progress).map(|bound| &bound.source));
     names.any(|known| known.strip_prefix(READ_FIRST) == Some(name))
+}
+
+/// Partitions that a state knows by a number and a topic, of each source: in the order of numbers.
+pub(crate) type KnownPartitions = BTreeMap<String, BTreeMap<u32, TopicPartition>>;
+
+/// Returns the partitions that a state knows by a number and a topic: those of the snapshot that it resumes from, and
+/// those that the journal's epochs after it have found, whichever worker read them.
+pub(crate) fn known_partitions(base: Option<&Manifest>, replay: &[Frame]) -> KnownPartitions {
+    let saved = base.into_iter().flat_map(|base| &base.sources).flat_map(|source| &source.progress);
+    let replayed = replay.iter().flat_map(|frame| &frame.progress);
+    let mut known = KnownPartitions::new();
+    for bound in saved.chain(replayed) {
+        if let Some(topic) = &bound.topic {
+            known.entry(bound.source.clone()).or_default().insert(bound.partition, topic.clone());
+        }
+    }
+    known
 }
 
 const ACCEPT: &str = "--accept-changed-sources";
@@ -205,6 +223,7 @@ mod tests {
             ended: false,
             check: None,
             values: None,
+            topic: None,
         }
     }
 

@@ -221,7 +221,10 @@ impl Snapshots {
         let mut sinks = Vec::<SinkState>::new();
         for part in parts {
             match part {
-                SnapshotAck::Source(name, bounds) => sources.entry(name).or_default().0.extend(bounds),
+                SnapshotAck::Source(name, bounds) => {
+                    let bounds = bounds.into_iter().map(|(progress, topic)| PartitionProgress { topic, ..progress });
+                    sources.entry(name).or_default().0.extend(bounds);
+                }
                 SnapshotAck::Watermark(name, watermark, activation_watermarks) => {
                     let source = sources.entry(name).or_default();
                     (source.1, source.2) = (watermark, activation_watermarks);

@@ -85,7 +85,8 @@ impl Job {
 
     fn place(&self, worker: usize) -> source::WorkerContext {
         let (job, options) = (self.name.clone(), self.options.clone());
-        source::WorkerContext { worker, workers: self.all_workers(), threads: self.workers, job, options }
+        let (workers, known_partitions) = (self.all_workers(), Arc::default());
+        source::WorkerContext { worker, workers, threads: self.workers, job, options, known_partitions }
     }
 
     /// Returns the number of workers of all processes.

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use timely::dataflow::operators::probe;
 use timely::worker::Worker;
 
+use crate::durable::sources::known_partitions;
 use crate::error::Result;
 use crate::job::commit::commit;
 use crate::job::controls::{Control, Controls};
@@ -59,6 +60,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
     let controls = Controls::new(worker, &shared.place);
     let seals = SnapshotEpochs::default();
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));
+    let base = shared.durable.as_ref().and_then(|durable| durable.base.as_deref());
     let build = Rc::new(BuildContext {
         place: WorkerContext { worker: worker.index(), ..shared.place.clone() },
         mode: BuildMode::Run,
@@ -71,6 +73,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         snapshot_epochs: seals.clone(),
         fault: shared.fault,
         durable: shared.durable.clone().map(|durable| DurableContext { worker: worker.index(), ..durable }),
+        known_partitions: known_partitions(base, &shared.replay_frames),
         opened: Arc::clone(&shared.opened),
         incarnation: shared.incarnation.clone(),
         shard: shared.shard.clone(),

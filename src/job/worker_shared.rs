@@ -13,6 +13,7 @@ use crate::durable::Incarnation;
 use crate::durable::declared_changes::Rename;
 use crate::durable::journal::{Frame, Journal};
 use crate::durable::migration::StepRows;
+use crate::durable::sources::KnownPartitions;
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::Snapshots;
@@ -133,6 +134,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         snapshot_epochs: SnapshotEpochs::default(),
         fault: InjectedFault::default(),
         durable,
+        known_partitions: KnownPartitions::default(),
         opened,
         incarnation: Incarnation::without_state(),
         shard,

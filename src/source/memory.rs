@@ -104,8 +104,16 @@ mod tests {
         let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
         let (view, metrics) = (Rc::new(WatermarkView::default()), Arc::new(SourceMetrics::default()));
         let mut intake = crate::source::track(&source, ("s", 0), &options, Rc::clone(&view), metrics);
-        let mut reader =
-            source.open(&WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
+        let mut reader = source
+            .open(&WorkerContext {
+                worker: 0,
+                workers: 1,
+                threads: 1,
+                job: String::new(),
+                options,
+                known_partitions: Arc::default(),
+            })
+            .unwrap();
         let progress = PartitionProgress {
             source: String::from("s"),
             partition: 0,
@@ -117,6 +125,7 @@ mod tests {
             ended: false,
             check: None,
             values: None,
+            topic: None,
         };
         let activation_watermark = EventTime::from_millis(activation_watermark);
         reader.resume(Epoch(4), &[RestoredPartition { progress, activation_watermark }], &mut intake).unwrap();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::durable::journal::TopicPartition;
 use crate::source::file::chunks::MAX_RECORD;
 use crate::time::EventTime;
 
@@ -32,6 +33,9 @@ pub struct WorkerContext {
     pub job: String,
     /// Options that all sources of the job share.
     pub options: Options,
+    /// Partitions that the state knows by a number and a topic, of the source that is opened: those of the snapshot and
+    /// of the journal's epochs after it, whichever worker read them. Empty for a source that needs no such numbers.
+    pub known_partitions: Arc<[(u32, TopicPartition)]>,
 }
 
 impl WorkerContext {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
+use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress, TopicPartition};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::source::options::{Options, TimeOf, time_of};
@@ -81,6 +81,8 @@ struct TrackedPartition {
     values: Option<Vec<JournaledRecord>>,
     /// Place and number for people, if they are not the source's own.
     label: Option<(String, u32)>,
+    /// Its topic, if that does not follow from its number.
+    topic: Option<TopicPartition>,
     /// Its first watermark; watermark alignment compares with it while the stream has no watermark.
     first_watermark: Option<EventTime>,
 }
@@ -234,6 +236,7 @@ impl<D: Record> PartitionTracker<D> {
             check: None,
             values: None,
             label: None,
+            topic: None,
             first_watermark: None,
         });
         PartitionHandle(self.partitions.len() - 1)
@@ -261,6 +264,7 @@ impl<D: Record> PartitionTracker<D> {
             check: progress.check,
             values: None,
             label: None,
+            topic: None,
             first_watermark: (progress.watermark > EventTime::MIN).then_some(progress.watermark),
         });
         PartitionHandle(self.partitions.len() - 1)
@@ -275,6 +279,12 @@ impl<D: Record> PartitionTracker<D> {
     /// Sets the place and the number by which people know the partition, if a source has several of one number.
     pub fn set_label(&mut self, slot: PartitionHandle, place: String, number: u32) {
         self.partitions[slot.0].label = Some((place, number));
+    }
+
+    /// Sets the partition's topic, which the journal and manifests name: for a source whose numbers of partitions do not
+    /// tell it.
+    pub fn set_topic(&mut self, slot: PartitionHandle, topic: TopicPartition) {
+        self.partitions[slot.0].topic = Some(topic);
     }
 
     /// Returns the offset of the next record to take.
@@ -444,6 +454,7 @@ impl<D: Record> PartitionTracker<D> {
             }
             partition.committed = partition.next;
             if std::mem::take(&mut partition.changed) {
+                let topic = partition.topic.as_ref().filter(|_| partition.found_at.is_some());
                 binding.partitions.push(PartitionProgress {
                     source: self.name.clone(),
                     partition: partition.id,
@@ -455,6 +466,7 @@ impl<D: Record> PartitionTracker<D> {
                     ended: partition.ended,
                     check: partition.check,
                     values: partition.values.as_mut().map(std::mem::take),
+                    topic: topic.cloned(),
                 });
             }
         }
@@ -470,6 +482,7 @@ impl<D: Record> PartitionTracker<D> {
         self.partitions.iter().enumerate().map(|(at, partition)| PartitionStatus {
             source: self.name.clone(),
             partition: partition.id,
+            topic: partition.topic.as_ref().map(TopicPartition::to_string),
             watermark: partition.clock.watermark(),
             next: partition.next,
             end: partition.until,

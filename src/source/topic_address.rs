@@ -6,11 +6,16 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// A topic at brokers, as a source reads it or a sink writes it.
+/// Function that returns `true` for the name of a topic that is meant.
+type NameMatcher = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// A topic at brokers, as a source reads it or a sink writes it; or all topics of some names there.
 #[derive(Clone)]
 pub struct TopicAddress {
     topic: String,
     brokers: String,
+    /// `true` for the names of the topics; `None` if it is the one topic.
+    names: Option<NameMatcher>,
     cluster: Arc<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
@@ -22,12 +27,25 @@ impl TopicAddress {
         brokers: impl Into<String>,
         cluster: impl Fn() -> Option<String> + Send + Sync + 'static,
     ) -> Self {
-        TopicAddress { topic: topic.into(), brokers: brokers.into(), cluster: Arc::new(cluster) }
+        TopicAddress { topic: topic.into(), brokers: brokers.into(), names: None, cluster: Arc::new(cluster) }
     }
 
-    /// `true` if both are one topic.
+    /// Makes it the address of all topics for whose names `names` returns `true`; its topic then describes them, such as
+    /// "matching a.*".
+    #[must_use]
+    pub fn matching(self, names: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        TopicAddress { names: Some(Arc::new(names)), ..self }
+    }
+
+    /// `true` if both are one topic, or one of them is among the topics of the other.
     pub(crate) fn is_same_as(&self, other: &TopicAddress) -> bool {
-        self.topic == other.topic && (self.names_a_broker_of(other) || self.is_in_cluster_of(other))
+        let is_named_so = match (&self.names, &other.names) {
+            (None, None) => self.topic == other.topic,
+            (Some(names), None) => names(&other.topic),
+            (None, Some(names)) => names(&self.topic),
+            (Some(_), Some(_)) => false, // Nothing is written to all topics of some names.
+        };
+        is_named_so && (self.names_a_broker_of(other) || self.is_in_cluster_of(other))
     }
 
     fn names_a_broker_of(&self, other: &TopicAddress) -> bool {
@@ -72,6 +90,12 @@ mod tests {
         assert!(one.is_same_as(&address("c:3", "t", Some("x"))));
         assert!(!one.is_same_as(&address("c:3", "t", Some("y"))));
         assert!(!one.is_same_as(&address("c:3", "t", None)));
+        let several = address("a:1", "matching t.*", None).matching(|name| name.starts_with('t'));
+        for (topic, is_same) in [("t", true), ("tu", true), ("u", false), ("matching t.*", false)] {
+            let other = address("a:1", topic, None);
+            assert_eq!((several.is_same_as(&other), other.is_same_as(&several)), (is_same, is_same), "{topic}");
+        }
+        assert!(!several.is_same_as(&address("c:3", "t", None)));
         let silent = address("a:1", "t", None);
         assert!(!silent.is_same_as(&address("c:3", "t", None)));
     }

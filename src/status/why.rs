@@ -321,9 +321,10 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
     };
     Blocker {
         cause: BlockerKind::Partition,
-        name: match partition.in_bytes {
-            true => format!("the file of {}", partition.source),
-            false => format!("partition {} of {}", partition.partition, partition.source),
+        name: match (partition.in_bytes, &partition.topic) {
+            (true, _) => format!("the file of {}", partition.source),
+            (false, Some(topic)) => format!("partition {} ({topic}) of {}", partition.partition, partition.source),
+            (false, None) => format!("partition {} of {}", partition.partition, partition.source),
         },
         since_ms: Some(partition.moved_ms),
         says: at + &more,

@@ -14,6 +14,7 @@ use super::opened_sinks::OpenedSinks;
 use super::snapshot_epochs::SnapshotEpochs;
 use super::step_registry::StepRegistry;
 use crate::durable::Incarnation;
+use crate::durable::sources::KnownPartitions;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::sink::SinkContext;
@@ -67,6 +68,8 @@ pub(crate) struct BuildContext {
     pub(crate) fault: InjectedFault,
     /// The job's durable state; `None` in a job without state.
     pub(crate) durable: Option<DurableContext>,
+    /// Partitions that the state knows by a number and a topic.
+    pub(crate) known_partitions: KnownPartitions,
     /// Writers that are open already, by sink name.
     pub(crate) opened: Arc<OpenedSinks>,
     /// The incarnation that writers begin with.

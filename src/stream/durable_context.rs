@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::background::Background;
 use crate::durable::compaction::{MergeGroup, MergeOutcome};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::journal::PartitionProgress;
+use crate::durable::journal::{PartitionProgress, TopicPartition};
 use crate::durable::manifest::{Manifest, QueryFingerprint, SinkState, StepState};
 use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::error::Result;
@@ -21,8 +21,9 @@ use crate::time::{Epoch, EventTime};
 /// The contribution of one writer to a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SnapshotAck {
-    /// A source's name, and the progress of its partitions on one worker.
-    Source(String, Vec<PartitionProgress>),
+    /// A source's name, and the progress of its partitions on one worker, each with its topic: a progress that is sent to
+    /// another process loses that.
+    Source(String, Vec<(PartitionProgress, Option<TopicPartition>)>),
     /// A source's name, its stream's watermark, and the activation watermarks of its partitions.
     Watermark(String, EventTime, Vec<(u32, EventTime)>),
     /// A checkpointed operator: its name, the time through which its windows have closed and their rows are expired,
@@ -30,6 +31,17 @@ pub(crate) enum SnapshotAck {
     Operator(String, EventTime, Option<SegmentInfo>),
     /// The last epoch that a sink has published.
     Sink(SinkState),
+}
+
+impl SnapshotAck {
+    /// Creates the contribution of a source.
+    pub(crate) fn source(name: &str, progress: impl IntoIterator<Item = PartitionProgress>) -> Self {
+        let progress = progress.into_iter().map(|progress| {
+            let topic = progress.topic.clone();
+            (progress, topic)
+        });
+        SnapshotAck::Source(name.to_owned(), progress.collect())
+    }
 }
 
 /// Merges segments of one checkpointed operator unless it is cancelled by the flag; knows the type of the rows.

@@ -98,8 +98,8 @@ impl<'f> Flow<'f> {
         topics.0.extend(read);
         topics.1.extend(written);
         let (reads, writes) = &*topics;
-        let is_both = |topic: &&TopicAddress| writes.iter().any(|written| written.is_same_as(topic));
-        if let Some(topic) = reads.iter().find(is_both) {
+        let is_both = |topic: &&TopicAddress| reads.iter().any(|read| read.is_same_as(topic));
+        if let Some(topic) = writes.iter().find(is_both) {
             let error = Error::usage(format!("the {topic} is both read and written to"));
             let why = "the job would read its own results, without end";
             self.build.failure.set(error.because(why).help("write them to another topic"));

@@ -111,17 +111,18 @@ impl<D: Record> SourceDriver<D> {
     /// snapshot's.
     fn record_progress(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
         let Some((snapshot_acks, held)) = &mut self.parts else { return };
-        self.progress.extend(
-            bounds.iter().map(|bound| {
-                (bound.partition, PartitionProgress { start_offset: None, values: None, ..bound.clone() })
-            }),
-        );
+        for bound in bounds {
+            let known = self.progress.get_mut(&bound.partition).and_then(|known| known.topic.take());
+            let topic = bound.topic.clone().or(known);
+            let progress = PartitionProgress { start_offset: None, values: None, topic, ..bound.clone() };
+            self.progress.insert(bound.partition, progress);
+        }
         if self.seals.contains(epoch.0) {
-            let part = SnapshotAck::Source(self.intake.name().to_owned(), self.progress.values().cloned().collect());
+            let part = SnapshotAck::source(self.intake.name(), self.progress.values().cloned());
             snapshot_acks.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
             if self.worker == 0 && self.noted_at.is_some_and(|noted| noted <= epoch) {
                 let note = sources::read_first_note(self.intake.name());
-                let part = SnapshotAck::Source(note.source.clone(), vec![note]);
+                let part = SnapshotAck::source(&note.source.clone(), [note]);
                 snapshot_acks.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
             }
             held.downgrade(&(epoch.0 + 1));
@@ -336,7 +337,9 @@ pub(crate) fn read<'f, S: Source>(
         }
     }
     if build.mode == BuildMode::Run {
-        match source.open(&build.place) {
+        let known = build.known_partitions.get(name).into_iter().flatten();
+        let known_partitions = known.map(|(number, topic)| (*number, topic.clone())).collect();
+        match source.open(&WorkerContext { known_partitions, ..build.place.clone() }) {
             Ok(reader) => {
                 check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));

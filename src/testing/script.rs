@@ -82,6 +82,7 @@ impl Script {
                     ended: false,
                     check: None,
                     values: None,
+                    topic: None,
                 });
                 match act {
                     ScriptStep::Find => {}

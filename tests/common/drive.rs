@@ -36,7 +36,7 @@ pub struct ReaderDriver<D: Record> {
 
 /// Returns the context in which the only worker of a test opens its sources.
 pub fn worker_context(options: Options) -> WorkerContext {
-    WorkerContext { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
+    WorkerContext { worker: 0, workers: 1, threads: 1, job: "test".into(), options, known_partitions: Arc::default() }
 }
 
 impl<D: Record> ReaderDriver<D> {

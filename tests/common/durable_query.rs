@@ -152,7 +152,8 @@ pub fn derived(deals: Stream<'_, Deal>) -> Collection<'_, (u8, u32)> {
     let recent = deals.clone().live_for("recent", Duration::from_millis(90));
     let all = deals.collect("all");
     let last = all.map(|deal| (deal.key, deal.id)).max_by_key();
-    let joined = recent.clone().map(|deal| (deal.key, deal.id)).join_map(last, |key, id, last| (*key, last.wrapping_sub(*id)));
+    let joined =
+        recent.clone().map(|deal| (deal.key, deal.id)).join_map(last, |key, id, last| (*key, last.wrapping_sub(*id)));
     let edges = recent.map(|deal| (deal.id % 11, deal.id % 7 + deal.amount.rem_euclid(4) as u32));
     let roots = edges.clone().map(|(from, _)| from).filter(|from| *from < 2);
     joined.concat(edges.reachable_from(roots).map(|node| (u8::MAX, node)))

@@ -141,8 +141,10 @@ fn overview(manifest: &Manifest) {
                 ""
             };
             let (partition, next) = (bound.partition, bound.next_offset);
+            let topic = bound.topic.as_ref().map(|topic| format!(" ({topic})"));
+            let topic = topic.unwrap_or_default();
             print_line(format_args!(
-                "  partition {partition}: offset {next}{until}, watermark {}{is}",
+                "  partition {partition}{topic}: offset {next}{until}, watermark {}{is}",
                 bound.watermark
             ));
         }

@@ -6,9 +6,10 @@
 //! header  as in `envelope`: state, file, workers of the incarnation, length and last epoch of the previous file
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
-//! Records that are kept by value follow in the body: a list of (index of the `PartitionProgress` in the frame, its values), in
-//! postcard. Those of version 2 have neither keys nor headers, and do not tell who set a timestamp; they are read as
-//! records without keys and headers, whose producers set it.
+//! If a frame has any of them, two lists follow in the body, in postcard: records that are kept by value, as (index of the
+//! `PartitionProgress` in the frame, its values), and topics of partitions, as (the same index, its topic). Version 3 has
+//! only the first list. Records of version 2 have neither keys nor headers, and do not tell who set a timestamp; they are
+//! read as records without keys and headers, whose producers set it.
 //!
 //! `synced` is the length of this file that was known to be durable when the frame was written. It tells a torn tail,
 //! on which nothing can have been built, from damage.
@@ -21,14 +22,15 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Frame, JournaledRecord};
+use super::{Frame, JournaledRecord, TopicPartition};
 use crate::durable::StateId;
 use crate::durable::envelope::{Envelope, EnvelopeError};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// The envelope of journal files. Frames of version 1 keep no values, those of version 2 keep less of a record.
-pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 3, name: "journal" };
+/// The envelope of journal files. Frames of version 1 keep no values, those of version 2 keep less of a record, those of
+/// version 3 name no topics.
+pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 4, name: "journal" };
 
 /// Reads the header of a file; returns it with its length in bytes and the version of the file.
 pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(JournalHeader, usize, u8), EnvelopeError> {
@@ -53,6 +55,9 @@ impl From<BareRecord> for JournaledRecord {
 
 /// Records that a frame keeps by value: the index of their `PartitionProgress`, and the records.
 type KeptRecords<R> = Vec<(u32, Vec<R>)>;
+
+/// Topics that a frame names: the index of their `PartitionProgress`, and the topic.
+type FrameTopics = Vec<(u32, TopicPartition)>;
 
 /// The first bytes of a frame.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
@@ -138,24 +143,31 @@ pub(super) fn encode_body(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
     let body = postcard::to_extend(&(worker, frame), Vec::with_capacity(64)).map_err(cannot)?;
     let kept = (0u32..).zip(&frame.progress).filter_map(|(number, bound)| Some((number, bound.values.as_ref()?)));
     let kept: Vec<_> = kept.collect();
-    if kept.is_empty() { Ok(body) } else { postcard::to_extend(&kept, body).map_err(cannot) }
+    let named = (0u32..).zip(&frame.progress).filter_map(|(number, bound)| Some((number, bound.topic.as_ref()?)));
+    let named: Vec<_> = named.collect();
+    let is_bare = kept.is_empty() && named.is_empty();
+    if is_bare { Ok(body) } else { postcard::to_extend(&(kept, named), body).map_err(cannot) }
 }
 
 /// Decodes the body of a frame, in a file of this version, to the worker and the frame; `None` if it is malformed.
 pub(super) fn decode_body(version: u8, body: &[u8]) -> Option<(u32, Frame)> {
     let ((worker, mut frame), rest): ((u32, Frame), _) = postcard::take_from_bytes(body).ok()?;
     if !rest.is_empty() {
-        let kept: KeptRecords<JournaledRecord> = match version {
+        let (kept, named): (KeptRecords<JournaledRecord>, FrameTopics) = match version {
             ..=2 => {
                 let kept: KeptRecords<BareRecord> = whole(rest)?;
-                kept.into_iter()
-                    .map(|(number, values)| (number, values.into_iter().map(Into::into).collect()))
-                    .collect()
+                let kept =
+                    kept.into_iter().map(|(number, values)| (number, values.into_iter().map(Into::into).collect()));
+                (kept.collect(), FrameTopics::new())
             }
+            3 => (whole(rest)?, FrameTopics::new()),
             _ => whole(rest)?,
         };
         for (number, values) in kept {
             frame.progress.get_mut(number as usize)?.values = Some(values);
+        }
+        for (number, topic) in named {
+            frame.progress.get_mut(number as usize)?.topic = Some(topic);
         }
     }
     Some((worker, frame))
@@ -218,6 +230,7 @@ mod tests {
             ended: false,
             check: None,
             values: None,
+            topic: None,
         };
         let mut frame = Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] };
         let bare = |offset, payload: Option<&[u8]>| BareRecord {
@@ -237,18 +250,32 @@ mod tests {
         };
         frame.progress[1].values = Some(vec![record(3, Some(b"three")), record(8, None)]);
         assert_eq!(decode_body(2, &earlier), Some((4, frame.clone())));
-        assert_ne!(decode_body(3, &earlier), Some((4, frame.clone())));
+        for version in [3, 4] {
+            assert_ne!(decode_body(version, &earlier), Some((4, frame.clone())));
+        }
+        let bare_body = encode_body(4, &Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] }).unwrap();
+        // Version 3 has no topics.
+        let kept = vec![(1u32, frame.progress[1].values.clone())];
+        let kept: Vec<_> = kept.into_iter().filter_map(|(number, values)| Some((number, values?))).collect();
+        let earlier = postcard::to_extend(&kept, bare_body.clone()).unwrap();
+        assert_eq!(decode_body(3, &earlier), Some((4, frame.clone())));
+        assert_eq!(decode_body(4, &earlier), None);
         // What is written now is read now, and cut anywhere it is malformed.
         if let Some([first, _]) = frame.progress[1].values.as_deref_mut() {
             first.key = Some(Vec::new());
             first.is_log_append_time = true;
             first.headers = vec![("a".into(), None), ("a".into(), Some(b"1".to_vec()))];
         }
-        let bare_body = encode_body(4, &Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] }).unwrap();
+        let topic = |id: Option<&str>, number| TopicPartition { topic: "t".into(), id: id.map(str::to_owned), number };
+        frame.progress[0].topic = Some(topic(Some("id"), 3));
+        frame.progress[1].topic = Some(topic(None, 7));
         let body = encode_body(4, &frame).unwrap();
-        assert_eq!(decode_body(3, &body), Some((4, frame)));
+        assert_eq!(decode_body(4, &body), Some((4, frame.clone())));
         for length in (0..body.len()).filter(|length| *length != bare_body.len()) {
-            assert_eq!(decode_body(3, &body[..length]), None, "{length} bytes");
+            assert_eq!(decode_body(4, &body[..length]), None, "{length} bytes");
         }
+        // A frame of topics alone.
+        frame.progress[1].values = None;
+        assert_eq!(decode_body(4, &encode_body(4, &frame).unwrap()), Some((4, frame)));
     }
 }

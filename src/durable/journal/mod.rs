@@ -27,6 +27,7 @@ pub(crate) use reader::JournalFile;
 pub(in crate::durable) use writer::JournalWriter;
 pub(crate) use writer::{FileJournal, JournalConfig};
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
@@ -66,6 +67,28 @@ pub struct PartitionProgress {
     /// are in the journal only, in no manifest.
     #[serde(skip)]
     pub values: Option<Vec<JournaledRecord>>,
+    /// The topic that the partition is of, if that does not follow from its number: in the journal where
+    /// `start_offset` is, and in every manifest. `None` for all other sources, and in later epochs of the journal.
+    #[serde(skip)]
+    pub topic: Option<TopicPartition>,
+}
+
+/// A partition of a topic, as states know it whose sources read topics by a pattern.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TopicPartition {
+    /// The topic's name.
+    pub topic: String,
+    /// The topic's id; `None` if the brokers assign none.
+    pub id: Option<String>,
+    /// The partition's number in its topic.
+    pub number: u32,
+}
+
+/// The topic and the number, such as `orders.eu/3`.
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.number)
+    }
 }
 
 /// A record that the journal keeps by value: a message of a topic, with everything that a decoder can see of it.
@@ -216,6 +239,7 @@ mod tests {
             ended: false,
             check: None,
             values: None,
+            topic: None,
         };
         Frame { epoch: Epoch(epoch), progress: vec![bound] }
     }

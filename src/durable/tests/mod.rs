@@ -32,6 +32,7 @@ fn bound(partition: u32, next_offset: u64) -> PartitionProgress {
         ended: false,
         check: None,
         values: None,
+        topic: None,
     }
 }
 

@@ -371,14 +371,15 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
         ended: false,
         check: None,
         values: None,
+        topic: None,
     };
     let (watermark, activation_watermarks) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
     let sink = SinkState { name: "out".into(), published: Some(Epoch(2)), on_change: true };
     let parts = vec![
-        SnapshotAck::Source("s".into(), vec![bound(1)]),
+        SnapshotAck::source("s", [bound(1)]),
         SnapshotAck::Sink(sink.clone()),
         SnapshotAck::Watermark("s".into(), watermark, activation_watermarks.clone()),
-        SnapshotAck::Source("s".into(), vec![bound(0)]),
+        SnapshotAck::source("s", [bound(0)]),
     ];
     driven.snapshot(Epoch(2), parts);
     let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();

@@ -22,15 +22,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::broker_errors::{error_text, is_group_refusal, is_transient};
 use crate::source::kafka::client::TopicConfig;
 use crate::source::kafka::consumer::{self, COMMITTED, NEEDED};
+use crate::source::kafka::topic_pattern::PROGRESS_SUFFIX;
 use crate::time::Epoch;
 
 /// Version of the format.
 const FORMAT: u32 = 2;
 /// Version that had no ends of journals; it can still be read.
 const WITHOUT_ENDS: u32 = 1;
-
-/// Suffix of a progress topic's name.
-const SUFFIX: &str = "-tidegate-progress";
 
 /// Settings of the topic: its segments are small, so that they are compacted early and read fast.
 pub(super) const SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("segment.bytes", "16777216")];
@@ -133,12 +131,12 @@ pub(super) fn key(state: StateId, sink: &str) -> String {
 
 /// `true` for the name of a progress topic.
 pub(super) fn is_name(topic: &str) -> bool {
-    topic.ends_with(SUFFIX)
+    topic.ends_with(PROGRESS_SUFFIX)
 }
 
 /// Returns the progress topic of an output topic.
 pub(super) fn topic_of(output: &TopicConfig) -> TopicConfig {
-    let topic = format!("{}{SUFFIX}", output.topic);
+    let topic = format!("{}{PROGRESS_SUFFIX}", output.topic);
     TopicConfig { topic, ..output.clone() }
 }
 

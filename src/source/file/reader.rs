@@ -316,6 +316,7 @@ impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
             ended,
             check,
             values,
+            topic: None,
         };
         let partitions = if changed { vec![bound] } else { Vec::new() };
         // A file that wakes needs no activation watermark: in a stream with one partition it is never above the

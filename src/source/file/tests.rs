@@ -187,8 +187,14 @@ impl SimulatedWorker {
         options: &Options,
         first: Epoch,
     ) -> Self {
-        let place =
-            WorkerContext { worker, workers, threads: workers, job: String::from("test"), options: options.clone() };
+        let place = WorkerContext {
+            worker,
+            workers,
+            threads: workers,
+            job: String::from("test"),
+            options: options.clone(),
+            known_partitions: Arc::default(),
+        };
         let intake = crate::source::track(
             input,
             ("s", 3),
@@ -726,7 +732,14 @@ fn an_empty_file_ends_at_once() {
 #[test]
 fn what_cannot_be_opened_is_named() {
     let open = |path: &str| {
-        let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+        let place = WorkerContext {
+            worker: 0,
+            workers: 1,
+            threads: 1,
+            job: String::new(),
+            options: until_end(),
+            known_partitions: Arc::default(),
+        };
         input::<Csv>(Path::new(path), 100).open(&place).err().unwrap().to_string()
     };
     assert!(open("/nowhere/a.csv").starts_with("cannot open the input (/nowhere/a.csv): "));
@@ -807,7 +820,14 @@ fn files_of_other_kinds_are_told_as_such() {
     ] {
         let mut file = file_of("");
         file.write_all(bytes).unwrap();
-        let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+        let place = WorkerContext {
+            worker: 0,
+            workers: 1,
+            threads: 1,
+            job: String::new(),
+            options: until_end(),
+            known_partitions: Arc::default(),
+        };
         let opened = input::<Csv>(file.path(), 100).open(&place);
         let error = opened.err().unwrap().to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
@@ -835,6 +855,7 @@ fn bound(start_offset: Option<u64>, next_offset: u64, watermark: i64) -> Partiti
         ended: false,
         check: None,
         values: None,
+        topic: None,
     }
 }
 
@@ -899,7 +920,14 @@ fn a_state_that_has_ended_ends_at_once() {
 #[test]
 fn a_file_that_was_changed_under_a_state_is_refused() {
     let (file, bound) = ended();
-    let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+    let place = WorkerContext {
+        worker: 0,
+        workers: 1,
+        threads: 1,
+        job: String::new(),
+        options: until_end(),
+        known_partitions: Arc::default(),
+    };
     let refusals = |bound: &PartitionProgress| {
         let resumed = SingleWorker::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
         let mut alone = SingleWorker::new(file.path(), &until_end());
@@ -932,7 +960,14 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
 #[test]
 fn whether_a_file_has_grown_since_its_state_ended_is_told() {
     let (mut file, bound) = ended();
-    let place = WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
+    let place = WorkerContext {
+        worker: 0,
+        workers: 1,
+        threads: 1,
+        job: String::new(),
+        options: until_end(),
+        known_partitions: Arc::default(),
+    };
     let grown = |bounds: &[PartitionProgress]| input::<Ndjson>(file.path(), 100).has_new_data(&place, bounds).unwrap();
     assert_eq!(grown(std::slice::from_ref(&bound)), None);
     assert_eq!(grown(&[]).unwrap(), "it was never read");

@@ -94,11 +94,12 @@ pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<Base
     connect_within(topic_config, job, PrefetchLimits::of(FEW))
 }
 
-fn connect_within(
+/// Creates a consumer, of a topic or to ask for topics. It connects when it is used.
+pub(super) fn create(
     topic_config: &TopicConfig,
     job: &str,
     prefetch: PrefetchLimits,
-) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
+) -> Result<Arc<BaseConsumer<ConsumerEvents>>> {
     let name = format!("tidegate-{job}");
     let mut config = properties(topic_config, prefetch)?;
     for key in ["group.id", "client.id"] {
@@ -113,7 +114,15 @@ fn connect_within(
     let group = config.get("group.id").unwrap_or(&name).to_owned();
     let listener = ConsumerEvents::new(&topic_config.topic, &group, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client_not_created(topic_config, &error))?;
-    let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
+    Ok(Arc::new(consumer))
+}
+
+fn connect_within(
+    topic_config: &TopicConfig,
+    job: &str,
+    prefetch: PrefetchLimits,
+) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
+    let consumer = create(topic_config, job, prefetch)?;
     // Counted, because a poll also returns nothing when it has served an event.
     let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
     match find_topic(consumer.client(), topic_config, &consumer.context().last_error, served)? {

@@ -218,7 +218,7 @@ impl<V: Record> DecodedTopic<DebeziumEvent<V>, DebeziumDecoder<V>> {
     pub fn rows<K: Record>(self, key: impl Decode<K>) -> Source<(K, Option<V>)> {
         let decoder = DebeziumRowDecoder { key, rows: PhantomData };
         let mapping = MessageMapping { decoder, event_time: EventTimeOrigin::TimestampIfAny };
-        Source::with(self.topic_config, self.further, Arc::new(mapping)).compacted(true)
+        Source::with(self.topic_config, self.topics, Arc::new(mapping)).compacted(true)
     }
 }
 

@@ -21,6 +21,7 @@ mod avro;
 pub(crate) mod broker_errors;
 pub(crate) mod client;
 mod compacted;
+mod connected_topic;
 pub(crate) mod consumer;
 mod debezium;
 mod decode;
@@ -30,8 +31,10 @@ mod fetched_partition;
 mod identity;
 mod late_letter;
 mod mapping;
+mod matching_reader;
 mod message;
 mod new_data;
+mod partition_numbers;
 mod peek;
 mod positions;
 mod prefetch;
@@ -39,9 +42,11 @@ pub(crate) mod properties;
 #[cfg(feature = "protobuf")]
 mod protobuf;
 mod reader;
+mod reader_group;
 mod statistics;
 mod table;
 pub(crate) mod topic_lookup;
+pub(crate) mod topic_pattern;
 mod topics;
 mod watch;
 
@@ -67,7 +72,9 @@ pub use decode::{Decode, DecodeError, SkipTombstones, WithMeta};
 pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
 use mapping::{EventTimeOrigin, MapMessages, MessageMapping};
+use matching_reader::MatchingReader;
 pub use message::{Message, MessageHeaders, TimestampKind};
+use partition_numbers::PartitionNumbers;
 use positions::ReadOptions;
 pub use positions::{Gap, StartOffset};
 pub use properties::ClientProperties;
@@ -77,6 +84,7 @@ use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 pub use table::KeyedDecoder;
+use topic_pattern::TopicPattern;
 pub use topics::Topics;
 
 /// A topic to read records from: see [`Source::json`] and [`Source::new`].
@@ -95,9 +103,9 @@ pub use topics::Topics;
 ///     .config("security.protocol", "ssl");
 /// ```
 pub struct Source<T> {
+    /// Brokers and properties; of which topic, `topics` says.
     topic_config: TopicConfig,
-    /// Names of the other topics of a list.
-    further: Vec<String>,
+    topics: Topics,
     read_options: ReadOptions,
     out_of_order: Option<Duration>,
     idle_after: Option<Duration>,
@@ -108,20 +116,20 @@ pub struct Source<T> {
 #[derive(Clone, Debug)]
 pub struct UntimedTopic {
     topic_config: TopicConfig,
-    further: Vec<String>,
+    topics: Topics,
 }
 
 /// A topic whose messages are decoded to records of type `T`, without event time yet.
 #[derive(Clone)]
 pub struct DecodedTopic<T, D> {
     topic_config: TopicConfig,
-    further: Vec<String>,
+    topics: Topics,
     decoder: D,
     records: PhantomData<fn() -> T>,
 }
 
 impl Source<()> {
-    /// Names a topic of JSON messages, or a list of topics; `brokers` are `HOST:PORT[,HOST:PORT…]`.
+    /// Names a topic of JSON messages, a list of topics, or a pattern ([`Topics::matching`]); `brokers` are `HOST:PORT[,HOST:PORT…]`.
     ///
     /// ```
     /// # use serde::{Deserialize, Serialize};
@@ -132,11 +140,11 @@ impl Source<()> {
     /// let orders = kafka::Source::json("localhost:9092", ["orders-eu", "orders-us"]).event_time(|order: &Order| order.at_ms);
     /// ```
     pub fn json(brokers: &str, topics: impl Into<Topics>) -> UntimedTopic {
-        let (topic_config, further) = configured(brokers, &topics.into());
-        UntimedTopic { topic_config, further }
+        let topics = topics.into();
+        UntimedTopic { topic_config: configured(brokers, &topics), topics }
     }
 
-    /// Names a topic, or a list of topics, whose messages a decoder makes records of: a closure, or one such as
+    /// Names a topic, a list of topics, or a pattern ([`Topics::matching`]), whose messages a decoder makes records of: a closure, or one such as
     /// [`csv()`]; `brokers` are `HOST:PORT[,HOST:PORT…]`.
     ///
     /// ```
@@ -151,21 +159,23 @@ impl Source<()> {
     /// ```
     #[expect(clippy::new_ret_no_self, reason = "it becomes a source with its event time, as every source does")]
     pub fn new<T: Record, D: Decode<T>>(brokers: &str, topics: impl Into<Topics>, decoder: D) -> DecodedTopic<T, D> {
-        let (topic_config, further) = configured(brokers, &topics.into());
-        DecodedTopic { topic_config, further, decoder, records: PhantomData }
+        let topics = topics.into();
+        DecodedTopic { topic_config: configured(brokers, &topics), topics, decoder, records: PhantomData }
     }
 }
 
-/// Returns the first topic of a list, and the names of the others. An empty list has a topic without a name, which is
-/// refused when it is opened.
-fn configured(brokers: &str, topics: &Topics) -> (TopicConfig, Vec<String>) {
-    let (first, further) = topics.names().split_first().map_or(("", &[][..]), |(first, further)| (first, further));
-    (TopicConfig::new(brokers, first), further.to_vec())
+/// Returns the configuration of the first topic of a list, or of the topics of a pattern for messages. An empty list has
+/// a topic without a name, which is refused when it is opened.
+fn configured(brokers: &str, topics: &Topics) -> TopicConfig {
+    match (topics.pattern(), topics.names().first()) {
+        (Some(pattern), _) => TopicConfig::new(brokers, &format!("matching {pattern}")),
+        (None, first) => TopicConfig::new(brokers, first.map_or("", |first| first)),
+    }
 }
 
 impl UntimedTopic {
     fn decoded<T: Record>(self) -> DecodedTopic<T, JsonDecoder<T>> {
-        DecodedTopic { topic_config: self.topic_config, further: self.further, decoder: json(), records: PhantomData }
+        DecodedTopic { topic_config: self.topic_config, topics: self.topics, decoder: json(), records: PhantomData }
     }
 
     /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
@@ -208,7 +218,7 @@ impl<T: Record, D: Decode<T>> DecodedTopic<T, D> {
     }
 
     fn timed(self, event_time: EventTimeOrigin<T>) -> Source<T> {
-        Source::with(self.topic_config, self.further, Arc::new(MessageMapping { decoder: self.decoder, event_time }))
+        Source::with(self.topic_config, self.topics, Arc::new(MessageMapping { decoder: self.decoder, event_time }))
     }
 }
 
@@ -312,15 +322,17 @@ impl<T: Record> Source<T> {
 
 impl<T> Source<T> {
     /// Creates a source whose messages are decoded so, with default options.
-    fn with(topic_config: TopicConfig, further: Vec<String>, mapping: Arc<dyn MapMessages<T>>) -> Self {
+    fn with(topic_config: TopicConfig, topics: Topics, mapping: Arc<dyn MapMessages<T>>) -> Self {
         let read_options = ReadOptions::default();
-        Source { topic_config, further, read_options, out_of_order: None, idle_after: None, mapping }
+        Source { topic_config, topics, read_options, out_of_order: None, idle_after: None, mapping }
     }
 
-    /// Returns the topics of the list, or the only one.
-    fn configs_of_topics(&self) -> impl Iterator<Item = TopicConfig> {
-        let further = self.further.iter().map(|name| TopicConfig { topic: name.clone(), ..self.topic_config.clone() });
-        std::iter::once(self.topic_config.clone()).chain(further)
+    /// Returns the topics of the list, or the only one; none of a pattern.
+    fn configs_of_topics(&self) -> Vec<TopicConfig> {
+        let further = self.topics.names().iter().skip(1);
+        let further = further.map(|name| TopicConfig { topic: name.clone(), ..self.topic_config.clone() });
+        let first = self.topics.pattern().is_none().then(|| self.topic_config.clone());
+        first.into_iter().chain(further).collect()
     }
 }
 
@@ -328,7 +340,7 @@ impl<T> Clone for Source<T> {
     fn clone(&self) -> Self {
         Source {
             topic_config: self.topic_config.clone(),
-            further: self.further.clone(),
+            topics: self.topics.clone(),
             read_options: self.read_options.clone(),
             out_of_order: self.out_of_order,
             idle_after: self.idle_after,
@@ -341,11 +353,11 @@ impl<T: Record> source::Source for Source<T> {
     type Item = T;
 
     fn describe(&self) -> String {
-        if self.further.is_empty() {
-            return self.topic_config.describe();
+        match (self.topics.pattern(), self.topics.names()) {
+            (Some(pattern), _) => TopicPattern::describe(pattern, &self.topic_config.brokers),
+            (None, names @ [_, _, ..]) => format!("topics {} at {}", names.join(", "), self.topic_config.brokers),
+            (None, _) => self.topic_config.describe(),
         }
-        let names: Vec<String> = self.configs_of_topics().map(|topic| topic.topic).collect();
-        format!("topics {} at {}", names.join(", "), self.topic_config.brokers)
     }
 
     fn event_time(&self) -> TimeOf<T> {
@@ -364,18 +376,29 @@ impl<T: Record> source::Source for Source<T> {
         let mut at = at.clone();
         at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
         self.mapping.check().map_err(|error| error.at(self.describe()))?;
-        let topics: Vec<TopicConfig> = self.configs_of_topics().collect();
+        if let Some(pattern) = self.topics.pattern() {
+            let place = (self.describe(), &self.topic_config, TopicPattern::parse(pattern)?);
+            return Ok(Box::new(MatchingReader::open(place, &self.mapping, &self.read_options, &at)?));
+        }
+        let topics = self.configs_of_topics();
         topics::check_list(&topics)?;
+        if let Some((_, known)) = at.known_partitions.first() {
+            return Err(topic_pattern::of_pattern(&self.describe(), known));
+        }
         if topics.len() > 1 {
             let reader = topics::TopicsReader::open(self.describe(), &topics, &self.mapping, &self.read_options, &at)?;
             return Ok(Box::new(reader));
         }
         let (mapping, options) = (Arc::clone(&self.mapping), self.read_options.clone());
-        Ok(Box::new(reader::KafkaReader::open(&self.topic_config, mapping, options, (0, 1), &at)?))
+        let numbers = (PartitionNumbers::Following(0), 1);
+        Ok(Box::new(reader::KafkaReader::open(&self.topic_config, mapping, options, numbers, &at)?))
     }
 
     fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
-        let topics: Vec<TopicConfig> = self.configs_of_topics().collect();
+        if let Some(pattern) = self.topics.pattern() {
+            return Ok(Some(TopicPattern::parse(pattern)?.identity()));
+        }
+        let topics = self.configs_of_topics();
         topics::check_list(&topics)?;
         let mut ids = Vec::new();
         for topic in &topics {
@@ -390,15 +413,22 @@ impl<T: Record> source::Source for Source<T> {
     }
 
     fn topic(&self) -> Option<TopicAddress> {
-        Some(self.topic_config.address())
+        self.topics.pattern().is_none().then(|| self.topic_config.address())
     }
 
     fn topics(&self) -> Vec<TopicAddress> {
-        self.configs_of_topics().map(|topic| topic.address()).collect()
+        // A pattern that is none is refused when the source is opened.
+        let pattern = self.topics.pattern().and_then(|pattern| TopicPattern::parse(pattern).ok());
+        let pattern = pattern.map(|pattern| self.topic_config.address().matching(move |name| pattern.is_match(name)));
+        pattern.into_iter().chain(self.configs_of_topics().iter().map(TopicConfig::address)).collect()
     }
 
     fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        for (index, topic) in self.configs_of_topics().enumerate() {
+        if let Some(pattern) = self.topics.pattern() {
+            let place = (&self.topic_config, &TopicPattern::parse(pattern)?);
+            return new_data::grown_matching(place, &at.job, bounds, self.read_options.stop_at);
+        }
+        for (index, topic) in self.configs_of_topics().into_iter().enumerate() {
             let bounds = topics::progress_of(index, bounds);
             let grown = new_data::grown_since(&topic, &at.job, &bounds, self.read_options.stop_at)?;
             if grown.is_some() {

@@ -5,13 +5,19 @@
 //! from after its end, or if retention has removed what was after it. A partition that stops at a time has grown if its
 //! next message is of before that time. The client is not kept open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rdkafka::consumer::Consumer;
 
 use super::client::TopicConfig;
-use super::consumer::{connect, offsets};
+use super::consumer::{self, connect, offsets};
 use super::identity::{check_end, has_fingerprint, missing_partition, offset_and_timestamp, wrong_record};
 use super::peek::{ReadDecision, read_each};
 use super::positions::stops_at;
+use super::prefetch::PrefetchLimits;
+use super::statistics::ConsumerEvents;
+use super::topic_lookup::find_topics;
+use super::topic_pattern::{TopicPattern, gone};
 use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::Result;
 use crate::time::EventTime;
@@ -68,6 +74,34 @@ pub(super) fn grown_since(
             None => ReadDecision::Skip,
         })
     })
+}
+
+/// Describes the data that has arrived since in the topics that match a pattern, those that have come since included.
+pub(super) fn grown_matching(
+    (brokers, pattern): (&TopicConfig, &TopicPattern),
+    job: &str,
+    bounds: &[PartitionProgress],
+    stop_at: Option<EventTime>,
+) -> Result<Option<String>> {
+    let client = consumer::create(brokers, job, PrefetchLimits::of(0))?;
+    let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&client));
+    let found = find_topics(client.client(), brokers, &client.context().last_error, served)?;
+    let known = || bounds.iter().filter_map(|bound| Some((bound.topic.as_ref()?, bound)));
+    let names: BTreeSet<&String> = found.keys().filter(|name| pattern.is_match(name)).collect();
+    for name in known().map(|(topic, _)| &topic.topic).chain(names).collect::<BTreeSet<_>>() {
+        let own = known().filter(|(topic, _)| topic.topic == *name);
+        let own = own.map(|(topic, bound)| PartitionProgress { partition: topic.number, ..bound.clone() });
+        let own: Vec<_> = own.collect();
+        let topic_config = TopicConfig { topic: name.clone(), ..brokers.clone() };
+        if !own.is_empty() && !found.contains_key(name) {
+            return Err(gone(&topic_config));
+        }
+        let grown = grown_since(&topic_config, job, &own, stop_at)?;
+        if grown.is_some() {
+            return Ok(grown);
+        }
+    }
+    Ok(None)
 }
 
 fn new_data_in(topic_config: &TopicConfig, partition: u32, end: u64) -> String {

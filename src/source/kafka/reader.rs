@@ -25,20 +25,21 @@ use rdkafka::message::Message as _;
 
 use super::broker_errors::is_refusal;
 use super::client::TopicConfig;
-use super::compacted::refuse_compacted;
-use super::consumer::{self, connect_reader, list, offsets};
+use super::connected_topic::ConnectedTopic;
+use super::consumer::{self, list};
 use super::fetched_partition::FetchedPartition;
 use super::identity::{self, missing_partition, recreated};
 use super::mapping::MapMessages;
-use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition, offsets_at};
-use super::prefetch::PrefetchLimits;
+use super::partition_numbers::PartitionNumbers;
+use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition};
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{
-    EpochInput, InitialProgress, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition, WorkerContext,
+    EpochInput, InitialProgress, PartitionHandle, PartitionNote, PartitionTracker, Polled, Reader, RestoredPartition,
+    WorkerContext,
 };
 use crate::time::{Epoch, EventTime};
 
@@ -73,10 +74,10 @@ pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<ConsumerEvents>>,
     target: TopicConfig,
     place: WorkerContext,
-    /// Number of the topic's partition 0 in the source.
-    base: u32,
-    /// `true` if it is one topic of a list.
-    is_of_list: bool,
+    /// Numbers of the partitions in the source.
+    numbers: PartitionNumbers,
+    /// `true` if the source reads several topics.
+    is_of_several: bool,
     until_end: bool,
     stops_at_end: bool,
     stop_at: Option<EventTime>,
@@ -107,31 +108,27 @@ pub(super) struct KafkaReader<T> {
 }
 
 impl<T: Record> KafkaReader<T> {
-    /// Connects, and finds this worker's partitions. `base` is the number of the topic's partition 0 in the source, which
-    /// reads `topics` topics.
+    /// Connects, and finds this worker's partitions, which have these numbers in the source. The source reads `topics`
+    /// topics.
     pub(super) fn open(
         topic_config: &TopicConfig,
         mapping: Arc<dyn MapMessages<T>>,
         manner: ReadOptions,
-        (base, topics): (u32, usize),
+        (numbers, topics): (PartitionNumbers, usize),
         at: &WorkerContext,
     ) -> Result<Self> {
-        let ReadOptions { start, stop_at, stops_at_end, compacted, gap } = manner;
-        let (consumer, ids) = connect_reader(topic_config, topics, at)?;
-        if !compacted && at.worker == 0 {
-            refuse_compacted(
-                consumer.client(),
-                topic_config,
-                &consumer::properties(topic_config, PrefetchLimits::of(0))?,
-            )?;
-        }
-        let own = || ids.iter().copied().filter(|id| at.owns(base + id));
-        let ends = own().map(|id| Ok((id, offsets(&consumer, topic_config, id)?))).collect::<Result<Vec<_>>>()?;
-        // Asked after the ends: a partition without such a message had none before its end.
-        let at_time = match &start {
-            StartOffset::Timestamp(time) => offsets_at(&consumer, topic_config, &own().collect::<Vec<_>>(), *time)?,
-            _ => BTreeMap::new(),
-        };
+        KafkaReader::of(ConnectedTopic::connect(topic_config, &manner, (numbers, topics), at)?, mapping, manner, at)
+    }
+
+    /// Creates the reader of a topic that is connected.
+    pub(super) fn of(
+        connected: ConnectedTopic,
+        mapping: Arc<dyn MapMessages<T>>,
+        manner: ReadOptions,
+        at: &WorkerContext,
+    ) -> Result<Self> {
+        let ConnectedTopic { target, consumer, ids, ends, numbers, topics, at_time } = connected;
+        let (topic_config, ReadOptions { start, stop_at, stops_at_end, compacted, gap }) = (&target, manner);
         let named = if let StartOffset::Offsets(named) = &start { named.clone() } else { BTreeMap::new() };
         let mut partitions = Vec::new();
         for (id, (low, end)) in ends {
@@ -143,23 +140,23 @@ impl<T: Record> KafkaReader<T> {
             };
             partitions.push(FetchedPartition::open(&consumer, topic_config, id, (first, low, end))?);
         }
-        let place = at.clone();
-        let mine = move |id: u32| place.owns(base + id);
+        let (place, own) = (at.clone(), numbers.clone());
+        let mine = move |id: u32| own.is_of(&place, id);
         let watch = TopicWatch::start(Arc::clone(&consumer), (topic_config, &at.job), ids, mine)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
             by_value: compacted,
             confirmation: Confirmation::default(),
             consumer,
-            target: topic_config.clone(),
             place: at.clone(),
-            base,
-            is_of_list: topics > 1,
+            is_of_several: topics > 1 || numbers.is_given(),
             until_end: at.options.until_end,
             stops_at_end,
             stop_at,
             gap,
-            named: named.into_iter().filter(|(id, _)| at.owns(base + id)).collect(),
+            named: named.into_iter().filter(|(id, _)| numbers.is_of(at, *id)).collect(),
+            numbers,
+            target,
             idle_timeout: at.options.idle_timeout,
             partitions,
             has_untracked: true,
@@ -218,7 +215,7 @@ impl<T: Record> KafkaReader<T> {
         if !self.has_state {
             self.check_named()?;
         }
-        let mut assigned = Vec::new();
+        let (mut assigned, mut tracked) = (Vec::new(), Vec::new());
         for partition in &mut self.partitions {
             if let Some(handle) = partition.handle {
                 partition.caught_up |= self.stops_at_end && intake.ended(handle);
@@ -229,24 +226,45 @@ impl<T: Record> KafkaReader<T> {
                 continue;
             }
             let start = if self.has_state { partition.low } else { partition.start };
-            let handle = intake.track(epoch, self.base + partition.id, start, self.until_end.then_some(partition.end));
+            let number = self.numbers.give(partition.id);
+            let handle = intake.track(epoch, number, start, self.until_end.then_some(partition.end));
             partition.handle = Some(handle);
-            if self.is_of_list {
-                intake.set_label(handle, self.target.describe(), partition.id);
-            }
-            if self.by_value {
-                intake.keep_values(handle);
-            }
+            tracked.push((handle, partition.id));
             if !intake.ended(handle) {
                 assigned.push((partition.id, start));
             }
         }
+        tracked.into_iter().for_each(|(handle, id)| self.describe_partition(handle, id, intake));
         self.assign(&assigned)?;
         (self.has_untracked, self.has_found) = (false, true);
         if self.until_end || self.stop_at.is_some() {
             intake.all_found();
         }
         Ok(())
+    }
+
+    /// Tells the intake what it is to know of a partition that it tracks.
+    fn describe_partition(&self, handle: PartitionHandle, id: u32, intake: &mut PartitionTracker<T>) {
+        if self.is_of_several {
+            intake.set_label(handle, self.target.describe(), id);
+        }
+        if self.by_value {
+            intake.keep_values(handle);
+        }
+        if let Some(topic) = self.numbers.topic_of(id, self.id.as_deref()) {
+            intake.set_topic(handle, topic);
+        }
+    }
+
+    /// Returns the progress of the topic's partitions, by their numbers in the topic.
+    pub(super) fn own_progress(&self, bounds: &[PartitionProgress]) -> Vec<PartitionProgress> {
+        let own = bounds.iter().filter_map(|bound| Some((self.numbers.partition_of(bound.partition)?, bound)));
+        own.map(|(partition, bound)| PartitionProgress { partition, ..bound.clone() }).collect()
+    }
+
+    /// Returns the topic's name.
+    pub(super) fn topic(&self) -> &str {
+        &self.target.topic
     }
 
     /// Fails if reading cannot start at the offsets that the user has named.
@@ -396,7 +414,7 @@ impl<T: Record> KafkaReader<T> {
 
     /// Returns the index of a partition that a state names; `None` if another worker reads it.
     fn partition_index(&self, partition: u32) -> Result<Option<usize>> {
-        if !self.place.owns(self.base + partition) {
+        if !self.numbers.is_of(&self.place, partition) {
             return Ok(None);
         }
         if let Some(at) = self.partitions.iter().position(|known| known.id == partition) {
@@ -455,7 +473,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             });
             progress.is_done &= partition.handle.is_some() && next >= partition.end;
             let (read, all) = (next.saturating_sub(partition.start), partition.end.saturating_sub(partition.start));
-            progress.partitions.push((self.base + partition.id, read, all));
+            progress.partitions.extend(self.numbers.of(partition.id).map(|number| (number, read, all)));
         }
         progress
     }
@@ -472,8 +490,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         let note = |partition: &FetchedPartition| {
             let silence = partition.silent_since.map(|since| since.elapsed());
             let note = self.status.note(partition.id, partition.position.filter(|_| partition.at_end), silence);
-            PartitionNote { partition: self.base + partition.id, ..note }
+            self.numbers.of(partition.id).map(|number| PartitionNote { partition: number, ..note })
         };
-        self.partitions.iter().map(note).collect()
+        self.partitions.iter().filter_map(note).collect()
     }
 }

@@ -97,6 +97,6 @@ impl<V: Record, D: Decode<V>> DecodedTopic<V, D> {
     pub fn table<K: Record>(self, key: impl Decode<K>) -> Source<(K, Option<V>)> {
         let decoder = KeyedDecoder { key, value: self.decoder, records: PhantomData };
         let mapping = MessageMapping { decoder, event_time: EventTimeOrigin::TimestampIfAny };
-        Source::with(self.topic_config, self.further, Arc::new(mapping)).compacted(true)
+        Source::with(self.topic_config, self.topics, Arc::new(mapping)).compacted(true)
     }
 }

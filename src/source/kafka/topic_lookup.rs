@@ -100,14 +100,69 @@ pub(crate) fn find_topic_within<C: ClientContext>(
             },
         };
         served();
-        if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            let because = format!("{}: {reason}", code_text(code));
-            return Err(refused(topic_config, &because, KafkaError::Global(code)));
-        }
-        if begun.elapsed() >= OPEN_TIMEOUT {
-            return Err(no_broker(topic_config, words, last));
-        }
-        std::thread::sleep(Duration::from_millis(100));
+        wait_for_brokers(topic_config, words, begun, last)?;
+    }
+}
+
+/// Waits a moment before brokers are asked again, of which `last` was the last answer.
+///
+/// # Errors
+/// Fails if the brokers refuse, or if there was no better answer for [`OPEN_TIMEOUT`].
+fn wait_for_brokers(
+    topic_config: &TopicConfig,
+    words: &LastError,
+    begun: Instant,
+    last: Option<KafkaError>,
+) -> Result<()> {
+    if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
+        let because = format!("{}: {reason}", code_text(code));
+        return Err(refused(topic_config, &because, KafkaError::Global(code)));
+    }
+    if begun.elapsed() >= OPEN_TIMEOUT {
+        return Err(no_broker(topic_config, words, last));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    Ok(())
+}
+
+/// Topics of some brokers, each with its partitions.
+pub(crate) type TopicList = BTreeMap<String, Vec<u32>>;
+
+/// Asks once for all topics. Those that have no partition yet, or that may not be described, are left out.
+pub(crate) fn look_up_topics<C: ClientContext>(
+    client: &Client<C>,
+    wait: Duration,
+) -> std::result::Result<TopicList, KafkaError> {
+    let metadata = client.fetch_metadata(None, wait)?;
+    let topics = metadata.topics().iter().map(|topic| {
+        let mut ids: Vec<u32> = topic.partitions().iter().filter_map(|found| u32::try_from(found.id()).ok()).collect();
+        ids.sort_unstable();
+        (topic.name().to_owned(), ids)
+    });
+    Ok(topics.filter(|(_, ids)| !ids.is_empty()).collect())
+}
+
+/// Finds all topics, and retries transient errors, as [`find_topic`] does for one.
+///
+/// # Errors
+/// Fails as [`find_topic`] does.
+pub(crate) fn find_topics<C: ClientContext>(
+    client: &Client<C>,
+    topic_config: &TopicConfig,
+    words: &LastError,
+    served: impl Fn(),
+) -> Result<TopicList> {
+    let begun = Instant::now();
+    loop {
+        let last = match look_up_topics(client, Duration::from_secs(2)) {
+            Ok(topics) => return Ok(topics),
+            Err(error) => match error.rdkafka_error_code() {
+                Some(code) if is_transient(code) => Some(error),
+                _ => return Err(refused(topic_config, &error_text(&error), error)),
+            },
+        };
+        served();
+        wait_for_brokers(topic_config, words, begun, last)?;
     }
 }
 

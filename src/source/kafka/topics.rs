@@ -4,16 +4,17 @@
 //! To the journal, manifests and the engine a partition is a **number** of the source: its own number in its topic, plus
 //! [`TOPIC_STRIDE`] for each topic before it in the list. So the number depends on the list alone, on every worker alike.
 //!
-//! Invariants: the list, in its order, is the source's identity, so a state goes on only with the list whose numbers it
-//! has; an epoch is closed once for all topics, after each of them has confirmed its ends.
+//! Invariant: the list, in its order, is the source's identity, so a state goes on only with the list whose numbers it
+//! has.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::client::TopicConfig;
 use super::mapping::MapMessages;
+use super::partition_numbers::PartitionNumbers;
 use super::positions::{ReadOptions, StartOffset};
 use super::reader::KafkaReader;
+use super::reader_group::ReaderGroup;
 use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
@@ -26,48 +27,77 @@ use crate::time::Epoch;
 /// Greatest number of topics in a list.
 const MOST_TOPICS: usize = 4_000;
 
-/// Names of the topics of a source: one, or a list.
+/// Topics of a source: one, a list, or all that match a pattern.
 ///
 /// ```
 /// use tidegate::kafka::Topics;
 ///
 /// let (one, list) = (Topics::from("orders"), Topics::from(["orders-eu", "orders-us"]));
 /// assert_eq!((one.names().len(), list.names().len()), (1, 2));
+/// let pattern = Topics::matching(r"orders\..*");
+/// assert_eq!((pattern.names().len(), pattern.pattern()), (0, Some(r"orders\..*")));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Topics(Vec<String>);
+pub struct Topics {
+    names: Vec<String>,
+    pattern: Option<String>,
+}
 
 impl Topics {
-    /// Returns the names, in the order of the list.
+    /// Names all topics whose whole name matches a regular expression, in the syntax of the crate `regex`: those that are
+    /// there when a job starts, and those that are found while it runs. Names that begin with two underscores, which are
+    /// the brokers' own, and the topics in which sinks keep their progress never match. A source of a pattern that is no
+    /// regular expression is refused when it is opened, as wrong usage.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Order { at_ms: i64 }
+    /// use tidegate::kafka::{self, Topics};
+    ///
+    /// // orders.eu, orders.us and so on, but neither orders nor my.orders.eu.
+    /// let topics = Topics::matching(r"orders\..*");
+    /// let orders = kafka::Source::json("localhost:9092", topics).event_time(|order: &Order| order.at_ms);
+    /// ```
+    pub fn matching(pattern: impl Into<String>) -> Self {
+        Topics { names: Vec::new(), pattern: Some(pattern.into()) }
+    }
+
+    /// Returns the names, in the order of the list; none of a pattern.
     pub fn names(&self) -> &[String] {
-        &self.0
+        &self.names
+    }
+
+    /// Returns the regular expression; `None` if topics are named.
+    pub fn pattern(&self) -> Option<&str> {
+        self.pattern.as_deref()
     }
 }
 
 impl<S: Into<String>> FromIterator<S> for Topics {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
-        Topics(names.into_iter().map(Into::into).collect())
+        Topics { names: names.into_iter().map(Into::into).collect(), pattern: None }
     }
 }
 
 /// One topic.
 impl From<&str> for Topics {
     fn from(name: &str) -> Self {
-        Topics(vec![name.to_owned()])
+        [name].into()
     }
 }
 
 /// One topic.
 impl From<String> for Topics {
     fn from(name: String) -> Self {
-        Topics(vec![name])
+        [name].into()
     }
 }
 
 /// One topic.
 impl From<&String> for Topics {
     fn from(name: &String) -> Self {
-        Topics(vec![name.clone()])
+        [name].into()
     }
 }
 
@@ -90,6 +120,9 @@ pub(super) fn check_list(topics: &[TopicConfig]) -> Result<()> {
         || topics.iter().enumerate().find(|(at, topic)| topics[..*at].iter().any(|other| other.topic == topic.topic));
     let what = if topics.iter().any(|topic| topic.topic.is_empty()) {
         String::from("a topic has no name")
+    } else if let Some(topic) = topics.iter().find(|topic| topic.topic.starts_with('^')) {
+        let error = Error::usage(format!("no topic has the name {}", topic.topic)).at(place);
+        return Err(error.help("a pattern stands alone: Topics::matching(PATTERN), or --topic '^PATTERN' of a query"));
     } else if let Some((_, topic)) = named_twice() {
         format!("the topic {} is named twice", topic.topic)
     } else if topics.len() > MOST_TOPICS {
@@ -128,12 +161,8 @@ fn no_such_topic(describe: &str, partition: u32) -> Error {
 /// A worker's reader of a list of topics: see the module.
 pub(super) struct TopicsReader<T> {
     describe: String,
-    readers: Vec<KafkaReader<T>>,
+    group: ReaderGroup<T>,
     names: Vec<String>,
-    /// Reader that is polled first.
-    turn: usize,
-    /// Epoch that some topic has not confirmed yet.
-    waiting: Option<Epoch>,
 }
 
 impl<T: Record> TopicsReader<T> {
@@ -151,108 +180,62 @@ impl<T: Record> TopicsReader<T> {
         }
         let mut readers = Vec::new();
         for (index, topic) in topics.iter().enumerate() {
-            let place = (index as u32 * TOPIC_STRIDE, topics.len());
+            let place = (PartitionNumbers::Following(index as u32 * TOPIC_STRIDE), topics.len());
             readers.push(KafkaReader::open(topic, Arc::clone(mapping), options.clone(), place, at)?);
         }
         let names = topics.iter().map(|topic| topic.topic.clone()).collect();
-        Ok(TopicsReader { describe, readers, names, turn: 0, waiting: None })
+        Ok(TopicsReader { describe, group: ReaderGroup::new(readers), names })
     }
 
     fn check(&self, partition: u32) -> Result<()> {
-        if split(partition).0 < self.readers.len() { Ok(()) } else { Err(no_such_topic(&self.describe, partition)) }
-    }
-
-    /// Serves the clients of all topics, and takes nothing.
-    fn serve(&mut self) -> Result<()> {
-        let now = Instant::now();
-        self.readers.iter_mut().try_for_each(|reader| reader.wait(now))
+        if split(partition).0 < self.names.len() { Ok(()) } else { Err(no_such_topic(&self.describe, partition)) }
     }
 }
 
 impl<T: Record> Reader<T> for TopicsReader<T> {
     fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<T>) -> Result<()> {
         places.iter().try_for_each(|place| self.check(place.progress.partition))?;
-        for (topic, reader) in self.readers.iter_mut().enumerate() {
-            let own = places.iter().filter(|place| split(place.progress.partition).0 == topic);
-            let own = own.map(|place| RestoredPartition {
-                progress: PartitionProgress { partition: split(place.progress.partition).1, ..place.progress.clone() },
-                ..place.clone()
-            });
-            reader.resume_topic(epoch, &own.collect::<Vec<_>>(), !places.is_empty(), intake)?;
-        }
-        Ok(())
+        self.group.resume(epoch, places, intake)
     }
 
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<T>) -> Result<Polled> {
-        if let Some(epoch) = self.waiting {
-            self.serve()?;
-            return Ok(Polled { epoch, busy: false });
+        match self.group.waits()? {
+            Some(epoch) => Ok(Polled { epoch, busy: false }),
+            None => self.group.poll(epoch, budget, intake),
         }
-        let count = self.readers.len();
-        let share = budget.div_ceil(count.max(1));
-        let mut busy = false;
-        for at in 0..count {
-            busy |= self.readers[(self.turn + at) % count].poll(epoch, share, intake)?.busy;
-        }
-        self.turn = (self.turn + 1) % count.max(1);
-        Ok(Polled { epoch, busy })
     }
 
     fn close_epoch(&mut self, epoch: Epoch, intake: &mut PartitionTracker<T>) -> Result<Option<EpochInput>> {
-        let mut is_ready = true;
-        for reader in &mut self.readers {
-            is_ready &= reader.is_ready_to_close(epoch, intake)?;
-        }
-        if !is_ready {
-            self.waiting = Some(epoch);
-            return Ok(None);
-        }
-        self.waiting = None;
-        self.readers.iter_mut().try_for_each(|reader| reader.find_added(epoch, intake))?;
-        let input = intake.close_epoch(epoch);
-        for (topic, reader) in self.readers.iter_mut().enumerate() {
-            reader.note_unpublished(epoch, &progress_of(topic, &input.partitions));
-        }
-        Ok(Some(input))
+        self.group.close_epoch(epoch, intake)
     }
 
     fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<T>) -> Result<bool> {
-        if self.waiting.is_some() {
-            self.serve()?;
+        if self.group.waits()?.is_some() {
             return Ok(false); // The epoch before is not committed yet, and must not get later records.
         }
         bounds.iter().try_for_each(|bound| self.check(bound.partition))?;
-        let mut done = true;
-        for (topic, reader) in self.readers.iter_mut().enumerate() {
-            done &= reader.replay_topic(epoch, &progress_of(topic, bounds), !bounds.is_empty(), intake)?;
-        }
-        Ok(done)
+        self.group.replay(epoch, bounds, intake)
     }
 
     fn caught_up(&self) -> bool {
-        self.readers.iter().all(KafkaReader::caught_up)
+        self.group.caught_up()
     }
 
     fn initial_progress(&self, intake: &PartitionTracker<T>) -> InitialProgress {
-        let mut all = InitialProgress { is_done: true, partitions: Vec::new() };
-        for reader in &self.readers {
-            let progress = reader.initial_progress(intake);
-            all.is_done &= progress.is_done;
-            all.partitions.extend(progress.partitions);
-        }
-        all
+        self.group.initial_progress(intake)
     }
 
     fn notify_published(&mut self, epoch: Epoch) {
-        self.readers.iter_mut().for_each(|reader| reader.notify_published(epoch));
+        self.group.notify_published(epoch);
     }
 
     fn identity(&self) -> Option<String> {
-        Some(list_identity(self.names.iter().map(String::as_str).zip(self.readers.iter().map(KafkaReader::topic_id))))
+        let ids = self.group.readers().iter().map(KafkaReader::topic_id);
+        Some(list_identity(self.names.iter().map(String::as_str).zip(ids)))
     }
 
     fn partition_notes(&self) -> Vec<PartitionNote> {
-        self.readers.iter().flat_map(KafkaReader::partition_notes).collect()
+        self.group.partition_notes()
     }
 }
 

@@ -36,13 +36,8 @@ impl<T: Record> KafkaReader<T> {
                 if bound.values.is_none() {
                     self.check_start(&self.partitions[at], from)?;
                 }
-                let handle = intake.track(epoch, self.base + bound.partition, from, bound.end_offset);
-                if self.is_of_list {
-                    intake.set_label(handle, self.target.describe(), bound.partition);
-                }
-                if self.by_value {
-                    intake.keep_values(handle);
-                }
+                let handle = intake.track(epoch, self.numbers.give(bound.partition), from, bound.end_offset);
+                self.describe_partition(handle, bound.partition, intake);
                 self.partitions[at].handle = Some(handle);
                 // Records that are replayed by value are fetched again, but not taken.
                 self.assign(&[(bound.partition, from.max(low))])?;

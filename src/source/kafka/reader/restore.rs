@@ -40,14 +40,9 @@ impl<T: Record> KafkaReader<T> {
             let bound = &place.progress;
             let Some(at) = self.partition_index(bound.partition)? else { continue };
             check_end(&self.target, bound, self.partitions[at].end)?;
-            let progress = PartitionProgress { partition: self.base + bound.partition, ..bound.clone() };
+            let progress = PartitionProgress { partition: self.numbers.give(bound.partition), ..bound.clone() };
             let handle = intake.resume(epoch, &RestoredPartition { progress, ..place.clone() });
-            if self.is_of_list {
-                intake.set_label(handle, self.target.describe(), bound.partition);
-            }
-            if self.by_value {
-                intake.keep_values(handle);
-            }
+            self.describe_partition(handle, bound.partition, intake);
             self.partitions[at].handle = Some(handle);
             // Retention may have removed the record that identifies the topic and, of an ended partition, all that
             // follows.
