@@ -160,7 +160,7 @@ fn distance(a: EventTime, b: EventTime) -> Span {
 impl AsOfRule {
     /// Returns the preferred one of a key's versions, which are in order; and the last time at which one could come that
     /// would be preferred to it.
-    fn find<'a, R>(self, versions: &'a [(EventStamp, R)], time: EventTime) -> (Option<&'a R>, EventTime) {
+    fn find<R>(self, versions: &[(EventStamp, R)], time: EventTime) -> (Option<&R>, EventTime) {
         let last_through = |time: EventTime| {
             let after = versions.partition_point(|((at, _), _)| *at <= time);
             after.checked_sub(1).map(|last| &versions[last])

@@ -194,7 +194,7 @@ impl<D: Record> SideRecords<D> {
     }
 
     /// Returns the records whose times are from `first` to `last`, both included, without their positions.
-    pub(super) fn from_to(&self, first: EventTime, last: EventTime) -> impl Iterator<Item = &D> + '_ {
+    pub(super) fn data_between(&self, first: EventTime, last: EventTime) -> impl Iterator<Item = &D> + '_ {
         let from = self.0.partition_point(|record| record.time() < first);
         self.0.range(from..).take_while(move |record| record.time() <= last).map(|record| &record.data)
     }

@@ -211,10 +211,10 @@ impl<M> WindowedRule<M> {
         let window = self.windows.interval(end);
         let last = EventTime::from_millis(end.millis().saturating_sub(1));
         let time = moment(last);
-        let left = || records.left.from_to(window.start, last).filter(|(first, _)| *first <= end);
+        let left = || records.left.data_between(window.start, last).filter(|(first, _)| *first <= end);
         let right: Vec<&R> = records
             .right
-            .from_to(window.start, last)
+            .data_between(window.start, last)
             .filter(|(first, _)| *first <= end)
             .map(|(_, data)| data)
             .collect();
