@@ -124,8 +124,6 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountWindows<K, D
         counted
     }
 
-    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
-
     fn is_finished(row: &Self::Row) -> bool {
         row.filling.is_none() && row.waiting.is_empty()
     }

@@ -29,7 +29,6 @@ use crate::stream::panes::{Pane, PaneRange, WindowAssigner, whole_millis};
 use crate::stream::value_reporter::ValueReporter;
 use crate::stream::window::Windowed;
 use crate::stream::window_operator::StepOutputs;
-use crate::stream::window_row::WindowRow;
 use crate::stream::window_type::FixedWindows;
 use crate::time::{EventTime, Span};
 
@@ -185,31 +184,12 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountTrigger<K, D
         passed as i64
     }
 
-    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
-
     fn is_finished(row: &Self::Row) -> bool {
         row.open.is_empty() && row.waiting.is_empty()
     }
 
     fn count(row: &Self::Row) -> i64 {
         row.waiting.len() as i64
-    }
-
-    fn show(
-        &self,
-        _key: &K,
-        _row: &Self::Row,
-        _between: (EventTime, EventTime),
-        _each: &mut dyn FnMut(WindowRow<K, ()>),
-    ) {
-    }
-
-    fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
-        None
-    }
-
-    fn window_of(_closed: &Self::Closed) -> Option<WindowRow<K, ()>> {
-        None
     }
 }
 

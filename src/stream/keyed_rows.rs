@@ -62,8 +62,9 @@ pub(crate) trait KeyedOperator: 'static {
     /// with.
     fn advance(&self, key: &Self::Key, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64;
 
-    /// Removes what had closed at time `closed` in an earlier incarnation.
-    fn prune(row: &mut Self::Row, closed: EventTime);
+    /// Removes what had closed at time `closed` in an earlier incarnation; nothing by default, as in steps whose rows are
+    /// advanced to each watermark.
+    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
 
     /// Returns `true` if nothing of the row is left.
     fn is_finished(row: &Self::Row) -> bool;
@@ -71,20 +72,26 @@ pub(crate) trait KeyedOperator: 'static {
     /// Returns the number of records that the row holds.
     fn count(row: &Self::Row) -> i64;
 
-    /// Calls `each` with the row's windows that end after the first of two times and not after the second.
+    /// Calls `each` with the row's windows that end after the first of two times and not after the second. By default, and
+    /// in the next two, the step has no windows.
     fn show(
         &self,
-        key: &Self::Key,
-        row: &Self::Row,
-        between: (EventTime, EventTime),
-        each: &mut dyn FnMut(WindowRow<Self::Key, Self::Value>),
-    );
+        _key: &Self::Key,
+        _row: &Self::Row,
+        _between: (EventTime, EventTime),
+        _each: &mut dyn FnMut(WindowRow<Self::Key, Self::Value>),
+    ) {
+    }
 
     /// Returns the end of the row's first window that ends after `time`; `None` if there is none.
-    fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime>;
+    fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
+        None
+    }
 
     /// Returns the window of a final result; `None` for steps without windows.
-    fn window_of(closed: &Self::Closed) -> Option<WindowRow<Self::Key, Self::Value>>;
+    fn window_of(_closed: &Self::Closed) -> Option<WindowRow<Self::Key, Self::Value>> {
+        None
+    }
 }
 
 /// Inserts a record in order, searching from the end: most records arrive in order.

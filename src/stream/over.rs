@@ -34,7 +34,6 @@ use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::value_reporter::ValueReporter;
 use crate::stream::window_operator::StepOutputs;
-use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
 /// The records of a key that are aggregated with a record: itself, and some of those before it in event time.
@@ -270,31 +269,12 @@ impl<K: Record, D: Record, A: Aggregate<D>> KeyedOperator for RunningAggregate<K
         done as i64
     }
 
-    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
-
     fn is_finished(row: &Self::Row) -> bool {
         row.passed.is_empty() && row.waiting.is_empty()
     }
 
     fn count(row: &Self::Row) -> i64 {
         row.waiting.len() as i64
-    }
-
-    fn show(
-        &self,
-        _key: &K,
-        _row: &Self::Row,
-        _between: (EventTime, EventTime),
-        _each: &mut dyn FnMut(WindowRow<K, ()>),
-    ) {
-    }
-
-    fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
-        None
-    }
-
-    fn window_of(_closed: &Self::Closed) -> Option<WindowRow<K, ()>> {
-        None
     }
 }
 

@@ -26,7 +26,6 @@ use crate::stream::keyed_rows::{self, KeyedOperator, SavedVersion, count_passed,
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::window_operator::StepOutputs;
-use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
 /// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`] and
@@ -158,31 +157,12 @@ where
         }
     }
 
-    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
-
     fn is_finished(row: &Self::Row) -> bool {
         row.state.is_none() && row.timers.is_empty() && row.waiting.is_empty()
     }
 
     fn count(row: &Self::Row) -> i64 {
         row.waiting.len() as i64
-    }
-
-    fn show(
-        &self,
-        _key: &K,
-        _row: &Self::Row,
-        _between: (EventTime, EventTime),
-        _each: &mut dyn FnMut(WindowRow<K, ()>),
-    ) {
-    }
-
-    fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
-        None
-    }
-
-    fn window_of(_closed: &Self::Closed) -> Option<WindowRow<K, ()>> {
-        None
     }
 }
 

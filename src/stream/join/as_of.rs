@@ -29,7 +29,6 @@ use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::keyed_rows::{KeyedOperator, KeyedRows, insert_ordered};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::Subscriptions;
-use crate::stream::window_row::WindowRow;
 use crate::time::{EventTime, Span};
 
 impl<'f, K: Record, L: Record> Keyed<'f, K, L> {
@@ -293,30 +292,11 @@ where
         (decided + unneeded) as i64
     }
 
-    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
-
     fn is_finished(row: &Self::Row) -> bool {
         row.versions.is_empty() && row.waiting.is_empty()
     }
 
     fn count(row: &Self::Row) -> i64 {
         (row.versions.len() + row.waiting.len()) as i64
-    }
-
-    fn show(
-        &self,
-        _key: &K,
-        _row: &Self::Row,
-        _between: (EventTime, EventTime),
-        _each: &mut dyn FnMut(WindowRow<K, ()>),
-    ) {
-    }
-
-    fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
-        None
-    }
-
-    fn window_of(_closed: &Self::Closed) -> Option<WindowRow<K, ()>> {
-        None
     }
 }
