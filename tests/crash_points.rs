@@ -123,9 +123,9 @@ fn survivors(act: usize) -> Vec<u64> {
     }
 }
 
-/// Returns the distance of the operations to crash at: 1 takes some minutes.
+/// Returns the distance of the operations to crash at: 1 takes half an hour.
 fn stride() -> usize {
-    std::env::var("TIDEGATE_STRIDE").map_or(40, |text| text.parse().unwrap())
+    std::env::var("TIDEGATE_STRIDE").map_or(100, |text| text.parse().unwrap())
 }
 
 /// Returns the operations to crash at: all, or the selected one.

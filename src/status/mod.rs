@@ -134,7 +134,6 @@ pub struct PartitionStatus {
     pub partition: u32,
     /// Its topic and its number in that, such as `orders.eu/3`, if the number does not tell: of a source that reads topics
     /// by a pattern.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
     /// Its watermark; `EventTime::MIN` before its first record.
     #[serde(serialize_with = "in_words")]

@@ -109,6 +109,22 @@ impl ChannelState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::{PartitionStatus, WorkerStatus};
+
+    /// The form of a message has no names of fields, so none may be left out.
+    #[test]
+    fn a_heartbeat_says_the_same_to_the_process_that_receives_it() {
+        let partition = |topic: Option<&str>| {
+            let topic = topic.map(str::to_owned);
+            PartitionStatus { source: "orders".into(), partition: 7, topic, end: Some(5), ..PartitionStatus::default() }
+        };
+        let partitions = vec![partition(None), partition(Some("orders.eu/3")), partition(None)];
+        let worker = WorkerStatus { worker: 1, partitions, in_flight_epochs: 3, ..WorkerStatus::default() };
+        let status = ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() };
+        let bytes = postcard::to_stdvec(&ControlMessage::Alive(Some(Box::new(status.clone())))).unwrap();
+        let Ok(ControlMessage::Alive(Some(received))) = postcard::from_bytes(&bytes) else { panic!("no heartbeat") };
+        assert_eq!(*received, status);
+    }
 
     #[test]
     fn what_a_process_said_last_is_what_is_known_of_it() {
