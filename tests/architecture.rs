@@ -286,7 +286,7 @@ fn one_way_only(file: &File) -> Vec<String> {
     };
     look(&PRINTS, "`cli::note`, or `say` in it");
     // What is stored and what processes say to each other is read without the names of fields.
-    look(&["skip_serializing"], "a value that says that there is none");
+    look(&["skip_serializing", "skip_serializing_if"], "a value that says that there is none");
     if !MAY_BE_UNGUARDED.iter().any(|(path, _why)| file.path.starts_with(path)) {
         look(&UNGUARDED, "`thread::start`");
     }
@@ -423,7 +423,7 @@ fn the_rules_of_files_bite() {
     check(one_way_only, "queries/a.rs", "fn f() {\n    println!();\n}", &["queries/a.rs:2: `println!`"]);
     check(one_way_only, "src/a.rs", "eprintln!();", &["src/a.rs:1: `eprintln!`"]);
     check(one_way_only, "src/a.rs", "/// println!\n#[cfg(test)]\nmod tests {\n    println!();\n}", &[]);
-    check(one_way_only, "src/a.rs", "#[serde(skip_serializing_if = \"f\")]", &["src/a.rs:1: `skip_serializing`"]);
+    check(one_way_only, "src/a.rs", "#[serde(skip_serializing_if = \"f\")]", &["src/a.rs:1: `skip_serializing_if`"]);
     check(one_way_only, "src/thread.rs", "thread::Builder::new()", &[]);
     check(one_way_only, "src/a/tests.rs", "thread::spawn(f)", &[]);
     check(one_way_only, "benches/a.rs", "println!()", &[]);
