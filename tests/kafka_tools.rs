@@ -6,6 +6,8 @@
 mod broker;
 #[path = "common/children.rs"]
 mod children;
+#[path = "kafka_tools/formats.rs"]
+mod formats;
 #[path = "common/run.rs"]
 mod run;
 
@@ -68,6 +70,9 @@ fn the_command_line_is_sound() {
         "produce --brokers b --csv f --generate 3",
         "produce --brokers b --generate 3 --rate 0",
         "produce --brokers b --csv f --seed 3",
+        "produce --brokers b --lines f --whole g",
+        "produce --brokers b --lines f --generate 3",
+        "produce --brokers b --generate 3 --message acme.A",
         "produce --brokers b --generate 3 --kafka-config x",
         "consume --brokers b",
     ] {

@@ -355,6 +355,22 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_schema_that_is_missing_or_incompatible_fails_before_anything_is_written",
     },
     Mutation {
+        name: "a described message of another type is read",
+        file: "src/format/described.rs",
+        text: "if indexes != self.indexes {",
+        instead: "if false {",
+        tests: "src/format/described.rs",
+        test: "transactions_are_what_generated_code_reads_and_writes",
+    },
+    Mutation {
+        name: "a last line without its end lacks a byte in its message",
+        file: "src/cli/produce.rs",
+        text: "message.pop_if(|last| *last == b'\\n');",
+        instead: "message.pop();",
+        tests: "tests/kafka_tools/formats.rs",
+        test: "bytes_go_into_a_topic_and_out_of_it_as_they_are",
+    },
+    Mutation {
         name: "Avro data are nested without limit",
         file: "src/format/avro/read.rs",
         text: "if self.depth == DEEPEST {",

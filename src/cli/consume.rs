@@ -1,5 +1,5 @@
-//! `tidegate consume`: copies a topic of transactions to a file of CSV or NDJSON, in one process or in several that
-//! share the work.
+//! `tidegate consume`: copies a topic of transactions to a file of CSV or NDJSON, or any topic's values to a file of lines,
+//! in one process or in several that share the work.
 //!
 //! It is a job of the engine and has all of the engine's guarantees: with a state, every message is in the file exactly
 //! once, whichever processes are killed and however many workers and processes it is restarted with; new partitions are
@@ -27,6 +27,8 @@ use crate::error::{Error, Result};
 use crate::job::RunReport;
 use crate::metrics::Metrics;
 use crate::record::Record;
+use crate::sink::Sink;
+use crate::sink::lines::LineSink;
 use crate::source::Options;
 use crate::source::generator::Transaction;
 use crate::source::kafka::{self, Decode};
@@ -40,12 +42,16 @@ const EXAMPLES: &str = "Examples:
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
   tidegate consume --brokers localhost:9092 --out copy.csv --state copy-state
   tidegate consume --brokers localhost:9092 --out copy.csv --state copy-state --sync
+  tidegate consume --brokers localhost:9092 --topic orders --format raw --out orders.txt
+  tidegate consume --brokers localhost:9092 --out copy.csv --format protobuf \\
+      --descriptor acme.desc --message acme.Payment
   tidegate up -n 3 -- tidegate consume --brokers localhost:9092 --out copy.csv \\
       --state copy-state -w 2
 
 With --state every message is in the file exactly once, even if processes are killed and
 restarted, with another number of workers or processes too. Without it an existing file is
-replaced. Copies with states and files of their own each get every message.";
+replaced. Copies with states and files of their own each get every message.
+--format protobuf needs a program with the cargo feature protobuf.";
 
 /// Copies a Kafka topic of transactions to a file.
 #[derive(Clone, Debug, Args)]
@@ -59,7 +65,8 @@ pub struct ConsumeArgs {
     #[arg(long, default_value = "transaction")]
     pub topic: String,
 
-    /// File to write: FILE.ndjson gets one JSON object a line, any other name CSV
+    /// File to write: FILE.ndjson gets one JSON object a line, any other name CSV; with --format raw each value is a line,
+    /// with its bytes as they are
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
@@ -71,7 +78,7 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub until_end: bool,
 
-    /// File for messages that are no transactions: FILE.csv gets CSV, any other name one JSON object a line; without it
+    /// File for messages that are no transactions, or with --format raw have no value: FILE.csv gets CSV, any other name one JSON object a line; without it
     /// they are only counted
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<PathBuf>,
@@ -113,11 +120,20 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
         return Err(error.help("leave -w and -n out, or --sync"));
     }
     args.run.state.as_deref().map_or(Ok(()), check_not_old_state)?;
+    if args.format == MessageFormat::Raw {
+        if args.metadata {
+            let error = Error::usage("--metadata adds columns, and values in the format raw have none");
+            return Err(error.help("leave --metadata out, or name the format of the values"));
+        }
+        let lines = args.run.hooks.wrap_sink(Box::new(LineSink::new(&args.out)));
+        return copy(args, watch, kafka::bytes(), lines);
+    }
     if args.metadata {
         let decoder = args.format.decoder::<Transaction>(&args.registry)?.with_meta(CopiedMessage::new);
-        copy(args, watch, decoder)
+        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, &args.run))
     } else {
-        copy(args, watch, args.format.decoder::<Transaction>(&args.registry)?)
+        let decoder = args.format.decoder::<Transaction>(&args.registry)?;
+        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, &args.run))
     }
 }
 
@@ -161,15 +177,21 @@ impl CopiedMessage {
 }
 
 /// Copies the messages as this decoder reads them.
-fn copy<T: Record>(args: &ConsumeArgs, watch: JobRunner<'_>, decoder: impl Decode<T>) -> Result<u8> {
+fn copy<T: Record>(
+    args: &ConsumeArgs,
+    watch: JobRunner<'_>,
+    decoder: impl Decode<T>,
+    out: Box<dyn Sink<T>>,
+) -> Result<u8> {
     let topic = kafka::Source::new(&args.brokers, &*args.topic, decoder).event_time(|_: &T| 0);
     let topic = topic.configs(args.kafka.properties()?.iter()).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
-    let (out, rejects) = (file_sink(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
-    let rejects = rejects.map(|path| file_sink(path, FileFormat::Ndjson, &args.run));
+    let rejects = args.rejects.as_ref().map(|path| file_sink(path, FileFormat::Ndjson, &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
     let job = args.run.job(&name)?.options(options).synchronous(args.sync);
+    // What is replayed has to be the same bytes: lines are not replayed as columns, nor the other way round.
+    let job = if args.format == MessageFormat::Raw { job.fingerprint_flag("format", "raw") } else { job };
     let metrics = job.metrics();
     let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);
@@ -200,7 +222,8 @@ fn print_summary(args: &ConsumeArgs, report: &RunReport, metrics: &Metrics) {
     let rejected: u64 = report.summary.sources.iter().map(|source| source.rejected).sum();
     if rejected > 0 {
         let kept = args.rejects.as_ref().map_or(String::new(), |path| format!("; they are in {}", path.display()));
-        note(format_args!("{rejected} messages are no transactions and were left out{kept}"));
+        let what = if args.format == MessageFormat::Raw { "have no value" } else { "are no transactions" };
+        note(format_args!("{rejected} messages {what} and were left out{kept}"));
     }
 }
 

@@ -1,19 +1,21 @@
 //! The flags that set the format of messages in topics, and the decoders and encoders that they name.
 
-#[cfg(feature = "registry")]
 use std::path::PathBuf;
+#[cfg(feature = "protobuf")]
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+#[cfg(feature = "protobuf")]
+use crate::format::described::DescribedMessage;
+#[cfg(feature = "registry")]
+use crate::kafka::{AvroEncoder, AvroSchema, SchemaRegistry, avro};
 use crate::record::Record;
 use crate::sink::kafka::{Encode, encode};
 use crate::source::kafka::{Decode, csv, json};
-#[cfg(feature = "registry")]
-use crate::{
-    error::Error,
-    kafka::{AvroEncoder, AvroSchema, SchemaRegistry, avro},
-};
+#[cfg(feature = "protobuf")]
+use crate::source::kafka::{Message, value_of};
 
 /// Namespace of the schemas that results are written with.
 #[cfg(feature = "registry")]
@@ -29,6 +31,25 @@ pub enum MessageFormat {
     /// Avro behind the id of its schema, which is in a schema registry.
     #[cfg(feature = "registry")]
     Avro,
+    /// Protocol Buffers, of the type that --message names in the file --descriptor, or transactions; behind the id of a
+    /// schema or not.
+    #[cfg_attr(not(feature = "protobuf"), value(help = "Protocol Buffers: not built in (cargo feature `protobuf`)"))]
+    Protobuf,
+    /// The bytes as they are, for produce and consume.
+    Raw,
+}
+
+/// Refuses records without fields.
+fn no_fields() -> Error {
+    let error = Error::usage("messages in the format raw have no fields, which are needed here");
+    error.help("name the format of their values, such as --format json")
+}
+
+/// Refuses a format that is not built in.
+#[cfg(not(feature = "protobuf"))]
+fn not_built_in() -> Error {
+    let error = Error::usage("the format protobuf is not built in");
+    error.help("build the program with the cargo feature `protobuf`")
 }
 
 impl MessageFormat {
@@ -43,6 +64,14 @@ impl MessageFormat {
             MessageFormat::Csv => Box::new(csv()),
             #[cfg(feature = "registry")]
             MessageFormat::Avro => Box::new(avro(&registry.registry("--format")?)),
+            #[cfg(feature = "protobuf")]
+            MessageFormat::Protobuf => {
+                let described = registry.described()?;
+                Box::new(move |message: &Message<'_>| Ok(Some(described.decode::<T>(value_of(message)?)?)))
+            }
+            #[cfg(not(feature = "protobuf"))]
+            MessageFormat::Protobuf => return Err(not_built_in()),
+            MessageFormat::Raw => return Err(no_fields()),
         })
     }
 
@@ -67,11 +96,19 @@ impl MessageFormat {
                 let encoder = AvroEncoder::new(&registry, topic, AvroSchema::of::<D>(NAMESPACE)?);
                 Box::new(encoder.auto_register(register))
             }
+            #[cfg(feature = "protobuf")]
+            MessageFormat::Protobuf => {
+                let described = registry.described()?;
+                Box::new(move |row: &D, value: &mut Vec<u8>| described.encode(row, value))
+            }
+            #[cfg(not(feature = "protobuf"))]
+            MessageFormat::Protobuf => return Err(not_built_in()),
+            MessageFormat::Raw => return Err(no_fields()),
         })
     }
 }
 
-/// The flags that name a schema registry.
+/// The flags that name a schema registry, or a file that describes messages.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RegistryArgs {
     /// Schema registry of Avro messages
@@ -88,9 +125,32 @@ pub struct RegistryArgs {
     #[cfg(feature = "registry")]
     #[arg(long, value_name = "FILE", requires = "registry")]
     pub registry_ca_file: Option<PathBuf>,
+
+    /// Description of messages of Protocol Buffers, as protoc --include_imports --descriptor_set_out=FILE writes it
+    /// [default: that of a transaction]
+    #[arg(long, value_name = "FILE", hide = !cfg!(feature = "protobuf"))]
+    pub descriptor: Option<PathBuf>,
+
+    /// Full name of the messages' type in the description, such as acme.Payment
+    #[arg(long, value_name = "TYPE", requires = "descriptor", hide = !cfg!(feature = "protobuf"))]
+    pub message: Option<String>,
 }
 
 impl RegistryArgs {
+    /// Returns the type of messages of Protocol Buffers.
+    #[cfg(feature = "protobuf")]
+    fn described(&self) -> Result<Arc<DescribedMessage>> {
+        let described = match (&self.descriptor, &self.message) {
+            (Some(file), Some(name)) => DescribedMessage::of_file(file, name)?,
+            (Some(_), None) => {
+                let error = Error::usage("--descriptor describes many types of messages");
+                return Err(error.help("add --message TYPE, for results --out-message TYPE"));
+            }
+            (None, _) => DescribedMessage::transaction()?,
+        };
+        Ok(Arc::new(described))
+    }
+
     #[cfg(feature = "registry")]
     fn registry(&self, what: &str) -> Result<SchemaRegistry> {
         let Some(url) = &self.registry else {
@@ -122,6 +182,10 @@ pub struct MessageFormatArgs {
     #[cfg(feature = "registry")]
     #[arg(long, requires = "registry")]
     pub no_auto_register: bool,
+
+    /// Full name of the type of messages that are written, in the description that --descriptor names
+    #[arg(long, value_name = "TYPE", requires = "descriptor", hide = !cfg!(feature = "protobuf"))]
+    pub out_message: Option<String>,
 }
 
 impl MessageFormatArgs {
@@ -142,6 +206,15 @@ impl MessageFormatArgs {
         let register = !self.no_auto_register;
         #[cfg(not(feature = "registry"))]
         let register = false;
+        #[cfg(feature = "protobuf")]
+        if self.out_format == MessageFormat::Protobuf {
+            if self.out_message.is_none() {
+                let error = Error::usage("--out-format protobuf needs the type of the results");
+                return Err(error.help("add --descriptor FILE and --out-message TYPE"));
+            }
+            let registry = RegistryArgs { message: self.out_message.clone(), ..self.registry.clone() };
+            return self.out_format.encoder(&registry, topic, register);
+        }
         self.out_format.encoder(&self.registry, topic, register)
     }
 }

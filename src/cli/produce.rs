@@ -1,4 +1,4 @@
-//! `tidegate produce`: writes transactions to a topic, from a file or generated.
+//! `tidegate produce`: writes transactions to a topic, from a file or generated, or the bytes of a file as they are.
 //!
 //! Invariants: a message's key is its account by default, so that an account's transactions stay in order; a message is
 //! counted when the brokers have acknowledged it; a row that is no transaction is left out and reported, and makes the
@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -37,12 +38,16 @@ const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --topic transaction --csv payments.csv
   tidegate produce --brokers localhost:9092 --generate 1000 --format avro \\
       --registry http://localhost:8081 --header origin=test
+  tidegate produce --brokers localhost:9092 --csv payments.csv --format protobuf \\
+      --descriptor acme.desc --message acme.Payment
   tidegate produce --brokers kafka:9093 --kafka-config security.protocol=ssl \\
       --ndjson payments.ndjson
+  tidegate produce --brokers localhost:9092 --topic orders --format raw --lines orders.txt
 
 A transaction has the fields id, account, merchant, amount_cents, currency, at_ms, in
 CSV (with a header) and JSON alike. Messages are JSON, with the account as key,
-unless --format and --key say otherwise.";
+unless --format and --key say otherwise. Messages of --lines and --whole have no key.
+--format protobuf needs a program with the cargo feature protobuf.";
 
 /// Writes transactions to a Kafka topic.
 #[derive(Clone, Debug, Args)]
@@ -61,7 +66,7 @@ pub struct ProduceArgs {
     pub input: InputArgs,
 
     /// Seed of generated transactions: equal seeds give equal ones
-    #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson"])]
+    #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson", "lines", "whole"])]
     pub seed: u64,
 
     /// Maximum number of messages per second, evenly spaced; generated event times then follow the clock. Slower
@@ -70,15 +75,15 @@ pub struct ProduceArgs {
     pub rate: Option<f64>,
 
     /// Number of accounts of generated transactions
-    #[arg(long, value_name = "A", default_value_t = 10_000, conflicts_with_all = ["csv", "ndjson"])]
+    #[arg(long, value_name = "A", default_value_t = 10_000, conflicts_with_all = ["csv", "ndjson", "lines", "whole"])]
     pub accounts: u64,
 
     /// Id of the first generated transaction
-    #[arg(long, value_name = "I", default_value_t = 0, conflicts_with_all = ["csv", "ndjson"])]
+    #[arg(long, value_name = "I", default_value_t = 0, conflicts_with_all = ["csv", "ndjson", "lines", "whole"])]
     pub first_id: u64,
 
     /// Event time of the first generated transaction, in milliseconds since 1970 [default: now]
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, conflicts_with_all = ["csv", "ndjson"])]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, conflicts_with_all = ["csv", "ndjson", "lines", "whole"])]
     pub start_ms: Option<i64>,
 
     /// Number of partitions of the topic, if it has to be created
@@ -121,6 +126,14 @@ pub struct InputArgs {
     /// Number of transactions to generate
     #[arg(long, value_name = "N")]
     pub generate: Option<u64>,
+
+    /// File whose lines are messages, with their bytes as they are, but for the line feed: with --format raw
+    #[arg(long, value_name = "FILE")]
+    pub lines: Option<PathBuf>,
+
+    /// File that is one message, with its bytes as they are: with --format raw
+    #[arg(long, value_name = "FILE")]
+    pub whole: Option<PathBuf>,
 }
 
 /// The field of a transaction that is the key of its message.
@@ -168,11 +181,10 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 /// Fails if the input cannot be read, the topic cannot be reached, or a message is not delivered.
 pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let stop = StopSignal::listen()?;
-    let mut rows = TransactionInput::open(args)?;
+    let mut input = ProduceInput::open(args)?;
     let beginning = stop.begin_startup();
     let properties = args.kafka.properties()?;
-    let encoder = args.format.encoder::<Transaction>(&args.registry, &args.topic, true)?;
-    encoder.check()?;
+    input.check()?;
     let header = |(name, value): &(String, String)| (name.clone(), Some(value.clone().into_bytes()));
     let headers: Vec<MessageHeader> = args.header.iter().map(header).collect();
     let mut publisher = Publisher::open(&args.brokers, &args.topic, properties.iter(), Some(args.partitions))?;
@@ -180,18 +192,18 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     if let (partitions, true) = publisher.partitions() {
         note(format_args!("created the topic {} with {partitions} partitions", args.topic));
     }
-    let mut progress = CommandProgress::start(&rows.length);
+    let mut progress = CommandProgress::start(input.length());
     let begun = Instant::now();
-    let (mut message, mut sent, mut bad) = (Vec::with_capacity(256), 0_u64, 0_u64);
+    let (mut message, mut sent, mut bad) = (ProducedMessage::default(), 0_u64, 0_u64);
     while stop.exit_code_if_stopped().is_none() {
         if let Some(rate) = args.rate
             && !wait_until_due(begun + Duration::from_secs_f64(sent as f64 / rate), rate, &mut publisher, &stop)?
         {
             break;
         }
-        let transaction = match rows.next()? {
+        match input.next(&mut message)? {
             None => break,
-            Some(Ok(transaction)) => transaction,
+            Some(Ok(())) => {}
             Some(Err(reason)) => {
                 bad += 1;
                 if bad <= MAX_REPORTED {
@@ -199,13 +211,10 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
                 }
                 continue;
             }
-        };
-        message.clear();
-        let encoded = encoder.encode(&transaction, &mut message);
-        encoded.map_err(|why| Error::new("cannot write a transaction").because(why))?;
-        publisher.send_with(args.key.of(&transaction).as_deref(), &message, &headers)?;
+        }
+        publisher.send_with(message.has_key.then_some(&*message.key), &message.value, &headers)?;
         sent += 1;
-        progress.count_message(|| rows.position(sent));
+        progress.count_message(|| input.position(sent));
         if sent.is_multiple_of(64) {
             publisher.poll()?;
         }
@@ -239,6 +248,130 @@ fn wait_until_due(due: Instant, rate: f64, publisher: &mut Publisher, stop: &Sto
             return Ok(false);
         }
         std::thread::sleep(left.min(Duration::from_millis(10)));
+    }
+}
+
+/// A message to send.
+#[derive(Default)]
+struct ProducedMessage {
+    value: Vec<u8>,
+    /// The key, if it has one.
+    key: Vec<u8>,
+    has_key: bool,
+}
+
+/// The messages to write.
+enum ProduceInput {
+    Transactions(TransactionInput, Box<dyn Encode<Transaction>>, KeyField),
+    Bytes(ByteInput),
+}
+
+impl ProduceInput {
+    fn open(args: &ProduceArgs) -> Result<Self> {
+        let input = &args.input;
+        let (path, whole) = match (&input.lines, &input.whole, args.format) {
+            (None, None, MessageFormat::Raw) => {
+                let error = Error::usage("--format raw is for bytes, and the input has transactions");
+                return Err(error.help("name a file by --lines or --whole"));
+            }
+            (None, None, _) => {
+                let rows = TransactionInput::open(args)?;
+                let encoder = args.format.encoder::<Transaction>(&args.registry, &args.topic, true)?;
+                return Ok(ProduceInput::Transactions(rows, encoder, args.key));
+            }
+            (Some(path), ..) => (path, false),
+            (_, Some(path), _) => (path, true),
+        };
+        if args.format != MessageFormat::Raw {
+            return Err(Error::usage("--lines and --whole send bytes as they are").help("add --format raw"));
+        }
+        if matches!(args.key, KeyField::Id | KeyField::Merchant) {
+            return Err(
+                Error::usage("--key names a field, and messages of --format raw have none").help("leave it out")
+            );
+        }
+        ByteInput::open(path, whole).map(ProduceInput::Bytes)
+    }
+
+    /// Checks that transactions can be encoded.
+    fn check(&self) -> Result<()> {
+        match self {
+            ProduceInput::Transactions(_, encoder, _) => encoder.check(),
+            ProduceInput::Bytes(_) => Ok(()),
+        }
+    }
+
+    fn length(&self) -> &ProgressTotal {
+        match self {
+            ProduceInput::Transactions(rows, ..) => &rows.length,
+            ProduceInput::Bytes(bytes) => &bytes.length,
+        }
+    }
+
+    /// Makes the next message, or returns the reason why a row is none, with its place; `None` at the end.
+    fn next(&mut self, message: &mut ProducedMessage) -> Result<Option<std::result::Result<(), String>>> {
+        message.value.clear();
+        message.key.clear();
+        let (rows, encoder, key) = match self {
+            ProduceInput::Bytes(bytes) => return Ok(bytes.next(&mut message.value)?.then_some(Ok(()))),
+            ProduceInput::Transactions(rows, encoder, key) => (rows, encoder, key),
+        };
+        let transaction = match rows.next()? {
+            None => return Ok(None),
+            Some(Err(reason)) => return Ok(Some(Err(reason))),
+            Some(Ok(transaction)) => transaction,
+        };
+        let encoded = encoder.encode(&transaction, &mut message.value);
+        encoded.map_err(|why| Error::new("cannot write a transaction").because(why))?;
+        let key = key.of(&transaction);
+        message.has_key = key.is_some();
+        message.key.extend_from_slice(key.as_deref().unwrap_or_default());
+        Ok(Some(Ok(())))
+    }
+
+    /// Returns the position in the input, in the unit of `length`.
+    fn position(&self, sent: u64) -> u64 {
+        match self {
+            ProduceInput::Transactions(rows, ..) => rows.position(sent),
+            ProduceInput::Bytes(bytes) => bytes.position,
+        }
+    }
+}
+
+/// A file whose bytes are messages.
+struct ByteInput {
+    path: PathBuf,
+    file: BufReader<File>,
+    length: ProgressTotal,
+    /// `true` if the file is one message.
+    whole: bool,
+    position: u64,
+    ended: bool,
+}
+
+impl ByteInput {
+    fn open(path: &Path, whole: bool) -> Result<Self> {
+        let (length, file) = open_file(path)?;
+        let (path, file) = (path.to_owned(), BufReader::new(file));
+        Ok(ByteInput { path, file, length: ProgressTotal::Bytes(length), whole, position: 0, ended: false })
+    }
+
+    /// Appends the next message; returns `false` at the end.
+    fn next(&mut self, message: &mut Vec<u8>) -> Result<bool> {
+        if self.ended {
+            return Ok(false);
+        }
+        let read = match self.whole {
+            true => self.file.read_to_end(message),
+            false => self.file.read_until(b'\n', message),
+        };
+        let read = read.map_err(|error| unreadable(&self.path, error))?;
+        self.position += read as u64;
+        self.ended = self.whole || read == 0;
+        if !self.whole {
+            message.pop_if(|last| *last == b'\n');
+        }
+        Ok(self.whole || read > 0)
     }
 }
 
@@ -310,10 +443,15 @@ impl TransactionInput {
 /// Parser of a file's transactions.
 type FileTransactions<F> = Box<RecordReader<F, File, Transaction>>;
 
+/// Opens a file; returns its length too.
+fn open_file(path: &Path) -> Result<(u64, File)> {
+    let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    file.map_err(|error| unreadable(path, error))
+}
+
 /// Opens a file of transactions; returns its length and the parser.
 fn open_pieces<F: RecordFormat>(path: &Path) -> Result<(ProgressTotal, FileTransactions<F>)> {
-    let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-    let (length, file) = file.map_err(|error| unreadable(path, error))?;
+    let (length, file) = open_file(path)?;
     let pieces = RecordReader::new(file).map_err(|error| error.at(path.display()))?;
     Ok((ProgressTotal::Bytes(length), Box::new(pieces)))
 }

@@ -8,6 +8,8 @@
 //! knows neither topics nor the client library of Kafka.
 
 pub(crate) mod avro;
+#[cfg(all(feature = "protobuf", feature = "cli"))]
+pub(crate) mod described;
 pub(crate) mod framing;
 #[cfg(feature = "registry")]
 pub(crate) mod registry;

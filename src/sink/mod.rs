@@ -13,6 +13,8 @@ mod file;
 mod interface;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "cli")]
+pub(crate) mod lines;
 pub mod ndjson;
 pub mod stdout;
 pub(crate) mod unique_key;

@@ -142,7 +142,7 @@ impl std::error::Error for DecodeError {}
 /// # Errors
 /// Fails with the reason for rejecting a tombstone.
 #[inline]
-pub(super) fn value_of<'a>(message: &Message<'a>) -> Result<&'a [u8], String> {
+pub(crate) fn value_of<'a>(message: &Message<'a>) -> Result<&'a [u8], String> {
     message.value().ok_or_else(|| String::from(TOMBSTONE))
 }
 

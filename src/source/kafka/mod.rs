@@ -68,6 +68,8 @@ pub use avro::avro;
 pub use avro::{AvroDecoder, avro_schema};
 use client::TopicConfig;
 pub use debezium::{DebeziumDecoder, DebeziumEvent, DebeziumKeyDecoder, debezium, debezium_key};
+#[cfg(all(feature = "protobuf", feature = "cli"))]
+pub(crate) use decode::value_of;
 pub use decode::{Decode, DecodeError, SkipTombstones, WithMeta};
 pub use decoders::{BytesDecoder, CsvDecoder, JsonDecoder, TextDecoder, bytes, csv, json, text};
 pub use embedded::EmbeddedBroker;
