@@ -117,8 +117,6 @@ pub struct DurableQueryOutputs {
     pub chained: Captured<(i64, u8, i64, u32)>,
     /// Output of keyed state with timers.
     pub distinct: Captured<Deal>,
-    /// Pairs of a join, and nodes of an iteration, over the deals of the last while and all deals.
-    pub derived: Captured<(u8, u32)>,
     /// Odd deals, and even ones that happen close to them: a step with two inputs.
     pub pairs: Captured<(u32, Option<u32>)>,
     pub late: Captured<Deal>,
@@ -140,7 +138,6 @@ pub struct FinalOutputs {
     pub live: Sums<ClosedRow>,
     pub chained: Sums<(i64, u8, i64, u32)>,
     pub distinct: Sums<Deal>,
-    pub derived: Sums<(u8, u32)>,
     pub pairs: Sums<(u32, Option<u32>)>,
     pub late: Sums<Deal>,
     pub rejects: Sums<Rejected>,
@@ -185,7 +182,6 @@ impl DurableQueryOutputs {
             let distinct =
                 deals.clone().key_by(|deal: &Deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
             distinct.write("distinct", &own.distinct);
-            derived(deals.clone()).write("derived", &own.derived);
             let part = |rest| deals.clone().filter(move |deal| deal.id % 2 == rest).key_by(|deal: &Deal| deal.key);
             let pairs = part(1)
                 .join_within("pairs", part(0), Duration::from_millis(12), Duration::from_millis(5))
@@ -230,7 +226,6 @@ impl DurableQueryOutputs {
             live: self.live.fork(),
             chained: self.chained.fork(),
             distinct: self.distinct.fork(),
-            derived: self.derived.fork(),
             pairs: self.pairs.fork(),
             late: self.late.fork(),
             rejects: self.rejects.fork(),
@@ -247,7 +242,6 @@ impl DurableQueryOutputs {
             live: sums(self.live.epochs()),
             chained: sums(self.chained.epochs()),
             distinct: sums(self.distinct.epochs()),
-            derived: sums(self.derived.epochs()),
             pairs: sums(self.pairs.epochs()),
             late: sums(self.late.epochs()),
             rejects: sums(self.rejects.epochs()),
@@ -262,7 +256,6 @@ impl DurableQueryOutputs {
         same("live rows", &captured.live, &expected.live)?;
         same("chained rows", &captured.chained, &expected.chained)?;
         same("distinct records", &captured.distinct, &expected.distinct)?;
-        same("rows derived from collections", &captured.derived, &expected.derived)?;
         same("pairs", &captured.pairs, &expected.pairs)?;
         same("pairs seen", &sums(self.seen_pairs.epochs()), &expected.pairs)?;
         same("late records", &captured.late, &expected.late)?;
