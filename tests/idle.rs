@@ -455,17 +455,21 @@ fn a_file_that_is_followed_is_idle_at_its_end_and_wakes() {
 #[test]
 fn idle_files_are_idle_again_in_a_replay() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("ticks.csv");
+    let (path, held) = (folder.path().join("ticks.csv"), folder.path().join("held.csv"));
     std::fs::write(&path, "key,at_ms\n1,5\n1,15\n").unwrap();
+    std::fs::write(&held, "key,at_ms\n1,3\n").unwrap();
     let ticks = |path: &std::path::Path| {
         let ticks = csv::Source::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
         ticks.idle_after(Duration::from_millis(100))
     };
-    // The other stream ends at once, and an idle file does not.
+    // One stream ends at once, which an idle file does not; and one holds the window back until its file is idle.
     let query = |shown: &IdleCaptures| {
         let none = MemorySource::new(vec![vec![]], |tick: &Tick| tick.at_ms);
-        let (own, ticks) = (shown.clone(), ticks(&path));
-        move |flow: &Flow<'_>| own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)))
+        let (own, ticks, held) = (shown.clone(), ticks(&path), ticks(&held));
+        move |flow: &Flow<'_>| {
+            let held = flow.read("held", &held).concat(flow.read("none", &none));
+            own.of(flow.read("ticks", &ticks).concat(held));
+        }
     };
     let (stop, shown) = (StopHandle::default(), IdleCaptures::default());
     let (watched, stopping) = (shown.counts.clone(), stop.clone());
@@ -479,7 +483,8 @@ fn idle_files_are_idle_again_in_a_replay() {
     let recorded =
         within(PATIENCE, move || TestRun::new().clock().stop_by(&stop).run(recorded)).expect("it hangs").unwrap();
     watcher.join().unwrap();
-    assert!(epochs_of_silence(&recorded.journal, "ticks") > 0);
+    assert_eq!(shown.counts.all(), [(10, 2)]);
+    assert!(epochs_of_silence(&recorded.journal, "held") > 0);
     let flags = |journal: &[Frame]| {
         let all = journal.iter().flat_map(|frame| frame.progress.iter().map(move |bound| (frame.epoch, bound.clone())));
         all.map(|(epoch, bound)| (epoch, bound.source, bound.idle)).collect::<BTreeSet<_>>()
