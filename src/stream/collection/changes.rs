@@ -29,7 +29,7 @@ impl<'f, D: Record> Stream<'f, D> {
     ///
     /// No rows are kept for it. So in a job with state it can be written, changed row by row at most; what is computed of
     /// all its rows would lack, after a crash, those that no longer change, and is refused. Read the source as a table for
-    /// that: see [`Flow::table`].
+    /// that: see [`Flow::table`](crate::Flow::table).
     ///
     /// ```
     /// use tidegate::source::memory::MemorySource;

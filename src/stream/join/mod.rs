@@ -10,7 +10,7 @@
 //! * [`Keyed::keyed_state_with`](super::Keyed::keyed_state_with) calls functions of the query with the records of both, in
 //!   the order of event time.
 //!
-//! Both streams are brought under their combined watermark ([`super::watermarks`]), as for `concat`. Lateness is decided
+//! Both streams are brought under their combined watermark, as for `concat`. Lateness is decided
 //! by the partition of the record, and late records of either side are told apart. State expires by the watermark.
 
 mod as_of;
