@@ -32,7 +32,7 @@ use common::cases::{Data, for_seeds};
 use common::checks::check_data;
 use common::oracle::Windows;
 use run::{Running, check_contains, run, start};
-use sql::{database, queries, rows};
+use sql::{database, merchants_csv, queries, rows};
 use transactions::{COLUMNS, csv_of, rows_of, same_rows};
 
 const TOTALS: &str = "account_totals";
@@ -131,7 +131,8 @@ impl ProcessCase {
 fn answers_of_programs_are_those_of_sql_on_several_processes() {
     for (number, query) in queries().into_iter().enumerate() {
         let place = ProcessCase::new(70 + number as u64, 8_000, 3);
-        let mut more = format!("-w {}", 1 + number % 2);
+        fs::write(place.path("merchants.csv"), merchants_csv()).unwrap();
+        let mut more = format!("-w {} {}", 1 + number % 2, query.flags);
         if query.judges() {
             more += " --late {}/late.csv";
         }
