@@ -116,7 +116,7 @@ pub(crate) fn restore(
     savepoint.restore(dir, incarnation)
 }
 
-/// What the start of an incarnation needs to know of its job.
+/// The parts of a job that the start of an incarnation depends on.
 pub(crate) struct JobContext<'a> {
     pub(crate) name: &'a str,
     /// The stored rows of the query's steps.

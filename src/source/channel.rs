@@ -28,7 +28,7 @@ use crate::time::{Epoch, EventTime};
 /// The only partition.
 const PARTITION: u32 = 0;
 
-/// What sender and reader share.
+/// The state that sender and reader share.
 struct SharedState<T> {
     queue: VecDeque<T>,
     capacity: usize,

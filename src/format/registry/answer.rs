@@ -1,4 +1,4 @@
-//! What an answer of a schema registry means, and what it means that there is none: a value, the registry's own error, or
+//! Meaning of the answers of a schema registry, and of none: a value, the registry's own error, or
 //! a failure with what to do about it.
 //!
 //! Invariant: a failure may pass only if the registry could give another answer to the same request by itself.

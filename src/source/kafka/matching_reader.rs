@@ -45,7 +45,7 @@ use crate::time::Epoch;
 /// Interval between requests for topics.
 const INTERVAL: Duration = Duration::from_secs(3);
 
-/// What a worker needs to know to find its topics.
+/// The means by which a worker finds its topics.
 #[derive(Clone)]
 struct TopicFinder {
     /// Brokers and properties, without a topic.

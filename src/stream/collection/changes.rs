@@ -68,7 +68,7 @@ impl<'f, D: Record> Stream<'f, D> {
     }
 }
 
-/// What an epoch brings to [`Collection::into_stream`]: changes of the collection, and the clock's watermark.
+/// The input of an epoch to [`Collection::into_stream`]: changes of the collection, and the clock's watermark.
 struct UntimedChanges<D> {
     changes: Vec<(D, isize)>,
     /// The clock's watermark, and how far its stream has come; `None` if neither has changed.

@@ -143,7 +143,7 @@ enum Direction {
     Nearest,
 }
 
-/// How the version of a record is found.
+/// The rule by which the version of a record is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct AsOfRule {
     direction: Direction,

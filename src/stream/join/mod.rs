@@ -10,14 +10,15 @@
 //! * [`Keyed::keyed_state_with`](super::Keyed::keyed_state_with) calls functions of the query with the records of both, in
 //!   the order of event time.
 //!
-//! Both streams are brought under their combined watermark, as for `concat`. Lateness is decided
-//! by the partition of the record, and late records of either side are told apart. State expires by the watermark.
+//! Both streams are brought under their combined watermark, as for `concat`. Lateness is decided by the partition of the
+//! record, and late records of either side are told apart. State expires by the watermark.
 
 mod as_of;
 mod joined;
 mod key_times;
 mod side;
 mod two_inputs;
+mod waiting_keys;
 mod windowed;
 mod within;
 

@@ -11,20 +11,17 @@
 //! Invariant: the first window of a key that has not closed is one of the earliest record of either side, as later records
 //! are in no earlier window.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
-
 use super::joined::{JoinInputs, Joined, moment};
-use super::key_times::KeyTimes;
 use super::side::{self, JoinKind, JoinSide, KeyRecords, SavedRecord, WaitingRecord};
+use super::waiting_keys::WaitingKeys;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Record};
 use crate::stream::assign::{EventStamp, PaneRouter, RecordRouter};
-use crate::stream::checkpoint::{RowChunks, RowOps, chunks_of};
+use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::interval::Interval;
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::{OperatorState, RoutedRecordOf, StepResultsOf};
@@ -146,9 +143,7 @@ impl<'f, K: Record, L: Record, R: Record> JoinWindowed<'f, K, L, R> {
         let routers = (router(), router());
         inputs.step(&detail, lateness, routers, move |start| WindowedState {
             rule: WindowedRule { kind, row, windows },
-            keys: HashMap::default(),
-            times: KeyTimes::new(Span::ZERO),
-            unsealed: start.durable.then(Vec::new),
+            keys: WaitingKeys::new(Span::ZERO, start.durable),
             closed: start.closed,
             lateness,
             metrics,
@@ -179,7 +174,7 @@ type FromWindow<D> = (EventTime, D);
 /// The waiting records of a key.
 type WindowRecords<L, R> = KeyRecords<FromWindow<L>, FromWindow<R>>;
 
-/// What a join emits of a window, and when.
+/// The rule of a join in windows: the rows that it emits, and when.
 struct WindowedRule<M> {
     kind: JoinKind,
     /// Makes a row of a pair, or of a record without one.
@@ -265,10 +260,7 @@ impl<M> WindowedRule<M> {
 /// The state of a join in windows on one worker.
 struct WindowedState<K, L, R, O, M> {
     rule: WindowedRule<M>,
-    keys: HashMap<K, WindowRecords<L, R>, FixedState>,
-    times: KeyTimes<K>,
-    /// The keys with records that have come since the last seal; `None` in a job without state.
-    unsealed: Option<Vec<K>>,
+    keys: WaitingKeys<K, FromWindow<L>, FromWindow<R>>,
     /// Windows that end at or before this time have closed.
     closed: EventTime,
     lateness: Span,
@@ -284,23 +276,14 @@ impl<K: Record, L: Record, R: Record, O, M> WindowedState<K, L, R, O, M> {
         part: JoinSide<WaitingRecord<FromWindow<L>>, WaitingRecord<FromWindow<R>>>,
         is_new: bool,
     ) {
-        let records = match self.keys.get_mut(&key) {
-            Some(records) => records,
-            None => self.keys.entry(key.clone()).or_default(),
-        };
-        match part {
-            JoinSide::Left(record) => records.left.insert(record),
-            JoinSide::Right(record) => records.right.insert(record),
-        }
-        if let Some(unsealed) = self.unsealed.as_mut().filter(|_| is_new && !records.unsealed) {
-            records.unsealed = true;
-            unsealed.push(key.clone());
-        }
-        let wake = self.rule.next_end(records, self.closed);
-        if wake < records.wake {
-            records.wake = wake;
-            self.times.add(wake, key);
-        }
+        let (rule, closed) = (&self.rule, self.closed);
+        self.keys.update(key, is_new, |_, records| {
+            match part {
+                JoinSide::Left(record) => records.left.insert(record),
+                JoinSide::Right(record) => records.right.insert(record),
+            }
+            rule.next_end(records, closed)
+        });
     }
 }
 
@@ -369,40 +352,14 @@ where
     }
 
     fn seal(&mut self, _epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {
-        let keys = self.unsealed.as_mut().map(std::mem::take).unwrap_or_default();
         let until = |time| self.rule.windows.find(time).last;
-        let mut rows = Vec::new();
-        for key in keys {
-            if let Some(records) = self.keys.get_mut(&key) {
-                records.seal(&key, (until, until), &mut rows);
-            }
-        }
-        side::consolidate(&mut rows);
-        (self.closed, if rows.is_empty() { None } else { Some(chunks_of(rows)) })
+        (self.closed, self.keys.seal(self.closed, &(until, until)))
     }
 
     fn advance(&mut self, _epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
-        let (closed, to) = (self.closed, watermark.minus(self.lateness));
-        let mut removed = 0;
-        if to == EventTime::MAX {
-            // The stream has ended, and with it windows that nothing else closes.
-            for (key, mut records) in std::mem::take(&mut self.keys) {
-                removed += self.rule.close(&key, &mut records, (closed, to), &mut results.closed);
-            }
-        }
-        while let Some((time, keys)) = self.times.next(to) {
-            for key in keys {
-                let Some(records) = self.keys.get_mut(&key).filter(|records| records.wake == time) else { continue };
-                removed += self.rule.close(&key, records, (closed, to), &mut results.closed);
-                if records.is_empty() {
-                    self.keys.remove(&key);
-                    continue;
-                }
-                records.wake = self.rule.next_end(records, to);
-                let wake = records.wake;
-                self.times.add(wake, key);
-            }
-        }
+        let (rule, closed, to) = (&self.rule, self.closed, watermark.minus(self.lateness));
+        let close = |key: &K, records: &mut _| rule.close(key, records, (closed, to), &mut results.closed);
+        let removed = self.keys.advance(to, close, |records| rule.next_end(records, to));
         self.closed = closed.max(to);
         self.metrics.counted.add(removed);
     }
@@ -411,7 +368,6 @@ where
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<K, L, R, O, M> Drop for WindowedState<K, L, R, O, M> {
     fn drop(&mut self) {
-        let held: usize = self.keys.values().map(KeyRecords::len).sum();
-        self.metrics.counted.add(held as u64);
+        self.metrics.counted.add(self.keys.held() as u64);
     }
 }

@@ -10,7 +10,7 @@
 //!   right record that comes later, but happened earlier, would be an earlier pair.
 //!
 //! The operator keeps records by key and side, sorted by time ([`super::side`]). Keys are woken when their next record is
-//! over: see [`KeyTimes`].
+//! over: see [`WaitingKeys`].
 //!
 //! Invariants:
 //! * All pairs of records that are on time are emitted, each once. A record is on time at epoch e if its time is at least
@@ -18,21 +18,18 @@
 //! * Left records of a semi-join are emitted in the order of their times, so that only the first ones are looked at: of
 //!   two left records the earlier has the earlier first pair, or is over without one before the later one's first pair.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
-
 use super::joined::{JoinInputs, Joined, moment};
-use super::key_times::KeyTimes;
 use super::side::{self, JoinKind, JoinSide, KeyRecords, SavedRecord, WaitingRecord};
+use super::waiting_keys::WaitingKeys;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, TimeRouter};
-use crate::stream::checkpoint::{RowChunks, RowOps, chunks_of};
+use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::{OperatorState, RoutedRecordOf, StepResultsOf};
 use crate::time::{EventTime, Span};
@@ -162,11 +159,10 @@ impl<'f, K: Record, L: Record, R: Record> JoinWithin<'f, K, L, R> {
         let Reach { before, after } = reach;
         let detail = format!("{kind:?} join within {} ms before to {} ms after", before.millis(), after.millis());
         let rule = WithinRule { kind, reach, row };
+        let granularity = if kind.emits_at_the_end() { Span::ZERO } else { reach.granularity() };
         inputs.step(&detail, lateness, (TimeRouter(lateness), TimeRouter(lateness)), move |start| WithinState {
             rule,
-            keys: HashMap::default(),
-            times: KeyTimes::new(if kind.emits_at_the_end() { Span::ZERO } else { reach.granularity() }),
-            unsealed: start.durable.then(Vec::new),
+            keys: WaitingKeys::new(granularity, start.durable),
             closed: start.closed,
             lateness,
             metrics,
@@ -175,7 +171,7 @@ impl<'f, K: Record, L: Record, R: Record> JoinWithin<'f, K, L, R> {
     }
 }
 
-/// How far right records may be from a left one, in event time.
+/// The greatest distances of right records from a left one, in event time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reach {
     before: Span,
@@ -199,7 +195,7 @@ impl Reach {
     }
 }
 
-/// What a join emits of the records of a key, and when.
+/// The rule of a join: the rows that it emits of the records of a key, and when.
 struct WithinRule<M> {
     kind: JoinKind,
     reach: Reach,
@@ -257,10 +253,7 @@ impl<M> WithinRule<M> {
 /// The state of a join on one worker.
 struct WithinState<K, L, R, O, M> {
     rule: WithinRule<M>,
-    keys: HashMap<K, KeyRecords<L, R>, FixedState>,
-    times: KeyTimes<K>,
-    /// The keys with records that have changed since the last seal; `None` in a job without state.
-    unsealed: Option<Vec<K>>,
+    keys: WaitingKeys<K, L, R>,
     /// The time that the join has been advanced to: the watermark, less the allowed lateness.
     closed: EventTime,
     lateness: Span,
@@ -278,43 +271,33 @@ where
 {
     /// Adds a record, and emits its pairs with those that are there.
     fn add(&mut self, key: K, stamp: EventStamp, part: JoinSide<L, R>, rows: &mut Vec<(EventTime, O)>) {
-        let records = match self.keys.get_mut(&key) {
-            Some(records) => records,
-            None => self.keys.entry(key.clone()).or_default(),
-        };
-        let (emits_pairs, Reach { before, after }, row) =
-            (self.rule.kind.emits_pairs(), self.rule.reach, &self.rule.row);
-        let mut pair = |left: &mut WaitingRecord<L>, right: &mut WaitingRecord<R>| {
-            let at = left.time().max(right.time());
-            left.note_match(at);
-            right.note_match(at);
-            if emits_pairs {
-                rows.push((at, row(&key, Some(&left.data), Some(&right.data))));
+        let rule = &self.rule;
+        let (emits_pairs, Reach { before, after }) = (rule.kind.emits_pairs(), rule.reach);
+        self.keys.update(key, true, |key, records| {
+            let mut pair = |left: &mut WaitingRecord<L>, right: &mut WaitingRecord<R>| {
+                let at = left.time().max(right.time());
+                left.note_match(at);
+                right.note_match(at);
+                if emits_pairs {
+                    rows.push((at, (rule.row)(key, Some(&left.data), Some(&right.data))));
+                }
+            };
+            match part {
+                JoinSide::Left(data) => {
+                    let mut left = WaitingRecord::new(stamp, data);
+                    let (first, last) = (stamp.0.minus(before), stamp.0.plus(after));
+                    records.right.between(first, last).for_each(|right| pair(&mut left, right));
+                    records.left.insert(left);
+                }
+                JoinSide::Right(data) => {
+                    let mut right = WaitingRecord::new(stamp, data);
+                    let (first, last) = (stamp.0.minus(after), stamp.0.plus(before));
+                    records.left.between(first, last).for_each(|left| pair(left, &mut right));
+                    records.right.insert(right);
+                }
             }
-        };
-        match part {
-            JoinSide::Left(data) => {
-                let mut left = WaitingRecord::new(stamp, data);
-                let (first, last) = (stamp.0.minus(before), stamp.0.plus(after));
-                records.right.between(first, last).for_each(|right| pair(&mut left, right));
-                records.left.insert(left);
-            }
-            JoinSide::Right(data) => {
-                let mut right = WaitingRecord::new(stamp, data);
-                let (first, last) = (stamp.0.minus(after), stamp.0.plus(before));
-                records.left.between(first, last).for_each(|left| pair(left, &mut right));
-                records.right.insert(right);
-            }
-        }
-        if let Some(unsealed) = self.unsealed.as_mut().filter(|_| !records.unsealed) {
-            records.unsealed = true;
-            unsealed.push(key.clone());
-        }
-        let wake = self.times.round(self.rule.due(records));
-        if wake < records.wake {
-            records.wake = wake;
-            self.times.add(wake, key);
-        }
+            rule.due(records)
+        });
     }
 }
 
@@ -369,64 +352,31 @@ where
             if is_emitted || last < closed {
                 continue;
             }
-            let records = match self.keys.get_mut(&key) {
-                Some(records) => records,
-                None => self.keys.entry(key.clone()).or_default(),
-            };
             loaded += u64::from(count);
-            for _ in 0..count {
-                match part.clone() {
-                    JoinSide::Left(data) => records.left.insert(WaitingRecord::loaded(stamp, data, matched_at)),
-                    JoinSide::Right(data) => records.right.insert(WaitingRecord::loaded(stamp, data, matched_at)),
+            let rule = &self.rule;
+            self.keys.update(key, false, |_, records| {
+                for _ in 0..count {
+                    match part.clone() {
+                        JoinSide::Left(data) => records.left.insert(WaitingRecord::loaded(stamp, data, matched_at)),
+                        JoinSide::Right(data) => records.right.insert(WaitingRecord::loaded(stamp, data, matched_at)),
+                    }
                 }
-            }
-            let wake = self.times.round(self.rule.due(records));
-            if wake < records.wake {
-                records.wake = wake;
-                self.times.add(wake, key);
-            }
+                rule.due(records)
+            });
         }
         self.metrics.loaded.add(loaded);
     }
 
     fn seal(&mut self, _epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {
-        let (reach, closed) = (self.rule.reach, self.closed);
-        let keys = self.unsealed.as_mut().map(std::mem::take).unwrap_or_default();
-        let mut rows = Vec::new();
-        for key in keys {
-            if let Some(records) = self.keys.get_mut(&key) {
-                let until = (|time| reach.last_of_left(time).next(), |time| reach.last_of_right(time).next());
-                records.seal(&key, until, &mut rows);
-            }
-        }
-        // Where nothing is emitted at the end, records are removed some time after they are over.
-        rows.retain(|(_, change)| !change.is_expired(closed));
-        side::consolidate(&mut rows);
-        (closed, if rows.is_empty() { None } else { Some(chunks_of(rows)) })
+        let reach = self.rule.reach;
+        let until = (|time| reach.last_of_left(time).next(), |time| reach.last_of_right(time).next());
+        (self.closed, self.keys.seal(self.closed, &until))
     }
 
     fn advance(&mut self, _epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
-        let to = watermark.minus(self.lateness);
-        let mut removed = 0;
-        if to == EventTime::MAX {
-            // The stream has ended, and with it the time of keys that nothing else wakes.
-            for (key, mut records) in std::mem::take(&mut self.keys) {
-                removed += self.rule.close(&key, &mut records, to, &mut results.closed);
-            }
-        }
-        while let Some((time, keys)) = self.times.next(to) {
-            for key in keys {
-                let Some(records) = self.keys.get_mut(&key).filter(|records| records.wake == time) else { continue };
-                removed += self.rule.close(&key, records, to, &mut results.closed);
-                if records.is_empty() {
-                    self.keys.remove(&key);
-                    continue;
-                }
-                records.wake = self.times.round(self.rule.due(records));
-                let wake = records.wake;
-                self.times.add(wake, key);
-            }
-        }
+        let (rule, to) = (&self.rule, watermark.minus(self.lateness));
+        let close = |key: &K, records: &mut _| rule.close(key, records, to, &mut results.closed);
+        let removed = self.keys.advance(to, close, |records| rule.due(records));
         self.closed = self.closed.max(to);
         self.metrics.counted.add(removed);
     }
@@ -435,7 +385,6 @@ where
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<K, L, R, O, M> Drop for WithinState<K, L, R, O, M> {
     fn drop(&mut self) {
-        let held: usize = self.keys.values().map(KeyRecords::len).sum();
-        self.metrics.counted.add(held as u64);
+        self.metrics.counted.add(self.keys.held() as u64);
     }
 }
