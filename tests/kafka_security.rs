@@ -147,6 +147,42 @@ fn a_state_goes_on_over_tls_into_a_topic_with_the_rights_that_the_manual_names()
 }
 
 #[test]
+fn a_secured_broker_is_asked_whether_a_topic_is_compacted_and_who_may_not_ask_is_told_at_once() {
+    let Some(secured) = Secured::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    secured.broker.create_with("compacted", 1, &[("cleanup.policy", "compact")]);
+    secured.allow("bob", "--operation Read --operation DescribeConfigs --topic compacted");
+    secured.allow("alice", "--operation Read --topic compacted");
+    let typed = |user: &str| secured.typed(user, "compacted", folder.path(), "--until-end");
+    check_contains(run(ACCOUNT_TOTALS, typed("bob")).error(1), &["a compacted topic is no stream of events"]);
+    let read = run(ACCOUNT_TOTALS, typed("alice"));
+    read.code(0);
+    // An answer, and not the lack of one within the time that a broker has.
+    let told = ["whether it is compacted cannot be asked (who reads has no right to describe its configuration)"];
+    check_contains(&read.stderr, &told);
+}
+
+#[test]
+fn an_output_is_created_over_tls_by_who_may_create_it() {
+    let Some(secured) = Secured::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut rows = wild(4, 600);
+    rows.iter_mut().for_each(|row| row.amount_cents %= 1_000_000_000);
+    let partitions = dealt(&rows, 2);
+    secured.topic_of("created-from", &partitions, "none");
+    secured.allow("alice", "--operation Read --topic created-from");
+    let all = "--operation Create --operation Write --operation Describe --operation Read --topic created-";
+    secured.allow("alice", &format!("{all} --resource-pattern-type prefixed"));
+    let transactions =
+        "--operation Write --operation Describe --transactional-id tidegate- --resource-pattern-type prefixed";
+    secured.allow("alice", transactions);
+    let line = "--until-end --out kafka:created-totals --state {}/state";
+    run(ACCOUNT_TOTALS, secured.typed("alice", "created-from", folder.path(), line)).code(0);
+    let found = of_json(&committed(&secured.broker.servers, "created-totals"), &TOTALS);
+    same_rows(&found, &expected_of(&partitions).rows());
+}
+
+#[test]
 fn who_may_not_is_told_why_and_soon() {
     let Some(secured) = Secured::shared() else { return };
     let folder = tempfile::tempdir().unwrap();

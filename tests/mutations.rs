@@ -35,6 +35,14 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "administrative requests go without the user's properties",
+        file: "src/source/kafka/admin.rs",
+        text: "own.configure(&[], &[])?.create()",
+        instead: "TopicConfig::new(&own.brokers, &own.topic).configure(&[], &[])?.create()",
+        tests: "tests/kafka_security.rs",
+        test: "an_output_is_created_over_tls_by_who_may_create_it",
+    },
+    Mutation {
         name: "a pause counts as time in which a process that has yet to start was called",
         file: "src/job/cluster/mod.rs",
         text: "RunningTime::with_gaps_of(CONNECT_TIMEOUT)",

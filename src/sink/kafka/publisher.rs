@@ -154,8 +154,7 @@ impl Publisher {
         if self.partitions > 0 {
             return Ok(());
         }
-        let config = self.target.configure(DEFAULTS, NEEDED)?;
-        (self.partitions, self.created) = find_or_create(&self.producer, &config, &self.target, create, &[])?;
+        (self.partitions, self.created) = find_or_create(&self.producer, &self.target, create, &[])?;
         self.check_leaders()
     }
 
@@ -173,8 +172,7 @@ impl Publisher {
 
     /// Creates a topic at the same brokers if it is missing, with these settings.
     pub(super) fn ensure_topic(&self, topic: &TopicConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
-        let config = topic.configure(DEFAULTS, NEEDED)?;
-        find_or_create(&self.producer, &config, topic, Some(partitions), settings).map(drop)
+        find_or_create(&self.producer, topic, Some(partitions), settings).map(drop)
     }
 
     /// Returns the number of the topic's partitions, and `true` if this producer created the topic.

@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
-use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 
@@ -22,7 +21,6 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Finds a topic, or creates it. Returns its number of partitions, and `true` if it was created.
 pub(super) fn find_or_create(
     producer: &BaseProducer<ProducerEvents>,
-    config: &ClientConfig,
     topic_config: &TopicConfig,
     create: Option<u32>,
     settings: &[(&str, &str)],
@@ -41,29 +39,24 @@ pub(super) fn find_or_create(
         look_up_topic(producer.client(), &topic_config.topic, LOOKUP_TIMEOUT),
         Ok(Some(TopicLookup::Unknown(_)))
     );
-    let created = unknown && create_topic(topic_config, config, wanted, settings)?;
+    let created = unknown && create_topic(topic_config, wanted, settings)?;
     match find()? {
         TopicLookup::There(ids) => Ok((ids.len(), created)),
         TopicLookup::Unknown(_) if !created => {
-            create_topic(topic_config, config, wanted, settings)?;
-            find_or_create(producer, config, topic_config, None, settings).map(|(partitions, _)| (partitions, true))
+            create_topic(topic_config, wanted, settings)?;
+            find_or_create(producer, topic_config, None, settings).map(|(partitions, _)| (partitions, true))
         }
         TopicLookup::Unknown(similar) => Err(no_topic(ErrorKind::SinkFailed, topic_config, &similar)),
     }
 }
 
 /// Creates the topic, with the brokers' default number of replicas. Returns `false` if it existed already.
-fn create_topic(
-    topic_config: &TopicConfig,
-    config: &ClientConfig,
-    partitions: u32,
-    settings: &[(&str, &str)],
-) -> Result<bool> {
+fn create_topic(topic_config: &TopicConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
     let failed = |because: String| {
         let what = format!("cannot create the topic {}", topic_config.topic);
         Error::of(ErrorKind::SinkFailed, what).at(&topic_config.brokers).because(because)
     };
-    let admin = administrator(topic_config, config)?;
+    let admin = administrator(topic_config)?;
     let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
     let topic = NewTopic::new(&topic_config.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));

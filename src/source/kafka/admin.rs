@@ -2,7 +2,6 @@
 
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
 
 use super::client::{TopicConfig, client_not_created};
 use crate::error::Result;
@@ -10,21 +9,14 @@ use crate::error::Result;
 /// Blocks this thread until a future is ready.
 pub(crate) use pollster::block_on;
 
-/// Creates an admin client with the connection properties of another client.
+/// Creates an admin client of a topic's brokers. The client library warns of properties that are for other clients, which
+/// are ignored then; a transactional id would make it take part in transactions.
+///
+/// The properties are the user's own: the text that `ClientConfig::config_map` has for a secret is no secret.
 ///
 /// # Errors
 /// Fails if the client library refuses the properties.
-pub(crate) fn administrator(
-    topic_config: &TopicConfig,
-    config: &ClientConfig,
-) -> Result<AdminClient<DefaultClientContext>> {
-    let mut admin_config = ClientConfig::new();
-    // An admin client takes the connection properties only.
-    for (key, value) in config.config_map() {
-        if ["bootstrap.", "security.", "sasl.", "ssl.", "client."].iter().any(|prefix| key.starts_with(prefix)) {
-            admin_config.set(key, value);
-        }
-    }
-    admin_config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
-    admin_config.create().map_err(|error| client_not_created(topic_config, &error))
+pub(crate) fn administrator(topic_config: &TopicConfig) -> Result<AdminClient<DefaultClientContext>> {
+    let own = topic_config.without_transactions();
+    own.configure(&[], &[])?.create().map_err(|error| client_not_created(&own, &error))
 }

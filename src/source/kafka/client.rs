@@ -43,14 +43,19 @@ impl TopicConfig {
         })
     }
 
+    /// Returns it without properties of transactions, which are for producers of results only.
+    pub(super) fn without_transactions(&self) -> Self {
+        let mut own = self.clone();
+        own.properties.retain(|key| !key.starts_with("transaction") && key != "enable.idempotence");
+        own
+    }
+
     /// Creates a consumer for a moment, of the topic of a source or of a sink.
     ///
     /// # Errors
     /// Fails as [`TopicConfig::configure`] does, or if the client library creates none.
     pub(crate) fn create_consumer(&self, defaults: &[(&str, &str)], needed: &[(&str, &str)]) -> Result<BaseConsumer> {
-        let mut own = self.clone();
-        // Properties of transactions are for producers only.
-        own.properties.retain(|key| !key.starts_with("transaction"));
+        let own = self.without_transactions();
         own.configure(defaults, needed)?.create().map_err(|error| client_not_created(&own, &error))
     }
 

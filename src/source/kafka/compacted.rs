@@ -8,7 +8,6 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::client::Client;
-use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::admin::{administrator, block_on};
@@ -27,11 +26,7 @@ const EMBEDDED_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Fails if the topic is compacted.
-pub(super) fn refuse_compacted<C: ClientContext>(
-    client: &Client<C>,
-    topic_config: &TopicConfig,
-    config: &ClientConfig,
-) -> Result<()> {
+pub(super) fn refuse_compacted<C: ClientContext>(client: &Client<C>, topic_config: &TopicConfig) -> Result<()> {
     // An embedded broker answers no admin client, and compacts nothing.
     let is_embedded = |cluster: &String| cluster.starts_with(EMBEDDED);
     if client.fetch_cluster_id(EMBEDDED_TIMEOUT).as_ref().is_some_and(is_embedded) {
@@ -44,7 +39,7 @@ pub(super) fn refuse_compacted<C: ClientContext>(
         );
         Ok(())
     };
-    let admin = administrator(topic_config, config)?;
+    let admin = administrator(topic_config)?;
     let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
     let asked = block_on(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
     let settings = match asked {
@@ -59,7 +54,8 @@ pub(super) fn refuse_compacted<C: ClientContext>(
                 Err(compacted(topic_config, policy))
             }
             Some(_) => Ok(()),
-            None => unknown("its settings do not say"),
+            // The client library returns no settings, and no error, to who may not see them.
+            None => unknown("who reads has no right to describe its configuration"),
         },
         Some(Err(code)) => unknown(&code_text(code)),
         None => unknown("no answer"),

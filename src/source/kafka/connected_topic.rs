@@ -11,10 +11,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::TopicConfig;
 use super::compacted::refuse_compacted;
-use super::consumer::{connect_reader, offsets, properties};
+use super::consumer::{connect_reader, offsets};
 use super::partition_numbers::PartitionNumbers;
 use super::positions::{ReadOptions, StartOffset, offsets_at};
-use super::prefetch::PrefetchLimits;
 use super::statistics::ConsumerEvents;
 use super::topic_pattern::made_again;
 use crate::error::Result;
@@ -52,7 +51,7 @@ impl ConnectedTopic {
         }
         // Worker 0 may read nothing of a topic of a pattern.
         if !options.compacted && (at.worker == 0 || numbers.is_given()) {
-            refuse_compacted(consumer.client(), topic_config, &properties(topic_config, PrefetchLimits::of(0))?)?;
+            refuse_compacted(consumer.client(), topic_config)?;
         }
         let own: Vec<u32> = ids.iter().copied().filter(|id| numbers.is_of(at, *id)).collect();
         let ends = own.iter().map(|id| Ok((*id, offsets(&consumer, topic_config, *id)?)));
