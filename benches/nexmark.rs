@@ -6,13 +6,13 @@
 //!
 //! `cargo bench --bench nexmark -- --query q0,q5 --events 10000000 --workers 1,2`
 
-#[allow(dead_code, reason = "the program uses all of it")]
+#[expect(dead_code, reason = "the program uses all of it")]
 #[path = "../queries/nexmark/generator.rs"]
 mod generator;
 #[path = "throughput/measure.rs"]
-#[allow(dead_code, reason = "the other benchmark uses all of it")]
+#[expect(dead_code, reason = "the other benchmark uses all of it")]
 mod measure;
-#[allow(dead_code, reason = "the program uses all of it")]
+#[expect(dead_code, reason = "the program uses all of it")]
 #[path = "../queries/nexmark/model.rs"]
 mod model;
 

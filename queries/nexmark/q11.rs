@@ -18,6 +18,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Stream, Window};
 
 use crate::model::{Event, bids};
@@ -36,7 +37,7 @@ pub(crate) fn query(events: Stream<'_, Event>) -> Stream<'_, Row> {
         .map(|bid| bid.bidder)
         .key_by(|bidder| *bidder)
         .window(Window::session(Duration::from_secs(10)))
-        .aggregate("sessions", |each| each.count());
+        .aggregate("sessions", Each::count);
     sessions.on_close().map(|row| Row {
         bidder: row.key,
         bid_count: row.value,

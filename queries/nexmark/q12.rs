@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Stream, Window};
 
 use crate::model::{Event, bids};
@@ -30,7 +31,7 @@ pub(crate) fn query(events: Stream<'_, Event>) -> Stream<'_, Row> {
         .map(|bid| bid.bidder)
         .key_by(|bidder| *bidder)
         .window(Window::tumbling(Duration::from_secs(10)))
-        .aggregate("counts", |each| each.count());
+        .aggregate("counts", Each::count);
     counts.on_close().map(|row| Row {
         bidder: row.key,
         bid_count: row.value,

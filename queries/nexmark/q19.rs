@@ -11,7 +11,7 @@
 use std::cmp::Reverse;
 
 use serde::{Deserialize, Serialize};
-use tidegate::{Collection, EventTime, Stream};
+use tidegate::{Collection, EventTime, Stream, Window};
 
 use crate::model::{Event, bids};
 
@@ -43,22 +43,31 @@ struct Offer {
 
 /// Returns the highest bids of each auction.
 pub(crate) fn query(events: Stream<'_, Event>) -> Collection<'_, Row> {
-    let offers = bids(events).map(|bid| {
-        let (price, date_time, bidder) = (Reverse(bid.price), bid.date_time, bid.bidder);
-        (bid.auction, Offer { price, date_time, bidder, channel: bid.channel, url: bid.url, extra: bid.extra })
-    });
-    let ranked = offers.collect("offers").bottom_by_key(RANKS).reduce(|_, highest| {
-        let each = highest.iter().flat_map(|(offer, times)| std::iter::repeat_n(*offer, *times as usize));
-        (1_u64..).zip(each.cloned()).collect::<Vec<_>>()
-    });
-    ranked.map(|(auction, (rank_number, offer))| Row {
-        auction,
-        bidder: offer.bidder,
-        price: offer.price.0,
-        channel: offer.channel,
-        url: offer.url,
-        date_time: offer.date_time,
-        extra: offer.extra,
-        rank_number,
+    let highest = bids(events)
+        .key_by(|bid| bid.auction)
+        .window(Window::global())
+        .aggregate("highest", |each| {
+            each.bottom(RANKS, |bid| Offer {
+                price: Reverse(bid.price),
+                date_time: bid.date_time,
+                bidder: bid.bidder,
+                channel: bid.channel.clone(),
+                url: bid.url.clone(),
+                extra: bid.extra.clone(),
+            })
+        })
+        .on_change();
+    highest.flat_map(|row| {
+        let (auction, ranked) = (row.key, (1..).zip(row.value));
+        ranked.map(move |(rank_number, offer)| Row {
+            auction,
+            bidder: offer.bidder,
+            price: offer.price.0,
+            channel: offer.channel,
+            url: offer.url,
+            date_time: offer.date_time,
+            extra: offer.extra,
+            rank_number,
+        })
     })
 }

@@ -1,6 +1,6 @@
 //! Query 4: average price of a category. The average of the winning bids of all auctions of each category, in whole cents.
 //!
-//! An auction counts when it is over, with its final price: so the average changes once for each auction. (In SQL each
+//! An auction counts when it is over, with its final price: so the average changes when auctions end. (In SQL each
 //! greater bid changes it; the last answer is the same.)
 //!
 //! ```sql
@@ -14,7 +14,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use tidegate::{Collection, Stream};
+use tidegate::{Collection, Stream, Window};
 
 use crate::model::Event;
 use crate::winning::sales;
@@ -28,9 +28,13 @@ pub(crate) struct Row {
 /// Returns the average of each category.
 pub(crate) fn query(events: Stream<'_, Event>) -> Collection<'_, Row> {
     let sold = sales(events, |auction| auction.category, |_| ());
-    let prices = sold.map(|sale| (sale.auction, sale.price)).collect("prices");
-    let numbers = prices.clone().count_by_key();
-    prices
-        .sum_by_key(|price| *price)
-        .join_map(numbers, |category, sum, number| Row { category: *category, average: sum / i128::from(*number) })
+    let averages = sold
+        .key_by(|sale| sale.auction)
+        .window(Window::global())
+        .aggregate("prices", |each| (each.sum(|sale| sale.price), each.count()))
+        .on_change();
+    averages.map(|row| {
+        let (sum, count) = row.value;
+        Row { category: row.key, average: sum / i128::from(count) }
+    })
 }

@@ -19,6 +19,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tidegate::stream::aggregate::Each;
 use tidegate::{Stream, Window};
 
 use crate::greatest::Greatest;
@@ -39,7 +40,7 @@ pub(crate) fn query(events: Stream<'_, Event>) -> Stream<'_, Row> {
         .map(|bid| bid.auction)
         .key_by(|auction| *auction)
         .window(Window::sliding(SIZE, SLIDE))
-        .aggregate("bids", |each| each.count())
+        .aggregate("bids", Each::count)
         .on_close();
     // The counts of a window happen in its last millisecond: those of one window, and no others, in two seconds.
     let greatest = counts

@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Stream, Window};
 
 use crate::model::{Event, auctions, persons};
@@ -31,7 +32,7 @@ pub(crate) fn query(events: Stream<'_, Event>) -> Stream<'_, Row> {
         .map(|auction| auction.seller)
         .key_by(|seller| *seller)
         .window(window)
-        .aggregate("sellers", |each| each.count())
+        .aggregate("sellers", Each::count)
         .on_close()
         .key_by(|row| row.key);
     persons(others)
