@@ -70,17 +70,25 @@ impl Event {
     }
 }
 
-/// Keeps persons.
-pub(crate) fn persons(events: Stream<'_, Event>) -> Stream<'_, Person> {
-    events.flat_map(|event| if let Event::Person(person) = event { Some(person) } else { None })
-}
-
-/// Keeps auctions.
-pub(crate) fn auctions(events: Stream<'_, Event>) -> Stream<'_, Auction> {
-    events.flat_map(|event| if let Event::Auction(auction) = event { Some(auction) } else { None })
-}
-
-/// Keeps bids.
+/// Returns the bids.
 pub(crate) fn bids(events: Stream<'_, Event>) -> Stream<'_, Bid> {
     events.flat_map(|event| if let Event::Bid(bid) = event { Some(bid) } else { None })
+}
+
+/// Returns the persons and the auctions.
+pub(crate) fn persons_and_auctions(events: Stream<'_, Event>) -> (Stream<'_, Person>, Stream<'_, Auction>) {
+    events.split(|event| match event {
+        Event::Person(person) => (Some(person), None),
+        Event::Auction(auction) => (None, Some(auction)),
+        Event::Bid(_) => (None, None),
+    })
+}
+
+/// Returns the bids and the auctions.
+pub(crate) fn bids_and_auctions(events: Stream<'_, Event>) -> (Stream<'_, Bid>, Stream<'_, Auction>) {
+    events.split(|event| match event {
+        Event::Person(_) => (None, None),
+        Event::Auction(auction) => (None, Some(auction)),
+        Event::Bid(bid) => (Some(bid), None),
+    })
 }

@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 use tidegate::{Collection, EventTime, Stream};
 
-use crate::model::{Event, auctions, bids};
+use crate::model::{Event, bids_and_auctions};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Row {
@@ -37,8 +37,9 @@ pub(crate) struct Row {
 
 /// Returns the bids with their auctions.
 pub(crate) fn query(events: Stream<'_, Event>) -> Collection<'_, Row> {
-    let of_category = auctions(events.clone()).filter(|auction| auction.category == 10);
-    let offers = bids(events).map(|bid| (bid.auction, bid)).collect("bids");
+    let (bids, auctions) = bids_and_auctions(events);
+    let of_category = auctions.filter(|auction| auction.category == 10);
+    let offers = bids.map(|bid| (bid.auction, bid)).collect("bids");
     offers.join_map(of_category.map(|auction| (auction.id, auction)).collect("auctions"), |_, bid, auction| Row {
         auction: bid.auction,
         bidder: bid.bidder,

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use tidegate::{Collection, Stream};
 
-use crate::model::{Event, auctions, persons};
+use crate::model::{Event, persons_and_auctions};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Row {
@@ -23,15 +23,13 @@ pub(crate) struct Row {
 
 /// Returns sellers with their auctions.
 pub(crate) fn query(events: Stream<'_, Event>) -> Collection<'_, Row> {
-    let others = events.filter(|event| !matches!(event, Event::Bid(_)));
-    let sellers = persons(others.clone())
+    let (persons, auctions) = persons_and_auctions(events);
+    let sellers = persons
         .filter(|person| ["OR", "ID", "CA"].contains(&&*person.state))
         .map(|person| (person.id, (person.name, person.city, person.state)))
         .collect("sellers");
-    let offers = auctions(others)
-        .filter(|auction| auction.category == 10)
-        .map(|auction| (auction.seller, auction.id))
-        .collect("offers");
+    let offers =
+        auctions.filter(|auction| auction.category == 10).map(|auction| (auction.seller, auction.id)).collect("offers");
     offers.join_map(sellers, |_, id, (name, city, state)| Row {
         name: name.clone(),
         city: city.clone(),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Stream, Window};
 
-use crate::model::{Event, auctions, persons};
+use crate::model::{Event, persons_and_auctions};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Row {
@@ -26,16 +26,16 @@ pub(crate) struct Row {
 /// Returns the new sellers of each window.
 pub(crate) fn query(events: Stream<'_, Event>) -> Stream<'_, Row> {
     let window = Window::tumbling(Duration::from_secs(10));
-    let others = events.filter(|event| !matches!(event, Event::Bid(_)));
+    let (persons, auctions) = persons_and_auctions(events);
     // One row for each seller of a window, in its last millisecond.
-    let sellers = auctions(others.clone())
+    let sellers = auctions
         .map(|auction| auction.seller)
         .key_by(|seller| *seller)
         .window(window)
         .aggregate("sellers", Each::count)
         .on_close()
         .key_by(|row| row.key);
-    persons(others)
+    persons
         .map(|person| (person.id, person.name))
         .key_by(|(id, _)| *id)
         .join_windowed("new sellers", sellers, window)
