@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use run::run;
 
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+const NEXMARK: &str = env!("CARGO_BIN_EXE_nexmark");
 const QUERY: &str = "account_totals";
 /// Commands of the tool whose flags are documented.
 const COMMANDS: [&[&str]; 13] = [
@@ -277,6 +278,7 @@ fn flags_are_documented_and_those_that_are_documented_are_there() {
     assert!(missing.is_empty(), "docs/reference.md lacks {missing:?}");
     let mut known = of_queries;
     known.extend(COMMANDS.iter().flat_map(|command| flags_of(TIDEGATE, command)));
+    known.extend(flags_of(NEXMARK, &[]));
     known.extend(OF_OTHERS.map(str::to_owned));
     holds(|page| {
         let (prose, blocks) = parts(&page.text);

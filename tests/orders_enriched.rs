@@ -4,6 +4,8 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/python.rs"]
+mod python;
 #[path = "common/registry.rs"]
 mod registry;
 #[path = "common/run.rs"]

@@ -8,6 +8,8 @@
 mod broker;
 #[path = "registry/errors.rs"]
 mod errors;
+#[path = "common/python.rs"]
+mod python;
 #[path = "common/registry.rs"]
 mod registry;
 #[path = "common/run.rs"]

@@ -86,7 +86,7 @@ pub(crate) struct Measured {
 }
 
 /// Returns the least, the median and the greatest of some numbers.
-fn spread(mut numbers: Vec<f64>) -> (f64, f64, f64) {
+pub(crate) fn spread(mut numbers: Vec<f64>) -> (f64, f64, f64) {
     numbers.sort_by(f64::total_cmp);
     match (numbers.first(), numbers.get(numbers.len() / 2), numbers.last()) {
         (Some(least), Some(median), Some(greatest)) => (*least, *median, *greatest),

@@ -7,9 +7,13 @@
 
 use std::fmt;
 
+use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
+use timely::progress::operate::FrontierInterest;
 
 use super::container_pool::ContainerPool;
 use super::flow::Flow;
@@ -99,6 +103,64 @@ impl<'f, D: Record> Stream<'f, D> {
                 made.extend(change(data).into_iter().map(|data| Event { time, watermark, origin, data }));
             }
         })
+    }
+
+    /// Changes each record into a record of one of two streams, of both, or of neither; all keep its event time. Nothing
+    /// is copied, so this takes a source of several kinds of records apart.
+    ///
+    /// ```
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun};
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// let texts = MemorySource::new(vec![vec!["7".to_string(), "eight".to_string(), "9".to_string()]], |_| 0);
+    /// let (numbers, words) = (Captured::<u64>::new(), Captured::<String>::new());
+    /// let (of_numbers, of_words) = (numbers.clone(), words.clone());
+    /// TestRun::new().run(move |flow| {
+    ///     let (numbers, words) = flow.read("texts", &texts).split(|text| match text.parse::<u64>() {
+    ///         Ok(number) => (Some(number), None),
+    ///         Err(_) => (None, Some(text)),
+    ///     });
+    ///     numbers.write("numbers", &of_numbers);
+    ///     words.write("words", &of_words);
+    /// })?;
+    /// assert_eq!((numbers.all(), words.all()), (vec![7, 9], vec!["eight".to_string()]));
+    /// # Ok(()) }
+    /// ```
+    pub fn split<L: Record, R: Record>(
+        self,
+        sides: impl Fn(D) -> (Option<L>, Option<R>) + 'static,
+    ) -> (Stream<'f, L>, Stream<'f, R>) {
+        let Stream { events, marks, flow, pool } = self;
+        let mut builder = OperatorBuilder::new(String::from("Split"), flow.scope);
+        let mut events = builder.new_input(events, Pipeline);
+        builder.set_notify_for(0, FrontierInterest::Never);
+        let (left, left_events) = builder.new_output();
+        let (right, right_events) = builder.new_output();
+        let mut left = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(left);
+        let mut right = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(right);
+        builder.build(move |capabilities| {
+            drop(capabilities);
+            move |_frontiers| {
+                let (mut left, mut right) = (left.activate(), right.activate());
+                events.for_each(|capability, events| {
+                    let (mut left, mut right) = (left.session(&capability), right.session(&capability));
+                    for Event { time, watermark, origin, data } in events.drain(..) {
+                        let (of_left, of_right) = sides(data);
+                        if let Some(data) = of_left {
+                            left.give(Event { time, watermark, origin, data });
+                        }
+                        if let Some(data) = of_right {
+                            right.give(Event { time, watermark, origin, data });
+                        }
+                    }
+                    pool.give(std::mem::take(events));
+                });
+            }
+        });
+        let (pool, left_marks, left_flow) = (ContainerPool::default(), marks.clone(), flow.clone());
+        let left = Stream { events: left_events, marks: left_marks, flow: left_flow, pool };
+        (left, Stream { events: right_events, marks, flow, pool: ContainerPool::default() })
     }
 
     /// Calls `look` with each record as it passes, for debugging. After a crash it is called again with records that

@@ -5,13 +5,12 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::broker::Broker;
+use crate::python::{Python, printed, script};
 
 /// Broker, registry and clients, shared by the tests of a program.
 pub struct Parts {
@@ -56,25 +55,6 @@ pub struct RunningRegistry {
     _watchdog: Child,
 }
 
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka").join(name)
-}
-
-/// Returns what a script has printed; `None` if it lacks a program on this machine.
-fn printed(output: &Output, what: &str) -> Option<String> {
-    let said = String::from_utf8_lossy(&output.stderr);
-    match output.status.code() {
-        Some(0) => Some(String::from_utf8(output.stdout.clone()).unwrap().trim().to_owned()),
-        Some(4) if std::env::var("CI").as_deref() != Ok("true") => {
-            // Not by `eprintln`, which the test runner captures.
-            let line = format!("SKIPPED: no {what} here: {}\n", said.trim());
-            std::io::stderr().lock().write_all(line.as_bytes()).unwrap();
-            None
-        }
-        code => panic!("no {what} ({code:?}): {said}"),
-    }
-}
-
 impl RunningRegistry {
     /// Starts a registry; `None` if there can be none on this machine.
     pub fn start() -> Option<RunningRegistry> {
@@ -93,24 +73,5 @@ impl RunningRegistry {
                 None
             }
         }
-    }
-}
-
-/// A Python with clients of Kafka.
-pub struct Python(PathBuf);
-
-impl Python {
-    /// Finds or makes it; `None` if there can be none on this machine.
-    pub fn find() -> Option<Python> {
-        let output = Command::new(script("python")).output().unwrap();
-        printed(&output, "Python").map(|path| Python(path.into()))
-    }
-
-    /// Runs `tests/kafka/registry_client.py` and returns its output.
-    pub fn run(&self, arguments: &[&str]) -> String {
-        let output = Command::new(&self.0).arg(script("registry_client.py")).args(arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {said}");
-        String::from_utf8(output.stdout).unwrap()
     }
 }
