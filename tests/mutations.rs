@@ -35,6 +35,22 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "messages of records in flight are never dropped",
+        file: "src/source/message_store.rs",
+        text: "*needed = first.unwrap_or(u64::MAX).max(*needed);",
+        instead: "*needed = first.unwrap_or(0).min(*needed);",
+        tests: "src/stream/letters.rs",
+        test: "messages_are_dropped_when_their_epochs_are_complete",
+    },
+    Mutation {
+        name: "of a message there are as many letters as late records",
+        file: "src/stream/letters.rs",
+        text: "            if is_repeated {",
+        instead: "            if is_repeated && letters.is_empty() {",
+        tests: "tests/kafka_messages.rs",
+        test: "late_records_are_the_messages_that_they_were_read_as_whichever_worker_judged_them",
+    },
+    Mutation {
         name: "a pause counts as time in which a process that has yet to start was called",
         file: "src/job/cluster/mod.rs",
         text: "RunningTime::with_gaps_of(CONNECT_TIMEOUT)",

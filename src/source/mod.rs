@@ -17,6 +17,8 @@ mod indexed;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;
+#[cfg(feature = "kafka")]
+mod message_store;
 pub mod ndjson;
 mod options;
 mod partition_tracker;
@@ -39,6 +41,8 @@ use crate::status::PartitionStatus;
 use crate::time::Epoch;
 use crate::time::watermark::WorkerWatermark;
 
+#[cfg(feature = "kafka")]
+pub(crate) use message_store::MessageStore;
 #[cfg(feature = "kafka")]
 use options::TOPIC_STRIDE;
 pub use options::{Options, TimeOf, WorkerContext, time_of};

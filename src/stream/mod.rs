@@ -38,6 +38,8 @@ mod interval;
 pub mod join;
 mod keyed_rows;
 mod keyed_stream;
+#[cfg(feature = "kafka")]
+mod letters;
 mod live;
 mod lookup;
 mod migrate;
