@@ -51,6 +51,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "late_records_are_the_messages_that_they_were_read_as_whichever_worker_judged_them",
     },
     Mutation {
+        name: "checked changes of an epoch are compared in another order than that of offsets",
+        file: "src/stream/checked_table.rs",
+        text: "changes.sort_unstable_by_key(|change| change.at);",
+        instead: "changes.sort_unstable_by_key(|change| std::cmp::Reverse(change.at));",
+        tests: "tests/kafka_tables.rs",
+        test: "changes_that_do_not_fit_are_those_of_a_naive_fold_whatever_crashes",
+    },
+    Mutation {
         name: "a pause counts as time in which a process that has yet to start was called",
         file: "src/job/cluster/mod.rs",
         text: "RunningTime::with_gaps_of(CONNECT_TIMEOUT)",

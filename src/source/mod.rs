@@ -10,6 +10,7 @@
 //! the owner of the intake drives it.
 
 pub mod channel;
+mod checked_change;
 pub mod csv;
 pub mod file;
 pub mod generator;
@@ -26,6 +27,7 @@ mod rejected;
 mod topic_address;
 mod watermark_view;
 
+pub use checked_change::{ChangeDifference, CheckedChange, RowBefore};
 pub use topic_address::TopicAddress;
 
 use std::rc::Rc;
