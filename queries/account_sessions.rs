@@ -57,7 +57,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
                 (each.count(), each.sum(|t| t.amount_cents), each.min(|t| t.amount_cents), each.max(|t| t.amount_cents))
             });
         if let Some(late) = &late {
-            totals.late().write("late", late);
+            late.write("late", totals.late(), "sessions");
         }
         let rows = totals.on_close().map(|row| {
             let Closed { window, key: account, value: (count, sum_cents, min_cents, max_cents) } = row;

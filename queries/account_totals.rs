@@ -59,7 +59,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
                 (each.count(), each.sum(|t| t.amount_cents), each.min(|t| t.amount_cents), each.max(|t| t.amount_cents))
             });
         if let Some(late) = &late {
-            windows.late().write("late", late);
+            late.write("late", windows.late(), "totals");
         }
         // The current totals of open windows, only if the view can be read: computing them at every epoch has a cost.
         if flow.has_views() {

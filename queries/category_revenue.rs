@@ -78,7 +78,7 @@ fn run(arguments: &Arguments) -> Result<u8> {
             .allowed_lateness(lateness)
             .aggregate("revenue", |each| (each.count(), each.sum(|(t, _)| t.amount_cents)));
         if let Some(late) = &late {
-            windows.late().map(|(t, _)| t).write("late", late);
+            late.write("late", windows.late().map(|(t, _)| t), "revenue");
         }
         let rows = windows.on_close().map(|Closed { window, key: category, value: (count, sum_cents) }| Revenue {
             window_start: window.start,

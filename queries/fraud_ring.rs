@@ -60,7 +60,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
     query.run("fraud-ring", move |flow| {
         let (rings, too_old) = rings(flow.read("transactions", &transactions));
         if let Some(late) = &late {
-            too_old.write("late", late);
+            late.write("late", too_old, "transfers");
         }
         rings.clone().view("rings");
         rings.write("rings", &out);

@@ -58,7 +58,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
             .aggregate("in time", Each::count);
         let late = windows.late();
         if let Some(file) = &late_file {
-            late.clone().write("late", file);
+            file.write("late", late.clone(), "in time");
         }
         // By window, but for all time: nothing is too late to be reported.
         let short = late.key_by(|t| t.at_ms.div_euclid(SIZE_MS) * SIZE_MS).window(Window::global());

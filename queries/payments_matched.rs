@@ -126,10 +126,10 @@ fn run(arguments: &Arguments) -> Result<u8> {
             .full_outer(|order, ordered, paid| row(*order, ordered, paid));
         joined.results().write("matched", &matched);
         if let Some(late) = &late {
-            let orders = joined.late_left().map(|o| late_row("orders", o.order, None, (o.cents, o.at_ms)));
-            let payments = joined.late_right();
-            let payments = payments.map(|p| late_row("payments", p.order, Some(p.payment), (p.cents, p.at_ms)));
-            orders.concat(payments).write("late", late);
+            let of_order = |o: Order| late_row("orders", o.order, None, (o.cents, o.at_ms));
+            let of_payment = |p: Payment| late_row("payments", p.order, Some(p.payment), (p.cents, p.at_ms));
+            let (orders, payments) = ((joined.late_left(), of_order), (joined.late_right(), of_payment));
+            late.write_both("late", orders, payments, "matched");
         }
     })
 }

@@ -64,7 +64,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
             },
         );
         if let Some(late) = &late {
-            watched.late().write("late", late);
+            late.write("late", watched.late(), "silence");
         }
         watched.emitted().write("silent", &silent);
     })

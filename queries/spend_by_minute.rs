@@ -56,7 +56,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
                 (each.count(), each.sum(|t| t.amount_cents), each.min(|t| t.amount_cents), each.max(|t| t.amount_cents))
             });
         if let Some(late) = &late {
-            windows.late().write("late", late);
+            late.write("late", windows.late(), "spend");
         }
         let rows = windows.on_close().map(|row| {
             let Closed { window, key: account, value: (count, sum_cents, min_cents, max_cents) } = row;

@@ -55,7 +55,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
             .allowed_lateness(lateness)
             .aggregate("sums", |each| each.sum(|t| t.amount_cents));
         if let Some(late) = &late {
-            sums.late().write("late", late);
+            late.write("late", sums.late(), "sums");
         }
         // The sums of a minute happen in its last millisecond, so the second window of that minute has them all.
         let greatest = sums

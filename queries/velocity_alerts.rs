@@ -51,7 +51,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
             .allowed_lateness(lateness)
             .aggregate("merchants", |each| each.count_distinct(|t| t.merchant.clone()));
         if let Some(late) = &late {
-            merchants.late().write("late", late);
+            late.write("late", merchants.late(), "merchants");
         }
         let many = merchants.on_close().filter(|row| row.value > 5).map(|row| Alert {
             window_start: row.window.start,

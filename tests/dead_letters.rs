@@ -1,5 +1,5 @@
-//! Poison messages of many kinds are in the topic of dead letters once each, with their places, whatever kills the job;
-//! `tidegate redrive` sends each back once, as it was, whatever kills that.
+//! Poison messages of many kinds are in the topic of dead letters once each, with their places, whatever kills the job,
+//! and late messages are in theirs; `tidegate redrive` sends each back once, as it was, whatever kills that.
 //!
 //! `TIDEGATE_POISON` sets the number of poison messages (10000 by default).
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
@@ -27,7 +27,7 @@ use run::{run, start};
 const ACCOUNT_TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
-/// The time of all transactions.
+/// The time of all transactions that are not late.
 const AT_MS: i64 = 1_767_323_040_000;
 
 /// The number of kinds of poison.
@@ -68,20 +68,23 @@ fn poison(kind: usize, id: usize) -> Option<Vec<u8>> {
 /// A message that was sent, by its partition and offset.
 type Sent = BTreeMap<(i32, i64), Read>;
 
-/// Sends messages to four partitions, good ones among the poison; returns the poison.
-fn send(broker: &Broker, topic: &str, count: usize, rng: &mut Rng) -> Sent {
+/// Sends messages to four partitions, good ones among the poison; returns the poison, and those that are late: they are
+/// an hour older than one before them in their partition.
+fn send(broker: &Broker, topic: &str, count: usize, rng: &mut Rng) -> (Sent, Sent) {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &broker.servers).set("enable.idempotence", "true").set("linger.ms", "2");
     let producer: BaseProducer = config.create().unwrap();
-    let (mut next, mut sent) = ([0_i64; 4], Sent::new());
-    let (mut bad, mut good) = (0, 0);
+    let (mut next, mut sent, mut late) = ([0_i64; 4], Sent::new(), Sent::new());
+    let (mut bad, mut good, mut begun) = (0, 0, [false; 4]);
     while bad < count {
         let is_good = rng.u8(0..10) == 0;
         let partition = rng.usize(0..4);
+        let is_late = is_good && rng.u8(0..3) == 0;
+        let at_ms = if is_late { AT_MS - 3_600_000 } else { AT_MS };
         let value = if is_good {
             good += 1;
             let text = format!(
-                r#"{{"id":{good},"account":"g{}","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":{AT_MS}}}"#,
+                r#"{{"id":{good},"account":"g{}","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":{at_ms}}}"#,
                 good % 7
             );
             Some(text.into_bytes())
@@ -98,6 +101,8 @@ fn send(broker: &Broker, topic: &str, count: usize, rng: &mut Rng) -> Sent {
         }
         let (offset, at_ms) = (next[partition], Some(AT_MS + bad as i64));
         next[partition] += 1;
+        let is_late = is_late && begun[partition];
+        begun[partition] |= is_good && !is_late;
         let partition = partition as i32;
         let message = Read { partition, offset, at_ms, key: key[rng.usize(0..4)].clone(), headers, value };
         let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition);
@@ -121,23 +126,25 @@ fn send(broker: &Broker, topic: &str, count: usize, rng: &mut Rng) -> Sent {
         }
         if !is_good {
             sent.insert((partition, offset), message);
+        } else if is_late {
+            late.insert((partition, offset), message);
         }
     }
     producer.flush(Duration::from_secs(60)).unwrap();
-    assert!(good > 0);
-    sent
+    assert!(good > late.len() && !late.is_empty());
+    (sent, late)
 }
 
-/// Checks that each poison message is a dead letter once, as it was, with its place.
-fn check_letters(letters: &[Read], sent: &Sent, topic: &str) {
+/// Checks that each message that a step could not use is a dead letter once, as it was, with its place.
+fn check_letters(letters: &[Read], sent: &Sent, (topic, step, reason): (&str, &str, &str)) {
     let mut found = BTreeMap::new();
     for letter in letters {
         let text = |name: &str| letter.header(&format!("tidegate.error.{name}")).unwrap();
-        assert_eq!((text("topic"), text("step")), (topic.to_owned(), String::from("transactions")));
-        assert!(!text("reason").is_empty());
+        assert_eq!((text("topic"), text("step")), (topic.to_owned(), step.to_owned()));
+        assert!(!text("reason").is_empty() && text("reason").starts_with(reason), "{}", text("reason"));
         let place: (i32, i64) = (text("partition").parse().unwrap(), text("offset").parse().unwrap());
         assert_eq!(found.insert(place, letter), None, "{place:?} is there twice");
-        let original = sent.get(&place).unwrap_or_else(|| panic!("{place:?} is no poison"));
+        let original = sent.get(&place).unwrap_or_else(|| panic!("{place:?} can be used"));
         assert_eq!((&letter.key, &letter.value), (&original.key, &original.value), "{place:?}");
         assert_eq!(text("timestamp").parse().ok(), original.at_ms);
         let own = letter.headers.len() - 6;
@@ -189,18 +196,27 @@ fn poison_is_dead_letters_once_each_and_is_sent_back_once_each_whatever_is_kille
     println!("seed {seed}");
     let (mut rng, folder) = (Rng::with_seed(seed), tempfile::tempdir().unwrap());
     let (topic, dead, repaired) = (broker.topic(4), broker.topic(3), broker.topic(4));
-    let sent = send(broker, &topic, count, &mut rng);
+    let (late_letters, late_repaired) = (broker.topic(2), broker.topic(4));
+    let (sent, late) = send(broker, &topic, count, &mut rng);
     assert_eq!(sent.len(), count);
 
     let servers = &broker.servers;
     let line = format!(
         "--brokers {servers} --topic {topic} --rejects kafka:{dead} --out {{}}/out.csv --state {{}}/state --until-end \
-         --in-flight 1MiB -w 2 --max-ahead 365000d"
+         --in-flight 1MiB -w 2 --max-ahead 365000d --late kafka:{late_letters} --late-as messages"
     );
     let line = words(&line, folder.path());
     kill_in_between(ACCOUNT_TOTALS, &line, broker, &dead, &mut rng, count);
     run(ACCOUNT_TOTALS, &line).code(0);
-    check_letters(&read(servers, &dead), &sent, &topic);
+    check_letters(&read(servers, &dead), &sent, (&topic, "transactions", ""));
+    let reason = "late (event time 2026-01-02T02:04:00.000Z, watermark 2026-01-02T03:03:58.000Z)";
+    check_letters(&read(servers, &late_letters), &late, (&topic, "totals", reason));
+    let back = format!("redrive --brokers {servers} --topic {late_letters} --to {late_repaired}");
+    let dry = run(TIDEGATE, words(&format!("{back} --dry-run"), folder.path()));
+    let told = format!("{} dead letters would be sent in all", late.len());
+    assert!(dry.code(0).stdout().contains(&told), "{}", dry.stdout());
+    run(TIDEGATE, words(&back, folder.path())).code(0);
+    assert!(contents(&read(servers, &late_repaired)) == contents(late.values()), "seed {seed}");
 
     // All that is sent back is as it was sent.
     let redrive = |rest: &str| words(&format!("redrive --brokers {servers} --topic {dead} {rest}"), folder.path());

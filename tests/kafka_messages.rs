@@ -18,12 +18,14 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournaledRecord;
-use tidegate::kafka::{self, Decode, Message, TimestampKind};
+use tidegate::kafka::{self, DeadLetter, Decode, Message, TimestampKind};
 use tidegate::source::kafka::EmbeddedBroker;
+use tidegate::source::memory::MemorySource;
 use tidegate::source::{Options, Source};
 use tidegate::stream::Observer;
+use tidegate::stream::aggregate::Each;
 use tidegate::testing::Captured;
-use tidegate::{Error, EventTime, Job, State, ndjson};
+use tidegate::{Error, EventTime, Job, State, Window, ndjson};
 
 const TOPIC: &str = "messages";
 
@@ -356,6 +358,92 @@ fn a_job_that_was_killed_goes_on_with_the_messages_that_its_journal_has() {
     let text = std::fs::read_to_string(&out).unwrap();
     let rows = text.lines().map(|line| serde_json::from_str::<Seen>(line).unwrap());
     assert_eq!(sorted(rows), naive(&[before, after].concat()).0, "{}", report.summary);
+}
+
+/// A letter as a test compares it: step, reason, message.
+type Letter = (String, String, Seen);
+
+/// Computes the letters of the late records of a step: those for which `is_late` returns `true`, given event time and
+/// watermark.
+fn naive_letters(step: &str, messages: &[Seen], disorder: i64, is_late: impl Fn(i64, i64) -> bool) -> Vec<Letter> {
+    let mut watermarks = BTreeMap::<u32, i64>::new();
+    let mut late = Vec::new();
+    for message in messages {
+        let time = message.at_ms.unwrap();
+        if let Some(watermark) = watermarks.get(&message.partition).filter(|watermark| is_late(time, **watermark)) {
+            let text = |millis| EventTime::from_millis(millis).to_string();
+            let reason = format!("too late (event time {}, watermark {})", text(time), text(*watermark));
+            late.push((step.to_owned(), reason, message.clone()));
+        }
+        let watermark = watermarks.entry(message.partition).or_insert(i64::MIN);
+        *watermark = (*watermark).max(time - disorder);
+    }
+    late
+}
+
+/// Late records of several steps are the messages that they were read as, whichever worker judged them, once each, though
+/// two records are made of each message. A record of another source is its JSON.
+#[test]
+fn late_records_are_the_messages_that_they_were_read_as_whichever_worker_judged_them() {
+    const DISORDER: i64 = 100_000;
+    for seed in 0..4 {
+        let mut rng = Rng::with_seed(seed);
+        let partitions = 1 + seed as u32;
+        let (broker, messages) = (broker(partitions), random(&mut rng, partitions, 0..80));
+        send(&broker, &messages);
+        let source = kafka::Source::new(broker.servers(), TOPIC, choosy).event_time_of_message();
+        let source = source.out_of_order(Duration::from_millis(DISORDER as u64));
+        let numbers = MemorySource::new(vec![vec![900_000_i64, 5, 900_001]], |at| *at).out_of_order(Duration::ZERO);
+        let captured = Captured::<DeadLetter>::new();
+        let letters = captured.clone();
+        let job = Job::new("late").options(bounded()).workers(3).epoch(Duration::from_millis(3));
+        let report = job.run(move |flow| {
+            let twice = flow.read("messages", &source).flat_map(|seen| [(seen.clone(), 0), (seen, 1)]);
+            let short =
+                twice.clone().key_by(|(seen, _)| seen.offset % 7).window(Window::tumbling(Duration::from_secs(10)));
+            let short = short.aggregate("short", Each::count);
+            // Looked up in a table, so that records are judged by the workers of their keys.
+            let numbers = flow.read_first("numbers", &numbers);
+            let rows = numbers.clone().key_by(|n| *n).last_by_key("table");
+            let joined = twice.key_by(|(seen, n)| i64::from(*n) + seen.offset as i64).left_join_table(rows);
+            let sessions =
+                joined.key_by(|((seen, _), _)| seen.offset % 3).window(Window::session(Duration::from_secs(1)));
+            let sessions = sessions.aggregate("sessions", Each::count);
+            let of_numbers = numbers
+                .key_by(|n| *n)
+                .window(Window::tumbling(Duration::from_secs(1)))
+                .aggregate("numbers", Each::count);
+            let late = short.late().dead_letters("short", "too late");
+            let late = late.concat(sessions.late().dead_letters("sessions", "too late"));
+            late.concat(of_numbers.late().dead_letters("of numbers", "too late")).write("letters", &letters);
+        });
+        let (records, ..) = naive(&messages);
+        // In the order of reading.
+        let records: Vec<Seen> = messages.iter().filter(|message| records.contains(message)).cloned().collect();
+        let mut expected = naive_letters("short", &records, DISORDER, |time, watermark| {
+            (time.div_euclid(10_000) + 1) * 10_000 <= watermark
+        });
+        assert!(expected.len() > 10, "seed {seed}");
+        expected.extend(naive_letters("sessions", &records, DISORDER, |time, watermark| time < watermark));
+        expected.sort();
+        let (mut found, mut rows) = (Vec::new(), Vec::new());
+        for letter in captured.all() {
+            let value = letter.value().map(std::borrow::Cow::into_owned);
+            let DeadLetter { rejected, message, .. } = letter;
+            let Some(message) = message else {
+                rows.push((rejected.source, rejected.record, rejected.place));
+                continue;
+            };
+            assert_eq!((&*message.topic, &*rejected.place), (TOPIC, TOPIC));
+            let (partition, offset, at_ms) = (rejected.partition, rejected.offset, message.timestamp);
+            let seen = Seen { partition, offset, at_ms, key: message.key, headers: message.headers, value };
+            found.push((rejected.source, rejected.reason, seen));
+        }
+        found.sort();
+        assert!(found == expected, "seed {seed}: {found:#?} is not {expected:#?}");
+        assert_eq!(rows, [("of numbers".to_owned(), "5".to_owned(), String::new())], "seed {seed}");
+        report.unwrap();
+    }
 }
 
 #[test]

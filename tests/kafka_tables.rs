@@ -23,10 +23,12 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
+use tidegate::error::ErrorKind;
 use tidegate::kafka::{self, Decode, Message};
-use tidegate::source::Options;
 use tidegate::source::kafka::EmbeddedBroker;
-use tidegate::testing::{Captured, CrashingDisk, TestRun};
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{CheckedChange, Options, RowBefore};
+use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 use tidegate::{Flow, Job, State, ndjson};
 
 use common::cases::within;
@@ -296,27 +298,230 @@ fn changes_of_a_database_are_a_table_and_a_collection_of_its_rows() {
         let rows = send_envelopes(&broker, &mut rng, 200);
         let topic = |decoder| kafka::Source::new(broker.servers(), "account", decoder);
         let table = topic(kafka::debezium::<Account>()).rows(kafka::debezium_key::<AccountId>());
+        let checked = topic(kafka::debezium::<Account>()).checked_rows(kafka::debezium_key::<AccountId>());
+        let checks = checked.clone();
         let trusted = topic(kafka::debezium::<Account>().needs_before()).event_time(|change| change.at);
-        let (of_table, of_changes) = (Captured::new(), Captured::new());
-        let (output, other) = (of_table.clone(), of_changes.clone());
+        let (of_table, of_changes, of_checks) = (Captured::new(), Captured::new(), Captured::new());
+        let (output, other, third) = (of_table.clone(), of_changes.clone(), of_checks.clone());
         let run = TestRun::new().workers(1 + seed as usize % 3).seed(seed).options(bounded());
         let outcome = run.run(move |flow| {
             flow.table("table", &table).write("table", &output);
+            flow.checked_table("checked", &checked).rows().write("checked", &third);
             flow.read("changes", &trusted).changes(kafka::DebeziumEvent::changes).write("changes", &other);
         });
         let summary = outcome.unwrap().report.summary;
         assert!(summary.sources.iter().all(|source| source.rejected == 0), "{summary}");
         let expected: Vec<_> = rows.iter().map(|(id, row)| (AccountId { id: *id }, row.clone())).collect();
         assert_eq!(of_table.all(), expected, "seed {seed}");
+        assert_eq!(of_checks.all(), expected, "seed {seed}");
         assert_eq!(of_changes.all(), rows.into_values().collect::<Vec<_>>(), "seed {seed}");
+        check_that_a_difference_is_told(&broker, checks);
     }
+}
+
+/// Sends a change whose row before it was never there, and checks that a job fails by it.
+fn check_that_a_difference_is_told(
+    broker: &EmbeddedBroker,
+    checked: kafka::Source<(AccountId, CheckedChange<Account>)>,
+) {
+    let row = |owner| Account { id: 77, owner };
+    let value = serde_json::json!({ "before": row(1), "after": row(2), "op": "u", "ts_ms": 5 }).to_string();
+    let producer = producer(broker.servers());
+    let record = BaseRecord::to("account").partition(1).key(r#"{"id":77}"#).payload(&value);
+    producer.send(record).map_err(|(why, _)| why).unwrap();
+    producer.flush(PATIENCE).unwrap();
+    let end = high_watermark(broker.servers(), "account", 1);
+    let run = TestRun::new().workers(2).options(bounded());
+    let failed = run.run(move |flow| flow.checked_table("accounts", &checked).rows().write("rows", &Captured::new()));
+    let error = failed.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RecordRejected);
+    let place = format!("topic account at {}, partition 1, offset {}", broker.servers(), end - 1);
+    let key = r#"the key {"id":77} in table `accounts`"#;
+    let why = "the change names a row before it, and the table has none";
+    for part in [&*place, key, why, "CheckedTable::differences"] {
+        assert!(error.to_string().contains(part), "`{part}` is not in {error}");
+    }
+}
+
+fn high_watermark(servers: &str, topic: &str, partition: i32) -> i64 {
+    producer(servers).client().fetch_watermarks(topic, partition, PATIENCE).unwrap().1
+}
+
+/// A change in a made-up log: key, change, and the row that a table has before it, if that is another one than the
+/// change names.
+type LoggedChange = (u8, CheckedChange<u32>, Option<Option<u32>>);
+
+/// Makes up changes of two partitions, each key's in one, and plants differences: changes that are lost, repeated or name
+/// another row. Returns the rows in the end, too.
+fn change_log(rng: &mut Rng, count: usize, is_sound: bool) -> (Vec<Vec<LoggedChange>>, BTreeMap<u8, u32>) {
+    let (mut log, mut rows, mut told) = (vec![Vec::new(); 2], BTreeMap::<u8, u32>::new(), BTreeMap::<u8, u32>::new());
+    for _ in 0..count {
+        let key = rng.u8(0..8);
+        let (was, after) = (told.get(&key).copied(), (rng.u8(0..4) > 0).then(|| rng.u32(0..5)));
+        let (kind, place) = (if is_sound { 9 } else { rng.u8(0..30) }, usize::from(key) % 2);
+        match after {
+            Some(row) => told.insert(key, row),
+            None => told.remove(&key),
+        };
+        // Lost: the database has made it, and the topic does not have it.
+        if kind == 0 {
+            continue;
+        }
+        let named = if kind == 1 { Some(rng.u32(5..9)) } else { was };
+        let before = match named {
+            _ if kind == 2 => RowBefore::Any,
+            None => RowBefore::None,
+            Some(row) => RowBefore::Row(row),
+        };
+        // Naively, each change is compared with the row that those before it have left.
+        for _ in 0..if kind == 3 { 2 } else { 1 } {
+            let found = rows.get(&key).copied();
+            let differs = kind != 2 && named != found;
+            log[place].push((key, CheckedChange { before: before.clone(), after }, differs.then_some(found)));
+            match after {
+                Some(row) => rows.insert(key, row),
+                None => rows.remove(&key),
+            };
+        }
+    }
+    (log, rows)
+}
+
+/// Partition, offset, key, and the row that was found.
+type Found = (u32, u64, u8, Option<u32>);
+
+fn differences_of(log: &[Vec<LoggedChange>]) -> Vec<Found> {
+    let of_partition = |(partition, changes): (usize, &Vec<LoggedChange>)| {
+        let numbered = (0_u64..).zip(changes.clone());
+        let found = numbered.filter_map(move |(offset, (key, _, found))| Some((partition as u32, offset, key, found?)));
+        found.collect::<Vec<_>>()
+    };
+    log.iter().enumerate().flat_map(of_partition).collect()
+}
+
+fn source_of(log: &[Vec<LoggedChange>]) -> MemorySource<(u8, CheckedChange<u32>)> {
+    let partition =
+        |changes: &Vec<LoggedChange>| changes.iter().map(|(key, change, _)| (*key, change.clone())).collect();
+    MemorySource::new(log.iter().map(partition).collect(), |_| 0)
+}
+
+/// Differences are those of a fold of all changes, whatever the epochs, the workers and the crashes.
+#[test]
+fn changes_that_do_not_fit_are_those_of_a_naive_fold_whatever_crashes() {
+    let (mut crashes, mut planted) = (0, 0);
+    for seed in 0..16 {
+        let mut rng = Rng::with_seed(seed);
+        let (log, rows) = change_log(&mut rng, 300, false);
+        let (of_rows, of_differences) = (Captured::new(), Captured::<Found>::new());
+        let mut disk = CrashingDisk::new();
+        for life in 0..9 {
+            let (workers, processes) = (rng.usize(1..4), rng.usize(1..3));
+            if life < 8 {
+                disk.crash_at(rng.usize(10..160));
+            }
+            let shared: Arc<dyn Disk> = disk.shared();
+            let run = TestRun::new().workers(workers).processes(processes).seed(rng.u64(..)).in_flight(1_000);
+            let (source, output, other) = (source_of(&log), of_rows.clone(), of_differences.clone());
+            let run = run.options(bounded()).state(&shared, "state");
+            let query = move |flow: &Flow<'_>| {
+                let table = flow.checked_table("table", &source);
+                table.rows().write("rows", &output);
+                let differences = table.differences();
+                differences
+                    .map(|other| (other.partition, other.offset, other.key, other.found))
+                    .write("differences", &other);
+            };
+            let ended = within(PATIENCE, move || run.run(query)).expect("it does not hang");
+            if !disk.has_crashed() {
+                let summary = ended.unwrap().report.summary;
+                assert!(summary.tables[0].differences <= differences_of(&log).len() as u64, "{summary}");
+                break;
+            }
+            crashes += 1;
+            disk = disk.survivors(rng.u64(0..8));
+        }
+        let mut found = of_differences.all();
+        found.sort_unstable();
+        planted += found.len();
+        assert_eq!(found, differences_of(&log), "seed {seed}");
+        assert_eq!(of_rows.all(), rows.into_iter().collect::<Vec<_>>(), "seed {seed}");
+    }
+    assert!(crashes > 30 && planted > 200, "{crashes} crashes, {planted} differences");
+}
+
+/// Without a consumer of differences a job fails at the first one, and publishes nothing of its epoch or of later ones.
+#[test]
+fn the_first_change_that_does_not_fit_fails_a_job_before_its_epoch_is_published() {
+    let (mut failed, mut published) = (0, 0);
+    for seed in 0..24 {
+        let mut rng = Rng::with_seed(seed);
+        let (log, rows) = change_log(&mut rng, 60, seed % 4 == 0);
+        let (shown, source) = (Captured::<(u8, u32)>::new(), source_of(&log));
+        let (output, workers) = (shown.clone(), 1 + seed as usize % 3);
+        let run = TestRun::new().workers(workers).seed(seed).options(bounded());
+        let ended = run.run(move |flow| flow.checked_table("table", &source).rows().write("rows", &output));
+        let differences = differences_of(&log);
+        if differences.is_empty() {
+            ended.unwrap();
+            assert_eq!(shown.all(), rows.into_iter().collect::<Vec<_>>(), "seed {seed}");
+            continue;
+        }
+        let error = ended.unwrap_err().to_string();
+        let is_of = |(partition, offset, key, _): &&Found| {
+            let place = format!("partition {partition}, offset {offset})");
+            error.contains(&place) && error.contains(&format!("the key {key} in table `table`"))
+        };
+        assert!(differences.iter().any(|found| is_of(&found)), "seed {seed}: {error} is none of {differences:?}");
+        failed += 1;
+        // What is published is a fold of changes before the first difference of each partition.
+        for partition in 0..2 {
+            let first =
+                differences.iter().find(|found| found.0 == partition).map_or(usize::MAX, |found| found.1 as usize);
+            let mut naive = BTreeMap::<u8, u32>::new();
+            let mut prefixes = BTreeSet::from([naive.clone()]);
+            for (key, change, _) in log[partition as usize].iter().take(first) {
+                match change.after {
+                    Some(row) => naive.insert(*key, row),
+                    None => naive.remove(key),
+                };
+                prefixes.insert(naive.clone());
+            }
+            let rows = shown.all().into_iter().filter(|(key, _)| u32::from(*key) % 2 == partition).collect();
+            published += usize::from(rows != BTreeMap::new());
+            assert!(
+                prefixes.contains(&rows),
+                "seed {seed}: {rows:?} is no fold of a beginning of partition {partition}"
+            );
+        }
+    }
+    assert!(failed > 10 && published > 5, "{failed} failed, {published} had published rows");
+}
+
+/// Of a key in several partitions, a change whose place is before that of the row is a difference, and changes nothing.
+#[test]
+fn a_change_of_an_earlier_partition_than_the_row_is_a_difference_and_is_not_applied() {
+    let change = |before, after| (1_u8, CheckedChange { before, after: Some(after) });
+    let source = vec![vec![change(RowBefore::Row(5), 6)], vec![change(RowBefore::None, 5)]];
+    let (source, rows, told) = (MemorySource::new(source, |_| 0), Captured::new(), Captured::new());
+    let (output, other) = (rows.clone(), told.clone());
+    let script = Script::new().epoch(|e| e.take(1, 1).end(1)).epoch(|e| e.take(0, 1).end(0));
+    let run = TestRun::new().script("table", script).run(move |flow| {
+        let table = flow.checked_table("table", &source);
+        table.rows().write("rows", &output);
+        table.differences().write("differences", &other);
+    });
+    run.unwrap();
+    assert_eq!(rows.all(), [(1, 5)]);
+    let found: Vec<_> =
+        told.all().into_iter().map(|other| (other.partition, other.offset, other.found, other.is_applied)).collect();
+    assert_eq!(found, [(0, 0, Some(5), false)]);
 }
 
 /// What is computed of rows that no state keeps would be wrong after a crash.
 #[test]
 fn in_a_job_with_state_nothing_is_computed_of_trusted_changes_that_needs_all_rows() {
     let run = |counts: bool| {
-        let source = tidegate::source::memory::MemorySource::new(vec![vec![(1u8, 1isize)]], |_| 0);
+        let source = MemorySource::new(vec![vec![(1u8, 1isize)]], |_| 0);
         let disk: Arc<dyn Disk> = CrashingDisk::new().shared();
         TestRun::new().state(&disk, "state").run(move |flow| {
             let rows = flow.read("changes", &source).changes(|change| [change]);

@@ -428,6 +428,8 @@ fn wrong_usage_is_told_apart_from_failure() {
         ("--csv {}/in.csv -n 2 -p 2", "-p 2"),
         ("--csv {}/in.csv -n 0", "--processes"),
         ("--csv {}/in.csv --allowed-lateness soon", "--allowed-lateness"),
+        ("--csv {}/in.csv --late-as messages", "--late-as messages"),
+        ("--csv {}/in.csv --late-as letters", "letters"),
     ] {
         for program in [ACCOUNT_TOTALS, BALANCES] {
             let ended = run(program, typed(&folder, &format!("{line} --until-end")));
@@ -437,6 +439,10 @@ fn wrong_usage_is_told_apart_from_failure() {
         }
     }
     check_contains(totals(&folder, "--csv {}/in.csv --late {}/late --until-end").error(2), &["--late"]);
+    let to_file = totals(&folder, "--brokers localhost:1 --late {}/late.csv --late-as messages");
+    check_contains(to_file.error(2), &["late.csv gets no messages", "--late kafka:TOPIC"]);
+    let of_file = totals(&folder, "--csv {}/in.csv --brokers localhost:1 --late kafka:late --late-as messages");
+    check_contains(of_file.error(2), &["--late-as messages", "records of a file were never messages"]);
     totals(&folder, "--csv").error(2);
     assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1, "wrong usage leaves no file behind");
     for (flag, word) in [("--help", "--until-end"), ("-h", "Examples:"), ("--version", env!("CARGO_PKG_VERSION"))] {

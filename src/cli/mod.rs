@@ -8,6 +8,7 @@ mod child_process;
 pub mod consume;
 pub mod demo;
 mod kafka_config;
+mod late_sink;
 mod log;
 pub mod manual;
 mod message_format;
@@ -25,6 +26,7 @@ pub mod why;
 use log::print_line;
 
 pub use kafka_config::{KafkaConfigArgs, Property};
+pub use late_sink::{LateForm, LateSink};
 pub use log::note;
 pub use message_format::{MessageFormat, MessageFormatArgs, RegistryArgs};
 pub use query::{QueryArgs, start, start_with};

@@ -15,6 +15,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 
 use super::child_process::end_with_parent;
+use super::late_sink::{LateForm, LateSink};
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
 use super::{KafkaConfigArgs, MessageFormatArgs, duration, note};
 use crate::error::{Error, Result};
@@ -89,6 +90,11 @@ pub struct QueryArgs {
     /// Destination of late records, as for --out; without it they are only counted
     #[arg(long, value_name = "WHERE", help_heading = "Output")]
     pub late: Option<String>,
+
+    /// Form of late records in a topic: rows, or the messages that they were read as, with headers tidegate.error.* that
+    /// tell the reason and the place, for tidegate redrive
+    #[arg(long, value_name = "FORM", default_value = "rows", help_heading = "Output")]
+    pub late_as: LateForm,
 
     /// Destination of rejected records, as for --out; without it they are only counted. In a topic they are the original
     /// messages, with headers tidegate.error.* that tell the reason and the place: tidegate redrive sends them back
@@ -316,9 +322,40 @@ impl QueryArgs {
     /// Returns the sink of late records; `None` without `--late`.
     ///
     /// # Errors
-    /// Fails if `--late` does not name a sink.
-    pub fn late<D: Record>(&self) -> Result<Option<Box<dyn Sink<D>>>> {
-        self.late.as_ref().map(|target| self.sink("--late", target)).transpose()
+    /// Fails if `--late` does not name a sink, or not one for messages with `--late-as messages`.
+    pub fn late<D: Record>(&self) -> Result<Option<LateSink<D>>> {
+        let Some(target) = &self.late else { return Ok(None) };
+        let flag = "--late";
+        if self.late_as == LateForm::Rows {
+            return Ok(Some(LateSink::Rows(self.sink(flag, target)?)));
+        }
+        self.check_late_form()?;
+        match self.check_topic(flag, target)? {
+            Some((brokers, topic)) => Ok(Some(LateSink::Messages(self.letters_sink(brokers, topic)?))),
+            None => Err(Error::usage(format!("{flag} {target} gets no messages"))
+                .because("--late-as messages is for a topic")
+                .help("name --late kafka:TOPIC, or leave --late-as away")),
+        }
+    }
+
+    /// Fails if late records are to be written as messages, and there are none or nowhere.
+    fn check_late_form(&self) -> Result<()> {
+        let error = |why, help| Err(Error::usage("--late-as messages: there are none").because(why).help(help));
+        match self.late_as {
+            LateForm::Messages if self.late.is_none() => {
+                error("late records are only counted without --late", "add --late kafka:TOPIC")
+            }
+            LateForm::Messages if self.csv.is_some() || self.ndjson.is_some() => {
+                error("records of a file were never messages", "leave --late-as away")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the sink of messages that could not be used.
+    fn letters_sink(&self, brokers: &str, topic: &str) -> Result<Box<dyn Sink<DeadLetter>>> {
+        let letters = sink::kafka::Sink::dead_letters(brokers, topic).create(CREATED_PARTITIONS);
+        Ok(self.run.hooks.wrap_sink(Box::new(letters.configs(self.kafka.properties()?.iter()))))
     }
 
     /// Returns the sink of rejected records; `None` without `--rejects`. In a topic they are dead letters.
@@ -329,12 +366,7 @@ impl QueryArgs {
         let Some(target) = &self.rejects else { return Ok(None) };
         let flag = "--rejects";
         Ok(Some(match self.check_topic(flag, target)? {
-            Some((brokers, topic)) => {
-                let letters = sink::kafka::Sink::dead_letters(brokers, topic).create(CREATED_PARTITIONS);
-                RejectsSink::Letters(
-                    self.run.hooks.wrap_sink(Box::new(letters.configs(self.kafka.properties()?.iter()))),
-                )
-            }
+            Some((brokers, topic)) => RejectsSink::Letters(self.letters_sink(brokers, topic)?),
             None => RejectsSink::Records(self.sink(flag, target)?),
         }))
     }
@@ -408,6 +440,7 @@ impl QueryArgs {
         name: &str,
         query: impl Fn(&Flow<'_>) -> R + Send + Sync + 'static,
     ) -> Result<u8> {
+        self.check_late_form()?;
         let watch = JobRunner::begin(&self.run)?;
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         let usual = Options::default();

@@ -93,6 +93,8 @@ impl Exposition {
             let of = [("table", table.name.as_str())];
             self.counter("tidegate_table_records_total", "Records that entered a table.", &of, table.received);
             self.counter("tidegate_table_changes_total", "Rows of a table that changed.", &of, table.changes);
+            let help = "Checked changes that did not fit the row of a table.";
+            self.counter("tidegate_table_differences_total", help, &of, table.differences);
         }
         for sink in &sinks {
             let of = [("sink", sink.name.as_str())];

@@ -79,6 +79,8 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),
         registry: StepRegistry::default(),
+        #[cfg(feature = "kafka")]
+        messages: Rc::default(),
     });
     let ends = worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));

@@ -140,6 +140,8 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         shard,
         views,
         registry: StepRegistry::default(),
+        #[cfg(feature = "kafka")]
+        messages: Rc::default(),
     });
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));

@@ -147,6 +147,8 @@ pub struct TableMetrics {
     pub loaded: Counter,
     /// Row changes: rows retracted and rows added.
     pub changes: Counter,
+    /// Checked changes that did not fit the table's row.
+    pub differences: Counter,
 }
 
 /// The counters of a sink.

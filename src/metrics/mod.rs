@@ -168,6 +168,7 @@ impl Metrics {
                     compared: table.compared.get(),
                     loaded: table.loaded.get(),
                     changes: table.changes.get(),
+                    differences: table.differences.get(),
                 })
                 .collect(),
             sinks: (self.sinks.all().into_iter())

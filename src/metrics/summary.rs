@@ -69,6 +69,9 @@ pub struct TableSummary {
     pub loaded: u64,
     /// Row changes: rows retracted and rows added.
     pub changes: u64,
+    /// Checked changes that did not fit the table's row.
+    #[serde(default)]
+    pub differences: u64,
 }
 
 /// The figures of a sink in a [`JobSummary`].
@@ -156,6 +159,7 @@ impl JobSummary {
                 known.compared += other.compared;
                 known.loaded += other.loaded;
                 known.changes += other.changes;
+                known.differences += other.differences;
             },
         );
         add_by_name(
@@ -251,9 +255,10 @@ impl fmt::Display for JobSummary {
             ));
         }
         for table in &self.tables {
-            let TableSummary { name, received, compared, loaded, changes } = table;
+            let TableSummary { name, received, compared, loaded, changes, differences } = table;
             let loaded = if *loaded > 0 { format!("; {loaded} rows from the snapshot") } else { String::new() };
-            lines.push(format!("{name}: {received} in = {compared} compared{loaded}; {changes} changes"));
+            let differ = if *differences > 0 { format!(", {differences} of which differ") } else { String::new() };
+            lines.push(format!("{name}: {received} in = {compared} compared{differ}{loaded}; {changes} changes"));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;

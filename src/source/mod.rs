@@ -10,6 +10,7 @@
 //! the owner of the intake drives it.
 
 pub mod channel;
+mod checked_change;
 pub mod csv;
 pub mod file;
 pub mod generator;
@@ -17,6 +18,8 @@ mod indexed;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;
+#[cfg(feature = "kafka")]
+mod message_store;
 pub mod ndjson;
 mod options;
 mod partition_tracker;
@@ -24,6 +27,7 @@ mod rejected;
 mod topic_address;
 mod watermark_view;
 
+pub use checked_change::{ChangeDifference, CheckedChange, RowBefore};
 pub use topic_address::TopicAddress;
 
 use std::rc::Rc;
@@ -39,6 +43,8 @@ use crate::status::PartitionStatus;
 use crate::time::Epoch;
 use crate::time::watermark::WorkerWatermark;
 
+#[cfg(feature = "kafka")]
+pub(crate) use message_store::MessageStore;
 #[cfg(feature = "kafka")]
 use options::TOPIC_STRIDE;
 pub use options::{Options, TimeOf, WorkerContext, time_of};

@@ -41,8 +41,13 @@ pub struct WorkerContext {
 impl WorkerContext {
     /// `true` if this worker reads the partition. Each topic of a list is dealt out from another worker on.
     pub fn owns(&self, partition: u32) -> bool {
+        self.owner(partition) == self.worker
+    }
+
+    /// Returns the worker that reads the partition.
+    pub(crate) fn owner(&self, partition: u32) -> usize {
         let (topic, number) = (partition / TOPIC_STRIDE, partition % TOPIC_STRIDE);
-        (topic as usize + number as usize) % self.workers == self.worker
+        (topic as usize + number as usize) % self.workers
     }
 
     /// Returns the number of the job's processes.

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress, TopicPartition};
 use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
+#[cfg(feature = "kafka")]
+use crate::source::message_store::MessageStore;
 use crate::source::options::{Options, TimeOf, time_of};
 use crate::source::rejected::DeadLetter;
 use crate::source::watermark_view::WatermarkView;
@@ -129,6 +131,11 @@ pub struct PartitionTracker<D> {
     held: usize,
     /// Records skipped since then.
     skipped: u64,
+    /// Bytes of the messages that were kept since then.
+    kept: usize,
+    /// Messages of the worker's records in flight; `None` if nobody can ask for them.
+    #[cfg(feature = "kafka")]
+    messages: Option<Rc<MessageStore>>,
     stream: Rc<WatermarkView>,
     metrics: Arc<SourceMetrics>,
 }
@@ -164,9 +171,20 @@ impl<D: Record> PartitionTracker<D> {
             taken: 0,
             held: 0,
             skipped: 0,
+            kept: 0,
+            #[cfg(feature = "kafka")]
+            messages: None,
             stream,
             metrics,
         }
+    }
+
+    /// Keeps the messages of accepted records for steps that make dead letters of them.
+    #[cfg(feature = "kafka")]
+    #[must_use]
+    pub(crate) fn keep_messages(mut self, messages: Rc<MessageStore>) -> Self {
+        self.messages = Some(messages);
+        self
     }
 
     /// Gives all records the same event time, 1970: no record is rejected for its time, none is late, and no partition
@@ -516,6 +534,6 @@ impl<D: Record> PartitionTracker<D> {
         self.metrics.accepted.add(self.events.len() as u64);
         self.metrics.skipped.add(std::mem::take(&mut self.skipped));
         let space = self.events.len() * size_of::<Event<D>>() + self.rejects.len() * size_of::<Event<DeadLetter>>();
-        (bytes + space, &mut self.events, &mut self.rejects)
+        (bytes + space + std::mem::take(&mut self.kept), &mut self.events, &mut self.rejects)
     }
 }

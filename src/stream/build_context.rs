@@ -3,6 +3,8 @@
 //! Invariant: steps whose rows are durable have names of their own, as snapshots find rows by name.
 
 use std::cell::RefCell;
+#[cfg(feature = "kafka")]
+use std::rc::Rc;
 use std::sync::Arc;
 
 use timely::dataflow::operators::probe;
@@ -18,6 +20,8 @@ use crate::durable::sources::KnownPartitions;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::sink::SinkContext;
+#[cfg(feature = "kafka")]
+use crate::source::MessageStore;
 use crate::source::WorkerContext;
 use crate::status::StatusBoard;
 use crate::thread::JobFailure;
@@ -79,6 +83,9 @@ pub(crate) struct BuildContext {
     pub(crate) views: Arc<Views>,
     /// The steps' outputs and earlier names.
     pub(crate) registry: StepRegistry,
+    /// The messages of this worker's records in flight.
+    #[cfg(feature = "kafka")]
+    pub(crate) messages: Rc<MessageStore>,
 }
 
 impl BuildContext {

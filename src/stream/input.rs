@@ -346,6 +346,9 @@ pub(crate) fn read<'f, S: Source>(
                 let intake =
                     source::track(source, (name, index), &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
                 let intake = if mode.is_table { intake.timeless() } else { intake };
+                // The records of a table are none of a stream.
+                #[cfg(feature = "kafka")]
+                let intake = if mode.is_table { intake } else { intake.keep_messages(Rc::clone(&build.messages)) };
                 let capabilities =
                     Capabilities { events: events_capability, marks: marks_capability, rejects: rejects_capability };
                 build.drivers.borrow_mut().push(Box::new(SourceDriver {

@@ -33,6 +33,9 @@
 //! * A job that resumes from a snapshot at c loads its rows at c, where the whole table enters the flow again; input
 //!   at an epoch ≤ c is in these rows, and is dropped.
 //! * No record is lost: records are counted before the exchange, and again when they are applied.
+//!
+//! What the second operator does with an epoch's records is a [`TableInput`]: [`LatestRows`] here, changes that are checked
+//! in `checked_table.rs`.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -41,6 +44,7 @@ use std::sync::Arc;
 
 use differential_dataflow::AsCollection;
 use foldhash::fast::FixedState;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
@@ -48,15 +52,15 @@ use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
-use timely::dataflow::operators::{Capability, Probe};
+use timely::dataflow::operators::{Capability, InputCapability, Probe};
 
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::declared_changes::NameScope;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
-use crate::source::Source;
-use crate::stream::assign::SourcePosition;
+use crate::source::{ChangeDifference, RowBefore, Source};
+use crate::stream::assign::{ConsumerFlag, SourcePosition};
 use crate::stream::checkpoint::{self, CodecCell, RowChunks, RowOps, SegmentBuilder, chunks_of};
 use crate::stream::durable_context::DurableContext;
 use crate::stream::epochs::{self, EpochBuffer};
@@ -64,6 +68,7 @@ use crate::stream::input::ReadMode;
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, SnapshotEpochs, Stream};
+use crate::thread::JobFailure;
 use crate::time::EventTime;
 
 /// Changes that are emitted per activation.
@@ -72,18 +77,18 @@ const PIECE: usize = 2048;
 /// A value with the timestamp that orders it. The greatest is the latest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename = "Stamped")]
-struct StampedValue<V> {
+pub(super) struct StampedValue<V> {
     time: EventTime,
-    at: SourcePosition,
+    pub(super) at: SourcePosition,
     /// The value; `None` if the record deletes its key.
-    value: Option<V>,
+    pub(super) value: Option<V>,
 }
 
 /// A row, as it is exchanged and as snapshots keep it.
-type TableRow<K, V> = (K, StampedValue<V>);
+pub(super) type TableRow<K, V> = (K, StampedValue<V>);
 /// A change of the table's visible rows: row, epoch, difference.
 type TableChange<K, V> = ((K, V), u64, isize);
-type TableMap<K, R> = HashMap<K, R, FixedState>;
+pub(super) type TableMap<K, R> = HashMap<K, R, FixedState>;
 
 /// Returns the functions that order and add saved rows. Rows never expire, and tombstones are never dropped.
 fn saved_rows<K: Record, V: Record>() -> RowOps<TableRow<K, V>> {
@@ -226,26 +231,54 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         value: impl Fn(D) -> Option<V> + 'static,
     ) -> Collection<'f, (K, V)> {
         let flow = self.stream.flow.clone();
-        let fingerprint = Codec::<TableRow<K, V>>::fingerprint(&Postcard);
-        flow.build.step("table", name, order.describe().to_owned(), fingerprint);
-        checkpoint::check_rows::<TableRow<K, V>>(&flow, name);
-        flow.check_exchangeable::<TableRow<K, V>>("table", name);
-        let metrics = flow.build.metrics.table(name);
-        let rows = stamp_records(self, &flow, value, Arc::clone(&metrics));
-        let step = TableConfig {
-            name: name.to_owned(),
-            seals: flow.build.snapshot_epochs.clone(),
-            metrics,
-            codec: checkpoint::postcard::<TableRow<K, V>>(),
-            forget_deletes: flow.has_fault(Fault::ForgetDeletes),
-            order,
-        };
-        let changes = build_table(&flow, rows, step);
+        let record = move |key, time, at, data| (key, StampedValue { time, at, value: value(data) });
+        let outputs = table::<_, _, _, _, LatestRows<K, V>>(self, (name, order), record, None);
         // Back-pressure includes this step: a query may have no sink behind it.
-        let changes = changes.probe_with(&flow.build.probe);
+        let changes = outputs.changes.probe_with(&flow.build.probe);
         flow.build.registry.add_output(changes.name(), NameScope::Step, name);
         Collection::new(changes.as_collection(), flow)
     }
+}
+
+/// Changes that did not fit, at the places of their records.
+type DifferenceEvents<K, V> = Vec<Event<ChangeDifference<K, V>>>;
+
+/// Outputs of a table's step.
+pub(super) struct TableOutputs<'f, K, V> {
+    pub(super) changes: TimelyStream<'f, u64, Vec<TableChange<K, V>>>,
+    /// Changes that did not fit; `None` if they are not checked.
+    pub(super) differences: Option<TimelyStream<'f, u64, DifferenceEvents<K, V>>>,
+}
+
+/// Builds both operators of a table. `record` makes what the second one gets of a record, given key, event time and
+/// place. `policy` is that of checked changes.
+pub(super) fn table<'f, K: Record, D: Record, V: Record, F, I>(
+    records: Keyed<'f, K, D>,
+    (name, order): (&str, TableOrder),
+    record: F,
+    policy: Option<DifferencePolicy>,
+) -> TableOutputs<'f, K, V>
+where
+    F: Fn(K, EventTime, SourcePosition, D) -> I::Record + 'static,
+    I: TableInput<K, V>,
+{
+    let flow = records.stream.flow.clone();
+    let fingerprint = Codec::<TableRow<K, V>>::fingerprint(&Postcard);
+    flow.build.step("table", name, order.describe().to_owned(), fingerprint);
+    checkpoint::check_rows::<TableRow<K, V>>(&flow, name);
+    flow.check_exchangeable::<I::Record>("table", name);
+    let metrics = flow.build.metrics.table(name);
+    let rows = stamp_records(records, &flow, record, Arc::clone(&metrics));
+    let step = TableConfig {
+        name: name.to_owned(),
+        seals: flow.build.snapshot_epochs.clone(),
+        metrics,
+        codec: checkpoint::postcard::<TableRow<K, V>>(),
+        forget_deletes: flow.has_fault(Fault::ForgetDeletes),
+        order,
+        policy,
+    };
+    build_table::<K, V, I>(&flow, rows, step)
 }
 
 impl<K: Record, V: Record> Collection<'_, (K, V)> {
@@ -266,13 +299,13 @@ impl<K: Record, V: Record> Collection<'_, (K, V)> {
     }
 }
 
-/// Computes key, stamp and value of each record.
-fn stamp_records<'f, K: Record, D: Record, V: Record>(
+/// Makes what the second operator gets of each record: of its key, event time, place and data.
+fn stamp_records<'f, K: Record, D: Record, R: Clone + 'static>(
     records: Keyed<'f, K, D>,
     flow: &Flow<'f>,
-    value: impl Fn(D) -> Option<V> + 'static,
+    record: impl Fn(K, EventTime, SourcePosition, D) -> R + 'static,
     metrics: Arc<TableMetrics>,
-) -> TimelyStream<'f, u64, Vec<TableRow<K, V>>> {
+) -> TimelyStream<'f, u64, Vec<R>> {
     let Keyed { stream, keys: keys_of, .. } = records;
     let gate = flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate));
     let pool = stream.pool;
@@ -287,7 +320,7 @@ fn stamp_records<'f, K: Record, D: Record, V: Record>(
                 keys_of(events, &mut keys);
                 made.extend(keys.drain(..).zip(events.drain(..)).map(|(key, event)| {
                     let Event { time, origin, data, .. } = event;
-                    (key, StampedValue { time, at: origin.tie_breaker(), value: value(data) })
+                    record(key, time, origin.tie_breaker(), data)
                 }));
                 pool.give(std::mem::take(events));
                 output.session(&capability).give_container(&mut made);
@@ -306,15 +339,52 @@ struct TableConfig<K, V> {
     codec: CodecCell<TableRow<K, V>>,
     forget_deletes: bool,
     order: TableOrder,
+    /// What happens to changes that do not fit; `None` if they are not checked.
+    policy: Option<DifferencePolicy>,
+}
+
+/// What happens to changes that do not fit the table's rows.
+pub(super) struct DifferencePolicy {
+    /// `true` if they are consumed; otherwise the first one fails the job.
+    pub(super) has_consumer: ConsumerFlag,
+    pub(super) failure: Arc<JobFailure>,
+    /// The source, for people.
+    pub(super) source: String,
+}
+
+impl DifferencePolicy {
+    /// Returns the error of a difference.
+    fn error<K: Record, V: Record>(&self, table: &str, difference: &ChangeDifference<K, V>) -> Error {
+        let ChangeDifference { key, partition, offset, change, found, is_applied } = difference;
+        let key = serde_json::to_string(key).unwrap_or_else(|_| String::from("(not JSON)"));
+        let why = match (is_applied, &change.before, found) {
+            (false, ..) => "the row that the table has is of a later place: the key is in several partitions",
+            (_, RowBefore::None, _) => "the change says that there was no row before it, and the table has one",
+            (_, _, None) => "the change names a row before it, and the table has none",
+            (_, _, Some(_)) => "the change names another row before it than the table has",
+        };
+        Error::of(
+            ErrorKind::RecordRejected,
+            format!("a change does not fit the row of the key {key} in table `{table}`"),
+        )
+        .at(format!("{}, partition {partition}, offset {offset}", self.source))
+        .because(why)
+        .help(
+            "changes are missing, repeated or out of order: read the topic from its first change on with a new state, \
+                 or go on after differences by taking `CheckedTable::differences`",
+        )
+    }
 }
 
 /// The order that decides which record of a key is the latest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TableOrder {
+pub(super) enum TableOrder {
     /// (event time, source, partition, offset).
     EventTime,
     /// (source, partition, offset): of a source whose records all have the same event time.
     Offset,
+    /// The same, of changes that are checked.
+    Checked,
 }
 
 impl TableOrder {
@@ -323,6 +393,7 @@ impl TableOrder {
         match self {
             TableOrder::EventTime => "the last",
             TableOrder::Offset => "the last by offset",
+            TableOrder::Checked => "the last by offset, checked",
         }
     }
 }
@@ -384,27 +455,64 @@ impl<K: Record, V: Record> TableState<K, V> {
     }
 }
 
-/// The input of one epoch that is not complete yet.
-struct PendingRows<K, V> {
-    /// The greatest row of each key.
-    news: TableMap<K, StampedValue<V>>,
-    /// The number of records that `news` was made of; `loaded` is the number of a snapshot's rows.
-    records: u64,
-    loaded: u64,
-    /// `None` while nothing has arrived that could lead to output at this epoch.
-    capability: Option<Capability<u64>>,
+/// The effects of an epoch.
+pub(super) struct AppliedRows<K, V> {
+    changes: Vec<TableChange<K, V>>,
+    pub(super) differences: DifferenceEvents<K, V>,
 }
 
-impl<K, V> Default for PendingRows<K, V> {
-    fn default() -> Self {
-        PendingRows { news: HashMap::default(), records: 0, loaded: 0, capability: None }
+impl<K, V> AppliedRows<K, V> {
+    /// Adds further effects of the same epoch, on other keys.
+    pub(super) fn append(&mut self, mut others: AppliedRows<K, V>) {
+        self.changes.append(&mut others.changes);
+        self.differences.append(&mut others.differences);
     }
 }
 
-impl<K: Record, V: Record> PendingRows<K, V> {
+/// What a table's second operator gets in an epoch: records, and a snapshot's rows.
+pub(super) trait TableInput<K: Record, V: Record>: Default + 'static {
+    /// A record in transit to the worker of its key.
+    type Record: Clone + Serialize + DeserializeOwned + Send + 'static;
+
+    /// Returns a record's key.
+    fn key(record: &Self::Record) -> &K;
+
+    /// Adds records.
+    fn take(&mut self, records: &mut Vec<Self::Record>);
+
+    /// Adds rows of a snapshot.
+    fn load(&mut self, rows: &mut Vec<TableRow<K, V>>);
+
+    /// Applies the complete input of an epoch; `from_snapshot` is `true` for that of the snapshot's rows.
+    fn apply(self, operator: &mut TableOperator<K, V>, epoch: u64, from_snapshot: bool) -> AppliedRows<K, V>;
+}
+
+/// The greatest row of each key.
+pub(super) struct LatestRows<K, V>(TableMap<K, StampedValue<V>>);
+
+impl<K, V> Default for LatestRows<K, V> {
+    fn default() -> Self {
+        LatestRows(HashMap::default())
+    }
+}
+
+impl<K: Record, V: Record> LatestRows<K, V> {
+    /// Sets the row of a key, of a source without event times.
+    pub(super) fn set(&mut self, key: K, at: SourcePosition, value: Option<V>) {
+        self.0.insert(key, StampedValue { time: EventTime::from_millis(0), at, value });
+    }
+}
+
+impl<K: Record, V: Record> TableInput<K, V> for LatestRows<K, V> {
+    type Record = TableRow<K, V>;
+
+    fn key((key, _): &TableRow<K, V>) -> &K {
+        key
+    }
+
     fn take(&mut self, rows: &mut Vec<TableRow<K, V>>) {
         for (key, new) in rows.drain(..) {
-            match self.news.entry(key) {
+            match self.0.entry(key) {
                 Entry::Occupied(mut row) => {
                     if new > *row.get() {
                         row.insert(new);
@@ -416,13 +524,50 @@ impl<K: Record, V: Record> PendingRows<K, V> {
             }
         }
     }
+
+    fn load(&mut self, rows: &mut Vec<TableRow<K, V>>) {
+        self.take(rows);
+    }
+
+    fn apply(mut self, operator: &mut TableOperator<K, V>, epoch: u64, from_snapshot: bool) -> AppliedRows<K, V> {
+        if operator.step.order != TableOrder::EventTime && !from_snapshot {
+            operator.warn_of_moved_keys(&self.0);
+        }
+        if from_snapshot && operator.step.forget_deletes {
+            self.0.retain(|_, row| row.value.is_some());
+        }
+        AppliedRows { changes: operator.table.fold(epoch, self.0, from_snapshot), differences: Vec::new() }
+    }
+}
+
+/// The input of one epoch that is not complete yet.
+#[derive(Default)]
+struct PendingRows<I> {
+    input: I,
+    /// The number of records; `loaded` is the number of a snapshot's rows.
+    records: u64,
+    loaded: u64,
+    /// `None` while nothing has arrived that could lead to output at this epoch.
+    capability: Option<Capability<u64>>,
+    /// The same of the output of differences.
+    of_differences: Option<Capability<u64>>,
+}
+
+impl<I> PendingRows<I> {
+    /// Holds the operator's outputs at the epoch; that of differences if there is one.
+    fn hold(&mut self, epoch: u64, capability: &InputCapability<u64>, is_checked: bool) {
+        self.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+        if is_checked {
+            self.of_differences.get_or_insert_with(|| capability.delayed(&epoch, 1));
+        }
+    }
 }
 
 /// Changes that are still to be emitted, with the capability to emit them under.
 type OutgoingChanges<K, V> = VecDeque<(Capability<u64>, Vec<TableChange<K, V>>)>;
 
 /// The second operator of a table, on one worker.
-struct TableOperator<K: Record, V: Record> {
+pub(super) struct TableOperator<K: Record, V: Record> {
     table: TableState<K, V>,
     step: TableConfig<K, V>,
     /// The epoch of the snapshot that the job resumes from.
@@ -430,11 +575,28 @@ struct TableOperator<K: Record, V: Record> {
     /// Builds segments; `None` in a job without state.
     saver: Option<SegmentBuilder<TableRow<K, V>>>,
     leaving: OutgoingChanges<K, V>,
+    /// Differences that are still to be emitted.
+    differing: Vec<(Capability<u64>, DifferenceEvents<K, V>)>,
+    /// The capabilities of the epoch at which a difference failed the job: it is never complete.
+    failed: Option<[Option<Capability<u64>>; 2]>,
     /// `true` once a key in several partitions was reported.
     has_warned: bool,
 }
 
 impl<K: Record, V: Record> TableOperator<K, V> {
+    /// Returns the row that the table has for a key; `None` if it never had one.
+    pub(super) fn last_of(&self, key: &K) -> Option<&StampedValue<V>> {
+        self.table.rows.get(key).map(|entry| &entry.last)
+    }
+
+    /// `true` if there are differences and nobody takes them; sets the job's failure then.
+    fn refuses(&self, differences: &[Event<ChangeDifference<K, V>>]) -> bool {
+        let Some(policy) = self.step.policy.as_ref().filter(|policy| !policy.has_consumer.get()) else { return false };
+        let Some(first) = differences.iter().min_by_key(|difference| difference.origin) else { return false };
+        policy.failure.set(policy.error(&self.step.name, &first.data));
+        true
+    }
+
     /// Warns, once, of a key that records of several partitions have: their order is no order of time.
     fn warn_of_moved_keys(&mut self, news: &TableMap<K, StampedValue<V>>) {
         if self.has_warned {
@@ -451,22 +613,25 @@ impl<K: Record, V: Record> TableOperator<K, V> {
         }
     }
 
-    /// Completes an epoch: applies its rows and seals the table if the epoch is sealed.
-    fn complete(&mut self, epoch: u64, mut turn: PendingRows<K, V>, sealed: bool) {
+    /// Completes an epoch: applies its input and seals the table if the epoch is sealed.
+    fn complete<I: TableInput<K, V>>(&mut self, epoch: u64, turn: PendingRows<I>, sealed: bool) {
         let from_snapshot = self.begins_at == Some(epoch);
         let metrics = Arc::clone(&self.step.metrics);
         metrics.compared.add(turn.records);
         metrics.loaded.add(turn.loaded);
-        if self.step.order == TableOrder::Offset && !from_snapshot {
-            self.warn_of_moved_keys(&turn.news);
-        }
-        if from_snapshot && self.step.forget_deletes {
-            turn.news.retain(|_, row| row.value.is_some());
-        }
-        let changes = self.table.fold(epoch, turn.news, from_snapshot);
+        let AppliedRows { changes, mut differences } = turn.input.apply(self, epoch, from_snapshot);
         metrics.changes.add(changes.len() as u64);
+        metrics.differences.add(differences.len() as u64);
+        if self.refuses(&differences) {
+            self.failed = Some([turn.capability, turn.of_differences]);
+            return;
+        }
         if let Some(capability) = turn.capability.filter(|_| !changes.is_empty()) {
             self.leaving.push_back((capability, changes));
+        }
+        if let Some(capability) = turn.of_differences.filter(|_| !differences.is_empty()) {
+            differences.sort_unstable();
+            self.differing.push((capability, differences));
         }
         if let Some(segment_builder) = self.saver.as_mut().filter(|_| sealed) {
             segment_builder.begin(epoch, EventTime::MIN, self.table.seal());
@@ -475,19 +640,22 @@ impl<K: Record, V: Record> TableOperator<K, V> {
 }
 
 /// Builds the second operator of a table, which exchanges `rows` by key.
-fn build_table<'f, K: Record, V: Record>(
+fn build_table<'f, K: Record, V: Record, I: TableInput<K, V>>(
     flow: &Flow<'f>,
-    rows: TimelyStream<'f, u64, Vec<TableRow<K, V>>>,
+    rows: TimelyStream<'f, u64, Vec<I::Record>>,
     step: TableConfig<K, V>,
-) -> TimelyStream<'f, u64, Vec<TableChange<K, V>>> {
+) -> TableOutputs<'f, K, V> {
     let (scope, durable) = (flow.scope, flow.build.durable.clone());
     let loaded = checkpoint::load(flow, &step.name, saved_rows::<K, V>(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Table: {}", step.name), scope);
+    let mut rows = builder.new_input(rows, Exchange::new(|record: &I::Record| route(I::key(record))));
     let by_key = || Exchange::new(|(key, _): &TableRow<K, V>| route(key));
-    let mut rows = builder.new_input(rows, by_key());
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key()));
     let (changed, changes) = builder.new_output();
     let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
+    let is_checked = step.policy.is_some();
+    let (mut differing, differences) = is_checked.then(|| builder.new_output()).unzip();
+    let mut differing = differing.take().map(OutputBuilder::<_, CapacityContainerBuilder<_>>::from);
     let mut snapshot_acks = flow.snapshot_output(&mut builder);
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
@@ -507,9 +675,11 @@ fn build_table<'f, K: Record, V: Record>(
             begins_at,
             saver: segment_builder,
             leaving: VecDeque::new(),
+            differing: Vec::new(),
+            failed: None,
             has_warned: false,
         };
-        let mut turns = EpochBuffer::<PendingRows<K, V>>::default();
+        let mut turns = EpochBuffer::<PendingRows<I>>::default();
         let mut sealed_through = begins_at.unwrap_or(0);
         let activator = activator();
 
@@ -517,23 +687,23 @@ fn build_table<'f, K: Record, V: Record>(
             rows.for_each(|capability, rows| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.at(epoch);
-                turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                turn.hold(epoch, &capability, is_checked);
                 turn.records += rows.len() as u64;
-                turn.take(rows);
+                turn.input.take(rows);
             });
             if let Some(loaded) = &mut loaded {
                 loaded.for_each(|capability, rows| {
                     let Some(&epoch) = capability.least() else { return };
                     let turn = turns.at(epoch);
-                    turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                    turn.hold(epoch, &capability, is_checked);
                     turn.loaded += rows.len() as u64;
-                    turn.take(rows);
+                    turn.input.load(rows);
                 });
             }
             for epoch in operator.step.seals.after(sealed_through) {
                 turns.at(epoch);
             }
-            while let Some(epoch) = turns.first_complete(frontiers) {
+            while let Some(epoch) = turns.first_complete(frontiers).filter(|_| operator.failed.is_none()) {
                 let sealed = operator.step.seals.contains(epoch);
                 if sealed && operator.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
                     break;
@@ -550,17 +720,23 @@ fn build_table<'f, K: Record, V: Record>(
                 operator.leaving.pop_front_if(|(_, changes)| changes.is_empty());
                 activator.activate();
             }
+            if let Some(differing) = &mut differing {
+                let mut output = differing.activate();
+                for (capability, mut differences) in operator.differing.drain(..) {
+                    output.session(&capability).give_container(&mut differences);
+                }
+            }
             if let (Some(segment_builder), Some(snapshot_acks)) = (&mut operator.saver, &mut snapshot_acks) {
                 if let Some((capability, part)) = segment_builder.work() {
                     snapshot_acks.activate().session(&capability).give(part);
                 }
-                if epochs::has_ended(frontiers) && turns.is_empty() {
+                if epochs::has_ended(frontiers) && turns.is_empty() && operator.failed.is_none() {
                     segment_builder.close();
                 }
             }
         }
     });
-    changes
+    TableOutputs { changes, differences }
 }
 
 #[cfg(test)]

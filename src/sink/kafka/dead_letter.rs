@@ -14,7 +14,8 @@ use crate::source::DeadLetter;
 
 /// Header with the reason. It is the first of the headers that are added.
 const REASON: &str = "tidegate.error.reason";
-/// Header with the step that could not use the record: for rejected records the name of the source.
+/// Header with the step that could not use the record: for rejected records the name of the source. A row that a step
+/// has made is from no topic and no file.
 const STEP: &str = "tidegate.error.step";
 /// Header with the name of the topic.
 const TOPIC: &str = "tidegate.error.topic";
@@ -78,6 +79,7 @@ fn headers(letter: &DeadLetter) -> Vec<MessageHeader> {
     add(STEP, rejected.source.clone());
     match message {
         Some(message) => add(TOPIC, message.topic.clone()),
+        None if rejected.place.is_empty() => {}
         None => add(FILE, rejected.place.clone()),
     }
     add(PARTITION, rejected.partition.to_string());

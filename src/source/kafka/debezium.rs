@@ -21,6 +21,7 @@ use super::message::Message;
 use super::table::key_of;
 use super::{DecodedTopic, Source};
 use crate::record::Record;
+use crate::source::{CheckedChange, RowBefore};
 use crate::time::EventTime;
 
 /// The change of a row.
@@ -147,11 +148,12 @@ where
     match op.as_deref() {
         Some(op @ ("c" | "r" | "u")) if after.is_none() => lacks("after", op),
         Some("u") if needs_before && before.is_none() => lacks("before", "u"),
-        // What a new row replaces is nothing, whatever is written there.
-        Some("c" | "r") => Ok(Some((None, after, at))),
-        Some("u") => Ok(Some((before, after, at))),
+        // What a new row replaces is nothing, whatever is written there. A row that is read may be there already.
+        Some("c") => Ok(Some((RowBefore::None, after, at))),
+        Some("r") => Ok(Some((RowBefore::Any, after, at))),
+        Some("u") => Ok(Some((before.map_or(RowBefore::Any, RowBefore::Row), after, at))),
         Some("d") if needs_before && before.is_none() => lacks("before", "d"),
-        Some("d") => Ok(Some((before, None, at))),
+        Some("d") => Ok(Some((before.map_or(RowBefore::Any, RowBefore::Row), None, at))),
         Some("m") => Ok(None),
         Some("t") => Err(DecodeError::from("the table was truncated (`t`), and which rows that deletes is not told")),
         Some(op) => {
@@ -162,7 +164,7 @@ where
 }
 
 /// Row before, row after, and time of a change.
-type EnvelopeChange<B, V> = (Option<B>, Option<V>, EventTime);
+type EnvelopeChange<B, V> = (RowBefore<B>, Option<V>, EventTime);
 
 impl<V: DeserializeOwned + 'static> Decode<DebeziumEvent<V>> for DebeziumDecoder<V> {
     fn decode(&self, message: &Message<'_>) -> Result<Option<DebeziumEvent<V>>, DecodeError> {
@@ -170,7 +172,10 @@ impl<V: DeserializeOwned + 'static> Decode<DebeziumEvent<V>> for DebeziumDecoder
             return Ok(None);
         }
         let change = decode_envelope(message, self.needs_before)?;
-        Ok(change.map(|(before, after, at)| DebeziumEvent { before, after, at }))
+        Ok(change.map(|(before, after, at)| {
+            let before = if let RowBefore::Row(row) = before { Some(row) } else { None };
+            DebeziumEvent { before, after, at }
+        }))
     }
 }
 
@@ -211,7 +216,63 @@ where
     }
 }
 
+/// The decoder of the changes of a table's rows, by key, with the rows before them.
+struct CheckedRowDecoder<K, V, KD> {
+    key: KD,
+    rows: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K, V, KD> Decode<(K, CheckedChange<V>)> for CheckedRowDecoder<K, V, KD>
+where
+    K: 'static,
+    V: DeserializeOwned + 'static,
+    KD: Decode<K>,
+{
+    fn decode(&self, message: &Message<'_>) -> Result<Option<(K, CheckedChange<V>)>, DecodeError> {
+        let Some(key) = key_of(&self.key, message)? else { return Ok(None) };
+        // A delete is before it.
+        if message.value().is_none() {
+            return Ok(Some((key, CheckedChange { before: RowBefore::None, after: None })));
+        }
+        let change = decode_envelope::<V, V>(message, true)?;
+        Ok(change.map(|(before, after, _)| (key, CheckedChange { before, after })))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.key.check().map_err(|why| format!("the key: {why}"))
+    }
+}
+
 impl<V: Record> DecodedTopic<DebeziumEvent<V>, DebeziumDecoder<V>> {
+    /// Reads the changes of a database's table by their key, each with the row before it, for
+    /// [`Flow::checked_table`](crate::Flow::checked_table): the row before an update or a delete has to be the one that the
+    /// changes before it have made, a new row (`c`) and a tombstone need that there is none. A row that a snapshot reads
+    /// (`r`) replaces any. An update or a delete that does not tell the row before it is rejected. `key` decodes keys, such
+    /// as [`debezium_key`].
+    ///
+    /// Every change is needed, so a compacted topic is refused.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Id { id: u64 }
+    /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    /// # struct Account { id: u64, owner: String }
+    /// use tidegate::kafka;
+    ///
+    /// let topic = kafka::Source::new("localhost:9092", "bank.public.account", kafka::debezium::<Account>());
+    /// let accounts = topic.checked_rows(kafka::debezium_key::<Id>());
+    /// # let run = move |flow: &tidegate::Flow<'_>| {
+    /// let accounts = flow.checked_table("accounts", &accounts);
+    /// let rows = accounts.rows(); // a collection of `(Id, Account)`
+    /// # };
+    /// ```
+    pub fn checked_rows<K: Record>(self, key: impl Decode<K>) -> Source<(K, CheckedChange<V>)> {
+        let decoder = CheckedRowDecoder { key, rows: PhantomData };
+        let mapping = MessageMapping { decoder, event_time: EventTimeOrigin::TimestampIfAny };
+        Source::with(self.topic_config, self.topics, Arc::new(mapping))
+    }
+
     /// Reads the rows of a database's table by their key, for [`Flow::table`](crate::Flow::table): a change sets the row
     /// of its key, or deletes it, and so does a tombstone. Rows before a change are not looked at. `key` decodes keys,
     /// such as [`debezium_key`].
@@ -305,6 +366,36 @@ mod tests {
         let delete = r#"{"op": "d", "before": null, "after": null, "ts_ms": 7}"#;
         assert_eq!(decoded(&strict, Some(delete)).unwrap_err(), "the change `d` has no row `before`");
         assert_eq!(decoded(&decoder, Some(delete)).unwrap().unwrap().at, EventTime::from_millis(7));
+    }
+
+    #[test]
+    fn a_checked_change_has_the_row_before_it_or_says_that_there_is_none() {
+        records! {
+            struct Id { id: i64 }
+        }
+        let decoder = CheckedRowDecoder::<Id, Customer, _> { key: debezium_key::<Id>(), rows: PhantomData };
+        let (old, new) = (customer("Anne", None), customer("Anne Marie", Some("a@b.org")));
+        let change = |op: &str| decoded(&decoder, Some(&BARE.replace(r#""op": "u""#, &format!(r#""op": "{op}""#))));
+        let expected = |before, after| Ok(Some((Id { id: 1004 }, CheckedChange { before, after })));
+        assert_eq!(change("u"), expected(RowBefore::Row(old.clone()), Some(new.clone())));
+        assert_eq!(change("d"), expected(RowBefore::Row(old.clone()), None));
+        assert_eq!(change("c"), expected(RowBefore::None, Some(new.clone())));
+        assert_eq!(change("r"), expected(RowBefore::Any, Some(new)));
+        assert_eq!(change("m"), Ok(None));
+        assert_eq!(decoded(&decoder, None), expected(RowBefore::None, None));
+        for op in ["u", "d"] {
+            let text = format!(r#"{{"op": "{op}", "before": null, "after": {{"id": 1004, "first_name": "A"}}}}"#);
+            let why = format!("the change `{op}` has no row `before`");
+            assert_eq!(decoded(&decoder, Some(&text)).unwrap_err(), why);
+        }
+        let allows = |before: RowBefore<u8>, row: Option<u8>| before.allows(row.as_ref());
+        assert!(allows(RowBefore::Any, None) && allows(RowBefore::Any, Some(1)));
+        assert!(allows(RowBefore::None, None) && !allows(RowBefore::None, Some(1)));
+        assert!(
+            allows(RowBefore::Row(1), Some(1))
+                && !allows(RowBefore::Row(1), None)
+                && !allows(RowBefore::Row(1), Some(2))
+        );
     }
 
     #[test]

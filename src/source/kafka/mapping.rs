@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::decode::{Decode, DecodeError};
 use super::message::Message;
+use super::stored_message::write_message;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{PartitionHandle, PartitionTracker, RawRecord, TimeOf, time_of};
@@ -85,7 +86,7 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
         }
         let (stamped, bytes) = (message.timestamp_millis(), message.value().unwrap_or_default());
         let found = RawRecord { offset, next: offset + 1, stamped, line: 0, bytes };
-        let rejects = intake.rejects.len();
+        let (events, rejects) = (intake.events.len(), intake.rejects.len());
         match (self.decoder.decode(message), &self.event_time) {
             (Ok(Some(record)), EventTimeOrigin::Record(_)) => intake.accept(epoch, slot, found, record)?,
             (Ok(Some(record)), from_message) => match time_of_message(from_message, message) {
@@ -98,6 +99,7 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
             (Err(DecodeError::Failed(error)), _) => return Err(error),
         }
         intake.keep_if_rejected(rejects, || message.to_rejected());
+        intake.keep_if_accepted(epoch, events, |bytes| write_message(message, bytes));
         Ok(true)
     }
 }

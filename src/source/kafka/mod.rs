@@ -44,6 +44,7 @@ mod protobuf;
 mod reader;
 mod reader_group;
 mod statistics;
+mod stored_message;
 mod table;
 pub(crate) mod topic_lookup;
 pub(crate) mod topic_pattern;
@@ -85,6 +86,9 @@ pub use protobuf::{ProtobufDecoder, protobuf};
 use rdkafka::consumer::Consumer;
 /// Errors of the client library, which are the [source](std::error::Error::source) of errors of topics.
 pub use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+pub(crate) use stored_message::read_message;
+#[cfg(test)]
+pub(crate) use stored_message::write_message;
 pub use table::KeyedDecoder;
 use topic_pattern::TopicPattern;
 pub use topics::Topics;

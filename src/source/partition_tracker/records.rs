@@ -306,6 +306,17 @@ impl<D: Record> PartitionTracker<D> {
         }
     }
 
+    /// Keeps the message of a record for dead letters, if it was accepted and some step makes any: `before` events were
+    /// there before the message was offered. `write` appends the message.
+    #[cfg(feature = "kafka")]
+    #[inline]
+    pub(crate) fn keep_if_accepted(&mut self, epoch: Epoch, before: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(messages) = self.messages.as_ref().filter(|messages| messages.is_wanted()) else { return };
+        if let Some(event) = self.events.get(before) {
+            self.kept += messages.add(epoch, event, write);
+        }
+    }
+
     #[inline]
     fn count_taken(&mut self, bytes: usize) {
         self.held += bytes;
