@@ -185,6 +185,18 @@ fn aggregates() {
             })
             .on_close()
             .write("spending in dollars", &Captured::new());
+        flow.read("named transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .window(Window::tumbling(MINUTE))
+            .aggregate("spending by name", |each| {
+                (
+                    each.named("count", each.count()),
+                    each.named("cents", each.sum(|t| t.amount_cents)),
+                    each.named("least", each.if_any(each.min(|t| t.amount_cents))),
+                )
+            })
+            .on_close()
+            .write("spending by name", &Captured::new());
     });
 }
 
