@@ -107,6 +107,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "aggregates_of_one_type_are_told_apart_by_their_names_within_others_too",
     },
     Mutation {
+        name: "a row of a collection counts once in a window, however often it is there",
+        file: "src/stream/collection/windows.rs",
+        text: "add(&mut total, &repeated(one, *times));",
+        instead: "add(&mut total, &repeated(one, (*times).min(1)));",
+        tests: "tests/collections.rs",
+        test: "collections_are_right_at_every_epoch",
+    },
+    Mutation {
         name: "bytes of JSON that are no text are replaced by others",
         file: "src/source/kafka/decoders.rs",
         text: "Err(_) => serde_json::from_slice(json),",
