@@ -295,7 +295,8 @@ fn aggregates_of_one_type_are_told_apart_by_their_names_within_others_too() {
     fn run<A: Aggregate<Sale>>(
         kept: &Kept,
         life: Life,
-        (build, row): (fn(Each<Sale>) -> A, fn(A::Value) -> Sums),
+        build: fn(Each<Sale>) -> A,
+        row: fn(A::Value) -> Sums,
         out: &Captured<(i64, u8, Sums)>,
     ) -> Result<Ending, String> {
         let out = out.clone();
@@ -333,9 +334,9 @@ fn aggregates_of_one_type_are_told_apart_by_their_names_within_others_too() {
     };
     let (out, expected) = (Captured::new(), Captured::new());
     let fresh = Kept { disk: CrashingDisk::new() };
-    assert_eq!(run(&fresh, Life::Rest, (first, row_first), &expected), Ok(Ending::Complete));
+    assert_eq!(run(&fresh, Life::Rest, first, row_first, &expected), Ok(Ending::Complete));
     let kept = Kept { disk: CrashingDisk::new() };
-    assert_eq!(run(&kept, Life::Part, (first, row_first), &out), Ok(Ending::Stopped));
-    assert_eq!(run(&kept, Life::Rest, (second, row_second), &out), Ok(Ending::Complete));
+    assert_eq!(run(&kept, Life::Part, first, row_first, &out), Ok(Ending::Stopped));
+    assert_eq!(run(&kept, Life::Rest, second, row_second, &out), Ok(Ending::Complete));
     assert_eq!(out.all(), expected.all());
 }
