@@ -23,10 +23,13 @@ use tidegate::testing::disk::{DiskOperation, OperationKind};
 
 use common::cases::{Data, seeds, within};
 use common::checks::KINDS;
-use common::durable_query::{DurableQueryOutputs, FinalOutputs, files, kind_of, new_disk, on, steady};
+use common::durable_joins::DurableJoins;
+use common::durable_query::{DurableQuery, DurableQueryOutputs, files, kind_of, new_disk, on, steady};
 
 /// Number of records of an incarnation: few, so that it can be run once for each of its operations.
 const RECORDS: u32 = 44;
+/// The same for the query of joins and an iteration.
+const JOINED_RECORDS: u32 = 20;
 /// Number of operations that an incarnation did not reach, after which no more are tried.
 const MAX_MISSED: usize = 10;
 /// Factor of seeds: a run whose seed is a multiple of this has many short epochs.
@@ -34,27 +37,28 @@ const SHORT_EPOCHS: u64 = 16;
 
 /// The incarnation that is crashed: its input, its epochs, and its expected results.
 #[derive(Clone)]
-struct Subject {
+struct Subject<Q: DurableQuery> {
     seed: u64,
+    /// Seed of its epochs.
+    pace: u64,
     data: Data,
-    expected: FinalOutputs,
+    expected: Q::Expected,
 }
 
-impl Subject {
-    fn new(seed: u64) -> Subject {
-        let data = steady(seed, RECORDS);
-        let expected = DurableQueryOutputs::plain(&data).unwrap();
-        Subject { seed, data, expected }
+impl<Q: DurableQuery> Subject<Q> {
+    fn new(seed: u64, pace: u64, data: Data) -> Subject<Q> {
+        let expected = Q::plain(&data).unwrap();
+        Subject { seed, pace, data, expected }
     }
 
-    fn run(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
-        let run = on(disk, workers, self.seed * SHORT_EPOCHS);
+    fn run(&self, kept: &Q, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
+        let run = on(disk, workers, self.pace);
         kept.run(&self.data, run).map(|report| report.ending)
     }
 
     /// Crashes an incarnation at an operation; `None` if it has fewer operations.
-    fn crash(&self, act: usize) -> Option<Crashed> {
-        let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
+    fn crash(&self, act: usize) -> Option<Crashed<Q>> {
+        let (kept, disk) = (Q::default(), new_disk());
         disk.crash_at(act);
         let ended = self.run(&kept, &disk, 1);
         // The last operation may fail without an effect on the job.
@@ -65,7 +69,7 @@ impl Subject {
     }
 
     /// Resumes to the end, and checks the results; another start then has nothing to do.
-    fn resume_to_end(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<(), String> {
+    fn resume_to_end(&self, kept: &Q, disk: &CrashingDisk, workers: usize) -> Result<(), String> {
         match self.run(kept, disk, workers)? {
             Ending::Complete | Ending::WasComplete => {}
             Ending::Stopped => return Err("it stopped".into()),
@@ -81,12 +85,12 @@ impl Subject {
 }
 
 /// A crashed incarnation, with what it had published.
-struct Crashed {
-    kept: DurableQueryOutputs,
+struct Crashed<Q> {
+    kept: Q,
     disk: CrashingDisk,
 }
 
-impl Crashed {
+impl<Q> Crashed<Q> {
     /// Returns the operation at which it crashed.
     fn at(&self) -> DiskOperation {
         self.disk.log().pop().unwrap()
@@ -141,13 +145,15 @@ fn passes(what: &str, check: impl FnOnce() -> Result<(), String> + Send + 'stati
     }
 }
 
-#[test]
-fn a_crash_at_any_act_changes_no_result() {
+/// Crashes incarnations at operations `stride` apart; returns what was done at them.
+fn crash_at_acts<Q: DurableQuery>(
+    subjects: impl Iterator<Item = Subject<Q>>,
+    stride: usize,
+) -> BTreeSet<(&'static str, &'static str)> {
     let mut crashed_at = BTreeSet::new();
-    for seed in seeds(KINDS.len() as u64) {
-        let subject = Subject::new(seed);
-        let mut missed = 0;
-        for act in acts().filter(|act| acts().len() == 1 || act % stride() == seed as usize % stride()) {
+    for subject in subjects {
+        let (seed, mut missed) = (subject.seed, 0);
+        for act in acts().filter(|act| acts().len() == 1 || act % stride == seed as usize % stride) {
             // The number of operations differs between runs: threads have their own pace.
             let Some(crashed) = subject.crash(act) else {
                 missed += 1;
@@ -165,6 +171,15 @@ fn a_crash_at_any_act_changes_no_result() {
             }
         }
     }
+    crashed_at
+}
+
+#[test]
+fn a_crash_at_any_act_changes_no_result() {
+    let subjects = seeds(KINDS.len() as u64).into_iter();
+    let subjects =
+        subjects.map(|seed| Subject::<DurableQueryOutputs>::new(seed, seed * SHORT_EPOCHS, steady(seed, RECORDS)));
+    let crashed_at = crash_at_acts(subjects, stride());
     if acts().len() > 1 && stride() == 1 {
         let all = all_that_is_done();
         let missing: Vec<_> = all.difference(&crashed_at).collect();
@@ -172,10 +187,24 @@ fn a_crash_at_any_act_changes_no_result() {
     }
 }
 
+/// Every join by event time, windows behind each, and a join and an iteration of collections; of the seeds, every second has
+/// partitions that become idle and wake.
+#[test]
+fn a_crash_at_any_act_changes_no_row_of_joins_and_iterations() {
+    let subjects = seeds(2).into_iter().map(|seed| {
+        let data = if seed % 2 == 0 { Data::in_turns(seed, JOINED_RECORDS) } else { steady(seed, JOINED_RECORDS) };
+        // Epochs that are not short: each costs the operators of an iteration a turn.
+        Subject::<DurableJoins>::new(seed, seed, data)
+    });
+    let stride = if stride() == 1 { 1 } else { 4 * stride() };
+    crash_at_acts(subjects, stride);
+}
+
 /// The incarnation that is crashed does everything that an incarnation can do.
 #[test]
 fn the_life_that_is_crashed_does_all_there_is() {
-    let (subject, kept, disk) = (Subject::new(1), DurableQueryOutputs::default(), new_disk());
+    let subject = Subject::<DurableQueryOutputs>::new(1, SHORT_EPOCHS, steady(1, RECORDS));
+    let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
     assert_eq!(subject.run(&kept, &disk, 1), Ok(Ending::Complete));
     let done: BTreeSet<_> = disk.log().iter().map(done).collect();
     let all = all_that_is_done();
@@ -216,7 +245,8 @@ fn all_that_is_done() -> BTreeSet<(&'static str, &'static str)> {
 #[test]
 fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
     for seed in seeds(KINDS.len() as u64) {
-        let subject = Subject::new(100 + seed);
+        let subject =
+            Subject::<DurableQueryOutputs>::new(100 + seed, (100 + seed) * SHORT_EPOCHS, steady(100 + seed, RECORDS));
         let whole = new_disk();
         subject.run(&DurableQueryOutputs::default(), &whole, 1).unwrap();
         let acts = whole.operations();
@@ -250,7 +280,7 @@ fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
 }
 
 /// Returns the number of operations of a recovery, up to its first snapshot.
-fn recovery(subject: &Subject, crashed: &Crashed, found: &CrashingDisk) -> usize {
+fn recovery<Q: DurableQuery>(subject: &Subject<Q>, crashed: &Crashed<Q>, found: &CrashingDisk) -> usize {
     let (kept, disk) = (crashed.kept.fork(), found.after_kill());
     subject.run(&kept, &disk, 1).unwrap();
     let log = disk.log();

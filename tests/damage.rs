@@ -20,7 +20,7 @@ use tidegate::time::Epoch;
 
 use common::cases::{Data, within};
 use common::durable_query::{
-    CLOSED, DurableQueryOutputs, EVER, FinalOutputs, STATE, all_files, kind_of, new_disk, on, steady,
+    CLOSED, DurableQuery, DurableQueryOutputs, EVER, FinalOutputs, STATE, all_files, kind_of, new_disk, on, steady,
 };
 
 /// Number of bytes at a file's beginning and end that are flipped one by one, and the distance of those in between.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use tidegate::job::Ending;
 
-use common::durable_query::{DurableQueryOutputs, all_files, new_disk, on, steady};
+use common::durable_query::{DurableQuery, DurableQueryOutputs, all_files, new_disk, on, steady};
 
 /// Additional free space from case to case, in bytes.
 const STEP: u64 = 509;

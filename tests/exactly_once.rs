@@ -248,6 +248,77 @@ fn files_have_each_result_once_whenever_the_query_is_killed() {
     assert!(kills.total() >= 50, "{:?}", kills.done);
 }
 
+/// Kinds of acts at which programs with a join or an iteration are killed, before and after the act.
+const OF_JOINS: [&str; 5] = ["journal-sync", "sink-commit", "segment-sync", "manifest", "show"];
+
+/// Writes orders and payments, and transfers between few accounts.
+fn write_inputs(folder: &Path, seed: u64) {
+    let mut random = Rng::with_seed(seed);
+    let (mut orders, mut payments, mut transfers) =
+        (String::from("order,customer,cents,at_ms\n"), String::new(), String::new());
+    for number in 0..8_000 {
+        let at = 1_767_225_600_000 + number * 20_000_i64;
+        orders += &format!("{number},c{},{},{}\n", number % 7, random.u32(1..9_000), at - random.i64(0..1_900));
+        let (of, paid) = (number - random.i64(0..40).min(number), at - random.i64(0..1_900));
+        payments += &format!(r#"{{"payment":{number},"order":{of},"cents":{},"at_ms":{paid}}}"#, random.u32(1..9_000));
+        let (from, to) = (random.u8(0..60), random.u8(0..60));
+        transfers += &format!(
+            r#"{{"id":{number},"account":"a{from}","merchant":"a{to}","amount_cents":1,"currency":"EUR","at_ms":{at}}}"#
+        );
+        payments.push('\n');
+        transfers.push('\n');
+    }
+    fs::write(folder.join("orders.csv"), orders).unwrap();
+    fs::write(folder.join("payments.ndjson"), payments).unwrap();
+    fs::write(folder.join("transfers.ndjson"), transfers).unwrap();
+}
+
+/// Returns the sum of the rows of a file of results: of a collection, those that remain.
+fn contents(path: &Path) -> BTreeMap<String, i64> {
+    let text = fs::read_to_string(path).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let mut sums = BTreeMap::new();
+    for row in rows.lines() {
+        let (row, diff) = if header.ends_with(",diff") { row.rsplit_once(',').unwrap() } else { (row, "1") };
+        *sums.entry(row.to_owned()).or_default() += diff.parse::<i64>().unwrap();
+    }
+    sums.retain(|_, times| *times != 0);
+    sums
+}
+
+/// A join of two streams, and an iteration whose rows are retracted.
+#[test]
+fn files_have_each_row_of_joins_and_iterations_once_whenever_the_query_is_killed() {
+    let programs = [
+        ("payments_matched", "--csv {}/orders.csv --payments {}/payments.ndjson"),
+        ("fraud_ring", "--ndjson {}/transfers.ndjson"),
+    ];
+    for (program, input) in programs {
+        let folder = tempfile::tempdir().unwrap();
+        write_inputs(folder.path(), 5);
+        let words = |more: &str| {
+            let line = format!("{input} --until-end --progress off --epoch 10ms {more}");
+            let here = folder.path().to_str().unwrap();
+            line.split_whitespace().map(|word| word.replace("{}", here)).collect::<Vec<_>>()
+        };
+        run(program, words("--out {}/expected.csv")).code(0);
+        let expected = contents(&folder.path().join("expected.csv"));
+        assert!(expected.len() > 20, "the data is too tame: {} rows", expected.len());
+        let kept = "--out {}/out.csv --state {}/state --snapshot-every 15ms --in-flight 1MiB";
+        let mut killed = Vec::new();
+        for (number, kind) in OF_JOINS.iter().enumerate() {
+            let when = if number % 2 == 0 { "before" } else { "after" };
+            let more = format!("{kept} -w {} --kill-at {when}:{kind}:1", 1 + number % 2);
+            if start(program, words(&more)).end_or_killed().was_killed() {
+                killed.push(*kind);
+            }
+        }
+        assert!(killed.len() > 2, "{program} was only killed at {killed:?}");
+        run(program, words(&format!("{kept} -w 2"))).code(0);
+        assert!(contents(&folder.path().join("out.csv")) == expected, "{program}, killed at {killed:?}");
+    }
+}
+
 #[test]
 fn topics_have_each_result_once_whenever_the_query_is_killed() {
     let Some(broker) = Broker::shared() else { return };

@@ -8,8 +8,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::testing::{Fault, TestRun};
 
-use common::cases::{Data, within};
+use common::cases::{Data, for_seeds, within};
 use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
+use common::durable_joins::DurableJoins;
+use common::durable_query::{DurableQuery, new_disk, on};
 use common::incarnations::check_crashes;
 use common::oracle::Windows;
 use common::tables::check_tables;
@@ -140,5 +142,38 @@ fn the_checks_pass_without_a_fault() {
             let result = within(Duration::from_secs(60), move || check(seed, TestRun::new()));
             assert_eq!(result, Some(Ok(())), "the check for {fault:?}, seed {seed}");
         }
+    }
+}
+
+/// Joins and an iteration through crashes to the end, with a fault or without.
+fn crashes_of_joins(seed: u64, fault: Option<Fault>) -> Result<(), String> {
+    let mut random = Rng::with_seed(seed);
+    let data = if seed.is_multiple_of(2) { Data::in_turns(seed, 20) } else { Data::random(&mut random, 20) };
+    let (expected, kept, mut disk) = (DurableJoins::plain(&data)?, DurableJoins::default(), new_disk());
+    for life in 0.. {
+        if life < 3 {
+            disk.crash_at(random.usize(100..600));
+        }
+        let run = on(&disk, random.usize(1..=3), random.u64(..));
+        match kept.run(&data, fault.into_iter().fold(run, TestRun::fault)) {
+            Ok(_) => return kept.check(&disk, &expected),
+            Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
+            Err(error) => return Err(format!("life {life}: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// The state of joins and of what collections are computed from is lost, or counted twice: that is found at their own
+/// outputs.
+#[test]
+fn faults_are_found_by_joins_and_iterations() {
+    for_seeds(2, |seed| crashes_of_joins(seed, None));
+    for fault in [Fault::LoseSegment, Fault::SkipGate, Fault::PublishAgain, Fault::AcknowledgeEarly] {
+        let found = (1..=60).find_map(|seed| {
+            let check = move || crashes_of_joins(seed, Some(fault));
+            within(Duration::from_secs(60), check).expect("it ends").err()
+        });
+        assert!(found.is_some(), "{fault:?} is not found");
     }
 }

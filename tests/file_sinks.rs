@@ -325,8 +325,9 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
     check(
         disk.clone(),
         SinkContext { name: "late".into(), ..shard(&disk) },
-        "cannot go on with the results file (totals.csv): `totals` wrote it, and this is `late`; name another file, or \
-         move it and totals.csv.commit-1 away",
+        "cannot go on with the results file (totals.csv): `totals` wrote it, and this is `late`; say \
+         `flow.output_was(\"late\", \"totals\")` if it is the same output; otherwise name another file, or move it and \
+         totals.csv.commit-1 away",
     );
     let length = file_after(LAST).len();
     disk.open(Path::new(FILE)).unwrap().truncate(length as u64 - 1).unwrap();
@@ -335,7 +336,8 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
         shard(&disk),
         &format!(
             "cannot go on with the results file (totals.csv): it has {} bytes, and {length} were published, as \
-             totals.csv.commit-1 says; restore it, or move it away and begin anew, with a new state directory",
+             totals.csv.commit-1 says; restore it, or move it and totals.csv.commit-1 away and begin anew, with a \
+             new state directory",
             length - 1
         ),
     );

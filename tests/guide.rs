@@ -185,6 +185,18 @@ fn aggregates() {
             })
             .on_close()
             .write("spending in dollars", &Captured::new());
+        flow.read("named transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .window(Window::tumbling(MINUTE))
+            .aggregate("spending by name", |each| {
+                (
+                    each.named("count", each.count()),
+                    each.named("cents", each.sum(|t| t.amount_cents)),
+                    each.named("least", each.if_any(each.min(|t| t.amount_cents))),
+                )
+            })
+            .on_close()
+            .write("spending by name", &Captured::new());
     });
 }
 
@@ -348,6 +360,12 @@ fn collections_and_iteration() {
             by_receiver.join_map(hour, |_, from, to| (from.clone(), to.clone())).concat(known).distinct()
         });
         reached.into_stream(&payments).write("reached", &Captured::new());
+
+        let day: Collection<'_, Transaction> = payments.clone().live_for("last day", 24 * 60 * MINUTE);
+        let spent: Collection<'_, Open<String, (i64, i64)>> = day
+            .window_by(|t| t.account.clone(), |t| t.at_ms, Window::tumbling(MINUTE))
+            .aggregate("spent by minute", |each| (each.count(), each.max(|t| t.amount_cents)));
+        spent.write("spent by minute", &Captured::new());
     });
 }
 

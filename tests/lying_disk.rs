@@ -23,7 +23,7 @@ use tidegate::{Window, csv};
 
 use common::cases::{Data, Deal, seeds, within};
 use common::checks::{KINDS, small_drift};
-use common::durable_query::{CLOSED, ClosedRow, DurableQueryOutputs, FinalOutputs, new_disk, on, steady};
+use common::durable_query::{CLOSED, ClosedRow, DurableQuery, DurableQueryOutputs, FinalOutputs, new_disk, on, steady};
 
 /// Number of records of an incarnation.
 const RECORDS: u32 = 44;

@@ -15,6 +15,7 @@ use tidegate::time::Epoch;
 
 use common::cases::{Data, Deal, for_seeds};
 use common::checks::{self, StepCaptures, compare, small_drift, totals};
+use common::durable_joins::DurableJoins;
 use common::durable_query::derived;
 use common::oracle::{self, Windows};
 use common::turns::epochs_of_silence;
@@ -61,11 +62,13 @@ fn run(data: &(Data, Data), run: TestRun) -> Result<(Captures, RunOutcome), Stri
 /// Everything that was published, by sink and epoch.
 type PublishedRows = Vec<BTreeMap<Epoch, Vec<String>>>;
 
+/// Returns what a sink has published.
+fn rows<D: Record>(captured: &Captured<D>) -> BTreeMap<Epoch, Vec<String>> {
+    let line = |row: &(D, isize)| format!("{row:?}");
+    captured.epochs().into_iter().map(|(epoch, rows)| (epoch, rows.iter().map(line).collect())).collect()
+}
+
 fn shown((views, derived): &Captures) -> PublishedRows {
-    fn rows<D: Record>(captured: &Captured<D>) -> BTreeMap<Epoch, Vec<String>> {
-        let line = |row: &(D, isize)| format!("{row:?}");
-        captured.epochs().into_iter().map(|(epoch, rows)| (epoch, rows.iter().map(line).collect())).collect()
-    }
     let all = views.iter().flat_map(|v| [rows(&v.closed), rows(&v.live), rows(&v.late), rows(&v.rejects)]);
     all.chain([rows(derived)]).collect()
 }
@@ -155,5 +158,35 @@ fn scripts_with_idle_and_late_found_partitions_can_be_repeated_on_any_workers() 
         let run = TestRun::new().workers(1 + seed as usize % 3);
         let run = run.script("one", data.0.script(&mut random)).script("two", data.1.script(&mut random));
         check(&data, run, seed)
+    });
+}
+
+/// Every join by event time, windows behind each, and a join and an iteration of collections; partitions become idle and
+/// wake in every second case.
+#[test]
+fn joins_and_iterations_can_be_repeated_on_any_workers() {
+    for_seeds(3, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = if seed % 2 == 0 { Data::in_turns(seed, 30) } else { Data::random(&mut random, 30) };
+        let run = |run: TestRun| {
+            let (joins, source) = (DurableJoins::default(), data.source());
+            let own = joins.clone();
+            let outcome = run.run(move |flow| own.of(flow.read("deals", &source), false));
+            let DurableJoins { rows: joined, behind, live, derived, late, .. } = joins;
+            let published = vec![rows(&joined), rows(&behind), rows(&live), rows(&derived), rows(&late)];
+            Ok::<_, String>((published, outcome.map_err(|error| error.to_string())?.journal))
+        };
+        let (first, journal) = run(TestRun::new().workers(1 + seed as usize % 4).seed(seed))?;
+        if first[0].is_empty() || first[3].is_empty() {
+            return Err("the data is too tame".into());
+        }
+        for workers in [1, 3] {
+            let (again, _) = run(TestRun::new().workers(workers).journal(journal.clone()))?;
+            same(&format!("on {workers} workers"), &again, &first)?;
+            let sealed = journal.iter().map(|frame| frame.epoch).filter(|epoch| (epoch.0 / 2 + seed).is_multiple_of(3));
+            let (again, _) = run(TestRun::new().workers(workers).journal(journal.clone()).seal_at(sealed.collect()))?;
+            same(&format!("sealed, on {workers} workers"), &again, &first)?;
+        }
+        Ok(())
     });
 }

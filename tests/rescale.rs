@@ -13,7 +13,8 @@ use tidegate::testing::CrashingDisk;
 
 use common::cases::{Data, for_seeds};
 use common::checks;
-use common::durable_query::{DurableQueryOutputs, files, new_disk, on, steady};
+use common::durable_joins::DurableJoins;
+use common::durable_query::{DurableQuery, DurableQueryOutputs, files, new_disk, on, steady};
 use common::oracle::Windows;
 
 const WORKERS: [usize; 3] = [1, 2, 4];
@@ -23,16 +24,16 @@ const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 2), (1, 4), (2, 1), (4, 1), (2,
 const LIVES: usize = 12;
 
 /// Runs an incarnation that is stopped when closed rows of so many epochs have been published in total, or at its end.
-fn stopped(
-    kept: &DurableQueryOutputs,
+fn stopped<Q: DurableQuery>(
+    kept: &Q,
     data: &Data,
     run: tidegate::testing::TestRun,
     epochs: usize,
 ) -> Result<RunReport, String> {
     let (stop, over) = (StopHandle::default(), StopHandle::default());
-    let (watched, stopping, ended) = (kept.closed.clone(), stop.clone(), over.clone());
+    let (watched, stopping, ended) = (kept.clone(), stop.clone(), over.clone());
     let watcher = std::thread::spawn(move || {
-        while !ended.is_asked() && watched.epochs().len() < epochs {
+        while !ended.is_asked() && watched.published_epochs() < epochs {
             std::thread::sleep(Duration::from_micros(200));
         }
         stopping.stop();
@@ -43,48 +44,55 @@ fn stopped(
     report
 }
 
+/// Runs about `records` records through incarnations of any shape.
+fn check_lives<Q: DurableQuery>(seed: u64, records: u32) -> Result<(), String> {
+    let mut random = Rng::with_seed(seed);
+    let data = match seed % 3 {
+        0 => Data::random(&mut random, records as usize),
+        1 => steady(seed, records),
+        // Partitions become idle and wake, and sometimes all of them are idle.
+        _ => Data::in_turns(seed, records),
+    };
+    let (expected, kept, mut disk) = (Q::plain(&data)?, Q::default(), new_disk());
+    for life in 0.. {
+        let ((processes, workers), pace) = (*random.choice(&SHAPES).unwrap(), random.u64(..));
+        let on = |disk| on(disk, workers, pace).processes(processes);
+        let ending = match random.u8(0..3) {
+            _ if life >= LIVES => kept.run(&data, on(&disk))?.ending,
+            0 => {
+                let epochs = kept.published_epochs() + random.usize(0..4);
+                stopped(&kept, &data, on(&disk), epochs)?.ending
+            }
+            _ => {
+                disk.crash_at(random.usize(20..300));
+                match kept.run(&data, on(&disk)) {
+                    _ if disk.has_crashed() => Ending::Stopped,
+                    ended => ended?.ending,
+                }
+            }
+        };
+        disk = disk.after_kill();
+        if ending != Ending::Stopped {
+            break;
+        }
+    }
+    kept.check(&disk, &expected)?;
+    let shown = files(&disk);
+    let again = kept.run(&data, on(&disk, 2, seed))?;
+    if again.ending == Ending::Stopped || files(&disk) != shown {
+        return Err(format!("started once more, it ended {:?}, with the files {:?}", again.ending, files(&disk)));
+    }
+    kept.check(&disk, &expected)
+}
+
 #[test]
 fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
-    for_seeds(15, |seed| {
-        let mut random = Rng::with_seed(seed);
-        let data = match seed % 3 {
-            0 => Data::random(&mut random, 150),
-            1 => steady(seed, 150),
-            // Partitions become idle and wake, and sometimes all of them are idle.
-            _ => Data::in_turns(seed, 150),
-        };
-        let (expected, kept, mut disk) =
-            (DurableQueryOutputs::plain(&data)?, DurableQueryOutputs::default(), new_disk());
-        for life in 0.. {
-            let ((processes, workers), pace) = (*random.choice(&SHAPES).unwrap(), random.u64(..));
-            let on = |disk| on(disk, workers, pace).processes(processes);
-            let ending = match random.u8(0..3) {
-                _ if life >= LIVES => kept.run(&data, on(&disk))?.ending,
-                0 => {
-                    let epochs = kept.closed.epochs().len() + random.usize(0..4);
-                    stopped(&kept, &data, on(&disk), epochs)?.ending
-                }
-                _ => {
-                    disk.crash_at(random.usize(20..300));
-                    match kept.run(&data, on(&disk)) {
-                        _ if disk.has_crashed() => Ending::Stopped,
-                        ended => ended?.ending,
-                    }
-                }
-            };
-            disk = disk.after_kill();
-            if ending != Ending::Stopped {
-                break;
-            }
-        }
-        kept.check(&disk, &expected)?;
-        let shown = files(&disk);
-        let again = kept.run(&data, on(&disk, 2, seed))?;
-        if again.ending == Ending::Stopped || files(&disk) != shown {
-            return Err(format!("started once more, it ended {:?}, with the files {:?}", again.ending, files(&disk)));
-        }
-        kept.check(&disk, &expected)
-    });
+    for_seeds(15, |seed| check_lives::<DurableQueryOutputs>(seed, 150));
+}
+
+#[test]
+fn joins_and_iterations_come_to_the_results_of_one_worker_on_any() {
+    for_seeds(3, |seed| check_lives::<DurableJoins>(seed, 20));
 }
 
 /// Returns the number of rows that a step has loaded, and of records that it has counted, loaded rows included.

@@ -241,6 +241,38 @@ fn a_sum_of_floating_point_numbers_does_not_depend_on_their_order() {
     }
 }
 
+/// Case of collections: the greatest goes, and the second one is the greatest; a row that moves leaves its window.
+#[test]
+fn a_window_of_a_collection_is_what_its_rows_are_now() {
+    // (order, (amount, time in seconds)), one version after the other.
+    let versions = [(1, Some((5i64, 1i64))), (2, Some((9, 2))), (3, Some((7, 12))), (2, Some((2, 13))), (3, None)];
+    let source = MemorySource::new(vec![versions.to_vec()], |_| 0);
+    let rows = Captured::<(i64, (i64, i64, u32))>::new();
+    let output = rows.clone();
+    let script = (0..versions.len()).fold(Script::new(), |script, epoch| {
+        script.epoch(|acts| if epoch == 0 { acts.find(0).take(0, 1) } else { acts.take(0, 1) })
+    });
+    let query = move |flow: &Flow<'_>| {
+        let windows = flow.table("orders", &source).window_by(|_| (), |row| row.1.1 * 1_000, Window::tumbling(GAP));
+        let values = windows.aggregate("orders", |each| {
+            let amount = |row: &(u32, (i64, i64))| row.1.0;
+            (each.count(), each.max(amount), each.last(|row| row.0))
+        });
+        values.map(|row| (seconds(row.window.start.millis()), row.value)).write("rows", &output);
+    };
+    TestRun::new().workers(2).script("orders", script.epoch(|acts| acts.end(0))).run(query).unwrap();
+    let epochs: Vec<_> = rows.epochs().into_values().collect();
+    let (first, second) = ((0, (1, 5, 1)), (0, (2, 9, 2)));
+    assert_eq!(epochs[0], [(first, 1)]);
+    assert_eq!(epochs[1], [(first, -1), (second, 1)]);
+    assert_eq!(epochs[2], [((10, (1, 7, 3)), 1)]);
+    // The second order moves on: 5 is the greatest again.
+    let moved = (10, (2, 7, 2));
+    assert_eq!(epochs[3], [(first, 1), (second, -1), ((10, (1, 7, 3)), -1), (moved, 1)]);
+    assert_eq!(epochs[4], [((10, (1, 2, 2)), 1), (moved, -1)]);
+    assert_eq!(rows.all(), [first, (10, (1, 2, 2))]);
+}
+
 #[test]
 fn the_page_and_these_tests_name_each_other() {
     let (page, own) = (include_str!("../docs/semantics.md"), include_str!("semantics.rs"));
@@ -249,5 +281,6 @@ fn the_page_and_these_tests_name_each_other() {
     let marked = own.split("/// Case ").skip(1).filter_map(|after| after.split("fn ").nth(1)?.split('(').next());
     let of_tests: BTreeSet<_> = marked.filter(|name| name.contains('_')).collect();
     assert_eq!(of_page, of_tests);
-    assert_eq!(of_tests.len(), 12);
+    // Twelve cases, and that of collections.
+    assert_eq!(of_tests.len(), 13);
 }

@@ -113,6 +113,9 @@ pub(crate) struct AssignConfig<K, D, P, J: RecordRouter<D>> {
     pub(crate) ignore_activation_watermark: bool,
     /// Records at or before this epoch are in the snapshot that the job resumed from; `None` without one.
     pub(crate) gate: Option<u64>,
+    /// The watermark that the step had reached in the snapshot. Partitions that the state knows have passed it; those of a
+    /// source that is new to it have not, and their records for windows that had closed are late.
+    pub(crate) resumed: EventTime,
     /// The number of workers that records are sent to.
     pub(crate) peers: usize,
 }
@@ -279,7 +282,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
 
     #[inline]
     fn sort_by(&mut self, events: &mut Vec<Event<D>>, floors: Floors<'_>, worker_of: impl Fn(&K) -> usize) {
-        let AssignConfig { router, keys, part, late_subscribed, .. } = &mut self.step;
+        let AssignConfig { router, keys, part, late_subscribed, resumed, .. } = &mut self.step;
         let (mut late, mut late_after_idle) = (0, 0);
         for piece in events.chunks(PIECE) {
             keys(piece, &mut self.keys);
@@ -288,6 +291,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
                     self.waiting.push(event.clone());
                     continue;
                 };
+                let floor = floor.max(*resumed);
                 if let Some(place) = router.route_record(event, event.watermark.max(floor)) {
                     self.on_time[worker_of(&key)].push((key, place, part(event)));
                 } else {

@@ -29,7 +29,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::scheduling::{Activator, SyncActivator};
 
-use crate::durable::codec::{Codec, Postcard};
+use crate::durable::codec::{Codec, NameTree, NamedPostcard, Postcard};
 use crate::durable::compaction::{self, MergeGroup};
 use crate::durable::disk::Disk;
 use crate::durable::migration::{ConvertedRows, EarlierRows, MigratedRows, StepRows};
@@ -302,7 +302,8 @@ impl<T: Record> RegisteredOperator<T> {
     /// Adds the conversion of rows of an earlier type.
     pub(crate) fn convert<Old: Record>(&self, kind: RowOps<Old>, convert: impl Fn(Old) -> T + Send + Sync + 'static) {
         let RowOps { order, add, window, .. } = kind;
-        let converted = ConvertedRows { codec: Arc::new(Postcard), order, add, window, convert };
+        let codec = Arc::new(NamedPostcard::of_any_names());
+        let converted = ConvertedRows { codec, order, add, window, convert };
         self.earlier.borrow_mut().push(Arc::new(converted));
     }
 
@@ -365,6 +366,10 @@ pub(crate) fn load<'f, T: Record>(
     kind: RowOps<T>,
     codec: CodecCell<T>,
 ) -> Option<TimelyStream<'f, u64, Vec<T>>> {
+    let names = flow.build.registry.aggregate_names(name);
+    if names != NameTree::None {
+        *codec.borrow_mut() = Arc::new(NamedPostcard::new(names));
+    }
     register_rows(flow, name, kind, &codec);
     let durable = flow.build.durable.as_ref()?;
     let epoch = durable.gate()?;

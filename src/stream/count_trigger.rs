@@ -292,13 +292,16 @@ impl<'f, K: Record, D: Record, W: FixedWindows> CountTriggered<'f, K, D, W> {
             0 => Err(Error::usage("a window cannot fire every 0 records").help("let it fire after at least one")),
             every => Ok(every),
         };
+        let names = aggregate.names().0;
         let checked = aggregate
             .check()
+            .and_then(|()| names.check())
             .and_then(|()| Ok((counted?, window.windows()?, whole_millis("allowed lateness", keyed.lateness)?)));
         let (every, windows, lateness) = checked.unwrap_or_else(|error| {
             flow.failure.set(error.at_step(name));
             (1, WindowAssigner::Global, 0)
         });
+        flow.registry.name_aggregates(name, names);
         let mode = if discarding { "discarding" } else { "accumulating" };
         let detail = format!("{windows:?}, {mode} every {every} records{}", describe_filters(aggregate.filters()));
         let (part, failure) = (Rc::clone(&aggregate), Arc::clone(&flow.failure));

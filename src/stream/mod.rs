@@ -71,7 +71,7 @@ pub(crate) use arrange::merge_while_idle;
 pub use build_context::PlannedStep;
 pub(crate) use build_context::{BuildContext, BuildMode};
 pub use checked_table::CheckedTable;
-pub use collection::{Collection, LoopCollection, LoopScope, Observer};
+pub use collection::{Collection, LoopCollection, LoopScope, Observer, WindowedCollection};
 pub(crate) use container_pool::ContainerPool;
 pub use count_trigger::{CountTriggered, Firing, Firings};
 pub(crate) use driver::Driver;

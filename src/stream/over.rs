@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
 use crate::stream::Stream;
-use crate::stream::aggregate::{Accumulator, Aggregate, Each, describe_filters};
+use crate::stream::aggregate::{Accumulator, Aggregate, AggregateNames, Each, describe_filters};
 use crate::stream::assign::EventStamp;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
@@ -302,6 +302,15 @@ impl<'f, K: Record, D: Record, V: Record> Running<'f, K, D, V> {
     }
 }
 
+/// Fails if aggregates have names, by which nothing would find them.
+fn no_names(names: &AggregateNames) -> Result<()> {
+    if *names == AggregateNames::default() {
+        return Ok(());
+    }
+    Err(Error::usage("aggregates of `over` have no names")
+        .help("remove `each.named`: they are found by their positions"))
+}
+
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// Aggregates, for each record, the records of its key [`Preceding`] it, and itself: a moving average, the sum of the
     /// last minute at each payment, the balance after each. In SQL this is `OVER (PARTITION BY key ORDER BY time ROWS n
@@ -345,7 +354,10 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         let flow = Rc::clone(&self.stream.flow.build);
         let lateness = whole_millis("allowed lateness", self.lateness);
         let aggregate = Rc::new(build(Each::new()));
-        let checked = aggregate.check().and_then(|()| Ok((frame.limit()?, lateness?)));
+        let checked = aggregate
+            .check()
+            .and_then(|()| no_names(&aggregate.names()))
+            .and_then(|()| Ok((frame.limit()?, lateness?)));
         let (frame, lateness) = checked.unwrap_or_else(|error| {
             flow.failure.set(error.at_step(name));
             (FrameLimit::Unbounded, 0)

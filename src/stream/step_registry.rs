@@ -1,4 +1,5 @@
-//! The registry of a flow's steps beside its plan: their outputs, and the names that they had earlier.
+//! The registry of a flow's steps beside its plan: their outputs, the names that they had earlier, and those of their
+//! aggregates.
 //!
 //! * An **output** of a step is the timely stream that the step's method returns. [`Stream::was`](super::Stream::was) and
 //!   its like find by it the step that they stand behind.
@@ -11,6 +12,7 @@ use std::rc::Rc;
 
 use timely::progress::Source as OutputPort;
 
+use crate::durable::codec::NameTree;
 use crate::durable::declared_changes::{NameScope, Rename};
 use crate::durable::migration::StepRows;
 
@@ -23,6 +25,8 @@ pub(crate) struct StepRegistry {
     outputs: RefCell<Vec<((usize, usize), StepKey)>>,
     renames: RefCell<Vec<Rename>>,
     rows: RefCell<Vec<RegisteredRows>>,
+    /// The names of the aggregates of steps that have some.
+    aggregates: RefCell<Vec<(String, NameTree)>>,
 }
 
 /// The stored rows of a step: a value that knows their type, and what makes a [`StepRows`] of it.
@@ -63,6 +67,19 @@ impl StepRegistry {
         if !renames.contains(&rename) {
             renames.push(rename);
         }
+    }
+
+    /// Records the names of a step's aggregates, before the step is built.
+    pub(crate) fn name_aggregates(&self, step: &str, names: NameTree) {
+        if names != NameTree::None {
+            self.aggregates.borrow_mut().push((step.to_owned(), names));
+        }
+    }
+
+    /// Returns the names of a step's aggregates.
+    pub(crate) fn aggregate_names(&self, step: &str) -> NameTree {
+        let aggregates = self.aggregates.borrow();
+        aggregates.iter().find(|(known, _)| known == step).map_or(NameTree::None, |(_, names)| names.clone())
     }
 
     /// Records the stored rows of a step; `finish` is called when the flow is complete.

@@ -271,9 +271,11 @@ impl<'f, K: Record, D: Record, W: WindowType> Windowed<'f, K, D, W> {
             }
         };
         let aggregate = Rc::new(build(Each::new()));
-        if let Err(error) = aggregate.check() {
+        let names = aggregate.names().0;
+        if let Err(error) = aggregate.check().and_then(|()| names.check()) {
             flow.build.failure.set(error.at_step(name));
         }
+        flow.build.registry.name_aggregates(name, names);
         // Live rows of windows that nothing closes stay when the stream has ended, but snapshots no longer have them.
         let stays = matches!(window.kind, WindowKind::Global | WindowKind::Count { .. });
         let state = flow.build.durable.as_ref().and_then(|durable| durable.step(name));

@@ -32,7 +32,7 @@ use timely::dataflow::operators::{Capability, InputCapability, Probe};
 use timely::dataflow::{Scope, Stream};
 use timely::progress::frontier::MutableAntichain;
 
-use crate::durable::codec::{Codec, Postcard};
+use crate::durable::codec::{Codec, NamedPostcard};
 use crate::durable::declared_changes::NameScope;
 use crate::error::Error;
 use crate::metrics::StepMetrics;
@@ -99,13 +99,14 @@ pub(crate) fn step<'f, F: OperatorState, D: Record>(
     let (flow, marks, pool) =
         (keyed.stream.flow.clone(), keyed.stream.marks.clone(), ContainerPool::<RoutedRecordOf<F>>::default());
     register::<F>(&flow, name, detail);
-    let (records, late) = assigned::<F, D>(keyed, name, &subscriptions.late, router, part, pool.clone());
+    let (records, late) = assigned::<F, D>(keyed, (name, lateness), &subscriptions.late, router, part, pool.clone());
     operate(flow, name, (records, late, marks), (subscriptions, lateness), (codec, pool), begin)
 }
 
 /// Adds a step to the plan, and checks that its rows can be stored and its records exchanged.
 pub(super) fn register<F: OperatorState>(flow: &Flow<'_>, name: &str, detail: String) {
-    flow.build.step("window", name, detail, Codec::<F::SavedRow>::fingerprint(&Postcard));
+    let codec = NamedPostcard::new(flow.build.registry.aggregate_names(name));
+    flow.build.step("window", name, detail, Codec::<F::SavedRow>::fingerprint(&codec));
     checkpoint::check_rows::<F::SavedRow>(flow, name);
     flow.check_exchangeable::<(F::Key, F::Place, F::Part)>("step", name);
 }
@@ -116,7 +117,7 @@ pub(super) type AssignedRecords<'f, F> = Stream<'f, u64, Vec<RecordBatchOf<F>>>;
 /// Builds the first operator of a step; returns the records that are on time, and the late ones.
 pub(super) fn assigned<'f, F: OperatorState, D: Record>(
     keyed: Keyed<'f, F::Key, D>,
-    name: &str,
+    (name, lateness): (&str, Span),
     late_subscribed: &ConsumerFlag,
     router: impl RecordRouter<D, Routing = F::Place>,
     part: impl Fn(&Event<D>) -> F::Part + 'static,
@@ -124,6 +125,7 @@ pub(super) fn assigned<'f, F: OperatorState, D: Record>(
 ) -> (AssignedRecords<'f, F>, Stream<'f, u64, Vec<Event<D>>>) {
     let Keyed { stream, keys, .. } = keyed;
     let flow = stream.flow.clone();
+    let resumed = flow.build.durable.as_ref().and_then(|durable| durable.step(name));
     let to_assign = AssignConfig {
         keys,
         router,
@@ -132,6 +134,7 @@ pub(super) fn assigned<'f, F: OperatorState, D: Record>(
         metrics: flow.build.metrics.step(name),
         ignore_activation_watermark: flow.has_fault(Fault::IgnoreActivationWatermark),
         gate: flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate)),
+        resumed: resumed.map_or(EventTime::MIN, |step| step.closed.plus(lateness)),
         peers: flow.scope.peers(),
     };
     assign(stream, name, to_assign, pool)

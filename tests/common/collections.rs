@@ -13,13 +13,14 @@ use fastrand::Rng;
 use tidegate::durable::disk::Disk;
 use tidegate::durable::journal::Frame;
 use tidegate::job::Ending;
+use tidegate::stream::window::FixedWindows;
 use tidegate::stream::{LoopCollection, LoopScope};
 use tidegate::testing::{Captured, CrashingDisk, RunOutcome, TestRun};
 use tidegate::time::Epoch;
-use tidegate::{Collection, Record, Stream, Window};
+use tidegate::{Collection, Real, Record, Stream, Window};
 
 use super::cases::{Data, Deal};
-use super::oracle::{self, NEVER, OracleActivity};
+use super::oracle::{self, NEVER, OracleActivity, Windows};
 
 /// For how long events live, in milliseconds.
 pub const LIVES: [i64; 2] = [40, 130];
@@ -58,6 +59,99 @@ fn right_row(deal: &Deal) -> (u8, i64) {
 
 fn edge(deal: &Deal) -> (u32, u32) {
     (deal.id % 9, (deal.id / 9 + deal.amount.rem_euclid(9) as u32) % 9)
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Returns a row once to three times.
+fn copies(deal: Deal) -> Vec<Deal> {
+    let times = 1 + deal.id as usize % 3;
+    vec![deal; times]
+}
+
+/// Amounts whose sums of squares are exact in floating-point numbers.
+fn small(deal: &Deal) -> i64 {
+    deal.amount.rem_euclid(200)
+}
+
+/// All aggregates of the rows of windows, which follow retractions.
+fn windows_of_rows<'f, W: FixedWindows>(
+    rows: Collection<'f, Deal>,
+    window: Window<W>,
+) -> Collection<'f, (i64, i64, u8, AllValues)> {
+    let windows = rows.window_by(|deal| deal.key, |deal| deal.at_ms, window);
+    let values = windows.aggregate("all aggregates", |each| {
+        let numbers = (each.count(), each.sum(|deal| deal.amount), each.mean(small), each.variance(small));
+        let ends = (each.min(|deal| deal.amount), each.max(|deal| deal.amount), each.top(2, |deal| deal.amount));
+        let ids = (each.first(|deal| deal.id), each.last(|deal| deal.id), each.arg_max(small, |deal| deal.id));
+        let kinds = (each.count_distinct(small), each.distinct(|deal| deal.id % 4), each.approx_count_distinct(small));
+        let some =
+            each.filter(|deal| deal.amount > 0, |each| (each.count_if(|deal| deal.id % 2 == 0), each.min(small)));
+        let others = (each.bottom(2, |deal| deal.id), each.quantile(0.5, small), each.collect(|deal| deal.id));
+        (numbers, ends, ids, kinds, some, others)
+    });
+    values.map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
+}
+
+type AllValues = (
+    (i64, i128, Real, Real),
+    (i64, i64, Vec<i64>),
+    (u32, u32, u32),
+    (i64, Vec<u32>, i64),
+    Option<(i64, i64)>,
+    (Vec<u32>, i64, Vec<u32>),
+);
+
+/// Windows of rows that are replaced, not only removed.
+fn windows_of_extremes(rows: Collection<'_, (u8, i64)>) -> Collection<'_, (i64, i64, i64)> {
+    let windows = rows.window_by(|_| (), |row| row.1.rem_euclid(100), Window::tumbling(millis(20)));
+    let values = windows.aggregate("extremes", |each| (each.count(), each.max(|row| row.1)));
+    values.map(|row| (row.window.end.millis(), row.value.0, row.value.1))
+}
+
+/// Computes [`windows_of_rows`] of rows that are each there so many times.
+fn add_windows(rows: &mut OperatorRows, name: &str, all: &[(&Deal, isize)], of: impl Fn(i64) -> Vec<(i64, i64)>) {
+    let mut windows = BTreeMap::<(i64, i64, u8), Vec<&Deal>>::new();
+    for (deal, times) in all {
+        for (start, end) in of(deal.at_ms) {
+            let window = windows.entry((start, end, deal.key)).or_default();
+            window.extend(std::iter::repeat_n(*deal, *times as usize));
+        }
+    }
+    for ((start, end, key), mut deals) in windows {
+        deals.sort_by_key(|deal| (deal.at_ms, deal.id));
+        let sorted = |of: &dyn Fn(&Deal) -> i64| {
+            let mut values: Vec<i64> = deals.iter().map(|deal| of(deal)).collect();
+            values.sort_unstable();
+            values
+        };
+        let (amounts, numbers, count) = (sorted(&|deal| deal.amount), sorted(&small), deals.len() as i64);
+        let (sum, squares) = (numbers.iter().sum::<i64>(), numbers.iter().map(|number| number * number).sum::<i64>());
+        let variance = (count * squares - sum * sum) as f64 / (count * count) as f64;
+        let ids: Vec<u32> = deals.iter().map(|deal| deal.id).collect();
+        let mut kinds = numbers.clone();
+        kinds.dedup();
+        let distinct: BTreeSet<u32> = ids.iter().map(|id| id % 4).collect();
+        let positive: Vec<&&Deal> = deals.iter().filter(|deal| deal.amount > 0).collect();
+        let even = positive.iter().filter(|deal| deal.id % 2 == 0).count() as i64;
+        let least = positive.iter().map(|deal| small(deal)).min();
+        let mut lowest = ids.clone();
+        lowest.sort_unstable();
+        lowest.truncate(2);
+        let total = amounts.iter().map(|amount| i128::from(*amount)).sum::<i128>();
+        let greatest = deals.iter().max_by_key(|deal| (small(deal), std::cmp::Reverse((deal.at_ms, deal.id)))).unwrap();
+        let values: AllValues = (
+            (count, total, Real::new(sum as f64 / count as f64), Real::new(variance)),
+            (amounts[0], amounts[amounts.len() - 1], amounts.iter().rev().take(2).copied().collect()),
+            (ids[0], ids[ids.len() - 1], greatest.id),
+            (kinds.len() as i64, distinct.into_iter().collect(), kinds.len() as i64),
+            least.map(|least| (even, least)),
+            (lowest, numbers[numbers.len().div_ceil(2) - 1], ids),
+        );
+        rows.add_each(name, [(start, end, key, values)]);
+    }
 }
 
 fn named<'f, D: Record>(name: &str, rows: Collection<'f, D>) -> Collection<'f, OperatorRow> {
@@ -106,6 +200,12 @@ impl Collections {
             named("cycles", edges.clone().cycles()),
             named("iterate", pairs(&edges, None)),
             named("iterate_times", pairs(&edges, Some(2))),
+            named("windows", windows_of_rows(older.flat_map(copies), Window::tumbling(Duration::from_millis(60)))),
+            named(
+                "sliding windows",
+                windows_of_rows(recent, Window::sliding(millis(50), millis(20)).offset(millis(3))),
+            ),
+            named("windows of extremes", windows_of_extremes(all.map(|deal| (deal.key, deal.amount)).max_by_key())),
         ];
         let operators = operators.into_iter().reduce(Collection::concat).unwrap();
         operators.write("operators", &self.operators);
@@ -406,6 +506,19 @@ fn operators_of(all: &Multiset<Deal>, recent: &Multiset<Deal>, older: &Multiset<
     for (key, amounts) in by_key(&counts(all.iter().map(|(deal, times)| ((deal.key, deal.amount), *times)))) {
         rows.add_each("max_by_key", [(key, amounts[amounts.len() - 1])]);
     }
+    let copied: Vec<_> = older.iter().map(|(deal, times)| (deal, times * (1 + deal.id as isize % 3))).collect();
+    add_windows(&mut rows, "windows", &copied, |at| Windows::Tumbling { size: 60, offset: 0 }.of(at));
+    let once: Vec<_> = recent.iter().map(|(deal, times)| (deal, *times)).collect();
+    let sliding = Windows::Sliding { size: 50, slide: 20, offset: 3, late: 0 };
+    add_windows(&mut rows, "sliding windows", &once, |at| sliding.of(at));
+    let mut extremes = BTreeMap::<i64, (i64, i64)>::new();
+    for (_, amounts) in by_key(&counts(all.iter().map(|(deal, times)| ((deal.key, deal.amount), *times)))) {
+        let greatest = amounts[amounts.len() - 1];
+        let end = greatest.rem_euclid(100).div_euclid(20) * 20 + 20;
+        let window = extremes.entry(end).or_insert((0, i64::MIN));
+        *window = (window.0 + 1, window.1.max(greatest));
+    }
+    rows.add_each("windows of extremes", extremes.into_iter().map(|(end, (count, greatest))| (end, count, greatest)));
     graphs(
         &mut rows,
         &recent.keys().map(edge).collect(),

@@ -79,7 +79,8 @@ pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> TestRun {
 #[derive(Clone)]
 pub struct ReplayCheck<D>(Arc<Mutex<ByEpoch<D>>>);
 
-type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
+/// Changes of rows by epoch.
+pub type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
 
 impl<D> Default for ReplayCheck<D> {
     fn default() -> Self {
@@ -88,7 +89,8 @@ impl<D> Default for ReplayCheck<D> {
 }
 
 impl<D: Record> ReplayCheck<D> {
-    fn sink(&self) -> Observer<D> {
+    /// Returns the sink that checks.
+    pub fn sink(&self) -> Observer<D> {
         let own = self.clone();
         Observer::new(move |epoch, rows| match own.0.lock().unwrap().insert(epoch, rows.to_vec()) {
             Some(was) if was != rows => {
@@ -98,13 +100,38 @@ impl<D: Record> ReplayCheck<D> {
         })
     }
 
-    fn epochs(&self) -> ByEpoch<D> {
+    /// Returns the rows of each epoch.
+    pub fn epochs(&self) -> ByEpoch<D> {
         self.0.lock().unwrap().clone()
     }
 
-    fn fork(&self) -> Self {
+    /// Returns an independent copy.
+    #[must_use]
+    pub fn fork(&self) -> Self {
         ReplayCheck(Arc::new(Mutex::new(self.epochs())))
     }
+}
+
+/// A query that incarnations of a state run, with what it publishes.
+pub trait DurableQuery: Clone + Default + Send + 'static {
+    /// Final contents of its outputs.
+    type Expected: Clone + Send + 'static;
+
+    /// Runs the query, with its files on the disk of its state.
+    fn run(&self, data: &Data, run: TestRun) -> Result<RunReport, String>;
+
+    /// Returns the results of a run without state and without files.
+    fn plain(data: &Data) -> Result<Self::Expected, String>;
+
+    /// Returns an independent copy.
+    #[must_use]
+    fn fork(&self) -> Self;
+
+    /// Checks that the files and the captured outputs have the expected contents.
+    fn check(&self, disk: &CrashingDisk, expected: &Self::Expected) -> Result<(), String>;
+
+    /// Returns the number of epochs in which the query has published something.
+    fn published_epochs(&self) -> usize;
 }
 
 /// All outputs of the query except for its files.
@@ -204,22 +231,36 @@ impl DurableQueryOutputs {
         }
     }
 
-    /// Runs the query, with its files on the disk of its state.
-    pub fn run(&self, data: &Data, run: TestRun) -> Result<RunReport, String> {
+    fn captured(&self) -> FinalOutputs {
+        FinalOutputs {
+            closed: sums(self.closed.epochs()),
+            ever: sums(self.ever.epochs()),
+            live: sums(self.live.epochs()),
+            chained: sums(self.chained.epochs()),
+            distinct: sums(self.distinct.epochs()),
+            pairs: sums(self.pairs.epochs()),
+            late: sums(self.late.epochs()),
+            rejects: sums(self.rejects.epochs()),
+        }
+    }
+}
+
+impl DurableQuery for DurableQueryOutputs {
+    type Expected = FinalOutputs;
+
+    fn run(&self, data: &Data, run: TestRun) -> Result<RunReport, String> {
         let outcome = run.options(small_drift(1_000_000)).run(self.query(data, true));
         outcome.map(|outcome| outcome.report).map_err(|error| error.to_string())
     }
 
-    /// Returns the results of a run without state and without files.
-    pub fn plain(data: &Data) -> Result<FinalOutputs, String> {
+    fn plain(data: &Data) -> Result<FinalOutputs, String> {
         let plain = DurableQueryOutputs::default();
         let outcome = TestRun::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
         outcome.map_err(|error| error.to_string())?;
         Ok(plain.captured())
     }
 
-    /// Returns an independent copy.
-    pub fn fork(&self) -> DurableQueryOutputs {
+    fn fork(&self) -> DurableQueryOutputs {
         DurableQueryOutputs {
             closed: self.closed.fork(),
             ever: self.ever.fork(),
@@ -235,21 +276,11 @@ impl DurableQueryOutputs {
         }
     }
 
-    fn captured(&self) -> FinalOutputs {
-        FinalOutputs {
-            closed: sums(self.closed.epochs()),
-            ever: sums(self.ever.epochs()),
-            live: sums(self.live.epochs()),
-            chained: sums(self.chained.epochs()),
-            distinct: sums(self.distinct.epochs()),
-            pairs: sums(self.pairs.epochs()),
-            late: sums(self.late.epochs()),
-            rejects: sums(self.rejects.epochs()),
-        }
+    fn published_epochs(&self) -> usize {
+        self.closed.epochs().len()
     }
 
-    /// Checks that the files and the captured outputs have the expected contents.
-    pub fn check(&self, disk: &CrashingDisk, expected: &FinalOutputs) -> Result<(), String> {
+    fn check(&self, disk: &CrashingDisk, expected: &FinalOutputs) -> Result<(), String> {
         let captured = self.captured();
         same("closed rows", &captured.closed, &expected.closed)?;
         same("rows of what stayed open", &captured.ever, &expected.ever)?;
@@ -321,7 +352,8 @@ fn ever_file(disk: &CrashingDisk) -> Result<Sums<GlobalRow>, String> {
     Ok(now.into_values().map(|row| (row, 1)).collect())
 }
 
-fn sums<D: Record>(epochs: ByEpoch<D>) -> Sums<D> {
+/// Returns the sum of the changes of all epochs.
+pub fn sums<D: Record>(epochs: ByEpoch<D>) -> Sums<D> {
     let mut sums = Sums::new();
     for (row, diff) in epochs.into_values().flatten() {
         *sums.entry(row).or_default() += diff;
@@ -330,7 +362,8 @@ fn sums<D: Record>(epochs: ByEpoch<D>) -> Sums<D> {
     sums
 }
 
-fn same<D: Record>(what: &str, got: &Sums<D>, expected: &Sums<D>) -> Result<(), String> {
+/// Compares rows.
+pub fn same<D: Record>(what: &str, got: &Sums<D>, expected: &Sums<D>) -> Result<(), String> {
     if got == expected {
         return Ok(());
     }

@@ -13,6 +13,7 @@
 pub mod cases;
 pub mod checks;
 pub mod collections;
+pub mod durable_joins;
 pub mod durable_query;
 pub mod incarnations;
 pub mod oracle;

@@ -13,6 +13,7 @@
 //! | a field less and one more of the same type | refused: it may be another name without its alias |
 //! | a wider integer, `f64` instead of `f32`, an option | kept |
 //! | variants more, or in another order | kept |
+//! | aggregates with names more, fewer, or in another order | kept, see [`super::rearrangement`] |
 //! | anything else | refused |
 //!
 //! Invariant: a conversion is a function of the row alone, and of different keys it makes different keys.
@@ -22,30 +23,29 @@ use std::cell::RefCell;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::aggregate_names::NameTree;
+use super::conversion_refusal::ConversionRefusal;
+use super::rearrangement::Rearrangement;
 use super::schema::Schema;
 use super::stored_value::{Mismatch, MismatchKind, SkippedFields, StoredValue};
 
 /// Maximum number of made-up rows.
 const MAX_SAMPLES: usize = 4096;
 
-/// The reason why rows cannot be converted, and the remedy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ConversionRefusal {
-    pub(super) why: String,
-    pub(super) help: String,
-}
-
 const OTHERWISE: &str =
     "convert with `.migrate::<Old>(…)`, or give the step another name and drop the rows with `State::drop_step`";
 
 /// Checks that all rows of a schema can be converted to `T`; returns what changes, for users.
-pub(super) fn check<T: DeserializeOwned>(stored: &Schema) -> Result<Vec<String>, ConversionRefusal> {
+/// `names` are those of the program's aggregates.
+pub(super) fn check<T: DeserializeOwned>(stored: &Schema, names: &NameTree) -> Result<Vec<String>, ConversionRefusal> {
     if !is_known(stored) {
         return Err(ConversionRefusal {
             why: "the stored rows do not say what they consist of".into(),
             help: format!("restore the step's types, {OTHERWISE}"),
         });
     }
+    let arranged = rearranged::<T>(stored, names)?;
+    let stored = &arranged.schema;
     let skipped = RefCell::new(SkippedFields::default());
     for sample in samples(stored) {
         let mut bytes = &sample[..];
@@ -59,18 +59,32 @@ pub(super) fn check<T: DeserializeOwned>(stored: &Schema) -> Result<Vec<String>,
     let mut skipped = skipped.into_inner().fields;
     skipped.sort();
     skipped.dedup();
-    let mut changes = FieldChanges { skipped, places: places(stored), found: Vec::new(), refusal: None };
+    let mut changes = FieldChanges { skipped, places: places(stored), found: arranged.changes, refusal: None };
     changes.compare(stored, &Schema::of::<T>(), String::new());
     changes.refusal.map_or(Ok(changes.found), Err)
 }
 
-/// Converts the `rows` rows of a block and appends them to `out`.
+/// Plans how the stored accumulators become those of the program.
+fn rearranged<T: DeserializeOwned>(stored: &Schema, names: &NameTree) -> Result<Rearrangement, ConversionRefusal> {
+    let mut now = Schema::of::<T>();
+    names.apply_to_rows(&mut now);
+    let refused = |ConversionRefusal { why, help }| ConversionRefusal {
+        why: format!("accumulator: {why}"),
+        help: format!("{help}; {OTHERWISE}"),
+    };
+    Rearrangement::of(stored, &now, names).map_err(refused)
+}
+
+/// Converts the `rows` rows of a block and appends them to `out`; `names` are those of the program's aggregates.
 pub(super) fn convert<T: DeserializeOwned>(
-    stored: &Schema,
-    mut bytes: &[u8],
+    (stored, names): (&Schema, &NameTree),
+    bytes: &[u8],
     rows: u32,
     out: &mut Vec<T>,
 ) -> Result<(), String> {
+    let arranged = rearranged::<T>(stored, names).map_err(|refusal| refusal.why)?;
+    let moved = arranged.apply(bytes, rows)?;
+    let (mut bytes, stored) = (moved.as_deref().unwrap_or(bytes), &arranged.schema);
     for number in 0..rows {
         let row = T::deserialize(StoredValue::new(stored, &mut bytes));
         out.push(row.map_err(|mismatch| {
@@ -167,6 +181,15 @@ fn named(places: &Places, path: &str) -> String {
 fn refusal(stored: &Schema, mismatch: &Mismatch) -> ConversionRefusal {
     let place = named(&places(stored), &mismatch.path());
     let help = match &mismatch.what {
+        // A tuple of aggregates, or what has become one.
+        MismatchKind::Types(stored, now)
+            if place == "accumulator" && (stored.starts_with('(') || now.starts_with("a tuple of ")) =>
+        {
+            format!(
+                "run once with the aggregates of before, in their order, with a name at each (`each.named(\"…\", …)`), \
+                 then add and remove some; {OTHERWISE}"
+            )
+        }
         MismatchKind::Types(stored, _) => {
             format!("write {stored} there, or a wider type of its kind; {OTHERWISE}")
         }
@@ -311,15 +334,15 @@ mod tests {
     /// Converts rows; returns the new rows and what changed.
     fn converted<Old: Serialize + DeserializeOwned, New: DeserializeOwned>(rows: &[Old]) -> (Vec<New>, Vec<String>) {
         let schema = Schema::of::<Old>();
-        let changes = check::<New>(&schema).unwrap();
+        let changes = check::<New>(&schema, &NameTree::None).unwrap();
         let bytes: Vec<u8> = rows.iter().flat_map(bytes_of).collect();
         let mut out = Vec::new();
-        convert(&schema, &bytes, rows.len() as u32, &mut out).unwrap();
+        convert((&schema, &NameTree::None), &bytes, rows.len() as u32, &mut out).unwrap();
         (out, changes)
     }
 
     fn refused<Old: DeserializeOwned, New: DeserializeOwned + Debug>() -> String {
-        let ConversionRefusal { why, help } = check::<New>(&Schema::of::<Old>()).unwrap_err();
+        let ConversionRefusal { why, help } = check::<New>(&Schema::of::<Old>(), &NameTree::None).unwrap_err();
         format!("{why}; {help}")
     }
 
@@ -418,9 +441,37 @@ mod tests {
             assert!(said.contains(expected), "expected: {expected}\nfound:    {said}");
         }
         // A field less of a value is said to be dropped, and one more of another type is no other name of it.
-        let changes = check::<Row<Key, Unrelated>>(&Schema::of::<Row<Key, Wide>>()).unwrap();
+        let changes = check::<Row<Key, Unrelated>>(&Schema::of::<Row<Key, Wide>>(), &NameTree::None).unwrap();
         assert_eq!(changes, ["accumulator.cents is dropped", "accumulator.label is new, and gets its default"]);
-        assert!(check::<u8>(&Schema::Unknown).unwrap_err().why.contains("do not say what they consist of"));
+        assert!(
+            check::<u8>(&Schema::Unknown, &NameTree::None).unwrap_err().why.contains("do not say what they consist of")
+        );
+    }
+
+    /// The types of the refusals above, with what the refusals say to write.
+    #[test]
+    fn what_is_said_to_write_is_accepted() {
+        types! {
+            struct Wide { cents: i32 }
+            struct Optional { cents: Option<i32> }
+            struct Defaulted { #[serde(alias = "cents")] minor: i32, #[serde(default)] currency: String }
+            struct Lenient { }
+            struct Wider { cents: i64 }
+            enum Kept { Cash, Card(u8), Voucher { code: String, cents: i32 }, More }
+            enum Aliased { Cash, Card(u8), #[serde(alias = "Voucher")] Coupon { code: String, cents: i32 } }
+        }
+        fn accepted<Old: DeserializeOwned, New: DeserializeOwned>() {
+            let checked = check::<New>(&Schema::of::<Old>(), &NameTree::None);
+            assert!(checked.is_ok(), "{}: {checked:?}", std::any::type_name::<New>());
+        }
+        accepted::<Row<Key, Wide>, Row<Key, Wide>>();
+        accepted::<Row<Key, Wide>, Row<Key, Wider>>();
+        accepted::<Row<Key, Wide>, Row<Key, Optional>>();
+        accepted::<Row<Key, Wide>, Row<Key, Defaulted>>();
+        accepted::<Row<Key, Wide>, Row<Key, Lenient>>();
+        accepted::<Row<Key, Kind>, Row<Key, Kept>>();
+        accepted::<Row<Key, Kind>, Row<Key, Aliased>>();
+        accepted::<Row<u8, f64>, Row<u8, f64>>();
     }
 
     #[test]
@@ -446,10 +497,11 @@ mod tests {
         for _ in 0..20_000 {
             let bytes: Vec<u8> = (0..random.usize(..40)).map(|_| random.u8(..)).collect();
             // Either result is fine; the test looks for panics.
-            let _unverified = convert::<(u8, Sale)>(&schema, &bytes, random.u32(..3), &mut Vec::new());
+            let _unverified =
+                convert::<(u8, Sale)>((&schema, &NameTree::None), &bytes, random.u32(..3), &mut Vec::new());
         }
         let bytes = bytes_of(&(1u8, sale(Kind::Cash)));
-        let said = convert::<(u8, Sale)>(&schema, &bytes[..3], 1, &mut Vec::new()).unwrap_err();
+        let said = convert::<(u8, Sale)>((&schema, &NameTree::None), &bytes[..3], 1, &mut Vec::new()).unwrap_err();
         assert!(said.starts_with("row 0 of 1 in the block cannot be converted"), "{said}");
     }
 }

@@ -12,12 +12,16 @@
 pub mod abomonation;
 #[cfg(feature = "abomonation")]
 mod abomonation_codec;
+mod aggregate_names;
 mod block;
 mod block_rows;
 mod conversion;
+mod conversion_refusal;
 mod fingerprint;
 mod interface;
+mod named_postcard;
 mod postcard;
+mod rearrangement;
 mod row_encoding;
 mod schema;
 mod shape;
@@ -25,10 +29,12 @@ mod stored_value;
 
 #[cfg(feature = "abomonation")]
 pub use abomonation_codec::Abomonation;
+pub(crate) use aggregate_names::{NameTree, NamedPart};
 pub(crate) use block::{AlignedBytes, BlockBuffer};
 pub(crate) use block_rows::BlockRows;
 pub(crate) use fingerprint::fingerprint;
 pub(crate) use interface::{Codec, RowFit};
+pub(crate) use named_postcard::NamedPostcard;
 pub(crate) use postcard::Postcard;
 pub(crate) use row_encoding::{CodecId, RowEncoding};
 pub(crate) use schema::{DynamicValue, Schema};

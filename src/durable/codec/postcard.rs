@@ -7,10 +7,11 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::durable::codec::conversion::{self, ConversionRefusal};
+use crate::durable::codec::conversion;
+use crate::durable::codec::conversion_refusal::ConversionRefusal;
 use crate::durable::codec::shape::shape_of;
 use crate::durable::codec::{
-    AlignedBytes, BlockBuffer, BlockRows, Codec, CodecId, RowEncoding, RowFit, Schema, fingerprint,
+    AlignedBytes, BlockBuffer, BlockRows, Codec, CodecId, NameTree, RowEncoding, RowFit, Schema, fingerprint,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -24,10 +25,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     }
 
     fn fingerprint(&self) -> u64 {
-        let shape = shape_of::<T>();
-        // The shape lacks everything behind a value that the type refuses; type names stand in for it.
-        let names = if shape.is_whole { String::new() } else { stored_name(std::any::type_name::<T>()) };
-        fingerprint(["shape", &shape.text, &names])
+        fingerprint_of::<T>("")
     }
 
     fn can_read(&self, written: &RowEncoding) -> Result<(), Error> {
@@ -40,18 +38,11 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     }
 
     fn fit(&self, written: &RowEncoding) -> Result<RowFit, Error> {
-        let Err(refused) = Codec::<T>::can_read(self, written) else { return Ok(RowFit::Same) };
-        if written.codec != CodecId::POSTCARD {
-            return Err(refused);
-        }
-        conversion::check::<T>(&written.schema).map(RowFit::Converted).map_err(|ConversionRefusal { why, help }| {
-            let refused = Error::of(ErrorKind::StateIncompatible, "the state has rows that do not fit the query");
-            refused.because(why).help(help)
-        })
+        fit_rows::<T>(Codec::<T>::can_read(self, written), written, &NameTree::None)
     }
 
     fn convert(&self, written: &RowEncoding, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> Result<(), String> {
-        conversion::convert(&written.schema, block.as_slice(), rows, out)
+        convert_rows(written, &NameTree::None, (block.as_slice(), rows), out)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -82,6 +73,43 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
         decode(block.as_slice(), rows, out)?;
         Ok(block)
     }
+}
+
+/// Returns the fingerprint of rows; `names` are those of their aggregates, empty if they have none.
+pub(super) fn fingerprint_of<T: DeserializeOwned>(names: &str) -> u64 {
+    let shape = shape_of::<T>();
+    // The shape lacks everything behind a value that the type refuses; type names stand in for it.
+    let types = if shape.is_whole { String::new() } else { stored_name(std::any::type_name::<T>()) };
+    match names {
+        "" => fingerprint(["shape", &shape.text, &types]),
+        names => fingerprint(["shape", &shape.text, &types, names]),
+    }
+}
+
+/// Checks how rows fit that can be read as they are, or not.
+pub(super) fn fit_rows<T: DeserializeOwned>(
+    can_read: Result<(), Error>,
+    written: &RowEncoding,
+    names: &NameTree,
+) -> Result<RowFit, Error> {
+    let Err(refused) = can_read else { return Ok(RowFit::Same) };
+    if written.codec != CodecId::POSTCARD {
+        return Err(refused);
+    }
+    conversion::check::<T>(&written.schema, names).map(RowFit::Converted).map_err(|ConversionRefusal { why, help }| {
+        let refused = Error::of(ErrorKind::StateIncompatible, "the state has rows that do not fit the query");
+        refused.because(why).help(help)
+    })
+}
+
+/// Converts the rows of a block and appends them to `out`.
+pub(super) fn convert_rows<T: DeserializeOwned>(
+    written: &RowEncoding,
+    names: &NameTree,
+    (block, rows): (&[u8], u32),
+    out: &mut Vec<T>,
+) -> Result<(), String> {
+    conversion::convert((&written.schema, names), block, rows, out)
 }
 
 /// Types whose rows are stored under an earlier name: their paths and that name.

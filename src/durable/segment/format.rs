@@ -247,8 +247,12 @@ fn decode<V: DeserializeOwned>(bytes: &[u8], path: &Path, what: &str) -> Result<
     }
 }
 
+/// The remedy for a file that is damaged or lost.
+pub(super) const RESTORE_FILE: &str = "restore the file from a copy, or begin a new state, with new outputs, at an older \
+                                       snapshot: `tidegate snapshot export STATE DIR --epoch E`, then --from-savepoint DIR";
+
 /// The error for a damaged file.
 pub(super) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
     let error = Error::of(ErrorKind::StateDamaged, "a segment is damaged").at(path.display()).because(why);
-    error.help("restore the file from a copy, or go back to a snapshot without it")
+    error.help(RESTORE_FILE)
 }

@@ -9,7 +9,7 @@ use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::segment::SegmentInfo;
 #[cfg(test)]
 use crate::durable::segment::SegmentLabel;
-use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
+use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, RESTORE_FILE, START, damaged};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A reader of one segment, whose header and footer are verified.
@@ -274,7 +274,7 @@ fn read_some(file: &dyn DiskFile, path: &Path, position: u64, length: u64) -> Re
 fn unreadable(path: &Path, why: &io::Error) -> Error {
     let error = Error::of(ErrorKind::StateDamaged, "cannot read a segment").at(path.display()).because(why);
     if why.kind() == io::ErrorKind::NotFound {
-        error.help("restore the file from a copy, or go back to a snapshot without it")
+        error.help(RESTORE_FILE)
     } else {
         error.help("see to the disk and start again")
     }

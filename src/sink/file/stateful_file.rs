@@ -53,9 +53,13 @@ impl StatefulFile {
             return Err(refused(format!("it belongs to the state {theirs}, and this is the state {ours}")).help(aside));
         }
         if commit.sink != self.sink {
-            return Err(refused(format!("`{}` wrote it, and this is `{}`", commit.sink, self.sink)).help(aside));
+            let (theirs, ours) = (&commit.sink, &self.sink);
+            return Err(refused(format!("`{theirs}` wrote it, and this is `{ours}`")).help(format!(
+                "say `flow.output_was(\"{ours}\", \"{theirs}\")` if it is the same output; otherwise {aside}"
+            )));
         }
-        let again = "restore it, or move it away and begin anew, with a new state directory";
+        let again =
+            format!("restore it, or move it and {} away and begin anew, with a new state directory", path.display());
         if length < commit.length {
             let (shown, name) = (commit.length, path.display());
             let why = format!("it has {length} bytes, and {shown} were published, as {name} says");
@@ -65,7 +69,12 @@ impl StatefulFile {
         let mut begin = vec![0; header.len().min(usize::try_from(commit.length).unwrap_or(usize::MAX))];
         file.read_at(0, &mut begin).map_err(unreadable)?;
         if !begin.is_empty() && begin != header {
-            return Err(refused("its columns are not those of the rows that are to be written").help(aside));
+            let other = "its columns are not those of the rows that are to be written";
+            return Err(refused(other).help(format!(
+                "write another file under another name, and forget this output with `State::drop_output(\"{}\")` or \
+                 --drop-output; or begin a new state, with another file",
+                self.sink
+            )));
         }
         if read_through(file, commit.length, |_| Ok(())).map_err(unreadable)? != commit.checksum {
             let why = format!("its published part has been changed since, according to {}", path.display());

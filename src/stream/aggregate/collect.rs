@@ -46,6 +46,10 @@ impl<D, V: Record, F: Fn(&D) -> V + 'static> Aggregate<D> for Collect<F> {
         *sum.values.entry(part).or_default() += 1;
     }
 
+    fn empty(&self) -> Option<Collected<V>> {
+        Some(Collected { values: BTreeMap::new() })
+    }
+
     fn value(&self, _count: i64, sum: &Collected<V>) -> Result<Vec<V>> {
         let times = |((_, value), times): (&(RecordPosition, V), &u64)| repeat_n(value.clone(), *times as usize);
         Ok(sum.values.iter().flat_map(times).collect())

@@ -56,6 +56,10 @@ macro_rules! distinct {
                 sum.values.insert(value);
             }
 
+            fn empty(&self) -> Option<DistinctValues<V>> {
+                Some(DistinctValues { values: BTreeSet::new() })
+            }
+
             fn value(&self, _count: i64, sum: &DistinctValues<V>) -> Result<$shown> {
                 Ok($show(&sum.values))
             }

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use crate::record::Record;
 use crate::stream::aggregate::{
     Accumulator, Aggregate, ApproxCountDistinct, ArgMax, ArgMin, Bottom, Collect, Count, CountDistinct, CountIf,
-    Distinct, Filter, FilterMap, First, Last, Max, Mean, Merge, Min, Quantile, Quantiles, SampleStdDev, SampleVariance,
-    StdDev, Sum, Summable, Top, Variance,
+    Distinct, Filter, FilterMap, First, IfAny, Last, Max, Mean, Merge, Min, Named, Quantile, Quantiles, SampleStdDev,
+    SampleVariance, StdDev, Sum, Summable, Top, Variance,
 };
 
 /// Names the aggregates of a window of `D`s. A tuple of aggregates is an aggregate, whose value is the tuple of their
@@ -53,6 +53,44 @@ impl<D> fmt::Debug for Each<D> {
 impl<D: Record> Each<D> {
     pub(crate) fn new() -> Self {
         Each(PhantomData)
+    }
+
+    /// Gives an aggregate of a tuple a name, by which a state finds it again: a changed query may have the aggregates in
+    /// another order, and may have more or fewer of them. Of those that it still has, windows that are open go on as they
+    /// were. One that is new begins with the records that come after the snapshot that the job goes on from, and is partial
+    /// in windows that had begun; `count` alone has all of a window's records. So it needs a value of no records: `min`,
+    /// `mean` and others that have none are put into [`if_any`](Each::if_any).
+    ///
+    /// All aggregates of a tuple have names, or none. A name stands for what the aggregate computes: another aggregate
+    /// needs another name. Names of aggregates in `over` are refused, as these are found by their positions.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tidegate::stream::Keyed;
+    /// # use tidegate::{Closed, Stream, Transaction, Window};
+    /// /// Count and sum; since a later version also the least amount.
+    /// type Totals = (i64, i128, Option<i64>);
+    ///
+    /// fn totals(transactions: Keyed<'_, String, Transaction>) -> Stream<'_, Closed<String, Totals>> {
+    ///     let minutes = transactions.window(Window::tumbling(Duration::from_secs(60)));
+    ///     let totals = minutes.aggregate("totals", |each| {
+    ///         (
+    ///             each.named("count", each.count()),
+    ///             each.named("cents", each.sum(|t| t.amount_cents)),
+    ///             each.named("least", each.if_any(each.min(|t| t.amount_cents))),
+    ///         )
+    ///     });
+    ///     totals.on_close()
+    /// }
+    /// ```
+    pub fn named<A: Aggregate<D>>(self, name: &str, aggregate: A) -> Named<A> {
+        Named { name: name.to_owned(), earlier: Vec::new(), aggregate }
+    }
+
+    /// An `Option` of an aggregate's value: `None` if it has got no record, as in windows that had begun when the aggregate
+    /// was added to the query ([`named`](Each::named)).
+    pub fn if_any<A: Aggregate<D>>(self, aggregate: A) -> IfAny<A> {
+        IfAny(aggregate)
     }
 
     /// Counts the records, as an `i64`.

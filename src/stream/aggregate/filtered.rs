@@ -6,9 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::codec::NameTree;
 use crate::error::Result;
 use crate::record::{Event, Record};
-use crate::stream::aggregate::{Accumulator, Aggregate};
+use crate::stream::aggregate::{Accumulator, Aggregate, AggregateNames};
 
 /// The accumulator of [`Filter`] and [`FilterMap`]: that of the records that have passed, with their number; `None` before
 /// the first one.
@@ -84,6 +85,14 @@ impl<D, P: Fn(&D) -> bool + 'static, A: Aggregate<D>> Aggregate<D> for Filter<P,
         self.aggregate.check()
     }
 
+    fn empty(&self) -> Option<FilteredSum<A::Sum>> {
+        Some(FilteredSum { passed: None })
+    }
+
+    fn names(&self) -> AggregateNames {
+        AggregateNames(NameTree::of_filtered(self.aggregate.names().0))
+    }
+
     fn filters(&self) -> usize {
         1 + self.aggregate.filters()
     }
@@ -122,12 +131,63 @@ impl<D, V: Record, F: Fn(&D) -> Option<V> + 'static, A: Aggregate<V>> Aggregate<
         self.aggregate.check()
     }
 
+    fn empty(&self) -> Option<FilteredSum<A::Sum>> {
+        Some(FilteredSum { passed: None })
+    }
+
+    fn names(&self) -> AggregateNames {
+        AggregateNames(NameTree::of_filtered(self.aggregate.names().0))
+    }
+
     fn filters(&self) -> usize {
         1 + self.aggregate.filters()
     }
 
     fn value(&self, _count: i64, sum: &FilteredSum<A::Sum>) -> Result<Option<A::Value>> {
         value(&self.aggregate, sum)
+    }
+}
+
+/// See [`Each::if_any`](super::Each::if_any).
+#[derive(Clone, Copy, Debug)]
+pub struct IfAny<A>(pub(super) A);
+
+impl<D, A: Aggregate<D>> Aggregate<D> for IfAny<A> {
+    type Part = A::Part;
+    type Sum = FilteredSum<A::Sum>;
+    type Value = Option<A::Value>;
+
+    #[inline]
+    fn part(&self, event: &Event<D>) -> A::Part {
+        self.0.part(event)
+    }
+
+    fn lift(&self, part: A::Part) -> FilteredSum<A::Sum> {
+        lift(&self.0, Some(part))
+    }
+
+    fn absorb(&self, sum: &mut FilteredSum<A::Sum>, part: A::Part) {
+        absorb(&self.0, sum, Some(part));
+    }
+
+    fn check(&self) -> Result<()> {
+        self.0.check()
+    }
+
+    fn empty(&self) -> Option<FilteredSum<A::Sum>> {
+        Some(FilteredSum { passed: None })
+    }
+
+    fn names(&self) -> AggregateNames {
+        AggregateNames(NameTree::of_filtered(self.0.names().0))
+    }
+
+    fn filters(&self) -> usize {
+        self.0.filters()
+    }
+
+    fn value(&self, _count: i64, sum: &FilteredSum<A::Sum>) -> Result<Option<A::Value>> {
+        value(&self.0, sum)
     }
 }
 
@@ -147,6 +207,10 @@ impl<D, P: Fn(&D) -> bool + 'static> Aggregate<D> for CountIf<P> {
 
     fn lift(&self, passes: bool) -> FilteredSum<()> {
         FilteredSum { passed: passes.then_some((1, ())) }
+    }
+
+    fn empty(&self) -> Option<FilteredSum<()>> {
+        Some(FilteredSum { passed: None })
     }
 
     fn filters(&self) -> usize {

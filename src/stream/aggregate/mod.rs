@@ -15,7 +15,8 @@
 //! | distinct values | [`CountDistinct`], [`Distinct`] | every distinct value |
 //! | distinct values, approximately | [`ApproxCountDistinct`] | 16 KiB at most |
 //! | all values | [`Collect`] | every value |
-//! | of some records | [`CountIf`], [`Filter`], [`FilterMap`] | that of the inner aggregate, and a count |
+//! | of some records | [`CountIf`], [`Filter`], [`FilterMap`], [`IfAny`] | that of the inner aggregate, and a count |
+//! | with a name in states | [`Named`] | that of the inner aggregate |
 //! | custom | [`Merge`], [`Aggregate`] | your own type |
 //!
 //! Invariant: `merge` is *exactly* commutative and associative, so an accumulator is a function of the parts as a
@@ -36,6 +37,7 @@ mod distinct;
 mod each;
 mod extremes;
 mod filtered;
+mod named;
 mod quantiles;
 mod quotient;
 mod ranked;
@@ -48,6 +50,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::codec::NameTree;
 use crate::error::Result;
 use crate::record::{Event, Record};
 
@@ -55,7 +58,8 @@ pub use collect::{Collect, Collected};
 pub use distinct::{CountDistinct, Distinct, DistinctValues};
 pub use each::Each;
 pub use extremes::{ArgMax, ArgMin, First, GreatestBy, Last, LeastBy, Max, Min};
-pub use filtered::{CountIf, Filter, FilterMap, FilteredSum};
+pub use filtered::{CountIf, Filter, FilterMap, FilteredSum, IfAny};
+pub use named::Named;
 pub use quantiles::{Quantile, QuantileHistogram, Quantiles};
 pub use ranked::{Bottom, BottomValues, Top, TopValues};
 pub use real_sum::RealSum;
@@ -75,6 +79,10 @@ pub trait Accumulator: Record {
     /// Adds `other` to this accumulator.
     fn merge(&mut self, other: &Self);
 }
+
+/// The names that an aggregate and those within it have in a state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AggregateNames(pub(crate) NameTree);
 
 /// A function of a window's records, computed from an accumulator.
 #[diagnostic::on_unimplemented(
@@ -109,6 +117,18 @@ pub trait Aggregate<D>: 'static {
     /// Fails if a parameter is invalid, such as a quantile above 1.
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Returns the accumulator of no records, which changes nothing when it is merged; `None` if the aggregate has no value
+    /// of no records, or one that depends on the number of the window's records. A changed program begins with it where the
+    /// aggregate is new, see [`Each::named`].
+    fn empty(&self) -> Option<Self::Sum> {
+        None
+    }
+
+    /// Returns the names that the aggregate and those within it have in a state; none by default.
+    fn names(&self) -> AggregateNames {
+        AggregateNames::default()
     }
 
     /// Returns how many of its aggregates take only some of the records. The plan of a query tells it, and so does its
@@ -152,6 +172,10 @@ impl<D> Aggregate<D> for Count {
 
     #[inline]
     fn lift(&self, (): ()) {}
+
+    fn empty(&self) -> Option<()> {
+        Some(())
+    }
 
     fn value(&self, count: i64, (): &()) -> Result<i64> {
         Ok(count)
@@ -267,6 +291,14 @@ macro_rules! tuples {
             fn check(&self) -> Result<()> {
                 $(self.$at.check()?;)+
                 Ok(())
+            }
+
+            fn empty(&self) -> Option<Self::Sum> {
+                Some(($(self.$at.empty()?,)+))
+            }
+
+            fn names(&self) -> AggregateNames {
+                AggregateNames(NameTree::of_tuple([$(self.$at.names().0),+]))
             }
 
             fn filters(&self) -> usize {

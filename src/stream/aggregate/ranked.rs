@@ -92,6 +92,10 @@ macro_rules! ranked {
                 Err(Error::usage("of an aggregate's values none would be kept").help("keep at least one"))
             }
 
+            fn empty(&self) -> Option<$sum<V>> {
+                Some($sum { most: self.most as u64, values: Vec::new() })
+            }
+
             fn value(&self, _count: i64, sum: &$sum<V>) -> Result<Vec<V>> {
                 Ok(sum.values.clone())
             }

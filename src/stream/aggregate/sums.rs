@@ -14,8 +14,8 @@ use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, Wrap
     note = "`f64` has no total order, so it is no record: wrap it, `each.sum(|r| tidegate::Real::new(r.kelvin))`"
 )]
 pub trait Summable: Record {
-    /// The accumulator of the sum.
-    type Total: Accumulator;
+    /// The accumulator of the sum; its default is zero.
+    type Total: Accumulator + Default;
     /// The type of the emitted sum.
     type SumValue: Record;
 
@@ -210,6 +210,10 @@ impl<D, N: Summable, F: Fn(&D) -> N + 'static> Aggregate<D> for Sum<F> {
     #[inline]
     fn absorb(&self, sum: &mut N::Total, part: N) {
         part.add_to(sum);
+    }
+
+    fn empty(&self) -> Option<N::Total> {
+        Some(N::Total::default())
     }
 
     fn value(&self, _count: i64, sum: &N::Total) -> Result<N::SumValue> {

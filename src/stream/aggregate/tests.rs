@@ -122,6 +122,12 @@ fn laws<A: Aggregate<Deal>>(build: impl Fn(Each<Deal>) -> A, expected: impl Fn(&
             same("any order is the same", &whole, &folded(&aggregate, all.clone(), &mut random), seed);
         }
 
+        if let Some(empty) = aggregate.empty() {
+            same("nothing and a is a", &merged(&empty, &a), &a, seed);
+            same("a and nothing is a", &merged(&a, &empty), &a, seed);
+            assert!(aggregate.value(0, &empty).is_ok(), "nothing has no value");
+        }
+
         let (bytes, read) = (written(&whole), postcard::from_bytes::<A::Sum>(&written(&whole)).unwrap());
         same("what is written can be read", &whole, &read, seed);
         let mut rest = &bytes[..];
@@ -441,6 +447,9 @@ fn of_some_of_the_records() {
             (!odd.is_empty()).then_some(greatest)
         },
     );
+    laws(|each| each.if_any(each.max(|t| t.number)), |all| all.iter().map(|deal| deal.data.number).max());
+    let any = Each::<Deal>::new().if_any(Each::<Deal>::new().max(|t: &Deal| t.number));
+    assert_eq!(any.value(0, &any.empty().unwrap()), Ok(None));
     laws(|each| (each.filter(|_| false, |each| each.mean(|t| t.small)), each.count_if(|_| false)), |_| (None, 0));
     let each = Each::<Deal>::new();
     let some = each.filter(|_| true, |each| (each.count(), each.count_if(|_| true)));

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | joins by key, inner and outer | `joins` |
 //! | one or several rows for each key: counts, sums, extremes, any function | `reductions` |
+//! | windowed aggregates, by a time of each row | `windows` |
 //! | repetition until nothing changes, and graphs | `iteration`, `graphs` |
 //! | from records that are changes, and back to records | `changes` |
 //!
@@ -26,6 +27,7 @@ mod iteration;
 mod joins;
 mod observer;
 mod reductions;
+mod windows;
 
 use std::fmt;
 
@@ -41,6 +43,7 @@ use crate::time::Epoch;
 
 pub use iteration::{LoopCollection, LoopScope};
 pub use observer::Observer;
+pub use windows::WindowedCollection;
 
 /// The origin of a collection that is not recoverable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -105,9 +105,9 @@ impl<'f, K: Record, L: Record, R: Record> JoinInputs<'f, K, L, R> {
         let of_left = |event: &Event<L>| JoinSide::Left(event.data.clone());
         let of_right = |event: &Event<R>| JoinSide::Right(event.data.clone());
         let (left_records, left_late) =
-            window_operator::assigned::<F, L>(left, &name, &late_left, routers.0, of_left, pool.clone());
+            window_operator::assigned::<F, L>(left, (&name, lateness), &late_left, routers.0, of_left, pool.clone());
         let (right_records, right_late) =
-            window_operator::assigned::<F, R>(right, &name, &late_right, routers.1, of_right, pool.clone());
+            window_operator::assigned::<F, R>(right, (&name, lateness), &late_right, routers.1, of_right, pool.clone());
         let right_late =
             Stream { events: right_late, marks: marks.clone(), flow: flow.clone(), pool: ContainerPool::default() };
         let records = left_records.concat(right_records);

@@ -3,6 +3,10 @@
 //! of the changed program over everything. What cannot go on is refused, and what the refusal advises is tried too.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+mod advice;
+mod aggregates;
+mod fixtures;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -634,4 +638,41 @@ fn what_a_refusal_advises_is_accepted() {
     assert_eq!(fresh.live(Life::Rest, query("all", &all, "table")), Ok(Ending::Complete));
     // The table begins anew with the records that are read from then on: its last rows are those of all.
     assert_eq!(new.all(), all.all());
+}
+
+/// Epochs that are to be replayed stop a changed query; a clean stop of the old one, or the flag, lets it go on.
+#[test]
+fn advice_on_replays_is_followed() {
+    let (old, new): (&[_], &[_]) = (&[("a", &[] as &[&str])], &[("a", &[] as &[&str]), ("b", &[])]);
+    let crashed = (60..400).step_by(9).find_map(|act| {
+        let kept = Kept { disk: CrashingDisk::new() };
+        kept.disk.crash_at(act);
+        let ended = kept.live(Life::Rest, sums(old));
+        let survived = Kept { disk: kept.disk.after_kill() };
+        let error = survived.fork().live(Life::Rest, sums(new)).err()?;
+        (ended.is_err() && error.contains("epochs are to be replayed")).then_some((survived, error))
+    });
+    let (kept, error) = crashed.expect("a crash leaves epochs to be replayed");
+    refused(Err(error), &["stop the old one cleanly first, or pass --accept-changed-query"]);
+    assert_eq!(kept.fork().live_with(Life::Rest, 2, accepted, sums(new)), Ok(Ending::Complete));
+    assert_eq!(kept.live(Life::Part, sums(old)), Ok(Ending::Stopped));
+    assert_eq!(kept.live(Life::Rest, sums(new)), Ok(Ending::Complete));
+}
+
+/// A step with rows under its old and its new name.
+#[test]
+fn advice_on_steps_under_two_names_is_followed() {
+    let kept = Kept::by(sums(&[("a", &[]), ("b", &[])]));
+    let both = kept.live(Life::Rest, sums(&[("a", &["b"])]));
+    refused(
+        both,
+        &["remove `.was(\"b\")`, and drop the rows of `b`", "or give the step a name that the state does not have"],
+    );
+    let dropped = kept.fork().live_with(Life::Rest, 2, |state| state.drop_step("b"), sums(&[("a", &[])]));
+    assert_eq!(dropped, Ok(Ending::Complete));
+    // Under a third name it continues `b`, and the rows of `a` are refused in turn.
+    let third = kept.fork().live(Life::Rest, sums(&[("c", &["b"])]));
+    refused(third, &["rows of a step that the query does not have (step a)", "`State::drop_step(\"a\")`"]);
+    let dropped = kept.live_with(Life::Rest, 2, |state| state.drop_step("a"), sums(&[("c", &["b"])]));
+    assert_eq!(dropped, Ok(Ending::Complete));
 }
