@@ -93,8 +93,9 @@ fn sources() {
         .idle_after(Duration::from_secs(10)) // a quiet partition no longer holds windows open after this
         .from(kafka::StartOffset::Latest);
     let table = csv::Source::new("transactions.csv").event_time(|t: &Transaction| t.at_ms);
+    let tabs = csv::Source::new("transactions.tsv").delimiter('\t').event_time(|t: &Transaction| t.at_ms);
     let lines = ndjson::Source::new("transactions.ndjson").event_time(|t: &Transaction| t.at_ms);
-    assert!(!std::any::type_name_of_val(&(topic, table, lines)).is_empty());
+    assert!(!std::any::type_name_of_val(&(topic, table, tabs, lines)).is_empty());
 }
 
 #[test]
@@ -235,18 +236,16 @@ fn state_by_key() {
     let transactions = in_memory();
     plans(move |flow| {
         let accounts = flow.read("transactions", &transactions).key_by(|t| t.account.clone());
-        let silent = accounts.keyed_state::<u64, (String, u64)>(
+        let silent = accounts.keyed_state(
             "silence",
-            |at, _transaction| {
-                let count = at.state().unwrap_or(0) + 1;
-                *at.state() = Some(count);
+            |at, count: &mut Option<u64>, _transaction| {
+                *count.get_or_insert(0) += 1;
                 at.clear_timers();
                 at.set_timer_in(5 * MINUTE);
             },
-            |at| {
-                if let Some(count) = at.state().take() {
-                    let account = at.key().clone();
-                    at.emit((account, count));
+            |at, count| {
+                if let Some(count) = count.take() {
+                    at.emit((at.key().clone(), count));
                 }
             },
         );
