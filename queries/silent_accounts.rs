@@ -49,16 +49,16 @@ fn run(query: &QueryArgs) -> Result<u8> {
     let (silent, late, lateness) = (query.out()?, query.late()?, query.allowed_lateness);
     query.run("silent-accounts", move |flow| {
         let accounts = flow.read("transactions", &transactions).key_by(|t| t.account.clone());
-        let watched = accounts.allowed_lateness(lateness).keyed_state::<(EventTime, u64), Silent>(
+        let watched = accounts.allowed_lateness(lateness).keyed_state(
             "silence",
-            |at, _| {
-                let transactions = at.state().map_or(0, |(_, transactions)| transactions) + 1;
-                *at.state() = Some((at.now(), transactions));
+            |at, since: &mut Option<(EventTime, u64)>, _| {
+                let transactions = since.map_or(0, |(_, transactions)| transactions) + 1;
+                *since = Some((at.now(), transactions));
                 at.clear_timers();
                 at.set_timer_in(QUIET);
             },
-            |at| {
-                if let Some((last_at, transactions)) = at.state().take() {
+            |at, since| {
+                if let Some((last_at, transactions)) = since.take() {
                     at.emit(Silent { account: at.key().clone(), last_at, silent_at: at.now(), transactions });
                 }
             },

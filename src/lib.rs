@@ -116,7 +116,7 @@ pub use view::Views;
 /// CSV files: [`csv::Source`] reads one, [`csv::Sink`] writes one.
 pub mod csv {
     pub use crate::sink::csv::Sink;
-    pub use crate::source::csv::Source;
+    pub use crate::source::csv::{Delimiter, Source};
 }
 
 /// Files with one JSON object a line: [`ndjson::Source`] reads one, [`ndjson::Sink`] writes one.

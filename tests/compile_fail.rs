@@ -138,6 +138,23 @@ fn mistakes_are_explained_by_the_compiler() {
 }
 
 #[test]
+fn messages_that_the_guide_explains_are_those_of_the_programs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("docs/guide.md")).unwrap();
+    let (_, table) = guide.split_once("\n## Messages of the compiler\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let rows: Vec<Vec<&str>> = (table.lines().filter(|line| line.starts_with("| `")))
+        .map(|line| line.split(" | ").map(|cell| cell.trim_matches(['|', ' ', '`'])).collect())
+        .collect();
+    for row in &rows {
+        let [message, _, _, program] = row[..] else { panic!("four cells: {row:?}") };
+        let said = fs::read_to_string(root.join(PROGRAMS).join(program).with_extension("stderr")).unwrap();
+        assert!(said.replace('`', "").contains(&message.replace('`', "")), "{program} does not get: {message}\n{said}");
+    }
+    assert!(rows.len() >= 6, "{rows:?}");
+}
+
+#[test]
 fn only_what_unrelated_edits_change_is_left_out() {
     let own = "error[E1]: no\n  --> tests/compile_fail/a.rs:9:3\n   |\n9  |   a();\n   |   ^ no\n   = help: b\n";
     let foreign = |line| format!("note: c\n  --> src/d.rs:{line}:2\n   |\n{line} |  fn d();\n...\n{line} |  e\n");

@@ -1,4 +1,4 @@
-//! The Rust code of `docs/guide.md`, compiled, and run where it needs no broker.
+//! The Rust code of `docs/guide.md` and of the pages beside it, compiled, and run where it needs no broker.
 //!
 //! It exists because code in a manual that does not compile is worse than none. `tests/docs.rs` checks that each block of the
 //! manual's Rust code is here, line for line.
@@ -93,8 +93,9 @@ fn sources() {
         .idle_after(Duration::from_secs(10)) // a quiet partition no longer holds windows open after this
         .from(kafka::StartOffset::Latest);
     let table = csv::Source::new("transactions.csv").event_time(|t: &Transaction| t.at_ms);
+    let tabs = csv::Source::new("transactions.tsv").delimiter('\t').event_time(|t: &Transaction| t.at_ms);
     let lines = ndjson::Source::new("transactions.ndjson").event_time(|t: &Transaction| t.at_ms);
-    assert!(!std::any::type_name_of_val(&(topic, table, lines)).is_empty());
+    assert!(!std::any::type_name_of_val(&(topic, table, tabs, lines)).is_empty());
 }
 
 #[test]
@@ -247,18 +248,16 @@ fn state_by_key() {
     let transactions = in_memory();
     plans(move |flow| {
         let accounts = flow.read("transactions", &transactions).key_by(|t| t.account.clone());
-        let silent = accounts.keyed_state::<u64, (String, u64)>(
+        let silent = accounts.keyed_state(
             "silence",
-            |at, _transaction| {
-                let count = at.state().unwrap_or(0) + 1;
-                *at.state() = Some(count);
+            |at, count: &mut Option<u64>, _transaction| {
+                *count.get_or_insert(0) += 1;
                 at.clear_timers();
                 at.set_timer_in(5 * MINUTE);
             },
-            |at| {
-                if let Some(count) = at.state().take() {
-                    let account = at.key().clone();
-                    at.emit((account, count));
+            |at, count| {
+                if let Some(count) = count.take() {
+                    at.emit((at.key().clone(), count));
                 }
             },
         );
@@ -459,6 +458,152 @@ fn per_minute(transactions: Stream<'_, Transaction>) -> Stream<'_, (EventTime, S
         .aggregate("per minute", |each| each.count())
         .on_close()
         .map(|row| (row.window.end, row.key, row.value))
+}
+
+#[test]
+fn quiet_streams() -> Result<()> {
+    let input = MemorySource::new(vec![transactions(100), transactions(1)], |t: &Transaction| t.at_ms);
+    let counted = |script: Script| -> Result<Vec<(EventTime, String, i64)>> {
+        let (input, counts) = (input.clone(), Captured::new());
+        let output = counts.clone();
+        let query = move |flow: &Flow<'_>| per_minute(flow.read("input", &input)).write("counts", &output);
+        TestRun::new().script("input", script).run(query)?;
+        Ok(counts.all())
+    };
+    let quiet = Script::new().epoch(|e| e.take(0, 100).find(1)); // partition 1 has nothing, and holds all windows open
+    assert_eq!(counted(quiet.clone())?, []);
+    assert!(counted(quiet.epoch(|e| e.idle(1)))?.len() > 1); // and here no more
+    Ok(())
+}
+
+#[test]
+fn results_do_not_depend_on_workers() -> Result<()> {
+    let input = in_memory();
+    let mut expected = std::collections::BTreeMap::new();
+    for t in transactions(100) {
+        let end = (t.at_ms / 60_000 + 1) * 60_000;
+        *expected.entry((EventTime::from_millis(end), t.account)).or_insert(0) += 1;
+    }
+    let expected: Vec<_> = expected.into_iter().map(|((end, account), count)| (end, account, count)).collect();
+    for workers in 1..4 {
+        let (input, counts) = (input.clone(), Captured::new());
+        let output = counts.clone();
+        let query = move |flow: &Flow<'_>| per_minute(flow.read("input", &input)).write("counts", &output);
+        TestRun::new().workers(workers).seed(7 * workers as u64).run(query)?;
+        assert_eq!(counts.all(), expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn in_a_service() -> Result<()> {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let (sender, transactions_of_the_service) = channel::<Transaction>(1_000);
+    let transactions = transactions_of_the_service.event_time(|t: &Transaction| t.at_ms);
+    let sending = std::thread::spawn(move || {
+        for transaction in self::transactions(100) {
+            sender.send(transaction).unwrap();
+        }
+        sender // while it is there, more may come
+    });
+    let job = Job::new("totals").state(State::at(&state)).workers(2);
+    let (stop, watcher, views, metrics) = (job.stopper(), job.watcher(), job.views(), job.metrics());
+    let running = std::thread::spawn(move || {
+        job.run(move |flow| {
+            let totals = flow
+                .read("transactions", &transactions)
+                .key_by(|t| t.account.clone())
+                .window(Window::global())
+                .aggregate("totals", |each| each.sum(|t| t.amount_cents));
+            totals.on_change().map(|row| (row.key, row.value)).view("totals");
+        })
+    });
+    // Requests are answered by any thread, also an asynchronous runtime's: nothing here waits.
+    let answer = loop {
+        match views.get("totals", Some("account-1")) {
+            Ok(answer) if answer.rows.len() > 0 => break answer,
+            _ => std::thread::sleep(Duration::from_millis(10)), // it has not begun, or says why it cannot answer
+        }
+    };
+    println!("epoch {}: {:?}; {:?}", answer.epoch, answer.rows.collect::<Vec<_>>(), watcher.status());
+    println!("{} records", metrics.source("transactions").read.get());
+    stop.stop(); // at the end of your program: the current epoch is published, and a last snapshot made
+    let report = running.join().unwrap()?;
+    println!("{}", report.summary);
+    assert_eq!(report.ending, tidegate::job::Ending::Stopped);
+    drop(sending.join());
+    Ok(())
+}
+
+#[test]
+fn from_flink() {
+    let transactions = in_memory();
+    let (results, too_late, alerts) = (Captured::new(), Captured::new(), Captured::new());
+    plans(move |flow| {
+        let accounts = flow.read("transactions", &transactions);
+        let counts = accounts
+            .clone()
+            .key_by(|t| t.account.clone())
+            .window(Window::sliding(10 * SECOND, 5 * SECOND))
+            .allowed_lateness(MINUTE)
+            .aggregate("counts", |each| each.count());
+        counts.on_fire().map(|row| (row.window.end, row.key, row.value)).write("counts", &results);
+        counts.late().write("too late", &too_late);
+
+        let spenders = accounts.key_by(|t| t.account.clone()).keyed_state(
+            "spenders",
+            |at, spent: &mut Option<i64>, t| {
+                if spent.is_none() {
+                    at.set_timer_in(MINUTE);
+                }
+                *spent.get_or_insert(0) += t.amount_cents;
+            },
+            |at, spent| match spent.take() {
+                Some(cents) if cents > 100_000 => at.emit((at.key().clone(), cents)),
+                _ => {}
+            },
+        );
+        spenders.emitted().write("spenders", &alerts);
+    });
+}
+
+#[test]
+fn from_kafka_streams() {
+    let (transactions, results) = (in_memory(), Captured::new());
+    let accounts = MemorySource::new(vec![Vec::<Account>::new()], |a: &Account| a.at_ms);
+    plans(move |flow| {
+        let countries = flow
+            .read_first("accounts", &accounts)
+            .key_by(|a| a.name.clone())
+            .last_by_key_with("countries", |a| (!a.deleted).then(|| a.country.clone()));
+        flow.read("transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .join_table(countries)
+            .key_by(|(_, country)| country.clone())
+            .window(Window::tumbling(60 * MINUTE))
+            .allowed_lateness(MINUTE)
+            .aggregate("by country", |each| each.count())
+            .on_close()
+            .map(|row| (row.window.end, row.key, row.value))
+            .write("by country", &results);
+    });
+}
+
+#[test]
+fn from_differential_dataflow() {
+    let transactions = in_memory();
+    plans(move |flow| {
+        let pairs: Collection<'_, (String, String)> = flow
+            .read("transactions", &transactions)
+            .map(|t| (t.account, t.merchant))
+            .live_for("last hour", 60 * MINUTE); // retracted by the watermark
+        let degrees = pairs.through(|pairs| pairs.map(|(from, _to)| from).count());
+        degrees.for_each_epoch("degrees", |epoch, changes| {
+            println!("epoch {epoch}: {} changes", changes.len());
+            Ok(())
+        });
+    });
 }
 
 #[test]

@@ -186,16 +186,13 @@ impl<'f> Inputs<'f, '_> {
         let state = left.keyed_state_with::<_, u32, IdRow>(
             "state",
             right,
-            |at, deal| {
-                *at.state() = Some(deal.id);
+            |at, last, deal| {
+                *last = Some(deal.id);
                 at.clear_timers();
                 at.set_timer_in(millis(MEMORY));
             },
-            |at, deal| {
-                let left = *at.state();
-                at.emit((deal.key, left, Some(deal.id)));
-            },
-            |at| *at.state() = None,
+            |at, last, deal| at.emit((deal.key, *last, Some(deal.id))),
+            |_, last| *last = None,
         );
         joined.into_iter().chain([state.results()]).collect()
     }
@@ -251,8 +248,8 @@ impl Outputs {
 fn timed(rows: Stream<'_, IdRow>, name: &str, (output, missed): &(Captured<TimedRow>, Captured<IdRow>)) {
     let state = rows.key_by(|row| row.0).keyed_state::<(), TimedRow>(
         &format!("times of {name}"),
-        |at, row| at.emit((at.now().millis(), row)),
-        |_| {},
+        |at, _, row| at.emit((at.now().millis(), row)),
+        |_, _| {},
     );
     state.emitted().write(name, output);
     state.late().write(&format!("late behind {name}"), missed);

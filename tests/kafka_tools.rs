@@ -70,6 +70,8 @@ fn the_command_line_is_sound() {
         "produce --brokers b --csv f --generate 3",
         "produce --brokers b --generate 3 --rate 0",
         "produce --brokers b --csv f --seed 3",
+        "produce --brokers b --csv f --delimiter ab",
+        "produce --brokers b --ndjson f --delimiter ;",
         "produce --brokers b --lines f --whole g",
         "produce --brokers b --lines f --generate 3",
         "produce --brokers b --generate 3 --message acme.A",
@@ -133,6 +135,20 @@ fn what_is_produced_is_consumed() {
     for topic in ["again", "again-json"] {
         tool(&format!("consume --brokers {servers} --topic {topic} --out {here}/{topic}.csv --until-end")).unwrap();
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))), generated(4, 200));
+    }
+    // Whatever is between the fields, the copy is input again.
+    for (number, delimiter) in [";", "tab", "|"].into_iter().enumerate() {
+        let out = format!("--out {here}/by-{number}.csv --delimiter {delimiter} --until-end");
+        tool(&format!("consume --brokers {servers} --topic again-json {out}")).unwrap();
+        let text = fs::read_to_string(folder.path().join(format!("by-{number}.csv"))).unwrap();
+        let between = if delimiter == "tab" { "\t" } else { delimiter };
+        assert!(text.starts_with(&["id", "account", "merchant", "amount_cents"].join(between)), "{text}");
+        let again = format!("--topic by-{number} --csv {here}/by-{number}.csv");
+        tool(&format!("produce --brokers {servers} {again} --delimiter {delimiter}")).unwrap();
+        tool(&format!("consume --brokers {servers} --topic by-{number} --out {here}/by.csv --until-end")).unwrap();
+        assert_eq!(copied(&folder.path().join("by.csv")), generated(4, 200));
+        let error = tool(&format!("produce --brokers {servers} {again}")).unwrap_err().to_string();
+        assert!(error.contains("lacks the columns `id`") && error.contains("--delimiter"), "{error}");
     }
 }
 

@@ -55,7 +55,7 @@ impl Emitted {
             by_key()
                 .not_followed("silent", |deal| deal.amount > 0, |deal| deal.amount % 2 == 0, WITHIN)
                 .write("silent", &own.silent);
-            let counted = by_key().keyed_state::<(), Deal>("late", |_, _| {}, |_| {});
+            let counted = by_key().keyed_state::<(), Deal>("late", |_, _, _| {}, |_, _| {});
             counted.late().write("late", &own.late);
             let frames = [Preceding::rows(PRECEDING as u64), Preceding::range(WITHIN), Preceding::unbounded()];
             for ((number, frame), output) in frames.into_iter().enumerate().zip(&own.framed) {

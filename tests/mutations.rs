@@ -83,6 +83,22 @@ const MUTATIONS: &[Mutation] = &[
         test: "sums_and_means_are_the_nearest_numbers_to_exact_fractions",
     },
     Mutation {
+        name: "a long row of csv is searched for commas, whatever is between its fields",
+        file: "src/source/csv/rows.rs",
+        text: "(_, byte) if byte == delimiter => ScanState::FieldStart,",
+        instead: "(_, b',') => ScanState::FieldStart,",
+        tests: "src/source/csv/rows.rs",
+        test: "the_end_of_a_row_is_found_in_pieces_of_any_size",
+    },
+    Mutation {
+        name: "fields that have another delimiter in them are written without quotes",
+        file: "src/sink/csv/line_serializer.rs",
+        text: "|byte: &u8| *byte == delimiter || ",
+        instead: "|byte: &u8| *byte == b',' || ",
+        tests: "src/sink/csv.rs",
+        test: "bytes_are_those_of_the_csv_crate",
+    },
+    Mutation {
         name: "a frame of rows has one record less",
         file: "src/stream/over.rs",
         text: "while passed.count() - 1 > preceding {",

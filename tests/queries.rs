@@ -133,6 +133,32 @@ fn totals_of_an_ndjson_file_are_those_of_its_lines_on_any_number_of_workers() {
 }
 
 #[test]
+fn fields_may_be_between_other_characters_than_commas() {
+    let folder = Folder::new();
+    let rows = wild(11, 1_500);
+    let expected = expected_of(&rows);
+    for (flag, between) in [(";", b';'), ("tab", b'\t'), ("|", b'|')] {
+        let mut text = ::csv::WriterBuilder::new().delimiter(between).from_writer(Vec::new());
+        let columns = ["note;,", "at_ms", "currency", "amount_cents", "merchant", "account", "id"];
+        text.write_record(columns).unwrap();
+        for row in &rows {
+            text.write_record(columns.map(|name| if name == "note;," { "a\t|".into() } else { row.column(name) }))
+                .unwrap();
+        }
+        folder.file("in.csv", text.into_inner().unwrap());
+        let line = "--csv {}/in.csv --out {}/out.csv --until-end -w 2";
+        let ended = totals(&folder, &format!("{line} --delimiter {flag}"));
+        check_figures(ended.code(0), &expected, 0);
+        check_totals(&folder.path("out.csv"), &expected);
+        check_contains(totals(&folder, line).error(1), &["in.csv", "lacks the columns `id`", "--delimiter"]);
+    }
+    for flags in ["--delimiter ;;", "--delimiter \"", "--delimiter 1", "--ndjson {}/in.csv --delimiter ;"] {
+        let input = if flags.contains("ndjson") { "" } else { "--csv {}/in.csv" };
+        totals(&folder, &format!("{input} --until-end {flags}")).code(2);
+    }
+}
+
+#[test]
 fn columns_may_be_in_any_order_with_others_between_them() {
     let folder = Folder::new();
     let rows = wild(3, 1_500);

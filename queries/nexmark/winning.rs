@@ -60,31 +60,30 @@ pub(crate) fn sales<A: Record, B: Record>(
     let by_auction = steps.key_by(|step| match step {
         Step::Opened { id, .. } | Step::Offered { id, .. } => *id,
     });
-    let sold = by_auction.keyed_state::<Standing<A, B>, Sale<A, B>>(
+    let sold = by_auction.keyed_state(
         "auctions",
-        |at, step| {
-            let (now, standing) = (at.now(), at.state().take());
-            match (step, standing) {
-                (Step::Opened { expires, auction, .. }, standing) => {
+        |at, standing: &mut Option<Standing<A, B>>, step| {
+            let now = at.now();
+            match (step, standing.take()) {
+                (Step::Opened { expires, auction, .. }, before) => {
                     // Bids of this millisecond count, though they came before the auction.
-                    let best = standing.and_then(|standing| standing.best).filter(|(_, time, _)| *time == now);
-                    *at.state() = Some(Standing { auction: Some(auction), best });
+                    let best = before.and_then(|before| before.best).filter(|(_, time, _)| *time == now);
+                    *standing = Some(Standing { auction: Some(auction), best });
                     at.clear_timers();
                     at.set_timer(EventTime::from_millis(expires.millis().saturating_add(1)));
                 }
                 (Step::Offered { rank, .. }, Some(Standing { auction, best })) => {
                     let best = best.map_or(rank.clone(), |best| best.min(rank));
-                    *at.state() = Some(Standing { auction, best: Some(best) });
+                    *standing = Some(Standing { auction, best: Some(best) });
                 }
                 (Step::Offered { rank, .. }, None) => {
-                    *at.state() = Some(Standing { auction: None, best: Some(rank) });
+                    *standing = Some(Standing { auction: None, best: Some(rank) });
                     at.set_timer_in(Duration::from_millis(1));
                 }
             }
         },
-        |at| {
-            let standing = at.state().take();
-            let sale = standing.and_then(|Standing { auction, best }| Some((auction?, best?)));
+        |at, standing| {
+            let sale = standing.take().and_then(|Standing { auction, best }| Some((auction?, best?)));
             if let Some((auction, (Reverse(price), date_time, bid))) = sale {
                 at.emit(Sale { auction, price, date_time, bid });
             }

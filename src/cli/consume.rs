@@ -30,6 +30,7 @@ use crate::record::Record;
 use crate::sink::Sink;
 use crate::sink::lines::LineSink;
 use crate::source::Options;
+use crate::source::csv::Delimiter;
 use crate::source::generator::Transaction;
 use crate::source::kafka::{self, Decode};
 use crate::time::EventTime;
@@ -69,6 +70,10 @@ pub struct ConsumeArgs {
     /// with its bytes as they are
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+
+    /// Character between the fields of CSV: one ASCII character such as ';' or '|', or tab
+    #[arg(long, value_name = "CHARACTER", default_value = ",")]
+    pub delimiter: Delimiter,
 
     /// Take one message at a time: each is written and synced before the next is taken
     #[arg(long)]
@@ -130,10 +135,10 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     }
     if args.metadata {
         let decoder = args.format.decoder::<Transaction>(&args.registry)?.with_meta(CopiedMessage::new);
-        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, &args.run))
+        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, args.delimiter, &args.run))
     } else {
         let decoder = args.format.decoder::<Transaction>(&args.registry)?;
-        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, &args.run))
+        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, args.delimiter, &args.run))
     }
 }
 
@@ -186,7 +191,7 @@ fn copy<T: Record>(
     let topic = kafka::Source::new(&args.brokers, &*args.topic, decoder).event_time(|_: &T| 0);
     let topic = topic.configs(args.kafka.properties()?.iter()).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
-    let rejects = args.rejects.as_ref().map(|path| file_sink(path, FileFormat::Ndjson, &args.run));
+    let rejects = args.rejects.as_ref().map(|path| file_sink(path, FileFormat::Ndjson, args.delimiter, &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
     let job = args.run.job(&name)?.options(options).synchronous(args.sync);

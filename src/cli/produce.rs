@@ -17,7 +17,7 @@ use super::stop::StopSignal;
 use super::{KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::sink::kafka::{Encode, MessageHeader, Publisher};
-use crate::source::csv::Csv;
+use crate::source::csv::{Csv, Delimiter};
 use crate::source::file::format::RecordFormat;
 use crate::source::file::record_reader::RecordReader;
 use crate::source::generator::{Generator, Transaction};
@@ -64,6 +64,10 @@ pub struct ProduceArgs {
     /// The input.
     #[command(flatten)]
     pub input: InputArgs,
+
+    /// Character between the fields of the file that --csv names: one ASCII character such as ';' or '|', or tab
+    #[arg(long, value_name = "CHARACTER", default_value = ",", conflicts_with_all = ["generate", "ndjson", "lines", "whole"])]
+    pub delimiter: Delimiter,
 
     /// Seed of generated transactions: equal seeds give equal ones
     #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson", "lines", "whole"])]
@@ -394,11 +398,11 @@ impl TransactionInput {
     fn open(args: &ProduceArgs) -> Result<Self> {
         match (&args.input.csv, &args.input.ndjson, args.input.generate) {
             (Some(path), _, _) => {
-                let (length, pieces) = open_pieces(path)?;
+                let (length, pieces) = open_pieces(Csv { delimiter: args.delimiter }, path)?;
                 Ok(TransactionInput { length, from: InputKind::Csv(path.clone(), pieces) })
             }
             (_, Some(path), _) => {
-                let (length, pieces) = open_pieces(path)?;
+                let (length, pieces) = open_pieces(Ndjson, path)?;
                 Ok(TransactionInput { length, from: InputKind::Ndjson(path.clone(), pieces) })
             }
             (_, _, count) => {
@@ -450,9 +454,9 @@ fn open_file(path: &Path) -> Result<(u64, File)> {
 }
 
 /// Opens a file of transactions; returns its length and the parser.
-fn open_pieces<F: RecordFormat>(path: &Path) -> Result<(ProgressTotal, FileTransactions<F>)> {
+fn open_pieces<F: RecordFormat>(format: F, path: &Path) -> Result<(ProgressTotal, FileTransactions<F>)> {
     let (length, file) = open_file(path)?;
-    let pieces = RecordReader::new(file).map_err(|error| error.at(path.display()))?;
+    let pieces = RecordReader::new(format, file).map_err(|error| error.at(path.display()))?;
     Ok((ProgressTotal::Bytes(length), Box::new(pieces)))
 }
 

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Sink};
+use crate::source::csv::Delimiter;
 use crate::source::kafka::{Decode, Gap, StartOffset, Topics};
 use crate::source::{self, DeadLetter, Options, Rejected, Source};
 use crate::stream::{Flow, QueryResult};
@@ -70,6 +71,17 @@ pub struct QueryArgs {
     /// Read a CSV file instead of Kafka; its header names the columns, extra ones are ignored
     #[arg(long, value_name = "FILE", conflicts_with = "ndjson", help_heading = "Input")]
     pub csv: Option<PathBuf>,
+
+    /// Character between the fields of the file that --csv names: one ASCII character such as ';' or '|', or tab
+    #[arg(
+        long,
+        value_name = "CHARACTER",
+        default_value = ",",
+        requires = "csv",
+        conflicts_with = "ndjson",
+        help_heading = "Input"
+    )]
+    pub delimiter: Delimiter,
 
     /// Read a file with one JSON object a line instead of Kafka
     #[arg(long, value_name = "FILE", help_heading = "Input")]
@@ -194,9 +206,9 @@ impl FileFormat {
     }
 
     /// Returns the sink that writes a file in this format.
-    fn sink<D: Record>(self, path: &Path) -> Box<dyn Sink<D>> {
+    fn sink<D: Record>(self, path: &Path, delimiter: Delimiter) -> Box<dyn Sink<D>> {
         match self {
-            FileFormat::Csv => Box::new(sink::csv::Sink::new(path)),
+            FileFormat::Csv => Box::new(sink::csv::Sink::new(path).delimiter(delimiter)),
             FileFormat::Ndjson => Box::new(sink::ndjson::Sink::new(path)),
         }
     }
@@ -245,7 +257,7 @@ impl QueryArgs {
     ) -> Result<Box<dyn Source<Item = T>>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
-            (Some(path), ..) => Box::new(source::csv::Source::new(path).event_time(time_of)),
+            (Some(path), ..) => Box::new(source::csv::Source::new(path).delimiter(self.delimiter).event_time(time_of)),
             (_, Some(path), _) => Box::new(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
                 let topic = source::kafka::Source::new(brokers, self.topics(), self.messages.decoder()?);
@@ -397,7 +409,7 @@ impl QueryArgs {
             return Err(error.help("name another file: this one would be emptied first"));
         }
         match FileFormat::of(Path::new(target)) {
-            Some(format) => Ok(format.sink(Path::new(target))),
+            Some(format) => Ok(format.sink(Path::new(target), Delimiter::default())),
             None => {
                 let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
@@ -491,7 +503,13 @@ pub(super) fn progress_line(JobFigures { summary, read, rate, elapsed }: &JobFig
     )
 }
 
-/// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension.
-pub(super) fn file_sink<D: Record>(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Box<dyn Sink<D>> {
-    run.hooks.wrap_sink(FileFormat::of(path).unwrap_or(otherwise).sink(path))
+/// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension. Fields of CSV
+/// are between `delimiter`.
+pub(super) fn file_sink<D: Record>(
+    path: &Path,
+    otherwise: FileFormat,
+    delimiter: Delimiter,
+    run: &RunArgs,
+) -> Box<dyn Sink<D>> {
+    run.hooks.wrap_sink(FileFormat::of(path).unwrap_or(otherwise).sink(path, delimiter))
 }

@@ -16,6 +16,7 @@ use super::encode::{DIFF, EncodeRows, check_diff};
 use crate::error::{self, Error, ErrorKind};
 use crate::record::Record;
 use crate::sink::{self, SinkContext, SinkRows, SinkWriter, fields, file};
+use crate::source::csv::Delimiter;
 
 /// A CSV file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state has
 /// written is continued, each epoch in it exactly once, and any other file is refused. A file `<file>.commit-<number>`
@@ -23,12 +24,22 @@ use crate::sink::{self, SinkContext, SinkRows, SinkWriter, fields, file};
 #[derive(Clone, Debug)]
 pub struct Sink {
     path: PathBuf,
+    delimiter: Delimiter,
 }
 
 impl Sink {
     /// Creates a sink that writes to the CSV file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Sink { path: path.into() }
+        Sink { path: path.into(), delimiter: Delimiter::COMMA }
+    }
+
+    /// Sets the character between the fields, which is a comma otherwise: `;`, a tab, `|` or another ASCII character. The
+    /// job fails at its start with a character that cannot be one: see [`Delimiter`]. A file that a state continues keeps
+    /// its delimiter.
+    #[must_use]
+    pub fn delimiter(mut self, delimiter: impl Into<Delimiter>) -> Self {
+        self.delimiter = delimiter.into();
+        self
     }
 }
 
@@ -38,11 +49,13 @@ impl<D: Record> sink::Sink<D> for Sink {
     }
 
     fn check(&self, rows: SinkRows) -> error::Result<()> {
+        self.delimiter.check()?;
         Encoder::new::<D>(rows).map(drop)
     }
 
     fn open(&self, at: &SinkContext) -> error::Result<Box<dyn SinkWriter<D>>> {
-        let encoder = Encoder::new::<D>(at.rows)?;
+        self.delimiter.check()?;
+        let encoder = Encoder::new::<D>(at.rows)?.delimiter(self.delimiter);
         Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder, at)?))
     }
 }
@@ -51,6 +64,7 @@ impl<D: Record> sink::Sink<D> for Sink {
 #[derive(Clone, Debug)]
 pub(crate) struct Encoder {
     rows: SinkRows,
+    delimiter: u8,
     row: &'static str,
     names: Vec<&'static str>,
 }
@@ -63,7 +77,13 @@ impl Encoder {
     pub(crate) fn new<D: Record>(rows: SinkRows) -> error::Result<Self> {
         let fields = fields::of::<D>()?;
         check_diff(rows, fields.row, fields.names.iter())?;
-        Ok(Encoder { rows, row: fields.row, names: fields.names })
+        Ok(Encoder { rows, delimiter: Delimiter::COMMA.byte(), row: fields.row, names: fields.names })
+    }
+
+    /// Sets the delimiter, which was checked.
+    fn delimiter(mut self, delimiter: Delimiter) -> Self {
+        self.delimiter = delimiter.byte();
+        self
     }
 }
 
@@ -73,23 +93,24 @@ impl<D: Record> EncodeRows<D> for Encoder {
         let diff = (self.rows == SinkRows::Changes).then_some(DIFF);
         for (at, name) in self.names.iter().copied().chain(diff).enumerate() {
             if at > 0 {
-                out.push(b',');
+                out.push(self.delimiter);
             }
-            text(out, name.as_bytes());
+            text(out, name.as_bytes(), self.delimiter);
         }
         end_line(out, start);
     }
 
     fn row(&mut self, row: &D, diff: isize, out: &mut Vec<u8>) -> error::Result<()> {
         let start = out.len();
-        let mut line = LineSerializer { out, names: &mut self.names, at: 0, in_field: false };
+        let delimiter = self.delimiter;
+        let mut line = LineSerializer { out, delimiter, names: &mut self.names, at: 0, in_field: false };
         if let Err(RowRefused(why)) = row.serialize(&mut line).and_then(|()| line.complete()) {
             return Err(Error::of(ErrorKind::SinkFailed, format!("cannot write a row of type `{}` as CSV", self.row))
                 .because(why)
                 .help("map the rows to a struct whose fields are all written, under the names they are read by"));
         }
         if self.rows == SinkRows::Changes {
-            out.push(b',');
+            out.push(delimiter);
             out.extend_from_slice(itoa::Buffer::new().format(diff).as_bytes());
         }
         end_line(out, start);
@@ -180,8 +201,12 @@ mod tests {
     }
 
     fn lines<D: Record>(kind: SinkRows, rows: &[(D, isize)]) -> error::Result<String> {
+        lines_between(Delimiter::COMMA, kind, rows)
+    }
+
+    fn lines_between<D: Record>(delimiter: Delimiter, kind: SinkRows, rows: &[(D, isize)]) -> error::Result<String> {
         let mut out = Vec::new();
-        let mut encoder = Encoder::new::<D>(kind)?;
+        let mut encoder = Encoder::new::<D>(kind)?.delimiter(delimiter);
         EncodeRows::<D>::header(&encoder, &mut out);
         encoder.rows(rows, &mut out)?;
         Ok(String::from_utf8(out).unwrap())
@@ -317,8 +342,10 @@ mod tests {
     /// The serializer replaces the csv crate's for speed, so it must write the very same bytes.
     #[test]
     fn bytes_are_those_of_the_csv_crate() {
-        fn expected<D: Record>(rows: &[(D, isize)], diff: bool) -> Vec<u8> {
-            let mut writer = ::csv::WriterBuilder::new().has_headers(!diff).from_writer(Vec::new());
+        fn expected<D: Record>(delimiter: Delimiter, rows: &[(D, isize)], diff: bool) -> Vec<u8> {
+            let mut writer = ::csv::WriterBuilder::new();
+            writer.has_headers(!diff).delimiter(delimiter.byte());
+            let mut writer = writer.from_writer(Vec::new());
             for (row, change) in rows {
                 if diff { writer.serialize((row, change)).unwrap() } else { writer.serialize(row).unwrap() }
             }
@@ -326,11 +353,13 @@ mod tests {
         }
         fn check<D: Record>(seed: u64, rows: &[(D, isize)]) {
             let events: Vec<_> = rows.iter().map(|(row, _)| (row.clone(), 1)).collect();
-            let same = lines(SinkRows::Events, &events).unwrap().as_bytes() == expected(&events, false);
+            let between = Delimiter::USUAL[seed as usize % 4];
+            let written = lines_between(between, SinkRows::Events, &events).unwrap();
+            let same = written.as_bytes() == expected(between, &events, false);
             assert!(same, "events of seed {seed} differ");
-            let changes = lines(SinkRows::Changes, rows).unwrap();
+            let changes = lines_between(between, SinkRows::Changes, rows).unwrap();
             let (_, changes) = changes.split_at(lines::<D>(SinkRows::Changes, &[]).unwrap().len());
-            assert_eq!(changes.as_bytes(), expected(rows, true), "changes of seed {seed}");
+            assert_eq!(changes.as_bytes(), expected(between, rows, true), "changes of seed {seed}");
         }
         for seed in 0..300 {
             let mut random = Random(seed);

@@ -15,8 +15,8 @@ use crate::source::file::{self, Untimed};
 pub type Source<T = Untimed> = file::FileSource<Ndjson, T>;
 
 /// The format of NDJSON files.
-#[derive(Debug)]
-pub enum Ndjson {}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ndjson;
 
 impl RecordFormat for Ndjson {
     const NAME: &'static str = "ndjson file";
@@ -24,7 +24,7 @@ impl RecordFormat for Ndjson {
     type Layout = ();
     type Scratch = ();
 
-    fn read_layout<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<((), usize)>> {
+    fn read_layout<T: Record>(&self, bytes: &[u8], whole: bool) -> Result<Option<((), usize)>> {
         let mark = BYTE_ORDER_MARK;
         if bytes.len() < mark.len() && mark.starts_with(bytes) && !whole {
             return Ok(None);
@@ -32,15 +32,16 @@ impl RecordFormat for Ndjson {
         Ok(Some(((), if bytes.starts_with(mark) { mark.len() } else { 0 })))
     }
 
-    fn last_record_end(bytes: &[u8]) -> Option<usize> {
+    fn last_record_end(&self, bytes: &[u8]) -> Option<usize> {
         memchr::memrchr(b'\n', bytes).map(|at| at + 1)
     }
 
-    fn record_end(_within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
+    fn record_end(&self, _within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
         memchr::memchr(b'\n', bytes).map(|at| at + 1)
     }
 
     fn parse<T: Record>(
+        &self,
         (): &(),
         (): &mut (),
         bytes: &[u8],

@@ -35,6 +35,12 @@ pub(crate) type SnapshotAckStream<'f> = TimelyStream<'f, u64, Vec<SnapshotAck>>;
 pub(super) type RejectStream<'f> = EventsAndWatermarks<'f, DeadLetter>;
 
 /// The result of a function that builds a query: nothing, or a [`Result`] whose error fails the job before it starts.
+#[diagnostic::on_unimplemented(
+    message = "a query returns nothing, or `tidegate::Result<()>`, and not `{Self}`",
+    label = "the closure returns `{Self}`",
+    note = "end the closure with `;`; or with `Ok(())` if it has a `?`, so that its error fails the job before it starts",
+    note = "other errors become one of a job by `.map_err(|why| tidegate::Error::new(\"what failed\").caused_by(why))?`"
+)]
 pub trait QueryResult {
     /// Converts to a [`Result`].
     ///

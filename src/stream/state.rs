@@ -3,7 +3,7 @@
 //! * The records of a key are passed to the query's own function **in the order of event time**, those of equal time
 //!   by source, partition and offset, when the watermark has passed them, whatever the order of arrival. So its
 //!   results are a function of the records, on any number of workers.
-//! * The function keeps a value for the key, and sets **timers**: at the time of a timer another function is called,
+//! * The function is given the key's value, `None` until it sets one, and sets **timers**: at the time of a timer another function is called,
 //!   before the records of that same time. So "within d" means less than d later, as it does for sessions.
 //! * A key without value, timer or waiting record costs nothing.
 //!
@@ -31,17 +31,16 @@ use crate::time::{EventTime, Span};
 /// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`] and
 /// [`Keyed::keyed_state_with`].
 #[derive(Debug)]
-pub struct StateContext<'a, K, S, O> {
+pub struct StateContext<'a, K, O> {
     key: &'a K,
     now: EventTime,
-    state: &'a mut Option<S>,
     timers: &'a mut BTreeSet<EventTime>,
     /// `false` if timers that are set are ignored, as the stream has ended.
     accepts_timers: bool,
     emitted: &'a mut Vec<(EventTime, O)>,
 }
 
-impl<K, S, O> StateContext<'_, K, S, O> {
+impl<K, O> StateContext<'_, K, O> {
     /// Returns the key.
     pub fn key(&self) -> &K {
         self.key
@@ -50,11 +49,6 @@ impl<K, S, O> StateContext<'_, K, S, O> {
     /// Returns the event time of the record, or of the timer.
     pub fn now(&self) -> EventTime {
         self.now
-    }
-
-    /// Returns the key's value; `None` at first, and after it was set to `None`.
-    pub fn state(&mut self) -> &mut Option<S> {
-        self.state
     }
 
     /// Sets a timer of this key. A time that is not after [`StateContext::now`] becomes the next millisecond; several
@@ -105,8 +99,8 @@ where
     S: Record,
     D: Record,
     O: Record,
-    E: Fn(&mut StateContext<'_, K, S, O>, D) + 'static,
-    T: Fn(&mut StateContext<'_, K, S, O>) + 'static,
+    E: Fn(&mut StateContext<'_, K, O>, &mut Option<S>, D) + 'static,
+    T: Fn(&mut StateContext<'_, K, O>, &mut Option<S>) + 'static,
 {
     type Key = K;
     type Part = D;
@@ -145,12 +139,10 @@ where
                 timers.remove(&now);
                 // When the stream has ended and no records are left, timers that a timer sets are ignored.
                 let accepts_timers = !over || next.is_some();
-                (self.on_timer)(&mut StateContext { key, now, state, timers, accepts_timers, emitted: closed });
+                (self.on_timer)(&mut StateContext { key, now, timers, accepts_timers, emitted: closed }, state);
             } else if let Some(((now, _), record)) = records.next() {
-                (self.on_record)(
-                    &mut StateContext { key, now, state, timers, accepts_timers: true, emitted: closed },
-                    record,
-                );
+                let mut at = StateContext { key, now, timers, accepts_timers: true, emitted: closed };
+                (self.on_record)(&mut at, state, record);
             } else {
                 return passed as i64;
             }
@@ -214,7 +206,8 @@ impl<'f, K: Record, D: Record, O: Record> Stateful<'f, K, D, O> {
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// Keeps a value for each key, and calls functions of the query's own: `on_record` with each record, in the order
     /// of event time, when the watermark has passed it; `on_timer` at the time of each timer that one of them has
-    /// set. The records that they emit are a stream. The step's name is unique in the query: state and metrics are
+    /// set. Both get the key's value, which is `None` until one of them sets it, and is removed when one of them sets
+    /// it to `None`. The records that they emit are a stream. The step's name is unique in the query: state and metrics are
     /// found by it. The value is durable, as are timers and waiting records.
     ///
     /// The functions must have no side effects and depend on their arguments alone: after a crash they are called
@@ -234,26 +227,27 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// let output = alarms.clone();
     /// TestRun::new().run(move |flow| {
     ///     let doors = flow.read("doors", &source).key_by(|door| door.0.clone());
-    ///     let watched = doors.keyed_state::<(), (String, i64)>(
+    ///     let watched = doors.keyed_state(
     ///         "open doors",
-    ///         |at, (_, open, _)| {
+    ///         |at, since: &mut Option<i64>, (_, open, _)| {
     ///             at.clear_timers();
+    ///             *since = open.then_some(at.now().millis());
     ///             if open {
     ///                 at.set_timer_in(Duration::from_secs(60));
     ///             }
     ///         },
-    ///         |at| at.emit((at.key().clone(), at.now().millis())),
+    ///         |at, since| at.emit((at.key().clone(), since.take().unwrap_or_default())),
     ///     );
     ///     watched.emitted().write("alarms", &output);
     /// })?;
-    /// assert_eq!(alarms.all(), [("front".to_string(), 60_000)]);
+    /// assert_eq!(alarms.all(), [("front".to_string(), 0)]);
     /// # Ok(()) }
     /// ```
     pub fn keyed_state<S: Record, O: Record>(
         self,
         name: &str,
-        on_record: impl Fn(&mut StateContext<'_, K, S, O>, D) + 'static,
-        on_timer: impl Fn(&mut StateContext<'_, K, S, O>) + 'static,
+        on_record: impl Fn(&mut StateContext<'_, K, O>, &mut Option<S>, D) + 'static,
+        on_timer: impl Fn(&mut StateContext<'_, K, O>, &mut Option<S>) + 'static,
     ) -> Stateful<'f, K, D, O> {
         let build = std::rc::Rc::clone(&self.stream.flow.build);
         let lateness = whole_millis("allowed lateness", self.lateness).unwrap_or_else(|error| {
@@ -271,13 +265,13 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     pub fn dedup_within(self, name: &str, within: Duration) -> Stream<'f, D> {
         let state = self.keyed_state::<(), D>(
             name,
-            move |at, record| {
-                if at.state().replace(()).is_none() {
+            move |at, seen, record| {
+                if seen.replace(()).is_none() {
                     at.set_timer_in(within);
                     at.emit(record);
                 }
             },
-            |at| *at.state() = None,
+            |_, seen| *seen = None,
         );
         state.emitted()
     }
@@ -295,24 +289,60 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         let span = Span::from(within);
         let state = self.keyed_state::<Vec<(EventTime, D)>, D>(
             name,
-            move |at, record| {
+            move |at, waiting, record| {
                 if then(&record) {
-                    *at.state() = None;
+                    *waiting = None;
                     at.clear_timers();
                 }
                 if first(&record) {
                     let over = at.now().plus(span);
-                    at.state().get_or_insert_default().push((over, record));
+                    waiting.get_or_insert_default().push((over, record));
                     at.set_timer(over);
                 }
             },
-            |at| {
-                let (now, waiting) = (at.now(), at.state().take().unwrap_or_default());
-                let (over, left): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(over, _)| *over <= now);
+            |at, waiting| {
+                let (now, records) = (at.now(), waiting.take().unwrap_or_default());
+                let (over, left): (Vec<_>, Vec<_>) = records.into_iter().partition(|(over, _)| *over <= now);
                 over.into_iter().for_each(|(_, record)| at.emit(record));
-                *at.state() = Some(left).filter(|left| !left.is_empty());
+                *waiting = Some(left).filter(|left| !left.is_empty());
             },
         );
         state.emitted()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_finished<F: KeyedOperator>(_: &F, row: &F::Row) -> bool {
+        F::is_finished(row)
+    }
+
+    #[test]
+    fn a_value_is_absent_until_it_is_set_and_a_key_is_gone_when_it_is_set_to_none() {
+        let on_record = |at: &mut StateContext<'_, u8, (u8, Option<i64>)>, sum: &mut Option<i64>, amount: i64| {
+            at.emit((*at.key(), *sum));
+            *sum = (amount != 0).then(|| sum.unwrap_or(0) + amount);
+            if amount < 0 {
+                at.set_timer_in(Duration::from_millis(5));
+            }
+        };
+        let on_timer = |_: &mut StateContext<'_, u8, (u8, Option<i64>)>, sum: &mut Option<i64>| *sum = None;
+        let functions = StateFunctions { on_record, on_timer, types: PhantomData };
+        let stamp = |time: i64| (EventTime::from_millis(time), (0, 0, 0));
+        let mut row = functions.begin(stamp(10), 3);
+        [(20, 4), (30, 0), (40, 5), (50, -1)].into_iter().for_each(|(time, amount)| {
+            functions.absorb(&mut row, stamp(time), amount);
+        });
+        let (mut emitted, mut finished) = (Vec::new(), Vec::new());
+        for to in [11, 21, 31, 41, 51, 56] {
+            functions.advance(&7, &mut row, EventTime::from_millis(to), &mut emitted);
+            finished.push(is_finished(&functions, &row));
+        }
+        let seen: Vec<_> = emitted.into_iter().map(|(_, (_, sum))| sum).collect();
+        assert_eq!(seen, [None, Some(3), Some(7), None, Some(5)]);
+        // At 31 records wait; at the end nothing is left of the key.
+        assert_eq!(finished, [false, false, false, false, false, true]);
     }
 }

@@ -446,12 +446,12 @@ macro_rules! program {
                     windows!("counts", Window::count(7), &own.counts);
                     let states = keyed().keyed_state::<Seen, (u64, i64)>(
                         "states",
-                        move |at, sale| {
-                            let (state, shown) = seen(at.state().take(), sale.1);
-                            *at.state() = Some(state);
+                        move |at, kept, sale| {
+                            let (state, shown) = seen(kept.take(), sale.1);
+                            *kept = Some(state);
                             at.emit((number(at.key()), shown));
                         },
-                        |_| {},
+                        |_, _| {},
                     ) $($seens)*;
                     states.emitted().write("states", &own.states);
                     let table = keyed().last_by_key_with("table", move |sale| Some(price.0(&sale))) $($prices)*;

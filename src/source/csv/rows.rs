@@ -5,6 +5,8 @@
 //! ends with `\n` or `\r`; empty rows are skipped, so `\r\n` ends one row. A field with text behind its closing quote,
 //! or without a closing quote, is split likewise and reported as [`QuoteFault`].
 //!
+//! The delimiter is an argument: one byte, a [`Delimiter`](super::Delimiter)'s.
+//!
 //! Bytes are scanned eight at a time, as most fields are short. The module does not know what fields mean.
 
 use super::fields::RowFields;
@@ -28,10 +30,10 @@ pub(super) fn begin(bytes: &[u8], mut from: usize) -> Option<usize> {
 ///
 /// Only quotes are examined. Outside of a quoted field, a quote opens a field if it stands where a field can begin,
 /// which the byte before it tells.
-pub(super) fn last_end(bytes: &[u8]) -> Option<usize> {
+pub(super) fn last_end(bytes: &[u8], delimiter: u8) -> Option<usize> {
     let (mut outside, mut at, mut end) = (0, 0, None);
     while let Some(quote) = memchr::memchr(b'"', &bytes[at..]).map(|found| at + found) {
-        if quote > 0 && bytes[quote - 1] != b',' && !ends_row(bytes[quote - 1]) {
+        if quote > 0 && bytes[quote - 1] != delimiter && !ends_row(bytes[quote - 1]) {
             at = quote + 1;
             continue;
         }
@@ -67,7 +69,7 @@ fn closing_quote(bytes: &[u8], mut from: usize) -> Option<usize> {
 /// Returns the position in `bytes` after the end of the row, which is the byte after the first line break outside of
 /// quotes. `within` is the state of the scan at the first byte. `None` if the row goes on; `within` is then the state
 /// after the last byte.
-pub(super) fn end_of(within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
+pub(super) fn end_of(within: &mut ScanState, bytes: &[u8], delimiter: u8) -> Option<usize> {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         *within = match (*within, byte) {
@@ -77,10 +79,10 @@ pub(super) fn end_of(within: &mut ScanState, bytes: &[u8]) -> Option<usize> {
                 ScanState::Quote
             }
             (ScanState::FieldStart, b'"') | (ScanState::Quote, b'"') => ScanState::Quoted,
-            (_, b',') => ScanState::FieldStart,
+            (_, byte) if byte == delimiter => ScanState::FieldStart,
             (_, byte) if ends_row(byte) => return Some(at + 1),
             _ => {
-                at += memchr::memchr3(b',', b'\n', b'\r', &bytes[at..]).unwrap_or(bytes.len() - at) - 1;
+                at += memchr::memchr3(delimiter, b'\n', b'\r', &bytes[at..]).unwrap_or(bytes.len() - at) - 1;
                 ScanState::Plain
             }
         };
@@ -113,26 +115,26 @@ pub(super) struct Splitter {
 impl Splitter {
     /// Splits the row that begins at `start`. Returns the position after its last byte.
     #[inline]
-    pub(super) fn split(&mut self, bytes: &[u8], start: usize) -> usize {
+    pub(super) fn split(&mut self, bytes: &[u8], start: usize, delimiter: u8) -> usize {
         self.fields.clear();
         self.rewritten = false;
         self.misquoted = None;
         let mut from = start;
         loop {
             let stop = if bytes.get(from) == Some(&b'"') {
-                match simply_quoted(bytes, from) {
+                match simply_quoted(bytes, from, delimiter) {
                     Some(closed) => {
                         self.fields.push((from as u32 + 1, closed as u32));
                         closed + 1
                     }
-                    None => return self.rewrite(bytes, start),
+                    None => return self.rewrite(bytes, start, delimiter),
                 }
             } else {
-                let stop = field_end(bytes, from);
+                let stop = field_end(bytes, from, delimiter);
                 self.fields.push((from as u32, stop as u32));
                 stop
             };
-            if bytes.get(stop) != Some(&b',') {
+            if bytes.get(stop) != Some(&delimiter) {
                 return stop;
             }
             from = stop + 1;
@@ -158,7 +160,7 @@ impl Splitter {
 
     /// Splits a row with doubled, unclosed or misplaced quotes, one byte at a time.
     #[cold]
-    fn rewrite(&mut self, bytes: &[u8], start: usize) -> usize {
+    fn rewrite(&mut self, bytes: &[u8], start: usize, delimiter: u8) -> usize {
         self.fields.clear();
         self.plain.clear();
         self.rewritten = true;
@@ -168,13 +170,13 @@ impl Splitter {
             if bytes.get(at) == Some(&b'"') {
                 (at, wrong) = self.rewrite_quoted(bytes, at + 1);
             }
-            let stop = field_end(bytes, at);
+            let stop = field_end(bytes, at, delimiter);
             wrong = wrong.filter(|wrong| *wrong == QuoteFault::Unclosed || stop > at);
             self.misquoted = self.misquoted.or(wrong.map(|wrong| (self.fields.len(), wrong)));
             self.plain.extend_from_slice(&bytes[at..stop]);
             self.fields.push((begin, self.plain.len() as u32));
             begin = self.plain.len() as u32;
-            if bytes.get(stop) != Some(&b',') {
+            if bytes.get(stop) != Some(&delimiter) {
                 return stop;
             }
             at = stop + 1;
@@ -200,9 +202,9 @@ impl Splitter {
 /// Returns the position of the closing quote of a field that opens with the quote at `from`; `None` if the field has
 /// doubled, unclosed or misplaced quotes.
 #[inline]
-fn simply_quoted(bytes: &[u8], from: usize) -> Option<usize> {
+fn simply_quoted(bytes: &[u8], from: usize, delimiter: u8) -> Option<usize> {
     let closed = from + 1 + memchr::memchr(b'"', &bytes[from + 1..])?;
-    matches!(bytes.get(closed + 1), None | Some(b',' | b'\n' | b'\r')).then_some(closed)
+    bytes.get(closed + 1).is_none_or(|byte| *byte == delimiter || ends_row(*byte)).then_some(closed)
 }
 
 /// Returns the position of the first delimiter or row end from `from` on, or the end of `bytes`.
@@ -210,13 +212,13 @@ fn simply_quoted(bytes: &[u8], from: usize) -> Option<usize> {
 /// A byte of `x ^ pattern` is zero where `x` has the byte looked for; the usual bit trick marks the zero bytes, and the
 /// lowest mark is exact (Hacker's Delight, 6-1).
 #[inline]
-fn field_end(bytes: &[u8], mut from: usize) -> usize {
+fn field_end(bytes: &[u8], mut from: usize, delimiter: u8) -> usize {
     const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
     let zeros = |word: u64| word.wrapping_sub(LOW) & !word & HIGH;
     while let Some(eight) = bytes.get(from..).and_then(<[u8]>::first_chunk) {
         let word = u64::from_le_bytes(*eight);
-        let found = zeros(word ^ (LOW * u64::from(b',')))
+        let found = zeros(word ^ (LOW * u64::from(delimiter)))
             | zeros(word ^ (LOW * u64::from(b'\n')))
             | zeros(word ^ (LOW * u64::from(b'\r')));
         if found != 0 {
@@ -224,7 +226,7 @@ fn field_end(bytes: &[u8], mut from: usize) -> usize {
         }
         from += 8;
     }
-    let stop = |byte: &u8| matches!(byte, b',' | b'\n' | b'\r');
+    let stop = |byte: &u8| *byte == delimiter || ends_row(*byte);
     bytes[from..].iter().position(stop).map_or(bytes.len(), |at| from + at)
 }
 
@@ -232,26 +234,48 @@ fn field_end(bytes: &[u8], mut from: usize) -> usize {
 mod tests {
     use super::*;
 
+    /// Delimiters that the tests try, by seed.
+    fn delimiter(seed: u64) -> u8 {
+        [b',', b';', b'\t', b'|'][seed as usize % 4]
+    }
+
     /// Splits a text into rows with their positions, by this module.
-    fn rows_of(bytes: &[u8]) -> Vec<(usize, Vec<Vec<u8>>)> {
+    fn rows_of(bytes: &[u8], delimiter: u8) -> Vec<(usize, Vec<Vec<u8>>)> {
         let (mut splitter, mut from, mut rows) = (Splitter::default(), 0, Vec::new());
         while let Some(at) = begin(bytes, from) {
-            from = splitter.split(bytes, at);
+            from = splitter.split(bytes, at, delimiter);
             rows.push((at, splitter.row(bytes, None).fields().map(<[u8]>::to_vec).collect()));
         }
         rows
     }
 
     /// Splits a text into rows, by the csv crate.
-    fn rows_of_the_crate(bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
+    fn rows_of_the_crate(bytes: &[u8], delimiter: u8) -> Vec<Vec<Vec<u8>>> {
+        let mut reader = csv::ReaderBuilder::new();
+        reader.has_headers(false).flexible(true).delimiter(delimiter);
+        let mut reader = reader.from_reader(bytes);
         reader.byte_records().map(|row| row.unwrap().iter().map(<[u8]>::to_vec).collect()).collect()
     }
 
     /// Returns a short text made mostly of special characters.
-    fn adversarial(rng: &mut fastrand::Rng) -> Vec<u8> {
-        let pieces: [&[u8]; 12] =
-            [b"\"", b"\"", b"\"\"", b",", b",", b"\n", b"\r", b"\r\n", b"ab", b"\xff\xfe", b"0123456789abcdef", b" "];
+    fn adversarial(rng: &mut fastrand::Rng, delimiter: u8) -> Vec<u8> {
+        let end = &[delimiter];
+        let pieces: [&[u8]; 14] = [
+            b"\"",
+            b"\"",
+            b"\"\"",
+            end,
+            end,
+            b",",
+            b";",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"ab",
+            b"\xff\xfe",
+            b"0123456789abcdef",
+            b" ",
+        ];
         let length = rng.usize(0..40);
         (0..length).flat_map(|_| pieces[rng.usize(0..pieces.len())].iter().copied()).collect()
     }
@@ -259,23 +283,24 @@ mod tests {
     #[test]
     fn rows_and_fields_are_those_of_the_csv_crate() {
         for seed in 0..60_000 {
-            let text = adversarial(&mut fastrand::Rng::with_seed(seed));
-            let rows: Vec<_> = rows_of(&text).into_iter().map(|(_, row)| row).collect();
-            assert_eq!(rows, rows_of_the_crate(&text), "seed {seed}: {:?}", text.escape_ascii().to_string());
+            let delimiter = delimiter(seed);
+            let text = adversarial(&mut fastrand::Rng::with_seed(seed), delimiter);
+            let rows: Vec<_> = rows_of(&text, delimiter).into_iter().map(|(_, row)| row).collect();
+            assert_eq!(rows, rows_of_the_crate(&text, delimiter), "seed {seed}: {:?}", text.escape_ascii().to_string());
         }
     }
 
     #[test]
     fn the_end_of_a_row_is_found_in_pieces_of_any_size() {
         for seed in 0..60_000 {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let text = adversarial(&mut rng);
+            let (mut rng, delimiter) = (fastrand::Rng::with_seed(seed), delimiter(seed));
+            let text = adversarial(&mut rng, delimiter);
             let Some(start) = begin(&text, 0) else { continue };
-            let expected = Splitter::default().split(&text, start);
+            let expected = Splitter::default().split(&text, start, delimiter);
             let (mut within, mut at, mut found) = (ScanState::FieldStart, start, None);
             while at < text.len() && found.is_none() {
                 let piece = &text[at..text.len().min(at + rng.usize(1..5))];
-                found = end_of(&mut within, piece).map(|end| at + end - 1);
+                found = end_of(&mut within, piece, delimiter).map(|end| at + end - 1);
                 at += piece.len();
             }
             assert_eq!(found.unwrap_or(text.len()), expected, "seed {seed}: {}", text.escape_ascii());
@@ -292,7 +317,7 @@ mod tests {
             (b"1,a\"b\"c,\"\"\"\"\"\"", None),
         ] {
             let mut splitter = Splitter::default();
-            splitter.split(row, 0);
+            splitter.split(row, 0, b',');
             assert_eq!(splitter.quote_fault(), expected, "{}", row.escape_ascii());
         }
     }
@@ -300,16 +325,17 @@ mod tests {
     #[test]
     fn a_text_is_cut_where_a_row_ends_whatever_follows() {
         for seed in 0..60_000 {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let text = adversarial(&mut rng);
+            let (mut rng, delimiter) = (fastrand::Rng::with_seed(seed), delimiter(seed));
+            let text = adversarial(&mut rng, delimiter);
             let shown = text.escape_ascii().to_string();
             let seen = rng.usize(0..=text.len());
-            let (whole, end) = (rows_of(&text), last_end(&text[..seen]));
-            let (mut cut, after) = (rows_of(&text[..end.unwrap_or(0)]), rows_of(&text[end.unwrap_or(0)..]));
+            let (whole, end) = (rows_of(&text, delimiter), last_end(&text[..seen], delimiter));
+            let (begun, rest) = text.split_at(end.unwrap_or(0));
+            let (mut cut, after) = (rows_of(begun, delimiter), rows_of(rest, delimiter));
             cut.extend(after.into_iter().map(|(at, row)| (at + end.unwrap_or(0), row)));
             assert_eq!(cut, whole, "seed {seed}: {shown}, of which {seen} are seen");
             // No later place would do: the rest of the seen bytes is at most one row that may go on.
-            let left = rows_of(&text[end.unwrap_or(0)..seen]);
+            let left = rows_of(&text[end.unwrap_or(0)..seen], delimiter);
             assert!(left.len() <= 1, "seed {seed}: {shown}, of which {seen} are seen, cut at {end:?}");
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::{Layout, Scratch, rows, shape};
+use super::{Delimiter, Layout, Scratch, rows, shape};
 use ::csv::ByteRecord;
 
 /// Advice for record types whose fields have no order.
@@ -44,7 +44,7 @@ impl Layout {
     pub(crate) fn decode_row<T: DeserializeOwned>(&self, scratch: &mut Scratch, bytes: &[u8]) -> Result<T, String> {
         let Scratch { splitter, record } = scratch;
         let start = rows::begin(bytes, 0).ok_or("there is no row in the message")?;
-        let end = splitter.split(bytes, start);
+        let end = splitter.split(bytes, start, Delimiter::COMMA.byte());
         if rows::begin(bytes, end).is_some() {
             return Err("there is more than one row in the message".into());
         }

@@ -104,15 +104,15 @@ const TEXTS: [&[u8]; 44] = [
     b"2026-01-02T03:04:05.678Z",
 ];
 
-fn decode<T: Record>(file: &[u8]) -> Vec<(usize, Option<T>)> {
-    let (layout, head) = Csv::read_layout::<T>(file, true).unwrap().unwrap();
+fn decode<T: Record>(csv: Csv, file: &[u8]) -> Vec<(usize, Option<T>)> {
+    let (layout, head) = csv.read_layout::<T>(file, true).unwrap().unwrap();
     let (mut scratch, mut rows) = (Scratch::default(), Vec::new());
-    Csv::parse::<T>(&layout, &mut scratch, &file[head..], |place, row| rows.push((place.start, row.ok())));
+    csv.parse::<T>(&layout, &mut scratch, &file[head..], |place, row| rows.push((place.start, row.ok())));
     rows
 }
 
-fn decode_by_the_crate<T: Record>(file: &[u8]) -> Vec<Option<T>> {
-    let mut reader = ::csv::Reader::from_reader(file);
+fn decode_by_the_crate<T: Record>(csv: Csv, file: &[u8]) -> Vec<Option<T>> {
+    let mut reader = ::csv::ReaderBuilder::new().delimiter(csv.delimiter.byte()).from_reader(file);
     let header = reader.byte_headers().unwrap().clone();
     let rows = reader.byte_records().map(|row| row.ok().and_then(|row| row.deserialize(Some(&header)).ok()));
     rows.collect()
@@ -122,18 +122,20 @@ fn decode_by_the_crate<T: Record>(file: &[u8]) -> Vec<Option<T>> {
 fn check<T: Record>(columns: &[&str], likely: &[&[u8]], by_position: bool) {
     for seed in 0..400 {
         let mut rng = fastrand::Rng::with_seed(seed);
+        let csv = Csv { delimiter: Delimiter::USUAL[seed as usize % 4] };
+        let between = char::from(csv.delimiter.byte()).to_string();
         let mut order: Vec<usize> = (0..columns.len()).collect();
         rng.shuffle(&mut order);
-        let mut file = order.iter().map(|at| columns[*at]).collect::<Vec<_>>().join(",").into_bytes();
+        let mut file = order.iter().map(|at| columns[*at]).collect::<Vec<_>>().join(&between).into_bytes();
         for _ in 0..30 {
             file.push(b'\n');
             let spoilt = rng.usize(0..2 * columns.len());
             let text = |at: &usize| if *at == spoilt { TEXTS[rng.usize(0..TEXTS.len())] } else { likely[*at] };
-            file.extend(order.iter().map(text).collect::<Vec<_>>().join(&b','));
+            file.extend(order.iter().map(text).collect::<Vec<_>>().join(&csv.delimiter.byte()));
         }
-        let read: Vec<Option<T>> = decode(&file).into_iter().map(|(_, row)| row).collect();
-        assert_eq!(read, decode_by_the_crate::<T>(&file), "seed {seed}: {}", file.escape_ascii());
-        let (layout, _) = Csv::read_layout::<T>(&file, true).unwrap().unwrap();
+        let read: Vec<Option<T>> = decode(csv, &file).into_iter().map(|(_, row)| row).collect();
+        assert_eq!(read, decode_by_the_crate::<T>(csv, &file), "seed {seed}: {}", file.escape_ascii());
+        let (layout, _) = csv.read_layout::<T>(&file, true).unwrap().unwrap();
         assert_eq!(layout.order.is_some(), by_position, "seed {seed}");
     }
 }
@@ -162,12 +164,12 @@ fn types_that_cannot_be_decoded_by_position_are_decoded_by_name() {
 #[test]
 fn a_header_with_aliased_names_of_one_field_is_not_decoded_by_position() {
     let columns = "id,number,name\n";
-    let error = Csv::read_layout::<Aliased>(columns.as_bytes(), true).unwrap_err().to_string();
+    let error = Csv::default().read_layout::<Aliased>(columns.as_bytes(), true).unwrap_err().to_string();
     assert!(error.contains("`id` twice"), "{error}");
 }
 
 fn refused<T: Record + Debug>(file: &str, expected: &str) {
-    assert_eq!(Csv::read_layout::<T>(file.as_bytes(), true).unwrap_err().to_string(), expected);
+    assert_eq!(Csv::default().read_layout::<T>(file.as_bytes(), true).unwrap_err().to_string(), expected);
 }
 
 #[test]
@@ -195,11 +197,45 @@ fn a_header_that_lacks_what_a_record_needs_is_refused() {
 }
 
 #[test]
+fn a_header_with_another_delimiter_is_refused_with_the_flag_that_names_it() {
+    let help = |other: &str| format!("; if its fields are between {other}, say so by `delimiter` or --delimiter");
+    let lacks = "the csv header lacks the columns `id`, `account`, `at_ms`: the header names";
+    refused::<Plain>("id;account;at_ms\n", &format!("{lacks} `id;account;at_ms`{}", help("`;`")));
+    refused::<Plain>("id\taccount\tat_ms\n", &format!("{lacks} `id\taccount\tat_ms`{}", help("tabs")));
+    let csv = Csv { delimiter: '|'.into() };
+    let error = csv.read_layout::<Plain>(b"id,account,at_ms\n", true).unwrap_err().to_string();
+    assert_eq!(error, format!("{lacks} `id,account,at_ms`{}", help("`,`")));
+}
+
+#[test]
+fn columns_are_found_by_name_whatever_is_between_them_and_quoted_as_ever() {
+    for between in [',', ';', '\t', '|', '\x01'] {
+        let text = "at_ms#more#\"account\"#id\n7##\"a#\"\"b\"\"\nc\"#1\n8#\"#\"#d#2".replace('#', &between.to_string());
+        let rows = decode::<Plain>(Csv { delimiter: between.into() }, text.as_bytes());
+        let rows: Vec<_> = rows.into_iter().map(|(_, row)| row.unwrap()).collect();
+        let expected = [(1, format!("a{between}\"b\"\nc"), 7), (2, "d".to_owned(), 8)];
+        assert_eq!(rows, expected.map(|(id, account, at_ms)| Plain { id, account, at_ms }));
+    }
+}
+
+#[test]
+fn a_state_knows_a_file_again_by_its_delimiter_and_a_wrong_one_is_refused_before_the_file_is_opened() {
+    let identity = |between: char| Csv { delimiter: between.into() }.identity();
+    assert_eq!(
+        (identity(',').unwrap(), identity(';').unwrap()),
+        ("csv file".into(), "csv file with fields between `;`".into())
+    );
+    let error = identity('"').unwrap_err();
+    assert_eq!(error.kind(), crate::error::ErrorKind::Usage);
+}
+
+#[test]
 fn a_rejected_row_names_its_column() {
     let file = b"id,account,at_ms\n1,a,x\n1,a\n1,\xff,2\n99999999999999999999,a,1\n";
-    let (layout, head) = Csv::read_layout::<Plain>(file, true).unwrap().unwrap();
+    let (layout, head) = Csv::default().read_layout::<Plain>(file, true).unwrap().unwrap();
     let mut reasons = Vec::new();
-    Csv::parse::<Plain>(&layout, &mut Scratch::default(), &file[head..], |_, row| reasons.push(row.unwrap_err()));
+    Csv::default()
+        .parse::<Plain>(&layout, &mut Scratch::default(), &file[head..], |_, row| reasons.push(row.unwrap_err()));
     assert_eq!(reasons[0], "column `at_ms`: invalid digit found in string");
     assert_eq!(reasons[1], "it has 2 fields where the header names 3");
     assert_eq!(reasons[2], "column `account`: invalid utf-8 sequence of 1 bytes from index 0");
@@ -208,11 +244,11 @@ fn a_rejected_row_names_its_column() {
 
 #[test]
 fn a_header_is_waited_for_until_its_line_ends() {
-    assert!(Csv::read_layout::<Plain>(b"id,account,at_ms", false).unwrap().is_none());
-    assert!(Csv::read_layout::<Plain>(b"\"id\",account,\"at_ms", false).unwrap().is_none());
-    assert!(Csv::read_layout::<Plain>(b"", false).unwrap().is_none());
+    assert!(Csv::default().read_layout::<Plain>(b"id,account,at_ms", false).unwrap().is_none());
+    assert!(Csv::default().read_layout::<Plain>(b"\"id\",account,\"at_ms", false).unwrap().is_none());
+    assert!(Csv::default().read_layout::<Plain>(b"", false).unwrap().is_none());
     for empty in [b"" as &[u8], b"\n\r\n", b"\xef\xbb\xbf"] {
-        assert!(decode::<Plain>(empty).is_empty());
+        assert!(decode::<Plain>(Csv::default(), empty).is_empty());
     }
-    assert_eq!(decode::<Plain>(b"\r\n\"id\",account,at_ms\r\n\r\n1,a,2").len(), 1);
+    assert_eq!(decode::<Plain>(Csv::default(), b"\r\n\"id\",account,at_ms\r\n\r\n1,a,2").len(), 1);
 }

@@ -30,7 +30,6 @@ mod reader;
 pub(crate) mod record_reader;
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -60,7 +59,7 @@ pub struct FileSource<F: RecordFormat, T = Untimed> {
     idle_after: Option<Duration>,
     sizes: FileLimits,
     pending_open: Mutex<Option<PendingOpen<F>>>,
-    format: PhantomData<fn() -> F>,
+    format: F,
 }
 
 /// A run whose file some workers have opened, but not all.
@@ -73,7 +72,7 @@ struct PendingOpen<F: RecordFormat> {
 impl<F: RecordFormat> FileSource<F> {
     /// Creates an input from the file at `path`; nothing is opened yet.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self::of(path.as_ref().to_owned(), None, (None, None))
+        Self::of(path.as_ref().to_owned(), F::default(), None, (None, None))
     }
 
     /// Sets the record type, and the function that returns a record's event time in milliseconds since 1970.
@@ -82,18 +81,26 @@ impl<F: RecordFormat> FileSource<F> {
         self,
         event_time: impl Fn(&T) -> E + Send + Sync + 'static,
     ) -> FileSource<F, T> {
-        FileSource::of(self.path, Some(time_of(event_time)), (self.out_of_order, self.idle_after))
+        FileSource::of(self.path, self.format, Some(time_of(event_time)), (self.out_of_order, self.idle_after))
     }
 }
 
 impl<F: RecordFormat, T> FileSource<F, T> {
     fn of(
         path: PathBuf,
+        format: F,
         time_of: Option<TimeOf<T>>,
         (out_of_order, idle_after): (Option<Duration>, Option<Duration>),
     ) -> Self {
         let (sizes, pending_open) = (FileLimits::default(), Mutex::new(None));
-        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open, format: PhantomData }
+        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open, format }
+    }
+
+    /// Replaces the format by one with other options.
+    #[must_use]
+    pub(crate) fn with_format(mut self, format: F) -> Self {
+        self.format = format;
+        self
     }
 
     /// Sets the allowed disorder: how far an event time may be behind the greatest one before it.
@@ -131,7 +138,7 @@ impl<F: RecordFormat, T: Record> FileSource<F, T> {
         };
         if !opening.as_ref().is_some_and(joins) {
             let sizes = self.sizes.with_longest(at.options.max_record);
-            let shared = SharedFile::open::<T>(&self.path, at.options.until_end, sizes)?;
+            let shared = SharedFile::open::<T>(self.format.clone(), &self.path, at.options.until_end, sizes)?;
             let shared = Arc::new(shared.idle_after(self.idle_after.unwrap_or(at.options.idle_timeout)));
             *opening = Some(PendingOpen { job: at.job.clone(), opened: vec![false; at.threads], shared });
         }
@@ -175,11 +182,12 @@ impl<F: RecordFormat, T: Record> Source for FileSource<F, T> {
         if !at.is_in_first_process() {
             return Ok(Box::new(NullReader));
         }
+        self.format.identity()?;
         Ok(Box::new(FileReader::<F, T>::new(self.shared_file(at)?, at.worker == 0)))
     }
 
     fn identity(&self, _at: &WorkerContext) -> Result<Option<String>> {
-        Ok(Some(F::NAME.to_owned()))
+        self.format.identity().map(Some)
     }
 
     fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {

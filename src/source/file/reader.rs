@@ -91,7 +91,7 @@ impl<F: RecordFormat, T: Record> FileReader<F, T> {
         let mut clock = PartitionClock::new(EventTime::MIN, intake.disorder());
         let (mut bytes, mut peak) = (0, None);
         let mut ends = intake.ahead_in_files().map(|_| Vec::new());
-        F::parse::<T>(layout, &mut self.scratch, records, |place, parsed| {
+        self.shared.format().parse::<T>(layout, &mut self.scratch, records, |place, parsed| {
             match parsed.and_then(|data| Ok((intake.time_of(&data)?, data))) {
                 Ok((time, data)) => {
                     bytes += (place.end - place.start) as u64;

@@ -21,6 +21,7 @@ pub(crate) type Parsed<T> = std::result::Result<T, String>;
 /// Iterates over the records of a format in a reader.
 #[derive(Debug)]
 pub(crate) struct RecordReader<F: RecordFormat, R, T> {
+    format: F,
     reader: R,
     layout: Option<F::Layout>,
     scratch: F::Scratch,
@@ -40,9 +41,10 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
     ///
     /// # Errors
     /// Fails if `reader` fails, or if its bytes are of another format.
-    pub(crate) fn new(reader: R) -> Result<Self> {
+    pub(crate) fn new(format: F, reader: R) -> Result<Self> {
         let (scratch, records) = (F::Scratch::default(), VecDeque::new());
         let mut pieces = RecordReader {
+            format,
             reader,
             layout: None,
             scratch,
@@ -58,7 +60,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
                 continue;
             }
             foreign_kinds::check(&pieces.bytes)?;
-            if let Some((layout, head)) = F::read_layout::<T>(&pieces.bytes, pieces.is_over)? {
+            if let Some((layout, head)) = pieces.format.read_layout::<T>(&pieces.bytes, pieces.is_over)? {
                 pieces.layout = Some(layout);
                 pieces.drop_parsed(head);
             } else if pieces.bytes.len() > MAX_RECORD {
@@ -93,7 +95,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
     /// Parses the complete records, or reads more bytes if there are none.
     fn parse_more(&mut self) -> Result<()> {
         if let Some(within) = &mut self.scan_state {
-            match F::record_end(within, &self.bytes) {
+            match self.format.record_end(within, &self.bytes) {
                 Some(end) => {
                     self.drop_parsed(end);
                     self.scan_state = None;
@@ -105,7 +107,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
             }
             return Ok(());
         }
-        let end = if self.is_over { Some(self.bytes.len()) } else { F::last_record_end(&self.bytes) };
+        let end = if self.is_over { Some(self.bytes.len()) } else { self.format.last_record_end(&self.bytes) };
         let (Some(end), Some(layout)) = (end, &self.layout) else {
             if self.bytes.len() < MAX_RECORD {
                 return self.fill();
@@ -117,7 +119,7 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
         };
         let (bytes, records) = (&self.bytes[..end], &mut self.records);
         let (mut counted, mut line) = (0, self.parsed.1 + 1);
-        F::parse::<T>(layout, &mut self.scratch, bytes, |place, parsed| {
+        self.format.parse::<T>(layout, &mut self.scratch, bytes, |place, parsed| {
             line += memchr::memchr_iter(b'\n', &bytes[counted..place.start]).count() as u64;
             counted = place.start;
             let too_long = place.len() >= MAX_RECORD;
@@ -161,7 +163,7 @@ mod tests {
     type LinesRead = Vec<(u64, bool)>;
 
     fn all<F: RecordFormat>(bytes: &[u8]) -> LinesRead {
-        let mut pieces = RecordReader::<F, _, (u64, String)>::new(bytes).unwrap();
+        let mut pieces = RecordReader::<F, _, (u64, String)>::new(F::default(), bytes).unwrap();
         let mut found = Vec::new();
         while let Some((line, parsed)) = pieces.next_record().unwrap() {
             found.push((line, parsed.is_ok()));
@@ -186,7 +188,7 @@ mod tests {
     #[test]
     fn records_of_a_pipe_are_given_on_as_they_come() {
         let (text, given) = ("[1,\"a\"]\n[2,\"b\"]\n[3,\"c\"]\n", std::cell::Cell::new(0));
-        let mut pieces = RecordReader::<Ndjson, _, (u64, String)>::new(Slow(text.as_bytes(), &given)).unwrap();
+        let mut pieces = RecordReader::<Ndjson, _, (u64, String)>::new(Ndjson, Slow(text.as_bytes(), &given)).unwrap();
         for line in 1..=3 {
             assert_eq!(pieces.next_record().unwrap().unwrap().0, line);
             assert!(given.get() < 8 * line as usize + 3, "{} bytes were read for record {line}", given.get());

@@ -15,7 +15,9 @@ impl<'f, K: Record, L: Record> Keyed<'f, K, L> {
     /// Keeps a value for each key of two streams: [`Keyed::keyed_state`] with a second input. `on_left` is called with the
     /// records of this stream, `on_right` with those of the other: all of them in the order of event time, those of equal
     /// time by source, partition and offset, when the watermark of both streams has passed them. A left record comes before
-    /// a right one where nothing else tells them apart. So any join can be written that the others are not.
+    /// a right one where nothing else tells them apart. All three
+    /// functions get the key's value, `None` until one of them sets it. So any join can be written that the others are
+    /// not.
     ///
     /// ```
     /// use std::time::Duration;
@@ -31,19 +33,16 @@ impl<'f, K: Record, L: Record> Keyed<'f, K, L> {
     /// TestRun::new().run(move |flow| {
     ///     let doors = flow.read("doors", &doors).key_by(|door| door.0);
     ///     let badges = flow.read("badges", &badges).key_by(|badge| badge.0);
-    ///     let opened = badges.keyed_state_with::<_, String, (char, Option<String>)>(
+    ///     let opened = badges.keyed_state_with(
     ///         "who",
     ///         doors,
-    ///         |at, (_, person, _)| {
-    ///             *at.state() = Some(person);
+    ///         |at, last: &mut Option<String>, (_, person, _)| {
+    ///             *last = Some(person);
     ///             at.clear_timers();
     ///             at.set_timer_in(Duration::from_secs(5));
     ///         },
-    ///         |at, (door, ..)| {
-    ///             let person = at.state().clone();
-    ///             at.emit((door, person));
-    ///         },
-    ///         |at| *at.state() = None,
+    ///         |at, last, (door, ..)| at.emit((door, last.clone())),
+    ///         |_, last| *last = None,
     ///     );
     ///     opened.results().write("opened", &output);
     /// })?;
@@ -62,16 +61,16 @@ impl<'f, K: Record, L: Record> Keyed<'f, K, L> {
         self,
         name: &str,
         other: Keyed<'f, K, R>,
-        on_left: impl Fn(&mut StateContext<'_, K, S, O>, L) + 'static,
-        on_right: impl Fn(&mut StateContext<'_, K, S, O>, R) + 'static,
-        on_timer: impl Fn(&mut StateContext<'_, K, S, O>) + 'static,
+        on_left: impl Fn(&mut StateContext<'_, K, O>, &mut Option<S>, L) + 'static,
+        on_right: impl Fn(&mut StateContext<'_, K, O>, &mut Option<S>, R) + 'static,
+        on_timer: impl Fn(&mut StateContext<'_, K, O>, &mut Option<S>) + 'static,
     ) -> Joined<'f, L, R, O> {
         let inputs = JoinInputs { name: name.to_owned(), left: self, right: other };
         let lateness = inputs.lateness();
         let metrics = inputs.left.stream.flow.build.metrics.step(name);
-        let on_record = move |at: &mut StateContext<'_, K, S, O>, record| match record {
-            JoinSide::Left(record) => on_left(at, record),
-            JoinSide::Right(record) => on_right(at, record),
+        let on_record = move |at: &mut StateContext<'_, K, O>, state: &mut Option<S>, record| match record {
+            JoinSide::Left(record) => on_left(at, state, record),
+            JoinSide::Right(record) => on_right(at, state, record),
         };
         let functions = StateFunctions { on_record, on_timer, types: PhantomData };
         inputs.step(

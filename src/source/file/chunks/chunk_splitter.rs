@@ -39,6 +39,7 @@ impl ChunkSplitter {
     /// so does its last record.
     pub(super) fn next<F: RecordFormat>(
         &mut self,
+        format: &F,
         file: &mut InputFile,
         position: u64,
         head: u64,
@@ -55,7 +56,7 @@ impl ChunkSplitter {
             if want == rest && last {
                 return Ok(Some(ChunkBytes { bytes, skip, too_long: None }));
             }
-            let end = F::last_record_end(&bytes[skip..]).map(|end| end + skip).or((skip > 0).then_some(skip));
+            let end = format.last_record_end(&bytes[skip..]).map(|end| end + skip).or((skip > 0).then_some(skip));
             if let Some(end) = end {
                 bytes.truncate(end);
                 return Ok(Some(ChunkBytes { bytes, skip, too_long: None }));
@@ -65,7 +66,7 @@ impl ChunkSplitter {
                 return Ok(None);
             }
             if size >= file.limits.longest {
-                let Some(length) = self.long_record::<F>(file, position, limit, last)? else { return Ok(None) };
+                let Some(length) = self.long_record(format, file, position, limit, last)? else { return Ok(None) };
                 // The end of the record may be one that shows only with the byte after it.
                 let fits = length <= bytes.len() as u64;
                 bytes.truncate(if fits { length as usize } else { KEPT_OF_LONG_RECORD });
@@ -79,6 +80,7 @@ impl ChunkSplitter {
     /// Returns the length of the next record, which is too long to be held; `None` if it has no end before `limit`.
     fn long_record<F: RecordFormat>(
         &mut self,
+        format: &F,
         file: &mut InputFile,
         position: u64,
         limit: u64,
@@ -91,7 +93,7 @@ impl ChunkSplitter {
         while scan.at < limit {
             let count = file.limits.block.min((limit - scan.at) as usize);
             let bytes = file.read(scan.at, count)?;
-            let end = F::record_end(&mut scan.state, &bytes);
+            let end = format.record_end(&mut scan.state, &bytes);
             file.keep(bytes);
             if let Some(end) = end {
                 return Ok(Some(scan.at + end as u64 - start));

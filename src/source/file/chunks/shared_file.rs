@@ -21,6 +21,7 @@ use crate::time::Epoch;
 /// State of a run's file that the workers share.
 #[derive(Debug)]
 pub(crate) struct SharedFile<F: RecordFormat> {
+    format: F,
     state: Mutex<ChunkAssigner>,
     layout: OnceLock<F::Layout>,
     /// Number of lines that end before the position where reading began; counted when first asked for.
@@ -33,8 +34,9 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or cannot give records of type `T`.
-    pub(crate) fn open<T: Record>(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
+    pub(crate) fn open<T: Record>(format: F, path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
         let shared = SharedFile {
+            format,
             state: Mutex::new(ChunkAssigner::open(path, until_end, sizes)?),
             layout: OnceLock::new(),
             lines_before: OnceLock::new(),
@@ -69,6 +71,11 @@ impl<F: RecordFormat> SharedFile<F> {
         self.abandoned.load(Ordering::Relaxed)
     }
 
+    /// Returns the file's format.
+    pub(crate) fn format(&self) -> &F {
+        &self.format
+    }
+
     /// Returns the file's layout; never `None` once a chunk has been dealt.
     pub(crate) fn layout(&self) -> Option<&F::Layout> {
         self.layout.get()
@@ -85,7 +92,9 @@ impl<F: RecordFormat> SharedFile<F> {
             let bytes = state.file.read(0, size.min(limit as usize))?;
             let all = bytes.len() as u64 == limit;
             foreign_kinds::check(&bytes).map_err(|error| error.at(state.file.path.display()))?;
-            if let Some((layout, head)) = F::read_layout::<T>(&bytes, all && end.is_some())
+            if let Some((layout, head)) = self
+                .format
+                .read_layout::<T>(&bytes, all && end.is_some())
                 .map_err(|error| error.at(state.file.path.display()))?
             {
                 state.head = Some(head as u64);
@@ -137,7 +146,7 @@ impl<F: RecordFormat> SharedFile<F> {
         self.lay_out::<T>(state)?;
         let Some(head) = state.head else { return Ok(NextChunk::Nothing) };
         let Some(ChunkBytes { bytes, skip, too_long }) =
-            state.splitter.next::<F>(&mut state.file, state.position, head, limit, last)?
+            state.splitter.next(&self.format, &mut state.file, state.position, head, limit, last)?
         else {
             state.partial_at = Some(limit);
             return Ok(NextChunk::Nothing);
