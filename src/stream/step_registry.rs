@@ -23,6 +23,7 @@ pub(crate) struct StepRegistry {
     outputs: RefCell<Vec<((usize, usize), StepKey)>>,
     renames: RefCell<Vec<Rename>>,
     rows: RefCell<Vec<RegisteredRows>>,
+    source_inputs: RefCell<Vec<(usize, String)>>,
 }
 
 /// The stored rows of a step: a value that knows their type, and what makes a [`StepRows`] of it.
@@ -80,6 +81,16 @@ impl StepRegistry {
     /// Takes the stored rows of all steps.
     pub(crate) fn take_rows(&self) -> Vec<StepRows> {
         self.rows.take().into_iter().map(|rows| (rows.finish)()).collect()
+    }
+
+    /// Records a stream as an input of a source.
+    pub(crate) fn add_source_input(&self, port: &OutputPort, source: &str) {
+        self.source_inputs.borrow_mut().push((port.node, source.to_owned()));
+    }
+
+    /// Returns the operators, by their numbers in the flow, that are inputs of sources, with the sources' names.
+    pub(crate) fn source_inputs(&self) -> Vec<(usize, String)> {
+        self.source_inputs.borrow().clone()
     }
 
     /// Takes the earlier names.
