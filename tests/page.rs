@@ -45,7 +45,7 @@ struct Balance {
 
 /// Not a test: the job that the tests watch. It ends with them, as its standard input ends.
 #[test]
-#[ignore = "run by other tests, in a process of its own"]
+#[ignore = "run by another test, in a process of its own"]
 fn the_job() {
     let Ok(line) = std::env::var(CHILD) else { return };
     let (folder, address) = line.split_once('\n').unwrap();

@@ -145,9 +145,10 @@ impl Job {
         }
     }
 
-    /// Serves the job's status over HTTP while it runs, at `HOST:PORT` (port 0 picks a free one): `/status`, `/why`,
-    /// `/metrics`, `/healthz`, `/readyz`, and its views. In a job of several processes each process `p` serves at port
-    /// `PORT + p`; process 0 reports on all of them. Without the cargo feature `http` the job does not start.
+    /// Serves the job's status over HTTP while it runs, at `HOST:PORT` (port 0 picks a free one): a page for browsers at
+    /// `/`, `/status`, `/why`, `/graph`, `/history`, `/metrics`, `/healthz`, `/readyz`, and its views. In a job of several
+    /// processes each process `p` serves at port `PORT + p`; process 0 reports on all of them. Without the cargo feature
+    /// `http` the job does not start.
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http.address = address.to_owned();
