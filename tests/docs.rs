@@ -301,6 +301,39 @@ fn metrics_are_documented_and_those_that_are_documented_are_there() {
     assert_eq!(in_code, in_text);
 }
 
+/// Returns the names of metrics in a text.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("tidegate_")).collect()
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_use_metrics_that_are_there() {
+    let reference = read("docs/reference.md");
+    let known = metrics_in(&reference);
+    let dashboard = read("docs/grafana-dashboard.json");
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    let expressions =
+        parsed["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    assert!(expressions.clone().count() >= 12, "{dashboard}");
+    for expression in expressions.map(|target| target["expr"].as_str().unwrap()) {
+        assert!(!metrics_in(expression).is_empty(), "no metric: {expression}");
+    }
+    let alerts = read("docs/prometheus-alerts.yml");
+    let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+    assert!(rules.len() >= 9, "{alerts}");
+    for rule in rules {
+        let expression = rule.lines().find_map(|line| line.trim().strip_prefix("expr: ")).unwrap();
+        assert!(!metrics_in(expression).is_empty(), "no metric: {rule}");
+        for part in ["for: ", "severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(part), "no {part}: {rule}");
+        }
+    }
+    for (file, text) in [("dashboard", &dashboard), ("alerts", &alerts)] {
+        let unknown: Vec<_> = metrics_in(text).difference(&known).copied().collect();
+        assert!(unknown.is_empty(), "the {file} has {unknown:?}");
+    }
+}
+
 #[test]
 fn the_changelog_names_each_format_with_its_version() {
     let changelog = read("CHANGELOG.md");

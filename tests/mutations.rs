@@ -35,6 +35,30 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "the graph of a query leads through no scope",
+        file: "src/job/graph.rs",
+        text: "(_, true, false) => FlowPoint::ScopeInput(address, port),",
+        instead: "(_, true, false) => FlowPoint::Operator(address),",
+        tests: "src/job/graph.rs",
+        test: "an_iteration_is_passed_through_by_what_flows_through_it",
+    },
+    Mutation {
+        name: "a sample of the history has the latencies of all epochs since the start",
+        file: "src/job/history.rs",
+        text: "ring.latencies = latencies;",
+        instead: "drop(latencies);",
+        tests: "src/job/history.rs",
+        test: "a_sample_has_the_figures_of_its_time_and_latencies_of_its_interval",
+    },
+    Mutation {
+        name: "pages may load scripts from anywhere",
+        file: "src/view/http/respond.rs",
+        text: "default-src 'none'; script-src 'self';",
+        instead: "default-src 'none'; script-src 'self' 'unsafe-inline';",
+        tests: "tests/page.rs",
+        test: "the_page_is_for_clients_that_accept_html_and_refuses_foreign_scripts",
+    },
+    Mutation {
         name: "administrative requests go without the user's properties",
         file: "src/source/kafka/admin.rs",
         text: "own.configure(&[], &[])?.create()",

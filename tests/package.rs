@@ -26,6 +26,8 @@ fn the_package_holds_what_users_need_and_nothing_else() {
         "LICENSE-APACHE",
         "docs/guide.md",
         "src/lib.rs",
+        "src/job/page/index.html",
+        "src/job/page/main.js",
         "queries/account_totals.rs",
     ];
     for name in needed {

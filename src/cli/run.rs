@@ -45,8 +45,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size, help_heading = "Running")]
     pub in_flight: u64,
 
-    /// Serve the status of the job over HTTP at this address (port 0: any free one): /status, /why, /metrics, /healthz,
-    /// /readyz, /views; each further process takes the port after it
+    /// Serve the status of the job over HTTP at this address (port 0: any free one): a page at /,
+    /// /status, /why, /metrics, /healthz, /readyz, /views; each further process takes the port after it
     #[arg(long, value_name = "HOST:PORT", value_parser = NonEmptyStringValueParser::new(), help_heading = "Running")]
     pub http: Option<String>,
 

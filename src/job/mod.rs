@@ -16,9 +16,12 @@ mod cluster;
 mod commit;
 mod controls;
 mod first_phase;
+mod graph;
+mod history;
 mod monitor;
 mod open_epoch;
 mod pacing;
+mod page;
 mod profile;
 mod prometheus;
 mod report_throttle;
@@ -34,10 +37,11 @@ mod worker_shared;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
+use crate::job::graph::JobGraph;
 use crate::job::profile::Profile;
 use crate::metrics::Metrics;
 use crate::source;
@@ -101,6 +105,8 @@ pub struct Job {
     stall_report_after: Duration,
     watcher: Watcher,
     profile: Option<Arc<Profile>>,
+    /// The graph of the query, once it is known.
+    graph: Arc<OnceLock<JobGraph>>,
 }
 
 impl fmt::Debug for Job {
@@ -135,12 +141,14 @@ impl Job {
             stall_report_after: Duration::from_secs(30),
             watcher: Watcher::default(),
             profile: None,
+            graph: Arc::default(),
         }
     }
 
-    /// Serves the job's status over HTTP while it runs, at `HOST:PORT` (port 0 picks a free one): `/status`, `/why`,
-    /// `/metrics`, `/healthz`, `/readyz`, and its views. In a job of several processes each process `p` serves at port
-    /// `PORT + p`; process 0 reports on all of them. Without the cargo feature `http` the job does not start.
+    /// Serves the job's status over HTTP while it runs, at `HOST:PORT` (port 0 picks a free one): a page for browsers at
+    /// `/`, `/status`, `/why`, `/graph`, `/history`, `/metrics`, `/healthz`, `/readyz`, and its views. In a job of several
+    /// processes each process `p` serves at port `PORT + p`; process 0 reports on all of them. Without the cargo feature
+    /// `http` the job does not start.
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http.address = address.to_owned();

@@ -2,9 +2,12 @@
 //!
 //! | path | answer |
 //! | --- | --- |
+//! | `/` | a page that shows the job, if the client accepts HTML, with its parts at `/page/…`; else the paths |
 //! | `/healthz` | 200 while all processes send heartbeats and all workers make progress, else 503 with the cause |
 //! | `/readyz` | 200 once all workers have started and finished the replay, and all views answer, as long as `/healthz` says 200; else 503 with the cause |
 //! | `/status` | the status of the job, as JSON: [`JobStatus`] |
+//! | `/graph` | the steps of the query, and the data flow between them, as JSON: [`JobGraph`] |
+//! | `/history` | the figures of this process in the last ten minutes, a sample each second, as JSON: [`RecentHistory`](super::history::RecentHistory); with `since=N` those after the sample of number N |
 //! | `/why?window=END` | the causes that hold back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it those that hold back the job; text, or JSON with `format=json` |
 //! | `/metrics` | metrics of this process, as Prometheus reads them |
 //! | `/views…` | the rows of views: see [`view_routes`](super::view_routes) |
@@ -20,6 +23,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::cluster::control_channel::ControlChannel;
+use super::graph::JobGraph;
+use super::history::ProcessHistory;
+use super::page;
 use super::profile::{JobProfile, Profile};
 use super::prometheus::Exposition;
 use super::view_routes;
@@ -40,7 +46,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const BACKOFF: u32 = 2;
 
 /// The paths that are answered.
-const PATHS: &str = "/status, /why?window=END, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz, /readyz";
+const PATHS: &str =
+    "/status, /why?window=END, /graph, /history, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz, /readyz";
 
 /// The parts of a running job that can be observed.
 pub(crate) struct JobMonitor {
@@ -54,6 +61,8 @@ pub(crate) struct JobMonitor {
     pub(crate) syncs: Arc<SyncMetrics>,
     pub(crate) idle_timeout: Duration,
     pub(crate) profile: Option<Arc<Profile>>,
+    pub(crate) graph: Arc<OnceLock<JobGraph>>,
+    pub(crate) history: ProcessHistory,
     pub(crate) views: Arc<Views>,
     pub(crate) failure: Arc<JobFailure>,
     /// Address of the HTTP server, once it listens.
@@ -111,7 +120,11 @@ impl JobMonitor {
             HttpReply::later(AnswerKind::Document, move || make(&watch, &asked))
         };
         match asked.path.as_str() {
+            "/" if asked.html => document(|_, _| page::asset(page::INDEX)),
             "/" => HttpReply::text(200, PATHS),
+            path if path.starts_with(page::FOLDER) => {
+                document(|_, asked| page::asset(&asked.path[page::FOLDER.len()..]))
+            }
             "/healthz" => {
                 self.unhealthy_cause().map_or_else(|| HttpReply::text(200, "ok"), |hold| HttpReply::text(503, hold))
             }
@@ -119,6 +132,8 @@ impl JobMonitor {
                 self.unready_cause().map_or_else(|| HttpReply::text(200, "ok"), |why| HttpReply::text(503, why))
             }
             "/status" => document(|watch, _| HttpReply::json(200, &watch.status())),
+            "/graph" => document(JobMonitor::answer_graph),
+            "/history" => document(JobMonitor::answer_history),
             "/why" => document(JobMonitor::answer_why),
             "/metrics" => document(|watch, _| HttpReply::Whole(200, Exposition::KIND, watch.exposition().text())),
             "/profile" => document(JobMonitor::answer_profile),
@@ -172,6 +187,19 @@ impl JobMonitor {
             None => HttpReply::text(404, "profiling is off: start the job with --profile"),
             Some(profile) if asked.parameter("format") == Some("json") => HttpReply::json(200, &profile.now()),
             Some(profile) => HttpReply::text(200, profile.now()),
+        }
+    }
+
+    fn answer_graph(&self, _asked: &HttpRequest) -> HttpReply {
+        self.graph
+            .get()
+            .map_or_else(|| HttpReply::text(503, "the graph is not known yet"), |graph| HttpReply::json(200, graph))
+    }
+
+    fn answer_history(&self, asked: &HttpRequest) -> HttpReply {
+        match asked.parameter("since").filter(|since| !since.is_empty()).map(str::parse).transpose() {
+            Ok(since) => HttpReply::json(200, &self.history.recent(self.process, since)),
+            Err(_) => HttpReply::text(400, "since: not the number of a sample; write since=41"),
         }
     }
 
@@ -248,8 +276,8 @@ impl MonitorHandle {
         self.server.as_ref().map(Server::address)
     }
 
-    /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each
-    /// `report_after` time without output.
+    /// Starts the server, if there is an endpoint, and the thread that keeps the history for it and, in process 0, logs
+    /// the cause after each `report_after` time without output.
     pub(crate) fn start(watch: &Arc<JobMonitor>, http: Option<&Endpoint>, report_after: Duration) -> Result<Self> {
         let mut watching = MonitorHandle { over: Arc::default(), thread: None, server: None };
         if let Some(endpoint) = http {
@@ -263,14 +291,18 @@ impl MonitorHandle {
             let _ = watch.address.set(server.address());
             watching.server = Some(server);
         }
-        if watch.process == 0 {
+        let serves = watching.server.is_some();
+        if watch.process == 0 || serves {
             let (watch, over) = (Arc::clone(watch), Arc::clone(&watching.over));
             let body = move || {
-                let mut silence = StallDetector::new(report_after);
+                let mut silence = (watch.process == 0).then(|| StallDetector::new(report_after));
                 while !over.load(Ordering::Acquire) {
                     thread::mark_iteration();
-                    if let Some(line) = silence.line(&watch) {
+                    if let Some(line) = silence.as_mut().and_then(|silence| silence.line(&watch)) {
                         tracing::warn!("{line}");
+                    }
+                    if serves {
+                        watch.history.sample(Instant::now(), &watch.metrics, || watch.board.status());
                     }
                     std::thread::park_timeout(CHECK_INTERVAL);
                 }

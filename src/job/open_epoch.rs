@@ -1,5 +1,7 @@
 //! An epoch between its start and its publication, as one worker sees it.
 
+use std::time::Instant;
+
 use crate::durable::journal::PartitionProgress;
 use crate::status::Stage;
 use crate::time::Epoch;
@@ -7,6 +9,8 @@ use crate::time::Epoch;
 /// An epoch that this worker has started and that is not published yet.
 pub(super) struct OpenEpoch {
     pub(super) epoch: Epoch,
+    /// The time at which it was started.
+    pub(super) since: Instant,
     /// For each source, the input committed to the epoch; `None` until it is known.
     pub(super) bound: Vec<Option<Vec<PartitionProgress>>>,
     /// `true` if nothing is added to it any more.

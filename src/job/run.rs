@@ -114,6 +114,8 @@ impl Job {
         let plan = self.query_plan(move |flow| planned(flow))?;
         let views = plan.steps.iter().filter(|step| step.kind == "view");
         self.views.set_names(views.map(|step| step.name.clone()));
+        // Set once: a job runs once.
+        let _ = self.graph.set(plan.graph.clone());
         if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
@@ -419,6 +421,7 @@ impl Job {
             early_tick: AtomicBool::new(false),
             board: Arc::new(StatusBoard::new(process, self.workers)),
             profile: self.profile,
+            graph: self.graph,
             caught_up: AtomicUsize::new(0),
             read_first: AtomicUsize::new(0),
         };

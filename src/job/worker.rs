@@ -308,6 +308,7 @@ impl WorkerLoop {
         }
         self.open.push_back(OpenEpoch {
             epoch,
+            since: Instant::now(),
             bound: self.drivers.iter().map(|_| None).collect(),
             closed: false,
             written: false,

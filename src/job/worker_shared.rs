@@ -17,6 +17,8 @@ use crate::durable::sources::KnownPartitions;
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::Snapshots;
+use crate::job::graph::{GraphCollector, JobGraph};
+use crate::job::history::ProcessHistory;
 use crate::job::monitor::JobMonitor;
 use crate::job::pacing::Pace;
 use crate::job::profile::Profile;
@@ -74,6 +76,8 @@ pub(crate) struct WorkerShared {
     pub(crate) board: Arc<StatusBoard>,
     /// The profile of this process, if profiling is enabled.
     pub(crate) profile: Option<Arc<Profile>>,
+    /// The graph of the query.
+    pub(crate) graph: Arc<OnceLock<JobGraph>>,
 }
 
 impl WorkerShared {
@@ -89,6 +93,8 @@ impl WorkerShared {
             syncs: self.journal.syncs(),
             idle_timeout: self.place.options.idle_timeout,
             profile: self.profile.clone(),
+            graph: Arc::clone(&self.graph),
+            history: ProcessHistory::default(),
             views: Arc::clone(&self.views),
             failure: Arc::clone(&self.failure),
             address: OnceLock::new(),
@@ -117,6 +123,8 @@ pub(crate) struct QueryPlan {
     pub(crate) renames: Vec<Rename>,
     /// The stored rows of steps.
     pub(crate) rows: Vec<StepRows>,
+    /// The data flow between the steps.
+    pub(crate) graph: JobGraph,
 }
 
 /// Builds the flow on an idle worker, and returns its plan.
@@ -143,6 +151,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         #[cfg(feature = "kafka")]
         messages: Rc::default(),
     });
+    let collector = GraphCollector::listen(worker);
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
         query(&flow);
@@ -151,12 +160,10 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
     for dataflow in worker.installed_dataflows() {
         worker.drop_dataflow(dataflow);
     }
-    match build.failure.get() {
-        Some(error) => Err(error.clone()),
-        None => Ok(QueryPlan {
-            steps: build.plan.take(),
-            renames: build.registry.take_renames(),
-            rows: build.registry.take_rows(),
-        }),
+    if let Some(error) = build.failure.get() {
+        return Err(error.clone());
     }
+    let steps = build.plan.take();
+    let graph = collector.borrow().graph(&steps, &build.registry.source_inputs());
+    Ok(QueryPlan { steps, renames: build.registry.take_renames(), rows: build.registry.take_rows(), graph })
 }

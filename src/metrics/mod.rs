@@ -7,6 +7,7 @@
 //! snapshot that the job resumed from, are those counted in rows and those that were late.
 
 mod counters;
+mod latency;
 mod notices;
 mod summary;
 
@@ -19,6 +20,7 @@ pub use counters::{
     Counter, DurationSetting, Flag, SinkMetrics, Snapshot, SnapshotMetrics, SourceMetrics, StepMetrics, TableMetrics,
     TimeGauge,
 };
+pub(crate) use latency::{LatencyCounts, LatencyHistogram};
 pub(crate) use notices::LatestRecord;
 pub(crate) use summary::after_idle;
 pub use summary::{JobSummary, SinkSummary, SnapshotSummary, SourceSummary, StepSummary, TableSummary};
@@ -61,6 +63,8 @@ pub struct Metrics {
     pub epochs: Counter,
     /// Snapshots of a job with state.
     pub snapshots: SnapshotMetrics,
+    /// Times from the start of an epoch until it was published.
+    pub(crate) epoch_latency: LatencyHistogram,
 }
 
 impl Metrics {

@@ -311,6 +311,9 @@ pub(crate) fn read<'f, S: Source>(
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
     let ((marks, marks_capability), mark_stream) = scope.new_unordered_input();
     let ((rejects, rejects_capability), reject_stream) = scope.new_unordered_input();
+    for port in [event_stream.name(), mark_stream.name(), reject_stream.name()] {
+        build.registry.add_source_input(port, name);
+    }
     let snapshot_acks = build.durable.is_some().then(|| {
         let (snapshot_acks, stream) = scope.new_unordered_input();
         flow.snapshot_acks.borrow_mut().push(stream);

@@ -27,6 +27,7 @@ pub(crate) struct StepRegistry {
     rows: RefCell<Vec<RegisteredRows>>,
     /// The names of the aggregates of steps that have some.
     aggregates: RefCell<Vec<(String, NameTree)>>,
+    source_inputs: RefCell<Vec<(usize, String)>>,
 }
 
 /// The stored rows of a step: a value that knows their type, and what makes a [`StepRows`] of it.
@@ -97,6 +98,16 @@ impl StepRegistry {
     /// Takes the stored rows of all steps.
     pub(crate) fn take_rows(&self) -> Vec<StepRows> {
         self.rows.take().into_iter().map(|rows| (rows.finish)()).collect()
+    }
+
+    /// Records a stream as an input of a source.
+    pub(crate) fn add_source_input(&self, port: &OutputPort, source: &str) {
+        self.source_inputs.borrow_mut().push((port.node, source.to_owned()));
+    }
+
+    /// Returns the operators, by their numbers in the flow, that are inputs of sources, with the sources' names.
+    pub(crate) fn source_inputs(&self) -> Vec<(usize, String)> {
+        self.source_inputs.borrow().clone()
     }
 
     /// Takes the earlier names.

@@ -79,15 +79,21 @@ fn build_view<D: Record>(collection: Collection<'_, D>, name: &str, key: impl Fn
         build.failure.set(error.at(format!("view `{name}`")));
         return;
     }
-    // All workers of all processes agree on whether views can be read.
-    if build.mode != BuildMode::Run || !build.views.is_enabled() {
+    // All workers of all processes agree on whether views can be read. Where only steps are collected, the operator shows
+    // what leads to the view.
+    let is_read = match build.mode {
+        BuildMode::CollectSteps => true,
+        BuildMode::Run => build.views.is_enabled(),
+        BuildMode::OpenSinks | BuildMode::AskNewData => false,
+    };
+    if !is_read {
         return;
     }
     // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first
     // one on.
     let views = build.plan.borrow().iter().filter(|step| step.kind == "view").count();
     let owner = build.place.threads - 1 - (views - 1) % build.place.threads;
-    let writer = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
+    let writer = (build.mode == BuildMode::Run && owner == flow.scope.index()).then(|| build.views.open(name, key()));
     let writer = writer.transpose().unwrap_or_else(|error| {
         build.failure.set(error.at(format!("view `{name}`")));
         None

@@ -53,7 +53,7 @@ pub(crate) use server::AbsentServer as Server;
 #[cfg(feature = "http")]
 pub(crate) use server::Server;
 
-/// A request: a path, its parameters, and whether events are accepted.
+/// A request: a path, its parameters, and the kinds of answers that the client accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HttpRequest {
     /// The path, such as `/status`.
@@ -62,15 +62,17 @@ pub(crate) struct HttpRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// `true` if a stream of events is accepted.
     pub(crate) events: bool,
+    /// `true` if a page in HTML is accepted.
+    pub(crate) html: bool,
 }
 
 impl HttpRequest {
     /// Parses the path and query of a URL.
-    fn new(path: &str, query: &str, events: bool) -> Self {
+    fn new(path: &str, query: &str, accepts: impl Fn(&str) -> bool) -> Self {
         let pairs = form_urlencoded::parse(query.as_bytes());
         let parameters = pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
-        HttpRequest { path, parameters, events }
+        HttpRequest { path, parameters, events: accepts("text/event-stream"), html: accepts("text/html") }
     }
 
     /// Returns the value of a parameter, if it was given.

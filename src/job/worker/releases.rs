@@ -78,8 +78,13 @@ impl WorkerLoop {
     /// Drops the epochs that all sinks have published, and tells the sources.
     pub(super) fn drop_published(&mut self) {
         let mut shown = None;
+        // Each epoch is open on all workers: one of a process measures it.
+        let measures = self.index.is_multiple_of(self.shared.place.threads);
         while let Some(open) = self.open.front().filter(|open| open.released && !self.probe.less_equal(&open.epoch.0)) {
             shown = Some(open.epoch);
+            if measures {
+                self.shared.metrics.epoch_latency.add(open.since.elapsed());
+            }
             self.open.pop_front();
         }
         if let Some(epoch) = shown.filter(|epoch| self.shown < Some(*epoch)) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER,
-    TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+    REFERRER_POLICY, RETRY_AFTER, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
@@ -17,6 +17,11 @@ use super::host::Hosts;
 use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
 use super::tracker::ConnectionTracker;
 use super::{AnswerKind, DeferredReply, HttpReply, HttpRequest, RequestHandler, TextPieces};
+
+/// Policy for browsers: scripts, styles and data come from this server alone, none of them from the text of a page, and
+/// no page of another server shows an answer inside itself.
+const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The state shared by all connections.
 pub(super) struct RequestContext {
@@ -83,6 +88,8 @@ pub(super) async fn respond(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_POLICY));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     match status {
         405 => drop(headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"))),
         503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
@@ -118,11 +125,11 @@ fn parse_request(hosts: &Hosts, request: &Request<Incoming>) -> Result<HttpReque
         let help = "ask by an address or as localhost, or start the job with --http-host and the name";
         return Err(ResponseParts::text(421, format!("this server is not known as `{foreign}`: {help}")).close());
     }
-    let events = headers.get_all(ACCEPT).iter().any(|accept| {
-        let accept = accept.to_str().unwrap_or("");
-        accept.split(',').any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "text/event-stream"))
-    });
-    Ok(HttpRequest::new(uri.path(), uri.query().unwrap_or(""), events))
+    let accepts = |kind: &str| {
+        let mut accepted = headers.get_all(ACCEPT).iter().flat_map(|accept| accept.to_str().unwrap_or("").split(','));
+        accepted.any(|accepted| accepted.split(';').next().is_some_and(|accepted| accepted.trim() == kind))
+    };
+    Ok(HttpRequest::new(uri.path(), uri.query().unwrap_or(""), accepts))
 }
 
 /// Converts a complete answer.

@@ -81,7 +81,7 @@ fn a_question_comes_as_it_was_asked_and_the_answer_as_it_was_given() {
     let path = format!("/views/a%20b+c?key={}&x=", encoded("ü&=+ 1"));
     let (status, text) = get(&server.address().to_string(), &path, SOON).unwrap();
     let parameters = vec![("key".into(), "ü&=+ 1".into()), ("x".into(), String::new())];
-    let expected = HttpRequest { path: "/views/a b+c".into(), parameters, events: false };
+    let expected = HttpRequest { path: "/views/a b+c".into(), parameters, events: false, html: false };
     assert_eq!((status, text), (203, format!("{expected:?}\n")));
 }
 
