@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use crate::metrics::{LatencyCounts, Metrics};
-use crate::status::ProcessStatus;
+use crate::status::{PartitionStatus, ProcessStatus};
 
 /// Interval between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -104,7 +104,7 @@ impl ProcessHistory {
         let partitions = || status.workers.iter().flat_map(|worker| &worker.partitions);
         let lag = |in_bytes| {
             let lags = partitions().filter(|partition| partition.in_bytes == in_bytes);
-            lags.filter_map(|partition| partition.lag()).sum()
+            lags.filter_map(PartitionStatus::lag).sum()
         };
         let sample = HistorySample {
             number: last.map_or(0, |(number, _)| number + 1),
@@ -148,7 +148,7 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::metrics::Snapshot;
-    use crate::status::{PartitionStatus, WorkerStatus};
+    use crate::status::WorkerStatus;
 
     fn status() -> ProcessStatus {
         let partition =
