@@ -218,13 +218,13 @@ fn of_types<V: Version>(sales: &Stream<'_, Sale>, directory: &Path) {
     closed.map(row).write("tallies", &csv::Sink::new(directory.join("tallies.csv")));
     let seen = keyed().keyed_state::<V::Tally, (u64, i64)>(
         "seen",
-        |at, sale| {
-            let mut tally = at.state().take().unwrap_or_default();
+        |at, state, sale| {
+            let mut tally = state.take().unwrap_or_default();
             tally.merge(&V::tally(&sale));
             at.emit((V::number(at.key()), V::cents(&tally)));
-            *at.state() = Some(tally);
+            *state = Some(tally);
         },
-        |_| {},
+        |_, _| {},
     );
     let running = V::seen(seen).emitted().map(|(key, cents)| KeyRow { key, cents });
     running.write("seen", &csv::Sink::new(directory.join("seen.csv")));
