@@ -169,6 +169,7 @@ mod tests {
 
     use crate::job::Job;
     use crate::source::memory::MemorySource;
+    use crate::stream::aggregate::Each;
     use crate::stream::{Flow, Observer, QueryResult, Window};
 
     type Rows = MemorySource<(u64, i64)>;
@@ -200,7 +201,7 @@ mod tests {
             let sums = sums.aggregate("sums", |each| each.sum(|row: &(u64, i64)| row.1));
             let hours = sums.on_close().filter(|row| row.value > 0).key_by(|row| row.key);
             let hours = hours.window(Window::tumbling(Duration::from_secs(3600)));
-            hours.aggregate("hours", |each| each.count()).on_close().write("out", &out());
+            hours.aggregate("hours", Each::count).on_close().write("out", &out());
         });
         assert_eq!(found, ["source rows > window sums", "window hours > sink out", "window sums > window hours"]);
     }
@@ -210,7 +211,7 @@ mod tests {
         let found = edges(|flow| {
             let both = flow.read("a", &source()).concat(flow.read("b", &source()));
             let counts = both.key_by(|row| row.0).window(Window::global());
-            counts.aggregate("counts", |each| each.count()).on_change().write("out", &out());
+            counts.aggregate("counts", Each::count).on_change().write("out", &out());
         });
         assert_eq!(found, ["source a > window counts", "source b > window counts", "window counts > sink out"]);
     }
@@ -220,7 +221,7 @@ mod tests {
         let found = edges(|flow| {
             let names = flow.read("names", &source()).key_by(|row| row.0).last_by_key("latest");
             let sums = flow.read("rows", &source()).key_by(|row| row.0).window(Window::global());
-            let sums = sums.aggregate("sums", |each| each.count()).on_change().map(|row| (row.key, row.value));
+            let sums = sums.aggregate("sums", Each::count).on_change().map(|row| (row.key, row.value));
             sums.join_map(names, |key, count, _name| (*key, *count)).write("joined", &out());
             let other = flow.read("others", &source()).key_by(|row| row.0);
             let rows = flow.read("ones", &source()).key_by(|row| row.0);
@@ -246,7 +247,7 @@ mod tests {
         let found = edges(|flow| {
             let rows = flow.read("rows", &source());
             let sums = rows.key_by(|row| row.0).window(Window::global());
-            let sums = sums.aggregate("rows", |each| each.count()).on_change().map(|row| (row.key, row.value));
+            let sums = sums.aggregate("rows", Each::count).on_change().map(|row| (row.key, row.value));
             sums.clone().write("one", &out());
             sums.clone().distinct().view("rows");
             sums.write("two", &out());
