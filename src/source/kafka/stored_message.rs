@@ -94,7 +94,7 @@ mod tests {
         for (timestamp, key, payload) in
             [(Some(-7), None, bytes("")), (None, bytes(""), None), (Some(9), bytes("k"), bytes("\u{1}v"))]
         {
-            let headers = vec![("a".to_owned(), None), ("a".to_owned(), Some(vec![0xff])), (String::new(), bytes(""))];
+            let headers = [("a".to_owned(), None), ("a".to_owned(), Some(vec![0xff])), (String::new(), bytes(""))];
             for count in 0..=headers.len() {
                 let headers = headers[..count].to_vec();
                 let (key, payload) = (key.clone(), payload.clone());
