@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
+use serde::{Deserialize, Serialize};
 use tidegate::job::{Ending, Job, StopHandle};
 use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
 use tidegate::testing::{Captured, RunOutcome, Script, TestRun};
+use tidegate::{csv, ndjson};
 
 use common::cases::{Data, Deal, for_seeds};
 use common::checks::{self, StepCaptures, by_data, compare, conserved, expected, flat, totals};
@@ -82,6 +84,67 @@ fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition(
         let all: usize = partitions.iter().map(Vec::len).sum();
         if rows.len() == all { Ok(()) } else { Err(format!("{} rows of {all} records", rows.len())) }
     });
+}
+
+/// A row of a file; `b` is a column that a row may lack, as only a mistaken type does.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Written {
+    a: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    b: Option<u64>,
+}
+
+/// Rows of files are encoded where they are read, and the file has the bytes that its writer would make of them.
+#[test]
+fn files_that_are_written_in_order_have_the_lines_of_their_rows_in_order() {
+    for_seeds(20, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let mut partition = |id: u64| (0..random.u64(0..60)).map(|_| (random.u64(..9), id)).collect::<Vec<_>>();
+        let partitions: Vec<_> = (0..1 + seed % 4).map(&mut partition).collect();
+        let (source, copy, folder) = (MemorySource::new(partitions, |_record| 0), Captured::new(), tempfile::tempdir());
+        let (folder, shown) = (folder.map_err(|error| error.to_string())?, copy.clone());
+        let path = |name: &str| folder.path().join(name);
+        let (in_csv, in_ndjson) = (csv::Sink::new(path("copy.csv")), ndjson::Sink::new(path("copy.ndjson")));
+        let run = TestRun::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
+            // None, one or several rows of a record.
+            let rows =
+                flow.read("records", &source).flat_map(|(a, id)| vec![Written { a, b: Some(id) }; a as usize % 3]);
+            rows.clone().write_in_order("copy", &shown);
+            rows.clone().write_in_order("csv", &in_csv);
+            rows.write_in_order("ndjson", &in_ndjson);
+        });
+        run.map_err(|error| error.to_string())?;
+        let (mut as_csv, mut as_ndjson) = (String::from("a,b\n"), String::new());
+        for (row, times) in copy.epochs().into_values().flatten() {
+            for _ in 0..times {
+                as_csv.push_str(&format!("{},{}\n", row.a, row.b.unwrap_or_default()));
+                as_ndjson.push_str(&format!("{}\n", serde_json::to_string(&row).map_err(|error| error.to_string())?));
+            }
+        }
+        for (name, expected) in [("copy.csv", as_csv), ("copy.ndjson", as_ndjson)] {
+            let found = std::fs::read_to_string(path(name)).map_err(|error| error.to_string())?;
+            if found != expected {
+                return Err(format!("{name} is\n{found}and not\n{expected}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A row that its file cannot hold fails the job by the file's name, and nothing of its epoch is written.
+#[test]
+fn a_row_that_cannot_be_encoded_where_it_is_read_fails_the_job_before_its_epoch_is_written() {
+    let rows: Vec<_> = (0..20).map(|a| Written { a, b: (a != 13).then_some(1) }).collect();
+    let source = MemorySource::new(vec![rows.clone(), rows], |_| 0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy.csv");
+    let sink = csv::Sink::new(&path);
+    let script = Script::new().epoch(|e| e.take(0, 5)).epoch(|e| e.take(0, 15).take(1, 20).end(0).end(1));
+    let run = TestRun::new().workers(2).script("rows", script);
+    let error = run.run(move |flow| flow.read("rows", &source).write_in_order("copy", &sink)).unwrap_err().to_string();
+    assert!(error.contains("does not write its field `b`") && error.contains("copy.csv"), "{error}");
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(["a,b\n", "a,b\n0,1\n1,1\n2,1\n3,1\n4,1\n"].contains(&&*written), "{written}");
 }
 
 #[test]

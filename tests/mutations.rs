@@ -67,6 +67,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "an_output_is_created_over_tls_by_who_may_create_it",
     },
     Mutation {
+        name: "rows of a partition whose places go back are taken for sorted",
+        file: "src/stream/gathered_rows.rs",
+        text: "run.rows.last().is_none_or(|((before, _), _)| *before < row.0);",
+        instead: "run.rows.last().is_none_or(|((before, _), _)| *before != row.0);",
+        tests: "src/stream/gathered_rows.rs",
+        test: "runs_of_partitions_are_what_sorting_gives",
+    },
+    Mutation {
         name: "messages of records in flight are never dropped",
         file: "src/source/message_store.rs",
         text: "*needed = first.unwrap_or(u64::MAX).max(*needed);",

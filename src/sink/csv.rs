@@ -13,9 +13,10 @@ use std::path::PathBuf;
 
 use self::line_serializer::{LineSerializer, RowRefused, text};
 use super::encode::{DIFF, EncodeRows, check_diff};
+use super::encoded::encoded_file;
 use crate::error::{self, Error, ErrorKind};
 use crate::record::Record;
-use crate::sink::{self, SinkContext, SinkRows, SinkWriter, fields, file};
+use crate::sink::{self, EncodedSink, SinkContext, SinkRows, SinkWriter, fields, file};
 use crate::source::csv::Delimiter;
 
 /// A CSV file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state has
@@ -51,6 +52,12 @@ impl<D: Record> sink::Sink<D> for Sink {
     fn check(&self, rows: SinkRows) -> error::Result<()> {
         self.delimiter.check()?;
         Encoder::new::<D>(rows).map(drop)
+    }
+
+    fn encoded(&self) -> error::Result<Option<EncodedSink<D>>> {
+        self.delimiter.check()?;
+        let encoder = Encoder::new::<D>(SinkRows::Events)?.delimiter(self.delimiter);
+        Ok(Some(encoded_file(&self.path, encoder)))
     }
 
     fn open(&self, at: &SinkContext) -> error::Result<Box<dyn SinkWriter<D>>> {

@@ -41,7 +41,8 @@ use crate::time::Epoch;
 #[cfg(feature = "cli")]
 pub(crate) use self::commit::published_in;
 
-/// Largest capacity of the line buffer that is kept from one epoch to the next, in bytes.
+/// Capacity of the line buffer that is kept from one epoch to the next, in bytes, if the epoch needed less. Otherwise
+/// what the epoch needed is kept: the next one mostly needs as much, and new memory is a page fault for each 4 KiB.
 const KEPT_CAPACITY: usize = 1 << 20;
 
 /// Writer that appends epochs to a file.
@@ -171,8 +172,9 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
             stateful.unpublished = true;
         }
         self.file.append(&self.lines)?;
+        let needed = self.lines.len();
         self.lines.clear();
-        self.lines.shrink_to(KEPT_CAPACITY);
+        self.lines.shrink_to(needed.max(KEPT_CAPACITY));
         self.last = Some(epoch);
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! published is known from the sink itself, never from the job's own state, and the number of an epoch is published in
 //! the same atomic act as its rows. A sink does not know timely.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::durable::disk::{Disk, OsDisk};
@@ -49,6 +50,15 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
         None
     }
 
+    /// Returns the sink with an encoder of events, if each is bytes of its own in it, such as a line of a file: events are
+    /// then encoded where they are read, and opened is the sink of the bytes. `None`: they are encoded by the writer.
+    ///
+    /// # Errors
+    /// Fails as [`Sink::check`] does.
+    fn encoded(&self) -> Result<Option<EncodedSink<D>>> {
+        Ok(None)
+    }
+
     /// Opens the sink for writing: locks or fences the target, and changes nothing that readers see.
     ///
     /// # Errors
@@ -74,8 +84,37 @@ impl<D: Record, S: Sink<D> + ?Sized> Sink<D> for Box<S> {
         (**self).unique_key()
     }
 
+    fn encoded(&self) -> Result<Option<EncodedSink<D>>> {
+        (**self).encoded()
+    }
+
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         (**self).open(at)
+    }
+}
+
+/// A function that appends the bytes of an event.
+pub(crate) type EncodeEvent<D> = dyn FnMut(&D, &mut Vec<u8>) -> Result<()>;
+
+/// A sink that gets events as bytes, with their encoder: see [`Sink::encoded`].
+pub struct EncodedSink<D> {
+    /// Appends the bytes of an event; fails as the sink's own writer would.
+    pub(crate) encode: Box<EncodeEvent<D>>,
+    /// The sink of the bytes.
+    pub(crate) lines: Box<dyn Sink<Vec<u8>>>,
+}
+
+impl<D> EncodedSink<D> {
+    /// Creates a sink of events that `encode` appends the bytes of, as the sink's own writer would; `lines` gets the bytes
+    /// of each.
+    pub fn new(encode: impl FnMut(&D, &mut Vec<u8>) -> Result<()> + 'static, lines: impl Sink<Vec<u8>>) -> Self {
+        EncodedSink { encode: Box::new(encode), lines: Box::new(lines) }
+    }
+}
+
+impl<D> fmt::Debug for EncodedSink<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EncodedSink({})", self.lines.describe())
     }
 }
 

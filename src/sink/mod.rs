@@ -8,6 +8,7 @@
 
 pub mod csv;
 pub(crate) mod encode;
+mod encoded;
 pub(crate) mod fields;
 mod file;
 mod interface;
@@ -21,5 +22,6 @@ pub(crate) mod unique_key;
 
 #[cfg(feature = "cli")]
 pub(crate) use file::published_in;
-pub use interface::{Sink, SinkContext, SinkRows, SinkWriter};
+pub(crate) use interface::EncodeEvent;
+pub use interface::{EncodedSink, Sink, SinkContext, SinkRows, SinkWriter};
 pub use unique_key::UniqueKey;

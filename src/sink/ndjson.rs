@@ -15,10 +15,11 @@ use std::path::PathBuf;
 use serde::de::IgnoredAny;
 
 use super::encode::{DIFF, EncodeRows, check_diff};
+use super::encoded::encoded_file;
 use super::fields::{self, RowShape};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
-use crate::sink::{self, SinkContext, SinkRows, SinkWriter, file};
+use crate::sink::{self, EncodedSink, SinkContext, SinkRows, SinkWriter, file};
 
 /// An NDJSON file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state
 /// has written is continued, each epoch in it exactly once, and any other file is refused. A file
@@ -42,6 +43,10 @@ impl<D: Record> sink::Sink<D> for Sink {
 
     fn check(&self, rows: SinkRows) -> Result<()> {
         Encoder::new::<D>(rows).map(drop)
+    }
+
+    fn encoded(&self) -> Result<Option<EncodedSink<D>>> {
+        Ok(Some(encoded_file(&self.path, Encoder::new::<D>(SinkRows::Events)?)))
     }
 
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {

@@ -34,6 +34,7 @@ pub(crate) mod epochs;
 mod events;
 mod fault;
 mod flow;
+mod gathered_rows;
 mod hints;
 mod input;
 mod interval;

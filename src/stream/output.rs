@@ -2,7 +2,8 @@
 //!
 //! Rows are gathered on the worker of the sink's writer, wait until their epoch is complete, and are consolidated,
 //! sorted and published in the order of epochs. The probe behind this operator passes an epoch only when it has been
-//! published. The sort key may contain more than the row that is written: see [`Stream::write_in_order`].
+//! published. The sort key may contain more than the row that is written: see [`Stream::write_in_order`]. How rows wait is
+//! in `gathered_rows`.
 //!
 //! A sink that waits for a disk or a network publishes on a thread of its own, all epochs that have gathered at once:
 //! a worker never waits.
@@ -15,9 +16,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use differential_dataflow::consolidation::consolidate;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
@@ -34,10 +34,12 @@ use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
-use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
+use crate::sink::{EncodeEvent, EncodedSink, Sink, SinkContext, SinkRows, SinkWriter};
+use crate::stream::assign::SourcePosition;
 use crate::stream::durable_context::SnapshotAck;
 use crate::stream::ends::EndsOutput;
 use crate::stream::epochs::{self, EpochBuffer};
+use crate::stream::gathered_rows::{GatherRows, PartitionRuns, SortedRows};
 use crate::stream::{BuildContext, BuildMode, ContainerPool, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
@@ -45,17 +47,24 @@ use crate::time::Epoch;
 /// The maximum number of epochs that are published at once.
 const MAX_EPOCHS_PER_PUBLISH: usize = 256;
 
-/// Greatest number of rows that room is made for before they come.
-const MOST_RESERVED: usize = 1 << 17;
-
 /// A change of a sink's row: `(row, epoch, diff)`.
 pub(crate) type RowChange<R> = (R, u64, isize);
 
-/// Writes rows to a sink: they are sorted, and then each is converted by `row`.
-pub(crate) fn write<'f, R: Record, D: Record>(
+/// Writes rows to a sink, those of an epoch sorted.
+pub(crate) fn write<'f, D: Record>(
     flow: &Flow<'f>,
     name: &str,
     kind: SinkRows,
+    rows: TimelyStream<'f, u64, Vec<RowChange<D>>>,
+    sink: &impl Sink<D>,
+) {
+    write_gathered::<SortedRows<D>, _, _>(flow, (name, kind), rows, sink, |row| row);
+}
+
+/// Writes rows to a sink: they are gathered and sorted by `G`, and each is converted by `row`.
+fn write_gathered<'f, G: GatherRows<R>, R: Record, D: Record>(
+    flow: &Flow<'f>,
+    (name, kind): (&str, SinkRows),
     rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
     sink: &impl Sink<D>,
     row: impl Fn(R) -> D + 'static,
@@ -101,7 +110,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
         }
         BuildMode::Run => {}
     }
-    publish(flow, (name, owner), rows, output, row);
+    publish::<G, _, _>(flow, (name, owner), rows, output, row);
 }
 
 /// Opens a sink, and reads what it has published.
@@ -146,7 +155,7 @@ struct ReadySink<D> {
 }
 
 /// Builds the operator that publishes rows, on every worker; only the owner has an output.
-fn publish<'f, R: Record, D: Record>(
+fn publish<'f, G: GatherRows<R>, R: Record, D: Record>(
     flow: &Flow<'f>,
     (name, owner): (&str, usize),
     rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
@@ -179,10 +188,9 @@ fn publish<'f, R: Record, D: Record>(
         let mut held = capabilities.pop().filter(|_| snapshot_acks.is_some() && publisher.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
-        let mut waiting = WaitingRows::default();
+        let mut waiting = WaitingRows::<G>::default();
         let mut known_ends = EndsOutput::default();
-        // Number of rows that room is made for when an epoch begins: that of the epoch before.
-        let mut usual = 0;
+        let mut room = G::Room::default();
         // Epochs that the writer has not published yet, with the capabilities that hold the probe at them.
         let mut outgoing = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
@@ -190,22 +198,20 @@ fn publish<'f, R: Record, D: Record>(
                 ends.for_each(|_capability, messages| known_ends.take(messages.drain(..)));
             }
             input.for_each(|capability, rows| {
-                gather(&mut waiting, &capability, rows, usual);
+                gather(&mut waiting, &capability, rows, &mut room);
             });
             let Some(output) = &mut publisher else { return };
             let complete = |epoch: u64| early || epochs::is_complete(frontiers, epoch);
-            while let Some((epoch, (capability, mut rows))) = waiting.next_if(complete) {
+            while let Some((epoch, (capability, gathered))) = waiting.next_if(complete) {
                 if Some(Epoch(epoch)) <= gate {
                     continue;
                 }
-                usual = rows.len().min(MOST_RESERVED);
-                consolidate(&mut rows);
+                let (rows, units) = gathered.finish(&row, &mut room, output.emptied());
                 if !rows.is_empty() && failure.get().is_none() {
                     if let Some(cell) = cell.as_ref().filter(|_| outgoing.is_empty()) {
                         cell.waits(Some(Epoch(epoch)));
                     }
-                    let rows = rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect();
-                    output.publish(Epoch(epoch), rows, known_ends.at(epoch));
+                    output.publish(Epoch(epoch), (rows, units), known_ends.at(epoch));
                     outgoing.push_back((epoch, capability));
                 }
             }
@@ -241,37 +247,42 @@ fn publish<'f, R: Record, D: Record>(
 }
 
 /// Rows of epochs that are not complete, with the capabilities for them.
-type WaitingRows<R> = EpochBuffer<(Capability<u64>, Vec<(R, isize)>)>;
+type WaitingRows<G> = EpochBuffer<(Capability<u64>, G)>;
 
-/// Adds rows to those of their epochs, all at or after the capability's. When an epoch begins, room is made for `usual`
-/// rows.
-fn gather<R>(
-    waiting: &mut WaitingRows<R>,
+/// Adds rows to those of their epochs, all at or after the capability's.
+fn gather<R, G: GatherRows<R>>(
+    waiting: &mut WaitingRows<G>,
     capability: &InputCapability<u64>,
     rows: &mut Vec<RowChange<R>>,
-    usual: usize,
+    room: &mut G::Room,
 ) {
     let mut rows = rows.drain(..).peekable();
     while let Some((row, epoch, diff)) = rows.next() {
         let gathered = waiting.held_at(epoch, capability);
-        if gathered.is_empty() {
-            gathered.reserve(usual);
-        }
-        gathered.push((row, diff));
+        gathered.push(row, diff, room);
         while let Some((row, _, diff)) = rows.next_if(|next| next.1 == epoch) {
-            gathered.push((row, diff));
+            gathered.push(row, diff, room);
         }
     }
 }
 
-/// An epoch in transit to a writer's thread: its rows, and the journal ends at it.
-type EpochBatch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
+/// An epoch in transit to a writer's thread.
+struct EpochBatch<D> {
+    epoch: Epoch,
+    rows: Vec<(D, isize)>,
+    /// Number of rows that are written: an event once for each unit of its multiplicity, a change once.
+    written: u64,
+    /// The journal ends at the epoch.
+    ends: Arc<JournalEnds>,
+}
 
 /// Publishes epochs: directly, or on a thread of its own if the writer waits for a disk or a network. The thread
 /// publishes all epochs that have gathered meanwhile at once.
 struct SinkPublisher<D: Record> {
     here: Option<Box<dyn SinkWriter<D>>>,
     queue: Option<Sender<EpochBatch<D>>>,
+    /// Memory of rows that the thread has written.
+    emptied: Option<Receiver<Vec<(D, isize)>>>,
     thread: Option<ThreadHandle>,
     shown: WriterProgress,
 }
@@ -291,16 +302,13 @@ struct WriterProgress {
 impl WriterProgress {
     /// Writes epochs and publishes them.
     fn publish<D: Record>(&self, writer: &mut dyn SinkWriter<D>, batches: &[EpochBatch<D>]) {
-        let Some((last, _, ends)) = batches.last() else { return };
-        let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
-        match written.and_then(|()| writer.publish(ends)) {
+        let Some(last) = batches.last() else { return };
+        let written = batches.iter().try_for_each(|batch| writer.write(batch.epoch, &batch.rows));
+        match written.and_then(|()| writer.publish(&last.ends)) {
             Ok(()) => {
-                let rows = batches.iter().flat_map(|(_, rows, _)| rows);
-                // An event is written once for each unit of its multiplicity, a change once.
-                let written = rows.map(|(_, diff)| if self.state.on_change { 1 } else { diff.unsigned_abs() as u64 });
-                self.metrics.rows.add(written.sum());
+                self.metrics.rows.add(batches.iter().map(|batch| batch.written).sum());
                 self.metrics.epochs.add(batches.len() as u64);
-                self.through.store(last.0, Ordering::Release);
+                self.through.store(last.epoch.0, Ordering::Release);
             }
             Err(error) => self.failure.set(error),
         }
@@ -327,9 +335,10 @@ impl<D: Record> SinkPublisher<D> {
         let (remembers, failure) = (writer.remembers(), Arc::clone(failure));
         let shown = WriterProgress { state, remembers, through: Arc::default(), failure, metrics };
         if !writer.is_blocking() {
-            return Ok(SinkPublisher { here: Some(writer), queue: None, thread: None, shown });
+            return Ok(SinkPublisher { here: Some(writer), queue: None, emptied: None, thread: None, shown });
         }
         let (queue, batches) = channel::<EpochBatch<D>>();
+        let (used, emptied) = channel();
         let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
         let body = move || {
             while let Ok(first) = batches.recv() {
@@ -339,22 +348,35 @@ impl<D: Record> SinkPublisher<D> {
                 if there.failure.get().is_none() {
                     there.publish(&mut *writer, &gathered);
                 }
+                // The largest one serves the next epoch best. A worker that has stopped needs none.
+                let rows = gathered.into_iter().map(|batch| batch.rows).max_by_key(Vec::capacity);
+                let _ = rows.map(|mut rows| {
+                    rows.clear();
+                    used.send(rows)
+                });
                 // A worker that has stopped needs no waking.
                 let _ = wake.activate();
             }
             there.finish(writer);
         };
         let thread = thread::start(ThreadRole::Sink, &name, body)?;
-        Ok(SinkPublisher { here: None, queue: Some(queue), thread: Some(thread), shown })
+        Ok(SinkPublisher { here: None, queue: Some(queue), emptied: Some(emptied), thread: Some(thread), shown })
     }
 
-    fn publish(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
+    fn publish(&mut self, epoch: Epoch, (rows, units): (Vec<(D, isize)>, u64), ends: Arc<JournalEnds>) {
+        let written = if self.shown.state.on_change { rows.len() as u64 } else { units };
+        let batch = EpochBatch { epoch, rows, written, ends };
         if let Some(writer) = &mut self.here {
-            self.shown.publish(&mut **writer, &[(epoch, rows, ends)]);
+            self.shown.publish(&mut **writer, &[batch]);
         } else if let Some(queue) = &self.queue {
             // If the thread is gone, the job has failed already.
-            let _ = queue.send((epoch, rows, ends));
+            let _ = queue.send(batch);
         }
+    }
+
+    /// Returns memory of rows that were written, if there is any; drops the rest of it.
+    fn emptied(&self) -> Vec<(D, isize)> {
+        self.emptied.iter().flat_map(Receiver::try_iter).last().unwrap_or_default()
     }
 
     /// Returns the last epoch that this incarnation has published.
@@ -387,16 +409,65 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Writes the records to a sink, epoch by epoch: each epoch is written whole, its rows sorted.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
         let rows = rows(self.events, self.pool, |event| event.data);
-        write(&self.flow, name, SinkRows::Events, rows, sink, |row| row);
+        write(&self.flow, name, SinkRows::Events, rows, sink);
     }
 
     /// Like [`Stream::write`], but each epoch's rows are in the order of the records that they came from: by source,
     /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows
     /// that came from one record, or from several, as windows' rows do, are sorted among themselves.
+    ///
+    /// Rows of files are encoded where they are read, and sorted as lines.
     pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
-        let rows = rows(self.events, self.pool, |event| (event.origin.tie_breaker(), event.data));
-        write(&self.flow, name, SinkRows::Events, rows, sink, |(_place, row)| row);
+        let Stream { events, flow, pool, .. } = self;
+        match sink.encoded() {
+            Ok(Some(EncodedSink { encode, lines })) => {
+                let rows = encoded_rows(events, pool, (encode, lines.describe()), &flow.build.failure);
+                write_gathered::<PartitionRuns<_>, _, _>(&flow, (name, SinkRows::Events), rows, &lines, |(_, line)| {
+                    line
+                });
+            }
+            Ok(None) => {
+                let rows = rows(events, pool, |event| (event.origin.tie_breaker(), event.data));
+                write_gathered::<PartitionRuns<_>, _, _>(&flow, (name, SinkRows::Events), rows, sink, |(_, row)| row);
+            }
+            Err(error) => flow.build.failure.set(error.at(format!("sink `{name}`"))),
+        }
     }
+}
+
+/// An encoded row with the place of its record.
+type PlacedLine = (SourcePosition, Vec<u8>);
+
+/// Encodes events as rows for a sink, with the places of their records. An event that cannot be encoded fails the job, and
+/// holds its epoch.
+fn encoded_rows<'f, D: Record>(
+    events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    pool: ContainerPool<Event<D>>,
+    (mut encode, target): (Box<EncodeEvent<D>>, String),
+    failure: &Arc<JobFailure>,
+) -> TimelyStream<'f, u64, Vec<RowChange<PlacedLine>>> {
+    let failure = Arc::clone(failure);
+    events.unary(Pipeline, "Lines", move |_capability, _info| {
+        let (mut made, mut line, mut failed) = (Vec::new(), Vec::new(), None);
+        move |input, output| {
+            input.for_each(|capability, events| {
+                let Some(&epoch) = capability.least() else { return };
+                for event in events.drain(..) {
+                    line.clear();
+                    match encode(&event.data, &mut line) {
+                        Ok(()) => made.push(((event.origin.tie_breaker(), line.as_slice().to_vec()), epoch, 1)),
+                        Err(error) => {
+                            failure.set(error.at(&target));
+                            failed.get_or_insert_with(|| capability.retain_least(0));
+                        }
+                    }
+                }
+                pool.give(std::mem::take(events));
+                output.session(&capability).give_container(&mut made);
+                made.clear();
+            });
+        }
+    })
 }
 
 /// Turns events into rows for a sink, each once.

@@ -24,7 +24,7 @@ use crate::durable::disk::Disk;
 use crate::durable::journal::JournalEnds;
 use crate::durable::test_disk::{DiskOperation, HookedDisk, OperationKind};
 use crate::durable::{Incarnation, PublishedEpoch};
-use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter, UniqueKey};
+use crate::sink::{EncodedSink, Sink, SinkContext, SinkRows, SinkWriter, UniqueKey};
 use crate::source::TopicAddress;
 use crate::time::Epoch;
 use crate::{Record, Result};
@@ -248,6 +248,12 @@ impl<D: Record> Sink<D> for FaultySink<D> {
 
     fn unique_key(&self) -> Option<UniqueKey<D>> {
         self.sink.unique_key()
+    }
+
+    fn encoded(&self) -> Result<Option<EncodedSink<D>>> {
+        let wrap = |lines| Box::new(FaultySink { sink: lines, at: self.at });
+        let encoded = self.sink.encoded()?;
+        Ok(encoded.map(|EncodedSink { encode, lines }| EncodedSink { encode, lines: wrap(lines) }))
     }
 
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {

@@ -186,7 +186,7 @@ impl<'f, D: Record> Collection<'f, D> {
             Some(key_of) => unique_keys::refuse_second_rows(&self.flow, name, self.inner, key_of),
             None => self.inner.inner,
         };
-        output::write(&self.flow, name, SinkRows::Changes, rows, sink, |row| row);
+        output::write(&self.flow, name, SinkRows::Changes, rows, sink);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.
