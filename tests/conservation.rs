@@ -222,3 +222,30 @@ fn the_summary_says_it_in_a_line_each() {
         rejects: 1 rows written in 1 of 3 epochs";
     assert_eq!(outcome.report.summary.to_string(), expected);
 }
+
+/// Counts the rows of a file whose source the query makes by itself, once for each worker.
+fn count_by_an_own_source(path: std::path::PathBuf, workers: usize) -> tidegate::Result<Vec<u64>> {
+    let counts = Captured::<u64>::new();
+    let output = counts.clone();
+    Job::new("own source").workers(workers).until_end().run(move |flow| {
+        let source = csv::Source::new(&path).event_time(|row: &(i64, i64)| row.0);
+        let rows = flow.read("rows", &source).key_by(|_| ());
+        let counted = rows.window(tidegate::Window::global()).aggregate("count", |each| each.count());
+        counted.on_close().map(|row| row.value as u64).write("counts", &output);
+    })?;
+    Ok(counts.all())
+}
+
+#[test]
+fn a_file_whose_source_each_worker_makes_is_not_read_by_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.csv");
+    let rows: String = (0..1_000).map(|number| format!("{number},{number}\n")).collect();
+    std::fs::write(&path, format!("at,number\n{rows}")).unwrap();
+    assert_eq!(count_by_an_own_source(path.clone(), 1).unwrap(), [1_000]);
+    let error = count_by_an_own_source(path, 2).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    let said = error.to_string();
+    assert!(said.contains("each worker has a source `rows` of its own"), "{said}");
+    assert!(said.contains("make the source before the query"), "{said}");
+}

@@ -35,6 +35,14 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a file does not know by which value it is read",
+        file: "src/source/file/mod.rs",
+        text: "Some(self.number)",
+        instead: "Some(self.number).filter(|_| false)",
+        tests: "tests/conservation.rs",
+        test: "a_file_whose_source_each_worker_makes_is_not_read_by_each",
+    },
+    Mutation {
         name: "the graph of a query leads through no scope",
         file: "src/job/graph.rs",
         text: "(_, true, false) => FlowPoint::ScopeInput(address, port),",

@@ -412,6 +412,7 @@ impl Job {
             snapshots: None,
             durable: None,
             opened,
+            source_values: Arc::default(),
             incarnation: Incarnation::without_state(),
             views: self.views,
             dirty: AtomicBool::new(false),

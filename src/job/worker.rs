@@ -75,6 +75,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         durable: shared.durable.clone().map(|durable| DurableContext { worker: worker.index(), ..durable }),
         known_partitions: known_partitions(base, &shared.replay_frames),
         opened: Arc::clone(&shared.opened),
+        source_values: Arc::clone(&shared.source_values),
         incarnation: shared.incarnation.clone(),
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),

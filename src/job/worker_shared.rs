@@ -29,7 +29,7 @@ use crate::source::WorkerContext;
 use crate::status::StatusBoard;
 use crate::stream::{
     BuildContext, BuildMode, DurableContext, Flow, InjectedFault, JobFailure, OpenedSinks, PlannedStep, SnapshotEpochs,
-    StepRegistry,
+    SourceValues, StepRegistry,
 };
 use crate::time::Epoch;
 use crate::view::Views;
@@ -57,6 +57,7 @@ pub(crate) struct WorkerShared {
     pub(crate) snapshot_every: Duration,
     pub(crate) durable: Option<DurableContext>,
     pub(crate) opened: Arc<OpenedSinks>,
+    pub(crate) source_values: Arc<SourceValues>,
     pub(crate) incarnation: Incarnation,
     pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
@@ -144,6 +145,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         durable,
         known_partitions: KnownPartitions::default(),
         opened,
+        source_values: Arc::default(),
         incarnation: Incarnation::without_state(),
         shard,
         views,

@@ -97,6 +97,12 @@ pub trait Source: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Returns a number that no other value has, if the workers of a process share their work by the value: a file is dealt
+    /// out to those that were lent the same one. `None`: workers need not have the same value.
+    fn value_number(&self) -> Option<u64> {
+        None
+    }
+
     /// Returns the topic that is read, `None` if the source is no topic. A job that also writes to it is refused.
     fn topic(&self) -> Option<TopicAddress> {
         None
@@ -145,6 +151,10 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
         (**self).identity(at)
+    }
+
+    fn value_number(&self) -> Option<u64> {
+        (**self).value_number()
     }
 
     fn topic(&self) -> Option<TopicAddress> {

@@ -14,6 +14,7 @@ use super::durable_context::DurableContext;
 use super::fault::InjectedFault;
 use super::opened_sinks::OpenedSinks;
 use super::snapshot_epochs::SnapshotEpochs;
+use super::source_values::SourceValues;
 use super::step_registry::StepRegistry;
 use crate::durable::Incarnation;
 use crate::durable::sources::KnownPartitions;
@@ -76,6 +77,8 @@ pub(crate) struct BuildContext {
     pub(crate) known_partitions: KnownPartitions,
     /// Writers that are open already, by sink name.
     pub(crate) opened: Arc<OpenedSinks>,
+    /// The values by which the workers read sources.
+    pub(crate) source_values: Arc<SourceValues>,
     /// The incarnation that writers begin with.
     pub(crate) incarnation: Incarnation,
     /// Template of the sinks' contexts, without name and kind of rows.

@@ -31,6 +31,7 @@ pub(crate) mod record_reader;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ use crate::time::EventTime;
 use chunks::{FileLimits, SharedFile};
 pub use format::RecordFormat;
 use reader::FileReader;
+
+/// Number of the next value.
+static VALUES: AtomicU64 = AtomicU64::new(0);
 
 /// Record type of a [`FileSource`] that has no event time yet.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub struct FileSource<F: RecordFormat, T = Untimed> {
     sizes: FileLimits,
     pending_open: Mutex<Option<PendingOpen<F>>>,
     format: F,
+    /// Number of this value.
+    number: u64,
 }
 
 /// A run whose file some workers have opened, but not all.
@@ -93,7 +99,8 @@ impl<F: RecordFormat, T> FileSource<F, T> {
         (out_of_order, idle_after): (Option<Duration>, Option<Duration>),
     ) -> Self {
         let (sizes, pending_open) = (FileLimits::default(), Mutex::new(None));
-        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open, format }
+        let number = VALUES.fetch_add(1, Ordering::Relaxed);
+        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open, format, number }
     }
 
     /// Replaces the format by one with other options.
@@ -188,6 +195,10 @@ impl<F: RecordFormat, T: Record> Source for FileSource<F, T> {
 
     fn identity(&self, _at: &WorkerContext) -> Result<Option<String>> {
         self.format.identity().map(Some)
+    }
+
+    fn value_number(&self) -> Option<u64> {
+        Some(self.number)
     }
 
     fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
