@@ -560,12 +560,14 @@ fn a_stop_leaves_whole_lines_and_only_final_results() {
     folder.file("in.csv", csv_of(&rows, &COLUMNS));
     let all = expected_of(&rows).rows();
     for (signal, code, workers) in [(Signal::SIGINT, 130, 1), (Signal::SIGTERM, 143, 2)] {
-        let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --epoch 5ms --in-flight 1MiB -w {workers}");
+        // A file of its own: rows of the run before would be taken for those of this one.
+        let out = format!("out-{workers}.csv");
+        let line = format!("--csv {{}}/in.csv --out {{}}/{out} --epoch 5ms --in-flight 1MiB -w {workers}");
         let mut running = start(ACCOUNT_TOTALS, typed(&folder, &line));
-        until_rows(&mut running, &folder.path("out.csv"), 1);
+        until_rows(&mut running, &folder.path(&out), 1);
         running.signal(signal);
         running.end().code(code);
-        let found = rows_of(&folder.path("out.csv"), &TOTALS);
+        let found = rows_of(&folder.path(&out), &TOTALS);
         assert!(!found.is_empty() && found.len() < all.len(), "{} rows of {}", found.len(), all.len());
         assert_eq!(found, all[..found.len()], "what closed before the stop, complete and in order");
     }
