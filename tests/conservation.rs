@@ -230,7 +230,8 @@ fn count_by_an_own_source(path: std::path::PathBuf, workers: usize) -> tidegate:
     Job::new("own source").workers(workers).until_end().run(move |flow| {
         let source = csv::Source::new(&path).event_time(|row: &(i64, i64)| row.0);
         let rows = flow.read("rows", &source).key_by(|_| ());
-        let counted = rows.window(tidegate::Window::global()).aggregate("count", |each| each.count());
+        let counted =
+            rows.window(tidegate::Window::global()).aggregate("count", tidegate::stream::aggregate::Each::count);
         counted.on_close().map(|row| row.value as u64).write("counts", &output);
     })?;
     Ok(counts.all())
