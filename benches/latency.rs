@@ -45,7 +45,7 @@ const PARTITIONS: u32 = 1;
 /// Percentiles that are shown.
 const PERCENTILES: [f64; 6] = [50.0, 90.0, 99.0, 99.9, 99.99, 100.0];
 
-/// Where rows are written to.
+/// Target of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// A CSV file, which a thread follows.
@@ -54,7 +54,7 @@ enum Output {
     Kafka,
 }
 
-/// What survives a failure.
+/// Part of a job that survives a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Durability {
     /// Nothing; for files only, as topics get transactions by a state.

@@ -11,6 +11,8 @@
 //! host name that may be public (`unshare --uts sh -c 'hostname fixture; …'`).
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "common/directories.rs"]
+mod directories;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/transactions.rs"]
@@ -21,6 +23,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use directories::copy;
 use run::{check_contains, run};
 use serde::{Deserialize, Serialize};
 use tidegate::job::Ending;
@@ -113,18 +116,6 @@ fn write_fixture() {
 
 /// Copies the fixture, so that a job can resume from it.
 fn copied() -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            let target = to.join(path.file_name().unwrap());
-            if path.is_dir() {
-                copy(&path, &target);
-            } else {
-                fs::copy(&path, &target).unwrap();
-            }
-        }
-    }
     if std::env::var_os("TIDEGATE_WRITE_FIXTURE").is_some() {
         static ONCE: std::sync::Once = std::sync::Once::new();
         ONCE.call_once(write_fixture);

@@ -5,6 +5,8 @@
 //! sound state is useful only if it also reports a damaged one.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "common/directories.rs"]
+mod directories;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/transactions.rs"]
@@ -15,6 +17,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use directories::copy;
 use nix::sys::signal::Signal;
 use run::{ProgramOutput, Running, check_contains, run, start};
 use serde_json::Value;
@@ -149,20 +152,6 @@ fn stopped(folder: &Folder, rows: &[Transaction]) {
     }
     running.signal(Signal::SIGTERM);
     running.end().code(143);
-}
-
-/// Copies a directory recursively.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).unwrap();
-        }
-    }
 }
 
 /// Returns all files below a directory.

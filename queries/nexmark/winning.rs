@@ -26,7 +26,7 @@ pub(crate) struct Sale<A, B> {
 /// A bid, ordered so that the least one wins.
 type Rank<B> = (Reverse<i64>, EventTime, B);
 
-/// What happens to an auction.
+/// Step in the life of an auction.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "A: Record, B: Record")]
 enum Step<A, B> {

@@ -16,11 +16,10 @@ use serde::Serialize;
 use timely::logging::{TimelyEvent, TimelyEventBuilder};
 use timely::worker::Worker;
 
+use crate::job::profile::TIMELY;
 use crate::stream::PlannedStep;
 use crate::time::watermark::WatermarkUpdate;
 
-/// Name under which timely looks up the logger of its own events.
-const TIMELY: &str = "timely";
 /// Roles of operators in steps, with the kinds of these steps.
 const ROLES: [(&str, &str); 7] = [
     ("Watermark", "source"),

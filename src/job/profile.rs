@@ -18,7 +18,7 @@ use timely::logging::{StartStop, TimelyEvent, TimelyEventBuilder};
 use timely::worker::Worker;
 
 /// Name under which timely looks up the logger of its own events.
-const TIMELY: &str = "timely";
+pub(super) const TIMELY: &str = "timely";
 /// Name under which differential looks up the logger of its arrangements.
 const DIFFERENTIAL: &str = "differential/arrange";
 

@@ -124,7 +124,7 @@ pub(crate) struct QueryPlan {
     pub(crate) renames: Vec<Rename>,
     /// The stored rows of steps.
     pub(crate) rows: Vec<StepRows>,
-    /// The data flow between the steps.
+    /// The data flow between the steps, if the flow was built to collect them; else empty.
     pub(crate) graph: JobGraph,
 }
 
@@ -153,7 +153,8 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         #[cfg(feature = "kafka")]
         messages: Rc::default(),
     });
-    let collector = GraphCollector::listen(worker);
+    // Other builds are for what they open.
+    let collector = (mode == BuildMode::CollectSteps).then(|| GraphCollector::listen(worker));
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
         query(&flow);
@@ -166,6 +167,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         return Err(error.clone());
     }
     let steps = build.plan.take();
-    let graph = collector.borrow().graph(&steps, &build.registry.source_inputs());
+    let graph = collector.map(|collector| collector.borrow().graph(&steps, &build.registry.source_inputs()));
+    let graph = graph.unwrap_or_default();
     Ok(QueryPlan { steps, renames: build.registry.take_renames(), rows: build.registry.take_rows(), graph })
 }

@@ -23,7 +23,7 @@ const LARGEST_SPARE: usize = 8;
 
 /// The rows of an epoch.
 pub(super) trait GatherRows<R>: Default + 'static {
-    /// What epochs leave to those behind them: memory, and how much of it they needed.
+    /// Remains of epochs for those behind them: memory, and the amount of it that they needed.
     type Room: Default;
 
     /// Adds a row.

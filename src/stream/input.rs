@@ -339,15 +339,11 @@ pub(crate) fn read<'f, S: Source>(
             Err(error) => build.failure.set(error),
         }
     }
-    if build.mode == BuildMode::Run
-        && let Some(number) = source.value_number()
-        && let Err(error) = build.source_values.add(name, number, &source.describe())
-    {
-        build.failure.set(error);
-    } else if build.mode == BuildMode::Run {
+    if build.mode == BuildMode::Run {
         let known = build.known_partitions.get(name).into_iter().flatten();
         let known_partitions = known.map(|(number, topic)| (*number, topic.clone())).collect();
-        match source.open(&WorkerContext { known_partitions, ..build.place.clone() }) {
+        let at = WorkerContext { known_partitions, ..build.place.clone() };
+        match build.source_values.add(name, source).and_then(|()| source.open(&at)) {
             Ok(reader) => {
                 check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));

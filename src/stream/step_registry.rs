@@ -27,6 +27,7 @@ pub(crate) struct StepRegistry {
     rows: RefCell<Vec<RegisteredRows>>,
     /// The names of the aggregates of steps that have some.
     aggregates: RefCell<Vec<(String, NameTree)>>,
+    /// Operators, by their numbers in the flow, that are inputs of sources, with the sources' names.
     source_inputs: RefCell<Vec<(usize, String)>>,
 }
 

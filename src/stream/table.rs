@@ -34,8 +34,8 @@
 //!   at an epoch ≤ c is in these rows, and is dropped.
 //! * No record is lost: records are counted before the exchange, and again when they are applied.
 //!
-//! What the second operator does with an epoch's records is a [`TableInput`]: [`LatestRows`] here, changes that are checked
-//! in `checked_table.rs`.
+//! A [`TableInput`] gathers an epoch's records and applies them in the second operator: [`LatestRows`] here, changes that
+//! are checked in `checked_table.rs`.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -339,11 +339,11 @@ struct TableConfig<K, V> {
     codec: CodecCell<TableRow<K, V>>,
     forget_deletes: bool,
     order: TableOrder,
-    /// What happens to changes that do not fit; `None` if they are not checked.
+    /// Treatment of changes that do not fit; `None` if changes are not checked.
     policy: Option<DifferencePolicy>,
 }
 
-/// What happens to changes that do not fit the table's rows.
+/// Treatment of changes that do not fit the table's rows.
 pub(super) struct DifferencePolicy {
     /// `true` if they are consumed; otherwise the first one fails the job.
     pub(super) has_consumer: ConsumerFlag,
@@ -469,7 +469,7 @@ impl<K, V> AppliedRows<K, V> {
     }
 }
 
-/// What a table's second operator gets in an epoch: records, and a snapshot's rows.
+/// Input of a table's second operator in an epoch: records, and a snapshot's rows.
 pub(super) trait TableInput<K: Record, V: Record>: Default + 'static {
     /// A record in transit to the worker of its key.
     type Record: Clone + Serialize + DeserializeOwned + Send + 'static;

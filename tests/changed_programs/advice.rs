@@ -15,6 +15,7 @@ use tidegate::stream::aggregate::Each;
 use tidegate::testing::durable::snapshot_epoch;
 use tidegate::{Flow, Job, State, Stream, Window, csv};
 
+use super::directories::copy;
 use super::{millis, refused};
 
 /// A record of the files.
@@ -177,19 +178,6 @@ fn made() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     copy(made, directory.path());
     directory
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).unwrap();
-        }
-    }
 }
 
 /// Returns the files of a directory whose paths have this in them, in order.

@@ -24,6 +24,7 @@ use tidegate::stream::aggregate::{Accumulator, Aggregate, Each, Merge};
 use tidegate::stream::{Aggregated, Stateful};
 use tidegate::{Closed, Collection, Flow, Job, State, Stream, Window, csv};
 
+use super::directories::copy;
 use super::millis;
 
 /// A record of the file.
@@ -395,18 +396,6 @@ fn write_fixture() {
 
 /// Copies the fixture, with all of its input.
 fn copied() -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            let target = to.join(path.file_name().unwrap());
-            if path.is_dir() {
-                copy(&path, &target);
-            } else {
-                fs::copy(&path, &target).unwrap();
-            }
-        }
-    }
     if std::env::var_os("TIDEGATE_WRITE_FIXTURE").is_some() {
         static ONCE: std::sync::Once = std::sync::Once::new();
         ONCE.call_once(write_fixture);

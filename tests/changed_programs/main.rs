@@ -5,6 +5,8 @@
 
 mod advice;
 mod aggregates;
+#[path = "../common/directories.rs"]
+mod directories;
 mod fixtures;
 
 use std::collections::BTreeMap;
