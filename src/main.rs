@@ -1,8 +1,8 @@
 //! The `tidegate` tool: reads the command line and calls the commands of [`tidegate::cli`], or one of the included
 //! queries.
 //!
-//! It also holds the query of `queries/account_totals.rs`, because the demo needs it and `cargo run` builds only this
-//! program: if its file name is `account_totals`, this program runs that query.
+//! It holds the query of `queries/account_totals.rs`, because the demo needs it and `cargo run` builds only this program,
+//! and with the feature `queries` all of `queries/`: if its file name is that of a query, this program runs it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tidegate::cli::consume::{ConsumeArgs, consume};
-use tidegate::cli::demo::{DemoArgs, demo};
+use tidegate::cli::demo::{self, DemoArgs, demo};
 use tidegate::cli::manual::{CompletionsArgs, ManArgs, completions, man};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::redrive::{RedriveArgs, redrive};
@@ -20,31 +20,11 @@ use tidegate::cli::up::{UpArgs, up};
 use tidegate::cli::why::{WhyArgs, why_not};
 use tidegate::cli::{note, start};
 
-#[path = "../queries/account_sessions.rs"]
-mod account_sessions;
 #[path = "../queries/account_totals.rs"]
 mod account_totals;
-#[path = "../queries/balances.rs"]
-mod balances;
-#[path = "../queries/category_revenue.rs"]
-mod category_revenue;
-#[path = "../queries/fraud_ring.rs"]
-mod fraud_ring;
-#[path = "../queries/late_report.rs"]
-mod late_report;
-#[path = "../queries/orders_enriched.rs"]
-#[cfg(feature = "registry")]
-mod orders_enriched;
-#[path = "../queries/payments_matched.rs"]
-mod payments_matched;
-#[path = "../queries/silent_accounts.rs"]
-mod silent_accounts;
-#[path = "../queries/spend_by_minute.rs"]
-mod spend_by_minute;
-#[path = "../queries/top_spenders.rs"]
-mod top_spenders;
-#[path = "../queries/velocity_alerts.rs"]
-mod velocity_alerts;
+#[cfg(feature = "queries")]
+#[path = "../queries/mod.rs"]
+mod queries;
 
 /// Records are allocated on one thread and dropped on another: this allocator is good at that.
 #[global_allocator]
@@ -53,21 +33,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The main function of a query.
 type QueryMain = fn() -> ExitCode;
 
-/// The queries that come along, by name.
-const QUERIES: &[(&str, QueryMain)] = &[
-    ("account_sessions", account_sessions::main),
-    ("account_totals", account_totals::main),
-    ("balances", balances::main),
-    ("category_revenue", category_revenue::main),
-    ("fraud_ring", fraud_ring::main),
-    ("late_report", late_report::main),
-    #[cfg(feature = "registry")]
-    ("orders_enriched", orders_enriched::main),
-    ("payments_matched", payments_matched::main),
-    ("silent_accounts", silent_accounts::main),
-    ("spend_by_minute", spend_by_minute::main),
-    ("top_spenders", top_spenders::main),
-    ("velocity_alerts", velocity_alerts::main),
+/// Names of the queries that only a build with the feature `queries` has.
+const QUERIES_OF_FEATURE: [&str; 11] = [
+    "account_sessions",
+    "balances",
+    "category_revenue",
+    "fraud_ring",
+    "late_report",
+    "orders_enriched",
+    "payments_matched",
+    "silent_accounts",
+    "spend_by_minute",
+    "top_spenders",
+    "velocity_alerts",
 ];
 
 const EXAMPLES: &str = "Examples:
@@ -83,6 +61,7 @@ const EXAMPLES: &str = "Examples:
 
 Included queries; each has a --help:
   account_totals    totals of each account every 10 seconds
+and those of a build with `--features queries`:
   account_sessions  sessions of each account
   balances          the balance of each account, at every epoch
   category_revenue  revenue of each category of merchants, from a file, every 10 seconds
@@ -138,6 +117,9 @@ fn main() -> ExitCode {
     if let Some((name, _)) = words.next().as_deref().and_then(query) {
         return become_query(name, words);
     }
+    if let Some(name) = std::env::args().nth(1).filter(|name| QUERIES_OF_FEATURE.contains(&name.as_str())) {
+        return leave_out(&name);
+    }
     start(|tool: &Tool| match &tool.command {
         Some(Command::Demo(args)) => demo(args),
         Some(Command::Produce(args)) => produce(args),
@@ -152,9 +134,22 @@ fn main() -> ExitCode {
     })
 }
 
-/// The query of this name.
+/// Returns the query of this name.
 fn query(name: &OsStr) -> Option<(&'static str, QueryMain)> {
-    QUERIES.iter().copied().find(|(known, _)| name == *known)
+    #[cfg(feature = "queries")]
+    let others = queries::QUERIES;
+    #[cfg(not(feature = "queries"))]
+    let others: &[(&str, QueryMain)] = &[];
+    let first: (&str, QueryMain) = (demo::QUERY, account_totals::main);
+    std::iter::once(&first).chain(others).copied().find(|(known, _)| name == *known)
+}
+
+/// Reports that this build lacks a query, and how to build one that has it.
+fn leave_out(name: &str) -> ExitCode {
+    let needs = if name == "orders_enriched" { "queries,registry" } else { "queries" };
+    note(format_args!("error: this build is without the query {name}"));
+    note(format_args!("  build it with `--features {needs}`: cargo run --release --features {needs} -- {name} --help"));
+    ExitCode::from(2)
 }
 
 /// Replaces this process by the query of this name, so that all it says names the query.
@@ -163,16 +158,4 @@ fn become_query(name: &str, arguments: impl Iterator<Item = OsString>) -> ExitCo
     let why = program.map(|program| std::process::Command::new(program).arg0(name).args(arguments).exec());
     note(format_args!("error: cannot start {name}: {}", why.unwrap_or_else(|why| why)));
     ExitCode::FAILURE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_sound_and_the_demo_alone_is_the_demo_without_flags() {
-        Tool::command().debug_assert();
-        let Some(Command::Demo(typed)) = Tool::parse_from(["tidegate", "demo"]).command else { panic!("not the demo") };
-        assert_eq!(typed, DemoArgs::default());
-    }
 }

@@ -71,7 +71,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/admin.rs",
         text: "own.configure(&[], &[])?.create()",
         instead: "TopicConfig::new(&own.brokers, &own.topic).configure(&[], &[])?.create()",
-        tests: "tests/kafka_security.rs",
+        tests: "tests/kafka/security.rs",
         test: "an_output_is_created_over_tls_by_who_may_create_it",
     },
     Mutation {
@@ -95,7 +95,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/stream/letters.rs",
         text: "            if is_repeated {",
         instead: "            if is_repeated && letters.is_empty() {",
-        tests: "tests/kafka_messages.rs",
+        tests: "tests/kafka/messages.rs",
         test: "late_records_are_the_messages_that_they_were_read_as_whichever_worker_judged_them",
     },
     Mutation {
@@ -103,7 +103,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/stream/checked_table.rs",
         text: "changes.sort_unstable_by_key(|change| change.at);",
         instead: "changes.sort_unstable_by_key(|change| std::cmp::Reverse(change.at));",
-        tests: "tests/kafka_tables.rs",
+        tests: "tests/kafka/tables.rs",
         test: "changes_that_do_not_fit_are_those_of_a_naive_fold_whatever_crashes",
     },
     Mutation {
@@ -239,7 +239,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/properties.rs",
         text: "if is_secret(key) { HIDDEN } else { value }",
         instead: "if false { HIDDEN } else { value }",
-        tests: "tests/kafka_security.rs",
+        tests: "tests/kafka/security.rs",
         test: "a_secret_of_a_file_or_the_environment_opens_a_topic_and_is_in_no_message",
     },
     Mutation {
@@ -255,7 +255,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/cli/produce.rs",
         text: "publisher.in_flight() >= most",
         instead: "publisher.in_flight() == usize::MAX",
-        tests: "tests/kafka_tools.rs",
+        tests: "tests/kafka/tools.rs",
         test: "a_rate_that_brokers_cannot_keep_slows_producers_down",
     },
     Mutation {
@@ -263,7 +263,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/partition_tracker.rs",
         text: "if partition.found_at.is_some() || partition.next != partition.committed {",
         instead: "if partition.found_at.is_some() {",
-        tests: "tests/kafka_positions.rs",
+        tests: "tests/kafka/positions.rs",
         test: "a_gap_that_opens_under_a_reader_is_skipped_in_an_epoch_of_its_own",
     },
     Mutation {
@@ -271,7 +271,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/reader/gaps.rs",
         text: "self.check_start(&self.partitions[at], next)?;",
         instead: "",
-        tests: "tests/kafka_positions.rs",
+        tests: "tests/kafka/positions.rs",
         test: "a_gap_is_skipped_when_asked_for_and_is_counted_and_replayed",
     },
     Mutation {
@@ -311,7 +311,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/stream/unique_keys.rs",
         text: "if count > 1 && diff > 0",
         instead: "if count < 0 && diff > 0",
-        tests: "tests/kafka_rows.rs",
+        tests: "tests/kafka/rows.rs",
         test: "a_second_row_of_a_key_ends_the_job_before_its_epoch_is_written",
     },
     Mutation {
@@ -407,7 +407,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/stream/input.rs",
         text: "if mode.is_table { intake.timeless() } else { intake }",
         instead: "intake",
-        tests: "tests/kafka_tables.rs",
+        tests: "tests/kafka/tables.rs",
         test: "a_topic_is_a_table_by_offset_whole_before_others_begin_on_any_number_of_workers",
     },
     Mutation {
@@ -447,7 +447,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/consumer.rs",
         text: "(\"auto.offset.reset\", \"error\")",
         instead: "(\"auto.offset.reset\", \"earliest\")",
-        tests: "tests/kafka_reader.rs",
+        tests: "tests/kafka/reader.rs",
         test: "records_that_are_dropped_while_they_are_still_to_be_read_end_the_job",
     },
     Mutation {
@@ -479,7 +479,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/cli/produce.rs",
         text: "message.pop_if(|last| *last == b'\\n');",
         instead: "message.pop();",
-        tests: "tests/kafka_tools/formats.rs",
+        tests: "tests/kafka/formats.rs",
         test: "bytes_go_into_a_topic_and_out_of_it_as_they_are",
     },
     Mutation {
@@ -503,7 +503,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/message.rs",
         text: "headers: self.owned_headers(),\n        }",
         instead: "headers: Vec::new(),\n        }",
-        tests: "tests/kafka_messages.rs",
+        tests: "tests/kafka/messages.rs",
         test: "random_messages_are_seen_as_they_were_sent_at_first_and_at_each_replay",
     },
     Mutation {

@@ -481,3 +481,22 @@ fn next(args: &DemoArgs, place: &DemoTopic, folder: &DemoDirectory) -> String {
 fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::DemoArgs;
+
+    /// The flags of the demo as a command line of their own.
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        demo: DemoArgs,
+    }
+
+    #[test]
+    fn the_demo_alone_is_the_demo_without_flags() {
+        assert_eq!(Typed::parse_from(["demo"]).demo, DemoArgs::default());
+    }
+}

@@ -1,15 +1,5 @@
 //! `produce` and `consume` with a real broker: every message arrives once, whatever is killed meanwhile, and however
 //! many processes produce and consume.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/children.rs"]
-mod children;
-#[path = "kafka_tools/formats.rs"]
-mod formats;
-#[path = "common/run.rs"]
-mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,17 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use children::{children, write_hosts};
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use run::{Running, check_contains, start};
 use tempfile::TempDir;
 use tidegate::Result;
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::source::generator::{DISORDER, Generator, Transaction};
+
+use crate::broker::Broker;
+use crate::children::{children, write_hosts};
+use crate::run;
+use crate::run::{Running, check_contains, start};
 
 #[derive(Debug, Parser)]
 enum Tool {
@@ -202,7 +194,7 @@ fn child() {
 /// Runs the tool in a process of its own.
 fn spawn(line: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--ignored", "--exact", "child"]).env("TIDEGATE_CHILD", line).stdout(Stdio::null());
+    child.args(["--ignored", "--exact", "tools::child"]).env("TIDEGATE_CHILD", line).stdout(Stdio::null());
     child.spawn().unwrap()
 }
 

@@ -2,14 +2,6 @@
 //! compression of Kafka.
 //!
 //! A client library that was built without one of these says so only when it is used.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/run.rs"]
-mod run;
-#[path = "common/transactions.rs"]
-mod transactions;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,13 +9,16 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use broker::{Broker, committed};
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{ProgramOutput, TIDEGATE, check_contains, run, start, start_with};
 use tempfile::TempDir;
-use transactions::{DISORDER_MS, Expected, TOTALS, Transaction, expected, json_of, of_json, rows_of, same_rows, wild};
+
+use crate::broker::{Broker, committed};
+use crate::run::{ProgramOutput, TIDEGATE, check_contains, run, start, start_with};
+use crate::transactions::{
+    DISORDER_MS, Expected, TOTALS, Transaction, expected, json_of, of_json, rows_of, same_rows, wild,
+};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,18 +1,15 @@
 //! The reader of topics with a broker in this process: what it reads, what it refuses, and how it replays a journal.
 //! Tests that need a real broker (transactions, outages, large records) are in `kafka_io`.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/drive.rs"]
-mod drive;
 
 use std::time::{Duration, Instant};
 
-use drive::{ReaderDriver, Tick, worker_context};
 use tidegate::durable::journal::PartitionProgress;
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
 use tidegate::source::{Options, RestoredPartition, WorkerContext};
 use tidegate::time::{Epoch, EventTime};
+
+use crate::drive::{ReaderDriver, Tick, worker_context};
 
 fn broker(partitions: u32) -> EmbeddedBroker {
     let broker = EmbeddedBroker::start().unwrap();

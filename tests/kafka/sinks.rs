@@ -1,17 +1,10 @@
 //! Topics of a real broker as sinks with a state: a reader of committed messages sees each epoch whole, and once,
 //! whatever happens to the writer, to its predecessor and to the broker.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/run.rs"]
-mod run;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use broker::{Broker, committed as texts, high_watermarks};
 use rdkafka::producer::{BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
@@ -21,6 +14,9 @@ use tidegate::sink::kafka;
 use tidegate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::time::Epoch;
+
+use crate::broker::{Broker, committed as texts, high_watermarks};
+use crate::run;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const FENCED: &str = "another process has taken over: it has been started with the same state";

@@ -8,8 +8,8 @@ use tidegate::sink::kafka::Publisher;
 use tidegate::source::Rejected;
 use tidegate::source::kafka::EmbeddedBroker;
 
-use super::run::{check_contains, run};
-use super::{copied, generated, tool};
+use crate::run::{check_contains, run};
+use crate::tools::{copied, generated, tool};
 
 /// The parts of a description that `protoc` writes for a file without imports.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -2,34 +2,26 @@
 //!
 //! It exists because a position has to be a function of the messages and of what the journal says, never of the moment
 //! of a start: a job that is killed and started again must not read other records than one that was not.
-#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/drive.rs"]
-mod drive;
-#[path = "common/run.rs"]
-mod run;
-#[path = "common/transactions.rs"]
-mod transactions;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use drive::{ReaderDriver, Tick};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{check_contains, run, start};
 use tidegate::durable::journal::PartitionProgress;
 use tidegate::kafka::{self, Gap, StartOffset};
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::{Options, RestoredPartition, Source};
 use tidegate::time::EventTime;
-use transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
+
+use crate::broker::Broker;
+use crate::drive;
+use crate::drive::{ReaderDriver, Tick};
+use crate::run::{check_contains, run, start};
+use crate::transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
 
 fn embedded(partitions: u32) -> EmbeddedBroker {
     let broker = EmbeddedBroker::start().unwrap();

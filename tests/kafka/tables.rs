@@ -3,12 +3,6 @@
 //!
 //! The broker is in this process, or a real one where a topic is compacted or transactions are aborted; the job that is
 //! killed there is this program, started again.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/drive.rs"]
-mod drive;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,8 +10,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use drive::ReaderDriver;
 use fastrand::Rng;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -32,6 +24,10 @@ use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 use tidegate::{Flow, Job, State, ndjson};
 
 use common::cases::within;
+
+use crate::broker;
+use crate::broker::Broker;
+use crate::drive::ReaderDriver;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -631,7 +627,7 @@ fn a_table_survives_kills_and_the_compaction_of_its_topic_while_it_runs_and_whil
     let start = |workers: usize, stops: &str| {
         let line = format!("{} {of_rates} {of_sales} {} {workers} {stops}", broker.servers, folder.path().display());
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "job_of_another_test", "--nocapture"]).env(CHILD, line);
+        command.args(["--exact", "tables::job_of_another_test", "--nocapture"]).env(CHILD, line);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     // Keys from 40 on are set once, before anything starts: what every sale of them must see is known.

@@ -1,11 +1,5 @@
 //! What rows are in a topic: everything that a message has, the newest row of each key, changes in Debezium's shape.
 //! Topics are read by the client library alone, as foreign programs read them.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/foreign.rs"]
-mod foreign;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use broker::Broker;
 use fastrand::Rng;
-use foreign::{Read, read};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, StateId};
@@ -25,6 +17,9 @@ use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::memory::MemorySource;
 use tidegate::testing::{Script, TestRun};
 use tidegate::time::Epoch;
+
+use crate::broker::Broker;
+use crate::foreign::{Read, read};
 
 /// A state that a sink belongs to, with the number of its current incarnation.
 #[derive(Clone)]

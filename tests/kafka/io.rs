@@ -1,17 +1,9 @@
 //! Topics on a real broker: committed records are read, once, whatever happens to the broker meanwhile.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/drive.rs"]
-mod drive;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
-use broker::{Broker, send_all};
-use drive::{ReaderDriver, Tick};
 use rdkafka::producer::Producer;
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::journal::PartitionProgress;
@@ -21,6 +13,10 @@ use tidegate::sink::{Sink, SinkContext, SinkRows};
 use tidegate::source::kafka::StartOffset;
 use tidegate::source::{Options, RestoredPartition, Source};
 use tidegate::time::{Epoch, EventTime};
+
+use crate::broker::{Broker, send_all};
+use crate::drive;
+use crate::drive::{ReaderDriver, Tick};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

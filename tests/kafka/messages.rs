@@ -2,16 +2,11 @@
 //! replayed, from the topic or by value from the journal. The broker is in this process.
 //!
 //! It exists because a record has to be the same at each replay, whatever a decoder looks at.
-#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
-
-#[path = "common/drive.rs"]
-mod drive;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use drive::ReaderDriver;
 use fastrand::Rng;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -26,6 +21,8 @@ use tidegate::stream::Observer;
 use tidegate::stream::aggregate::Each;
 use tidegate::testing::Captured;
 use tidegate::{Error, EventTime, Job, State, Window, ndjson};
+
+use crate::drive::ReaderDriver;
 
 const TOPIC: &str = "messages";
 

@@ -1,21 +1,17 @@
 //! Edge cases of reading topics: transaction markers, groups that may not be used, leaders that cannot be reached.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/run.rs"]
-mod run;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use broker::{Broker, send_all};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{DefaultProducerContext, Producer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use run::{check_contains, run};
 use tidegate::sink::kafka::Publisher;
 use tidegate::{Job, Transaction, csv, kafka};
+
+use crate::broker::{Broker, send_all};
+use crate::run;
+use crate::run::{check_contains, run};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,33 +3,25 @@
 //! It exists because the numbers of partitions in a journal stand for topics: a state must never go on with another list
 //! than the one whose numbers it has, nor with other topics of a pattern than those that it has read. That all records
 //! are read once, on changing numbers of workers, is also tested in `resume`.
-#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/drive.rs"]
-mod drive;
-#[path = "common/run.rs"]
-mod run;
-#[path = "common/transactions.rs"]
-mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use drive::{ReaderDriver, worker_context};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
-use run::{check_contains, run, start};
 use tidegate::durable::journal::PartitionProgress;
 use tidegate::kafka::{self, Message, StartOffset, Topics};
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::{Options, Source, WorkerContext};
 use tidegate::time::EventTime;
-use transactions::{TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
+
+use crate::broker::Broker;
+use crate::drive::{ReaderDriver, worker_context};
+use crate::run;
+use crate::run::{check_contains, run, start};
+use crate::transactions::{TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
 
 type Seen = (String, u32, u64, String);
 
