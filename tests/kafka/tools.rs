@@ -28,7 +28,7 @@ enum Tool {
 }
 
 /// Runs the tool with a command line, in this process.
-fn tool(line: &str) -> Result<u8> {
+pub(crate) fn tool(line: &str) -> Result<u8> {
     match Tool::try_parse_from(std::iter::once("tidegate").chain(line.split_whitespace())).unwrap() {
         Tool::Produce(args) => produce(&args),
         Tool::Consume(args) => consume(&args),
@@ -36,7 +36,7 @@ fn tool(line: &str) -> Result<u8> {
 }
 
 /// Returns the rows of a copy by id; fails if a row is there twice.
-fn copied(path: &Path) -> BTreeMap<u64, Transaction> {
+pub(crate) fn copied(path: &Path) -> BTreeMap<u64, Transaction> {
     let mut rows = BTreeMap::new();
     for row in csv::Reader::from_path(path).unwrap().deserialize() {
         let row: Transaction = row.unwrap();
@@ -50,7 +50,7 @@ fn now_ms() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
-fn generated(seed: u64, count: u64) -> BTreeMap<u64, Transaction> {
+pub(crate) fn generated(seed: u64, count: u64) -> BTreeMap<u64, Transaction> {
     Generator::new(seed).start_ms(5000).take(count as usize).map(|row| (row.id, row)).collect()
 }
 
