@@ -18,11 +18,12 @@ use timely::dataflow::operators::generic::operator::empty;
 
 use super::assign::{ConsumerFlag, SourcePosition};
 use super::container_pool::ContainerPool;
+use super::difference_policy::DifferencePolicy;
 use super::flow::Flow;
 use super::input::ReadMode;
-use super::table::{
-    AppliedRows, DifferencePolicy, LatestRows, TableInput, TableMap, TableOperator, TableOrder, TableRow, table,
-};
+use super::table::table;
+use super::table_operator::{AppliedRows, LatestRows, TableInput, TableOperator, TableOrder};
+use super::table_rows::{TableMap, TableRow};
 use super::{Collection, Stream};
 use crate::durable::declared_changes::NameScope;
 use crate::record::{Event, Origin, Record};
