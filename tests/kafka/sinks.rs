@@ -19,6 +19,8 @@ use crate::broker::{Broker, committed as texts, high_watermarks};
 use crate::run;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Time after which a running writer has noticed that its topic was deleted, on a busy machine.
+const SOON: Duration = Duration::from_secs(40);
 const FENCED: &str = "another process has taken over: it has been started with the same state";
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -388,6 +390,7 @@ fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
         if is_made_anew {
             create_again(broker, &place.topic);
         }
+        let begun = Instant::now();
         let why = match &mut running {
             Some(writer) => refused(show(writer, 4)),
             None => {
@@ -397,7 +400,18 @@ fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
         };
         let expected = if is_made_anew { "at offset 0, and had reached 20" } else { "does not exist" };
         assert!(why.contains(expected) && why.contains(&place.topic), "{is_running} {is_made_anew}: {why}");
+        assert!(begun.elapsed() < SOON, "noticed after {:?}", begun.elapsed());
     }
+    // At least once, too.
+    let place = KafkaSinkCase::new(broker, 1);
+    let context = SinkContext::new("job", "totals", SinkRows::Events);
+    let mut writer = kafka::Sink::<Row>::json(&place.servers, &place.topic).open(&context).unwrap();
+    show(&mut writer, 2).unwrap();
+    broker.delete(&place.topic);
+    let begun = Instant::now();
+    let why = refused(show(&mut writer, 4));
+    assert!(why.contains("does not exist") && why.contains(&place.topic), "{why}");
+    assert!(begun.elapsed() < SOON, "noticed after {:?}", begun.elapsed());
 }
 
 #[test]
@@ -411,7 +425,9 @@ fn progress_that_is_deleted_or_removed_is_missed() {
         if is_made_anew {
             create_again(broker, &place.progress());
         }
+        let begun = Instant::now();
         let why = refused(show(&mut writer, 4));
+        assert!(begun.elapsed() < SOON, "noticed after {:?}", begun.elapsed());
         let expected = if is_made_anew { "ended at offset 0, and had reached" } else { "does not exist" };
         assert!(why.contains(expected) && why.contains(&place.progress()), "{is_made_anew}: {why}");
         assert_eq!(if is_made_anew { place.committed() } else { all_of([2]) }, all_of([2]));

@@ -194,7 +194,10 @@ fn child() {
 /// Runs the tool in a process of its own.
 fn spawn(line: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--ignored", "--exact", "tools::child"]).env("TIDEGATE_CHILD", line).stdout(Stdio::null());
+    child
+        .args(["--ignored", "--exact", "tools::child", "--nocapture"])
+        .env("TIDEGATE_CHILD", line)
+        .stdout(Stdio::null());
     child.spawn().unwrap()
 }
 

@@ -7,7 +7,7 @@
 //!
 //! Invariants: the first failed delivery is kept; an offset of a topic never goes back, or the topic counts as lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -85,6 +85,11 @@ impl ProducerEvents {
     /// Returns the offset after the last acknowledged message of each partition of a topic.
     pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         self.reached().and_then(|reached| reached.ends.get(topic).cloned()).unwrap_or_default()
+    }
+
+    /// Returns the topics whose offsets are tracked.
+    pub(super) fn topics(&self) -> BTreeSet<String> {
+        self.reached().map(|reached| reached.ends.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// Sets offsets that a topic is known to have reached.

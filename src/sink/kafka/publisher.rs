@@ -21,7 +21,9 @@ use crate::durable::FencingCheck;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::broker_errors::error_text;
 use crate::source::kafka::client::{TopicConfig, client_not_created};
-use crate::source::kafka::topic_lookup::{TopicLookup, check_leaders, find_topic, find_topic_within};
+use crate::source::kafka::topic_lookup::{
+    TopicLookup, check_leaders, find_topic, find_topic_within, look_up_topic, no_topic,
+};
 
 const DEFAULTS: &[(&str, &str)] = &[
     // Batches fill while others are in flight, so waiting longer gains little.
@@ -59,6 +61,9 @@ const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval of checks that the transaction can still succeed, while messages are not acknowledged.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longest wait for the brokers to report whether a topic still exists.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Producer of messages to one topic.
 pub struct Publisher {
@@ -303,6 +308,29 @@ impl Publisher {
         if now - *told > LOG_WAIT_AFTER_PUBLISH {
             *told = now;
             self.check_current()?;
+            self.check_topics()?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the brokers still know the topics of the messages that are waited for. The library waits for a topic
+    /// that was deleted until its messages time out, which takes minutes.
+    fn check_topics(&self) -> Result<()> {
+        let mut topics = self.producer.context().topics();
+        topics.insert(self.target.topic.clone());
+        for topic in topics {
+            let topic = TopicConfig { topic, ..self.target.clone() };
+            // An answer that is no certain one is no reason to stop waiting.
+            let answer = look_up_topic(self.producer.client(), &topic.topic, HEALTH_TIMEOUT);
+            if !matches!(answer, Ok(Some(TopicLookup::Unknown(_)))) {
+                continue;
+            }
+            let last_error = &self.producer.context().last_error;
+            if let Ok(TopicLookup::Unknown(similar)) =
+                find_topic(self.producer.client(), &topic, last_error, || self.serve_events())
+            {
+                return Err(no_topic(ErrorKind::SinkFailed, &topic, &similar).transient());
+            }
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::admin::{administrator, block_on};
 use crate::source::kafka::broker_errors::{code_text, error_text};
 use crate::source::kafka::client::TopicConfig;
-use crate::source::kafka::topic_lookup::{TopicLookup, find_topic, look_up_topic, no_topic};
+use crate::source::kafka::topic_lookup::{TopicLookup, find_new_topic, find_topic, look_up_topic, no_topic};
 
 /// Longest wait for the brokers to report whether a topic exists, before it is created.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,13 +39,16 @@ pub(super) fn find_or_create(
         look_up_topic(producer.client(), &topic_config.topic, LOOKUP_TIMEOUT),
         Ok(Some(TopicLookup::Unknown(_)))
     );
-    let created = unknown && create_topic(topic_config, wanted, settings)?;
-    match find()? {
-        TopicLookup::There(ids) => Ok((ids.len(), created)),
-        TopicLookup::Unknown(_) if !created => {
-            create_topic(topic_config, wanted, settings)?;
-            find_or_create(producer, topic_config, None, settings).map(|(partitions, _)| (partitions, true))
+    let mut created = unknown && create_topic(topic_config, wanted, settings)?;
+    if !unknown {
+        if let TopicLookup::There(ids) = find()? {
+            return Ok((ids.len(), false));
         }
+        created = create_topic(topic_config, wanted, settings)?;
+    }
+    // It exists, whoever created it.
+    match find_new_topic(producer.client(), topic_config, &producer.context().last_error, served)? {
+        TopicLookup::There(ids) => Ok((ids.len(), created)),
         TopicLookup::Unknown(similar) => Err(no_topic(ErrorKind::SinkFailed, topic_config, &similar)),
     }
 }

@@ -65,6 +65,20 @@ pub(crate) fn find_topic<C: ClientContext>(
     find_topic_within(client, topic_config, words, served, UNKNOWN_TOPIC_TIMEOUT)
 }
 
+/// Finds the partitions of a topic that was just created as [`find_topic`] does. Brokers may learn of it late, so it is
+/// asked for again for as long as a source or sink may take to open.
+///
+/// # Errors
+/// Fails as [`find_topic`] does.
+pub(crate) fn find_new_topic<C: ClientContext>(
+    client: &Client<C>,
+    topic_config: &TopicConfig,
+    words: &LastError,
+    served: impl Fn(),
+) -> Result<TopicLookup> {
+    find_topic_within(client, topic_config, words, served, OPEN_TIMEOUT)
+}
+
 /// Finds the partitions of a topic as [`find_topic`] does. A topic that is reported missing is asked for again for
 /// `unknown_patience`.
 ///
@@ -315,6 +329,39 @@ mod tests {
     fn code(error: &Error) -> Option<RDKafkaErrorCode> {
         let source = std::error::Error::source(error)?.downcast_ref::<KafkaError>()?;
         source.rdkafka_error_code()
+    }
+
+    /// Brokers that are busy report a topic missing for seconds after they have created it.
+    #[test]
+    fn a_new_topic_is_asked_for_until_the_brokers_know_it() {
+        use rdkafka::consumer::{BaseConsumer, Consumer};
+        use rdkafka::mocking::MockCluster;
+        use rdkafka::types::RDKafkaRespErr;
+
+        let brokers = MockCluster::new(1).unwrap();
+        brokers.create_topic("new", 3, 1).unwrap();
+        let unknown = |is_unknown: bool| {
+            let code = if is_unknown {
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+            } else {
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+            };
+            brokers.topic_error("new", code).unwrap();
+        };
+        unknown(true);
+        let topic_config = TopicConfig::new(&brokers.bootstrap_servers(), "new");
+        let consumer: BaseConsumer = topic_config.configure(&[], &[]).unwrap().create().unwrap();
+        let (begun, words) = (Instant::now(), LastError::default());
+        let served = || {
+            if begun.elapsed() > UNKNOWN_TOPIC_TIMEOUT + Duration::from_secs(1) {
+                unknown(false);
+            }
+        };
+        let found = find_new_topic(consumer.client(), &topic_config, &words, served).unwrap();
+        assert_eq!(found, TopicLookup::There(vec![0, 1, 2]));
+        unknown(true);
+        let gone = find_topic(consumer.client(), &topic_config, &words, || {}).unwrap();
+        assert!(matches!(gone, TopicLookup::Unknown(_)), "{gone:?}");
     }
 
     #[test]
