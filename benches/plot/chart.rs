@@ -81,13 +81,16 @@ pub(crate) struct Chart {
     x: Axis,
     y: Axis,
     body: String,
+    /// Number of series in the legend.
     legend: usize,
+    /// `true` if the legend is on the left.
+    legend_left: bool,
 }
 
 impl Chart {
     /// Draws the frame: the title, the names of the axes, and the ticks of the upright one.
     pub(crate) fn new(title: &str, (x, x_name): (Axis, &str), (y, y_name): (Axis, &str)) -> Self {
-        let mut chart = Chart { x, y, body: String::new(), legend: 0 };
+        let mut chart = Chart { x, y, body: String::new(), legend: 0, legend_left: false };
         let [left, right, top, bottom] = MARGINS;
         let (width, height) = (SIZE[0] - left - right, SIZE[1] - top - bottom);
         chart.put(&format!(r#"<rect width="{}" height="{}" fill="white"/>"#, SIZE[0], SIZE[1]));
@@ -167,7 +170,8 @@ impl Chart {
         let (x, top) = (self.x_of(value), MARGINS[2]);
         let foot = SIZE[1] - MARGINS[3];
         self.put(&format!(r##"<path d="M{x:.1} {top}V{foot}" stroke="#888888" stroke-dasharray="2 3"/>"##));
-        self.text([x + 4.0, foot - 8.0], "start", "normal", note);
+        let (at, anchor) = if x > SIZE[0] / 2.0 { (x - 4.0, "end") } else { (x + 4.0, "start") };
+        self.text([at, foot - 8.0], anchor, "normal", note);
     }
 
     /// Writes a note at a point of the data.
@@ -178,10 +182,19 @@ impl Chart {
 
     /// Adds a series to the legend.
     pub(crate) fn legend(&mut self, name: &str, colour: &str) {
-        let at = [SIZE[0] - MARGINS[1] - 12.0, MARGINS[2] + 18.0 + 16.0 * self.legend as f64];
+        let y = MARGINS[2] + 18.0 + 16.0 * self.legend as f64;
         self.legend += 1;
-        self.put(&format!(r#"<rect x="{}" y="{}" width="10" height="10" fill="{colour}"/>"#, at[0], at[1] - 9.0));
-        self.text([at[0] - 6.0, at[1]], "end", "normal", name);
+        let (x, anchor, text_x) = match self.legend_left {
+            true => (MARGINS[0] + 10.0, "start", MARGINS[0] + 26.0),
+            false => (SIZE[0] - MARGINS[1] - 20.0, "end", SIZE[0] - MARGINS[1] - 26.0),
+        };
+        self.put(&format!(r#"<rect x="{x}" y="{}" width="10" height="10" fill="{colour}"/>"#, y - 9.0));
+        self.text([text_x, y], anchor, "normal", name);
+    }
+
+    /// Moves the legend to the left, where rising curves are not.
+    pub(crate) fn legend_left(&mut self) {
+        self.legend_left = true;
     }
 
     /// Returns the drawing.

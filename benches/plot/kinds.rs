@@ -68,6 +68,7 @@ pub(crate) fn scaling(title: &str, lines: &[&ResultLine]) -> Option<String> {
         (Axis::from_zero(greatest), "million records a second"),
     );
     (1..=most as u32).for_each(|workers| chart.x_tick(f64::from(workers), &workers.to_string()));
+    chart.legend_left();
     if let Some(base) = base {
         chart.curve(&[[0.0, base], [most * 2.0, base]], "#888888", true);
         chart.legend("by hand, one thread", "#888888");
