@@ -1,7 +1,7 @@
 //! Memory of a key in a window: `u64` keys, and count, sum, least and greatest of an `i64`.
 //!
 //! A run is a process that reads records of as many different keys in one tumbling window, which stays open, and that reports
-//! its resident memory when the last one is counted. The bytes of a key are the difference to a run of a thousand keys, which
+//! its resident memory a moment after the last one. The bytes of a key are the difference to a run of a thousand keys, which
 //! has everything else: the program, its threads, the buffers of epochs on their way. A hash table doubles when it is seven
 //! eighths full, so numbers of keys just before that and just after it are the best and the worst; the median of the numbers
 //! of keys that are measured by default, which are spread evenly between two doublings, is that of a state which grows. Peak
@@ -26,6 +26,9 @@ use state::GeneratedSource;
 /// The allocator of Tidegate's own programs.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Pause after all records were received.
+const SETTLING: Duration = Duration::from_millis(700);
 
 /// Keys of the run that everything else is taken from.
 const FEW: u64 = 1_000;
@@ -92,14 +95,18 @@ fn one(keys: u64, workers: usize) -> Result<(), String> {
     let (metrics, stop) = (job.metrics(), job.stopper());
     let (over, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (ended, seen) = (Arc::clone(&over), Arc::clone(&bytes));
+    // Bits of the peak so far: rows of the window, which closes at the end, are not in it.
+    let peak_so_far = Arc::new(AtomicU64::new(0));
+    let peak = Arc::clone(&peak_so_far);
     let keys = keys / workers as u64 * workers as u64;
     let watcher = std::thread::spawn(move || {
         while !ended.load(Ordering::Acquire) {
             let summary = metrics.summary();
-            let counted = summary.steps.first().map_or(0, |step| step.counted);
-            if counted >= keys && seen.load(Ordering::Acquire) == 0 {
-                // Containers of the last epochs are freed meanwhile.
-                std::thread::sleep(Duration::from_millis(300));
+            let received = summary.steps.first().map_or(0, |step| step.received);
+            if received >= keys && seen.load(Ordering::Acquire) == 0 {
+                // The last records are counted, and containers of the last epochs are freed meanwhile.
+                std::thread::sleep(SETTLING);
+                peak.store(environment::peak_mib().to_bits(), Ordering::Release);
                 seen.store(resident().unwrap_or(0), Ordering::Release);
                 stop.stop();
             }
@@ -120,7 +127,10 @@ fn one(keys: u64, workers: usize) -> Result<(), String> {
     watcher.join().map_err(|_| String::from("the watching thread has panicked"))?;
     ran.map_err(|error| error.to_string())?;
     let bytes = bytes.load(Ordering::Acquire);
-    let (cpu_seconds, peak_mib) = (environment::cpu_seconds(), environment::peak_mib());
+    if bytes == 0 {
+        return Err(String::from("the job ended before all keys were there"));
+    }
+    let (cpu_seconds, peak_mib) = (environment::cpu_seconds(), f64::from_bits(peak_so_far.load(Ordering::Acquire)));
     let sample = Sample { seconds: begun.elapsed().as_secs_f64(), cpu_seconds, peak_mib };
     println!("{}", RunFigures { sample, check: RowChecksum { rows: keys, records: bytes, hash: 0 } }.to_line());
     Ok(())
