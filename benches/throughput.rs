@@ -149,7 +149,7 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',')]
     inputs: Vec<Input>,
 
-    /// Number of runs of each program; medians are shown
+    /// Number of runs of each program; medians are shown. One more of each comes before them and is not counted
     #[arg(long, default_value_t = 5)]
     runs: usize,
 
@@ -372,11 +372,15 @@ fn measure_one(
     let mut measured: Vec<Measured> = programs.iter().map(made).collect();
     let title = format!("{query:?}, {input:?}");
     let environment = Environment::now();
-    for run in 0..arguments.runs {
+    // The first round warms up.
+    for round in 0..=arguments.runs.max(1) {
         for (configuration, measured) in programs.iter().zip(&mut measured) {
             let (program, workers, processes) = configuration;
-            eprint!("\r{title}: run {} of {}: {program:?} {processes} × {workers}   ", run + 1, arguments.runs);
-            measured.add(child(dir, arguments, (records, &brokers), (query, input, *configuration))?);
+            eprint!("\r{title}: round {round} of {}: {program:?} {processes} × {workers}   ", arguments.runs);
+            let figures = child(dir, arguments, (records, &brokers), (query, input, *configuration))?;
+            if round > 0 {
+                measured.add(figures);
+            }
         }
     }
     eprintln!();
