@@ -170,10 +170,10 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
         return measure::show(&lines, true);
     }
     println!("{}\n{} events; medians of {} (range)", environment.line(), arguments.events, arguments.runs.max(1));
-    println!("  {:<16}{:>8}{:>22}{:>22}{:>10}", "query", "workers", "M events/s", "CPU s/M", "peak MiB");
+    println!("  {:<16}{:>8}{:>22}{:>26}{:>10}", "query", "workers", "M events/s", "CPU s/M", "peak MiB");
     for line in &lines {
         let (rate, cpu, memory) = (line.rate().text(2), line.cpu().text(3), line.memory().median);
-        println!("  {:<16}{:>8}{rate:>22}{cpu:>22}{memory:>10.0}", line.title, line.workers);
+        println!("  {:<16}{:>8}{rate:>22}{cpu:>26}{memory:>10.0}", line.title, line.workers);
     }
     Ok(())
 }
