@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 use broker::Broker;
 use clap::{Parser, ValueEnum};
 use hdrhistogram::Histogram;
+use kit::environment::{cpu_seconds, peak_mib};
+use kit::result_file::VERSION;
+use kit::{Distribution, Environment, ResultLine, Sample};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -154,7 +157,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// Measurements of a run.
+struct Run {
+    /// Nanoseconds.
+    latencies: Histogram<u64>,
+    sample: Sample,
+}
+
 fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
+    let environment = Environment::now();
     let broker = match arguments.output.contains(&Output::Kafka) {
         true => Some(Broker::start(dir).map_err(|why| Error::new("no broker").because(why))?),
         false => None,
@@ -171,21 +182,25 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
         }
     }
     // Turn about, so that a noisy moment affects all of them.
-    let mut figures: Vec<Vec<Histogram<u64>>> = configurations.iter().map(|_| Vec::new()).collect();
+    let mut figures: Vec<Vec<Run>> = configurations.iter().map(|_| Vec::new()).collect();
     for number in 0..arguments.runs {
         for (configuration, figures) in configurations.iter().zip(&mut figures) {
             let run = dir.join(format!("run-{number}"));
-            let histogram = run_once(arguments, *configuration, broker.as_ref(), &run)?;
+            eprint!("\rrun {} of {}: {configuration:?}    ", number + 1, arguments.runs);
+            let (cpu, begun) = (cpu_seconds(), Instant::now());
+            let latencies = run_once(arguments, *configuration, broker.as_ref(), &run)?;
+            let (seconds, cpu_seconds) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
             let _ = std::fs::remove_dir_all(&run);
-            if arguments.json {
-                print_json(arguments, *configuration, number, &histogram);
-            }
-            figures.push(histogram);
+            // Sender and reader are in this process, too, and runs follow each other in it.
+            figures.push(Run { latencies, sample: Sample { seconds, cpu_seconds, peak_mib: peak_mib() } });
         }
     }
-    if !arguments.json {
-        print_table(arguments, &configurations, &figures);
+    eprintln!();
+    if arguments.json {
+        return print_json(arguments, &environment, &configurations, &figures);
     }
+    println!("{}", environment.line());
+    print_table(arguments, &configurations, &figures);
     Ok(())
 }
 
@@ -360,29 +375,62 @@ fn millis(nanos: u64) -> String {
     format!("{:.1}", nanos as f64 / 1e6)
 }
 
-fn print_json(arguments: &Arguments, configuration: Configuration, number: usize, histogram: &Histogram<u64>) {
-    // The complementary distribution: the share of rows that took longer than each time.
+/// Returns the percentiles of a run, and its complementary distribution.
+fn distribution(histogram: &Histogram<u64>) -> Distribution {
     let total = histogram.len().max(1) as f64;
     let mut below = 0;
-    let ccdf: Vec<_> = histogram
+    let all: Vec<_> = histogram
         .iter_recorded()
         .map(|step| {
             below += step.count_since_last_iteration();
             [step.value_iterated_to() as f64 / 1e6, 1.0 - below as f64 / total]
         })
         .collect();
-    let percentiles = PERCENTILES.map(|percentile| histogram.value_at_percentile(percentile) as f64 / 1e6);
-    let Configuration { output, durability, epoch } = configuration;
-    let line = serde_json::json!({
-        "bench": "latency", "output": format!("{output:?}"), "durability": format!("{durability:?}"),
-        "epoch_ms": epoch.as_millis() as u64, "rate": arguments.rate, "seconds": arguments.seconds,
-        "warm_up": arguments.warm_up, "workers": arguments.workers, "run": number, "rows": histogram.len(),
-        "percentiles": PERCENTILES, "ms": percentiles, "ccdf_ms": ccdf,
-    });
-    println!("{line}");
+    // Points that are closer than a hundredth of a time are one on any paper.
+    let mut ccdf: Vec<[f64; 2]> = Vec::new();
+    for (number, point) in all.iter().enumerate() {
+        if number + 1 == all.len() || ccdf.last().is_none_or(|last| point[0] > last[0] * 1.01) {
+            ccdf.push(*point);
+        }
+    }
+    let of = |percentile: f64| [percentile, histogram.value_at_percentile(percentile) as f64 / 1e6];
+    Distribution { percentiles: PERCENTILES.map(of).to_vec(), ccdf }
 }
 
-fn print_table(arguments: &Arguments, configurations: &[Configuration], figures: &[Vec<Histogram<u64>>]) {
+/// Prints the lines of a result file.
+fn print_json(
+    arguments: &Arguments,
+    environment: &Environment,
+    configurations: &[Configuration],
+    figures: &[Vec<Run>],
+) -> Result<()> {
+    for (Configuration { output, durability, epoch }, runs) in configurations.iter().zip(figures) {
+        let epoch_ms = epoch.as_millis() as f64;
+        let line = ResultLine {
+            version: VERSION,
+            bench: String::from("latency"),
+            title: format!("Latency, {output:?}, epochs of {epoch_ms} ms"),
+            program: format!("{durability:?}"),
+            workers: arguments.workers,
+            processes: 1,
+            records: arguments.rate * arguments.seconds,
+            samples: runs.iter().map(|run| run.sample).collect(),
+            latencies: runs.iter().map(|run| distribution(&run.latencies)).collect(),
+            figures: [
+                ("rate", arguments.rate as f64),
+                ("epoch_ms", epoch_ms),
+                ("warm_up_seconds", arguments.warm_up as f64),
+            ]
+            .map(|(name, figure)| (name.to_owned(), figure))
+            .into(),
+            environment: environment.clone(),
+        };
+        println!("{}", line.to_json().map_err(|why| Error::new("no result").because(why))?);
+    }
+    Ok(())
+}
+
+fn print_table(arguments: &Arguments, configurations: &[Configuration], figures: &[Vec<Run>]) {
     println!(
         "latency at {} records a second, {} s without the first {}: ms, median of {} runs (least–greatest)",
         arguments.rate, arguments.seconds, arguments.warm_up, arguments.runs
@@ -394,7 +442,7 @@ fn print_table(arguments: &Arguments, configurations: &[Configuration], figures:
         let (output, durability) = (format!("{output:?}"), format!("{durability:?}"));
         print!("  {output:<8}{durability:<10}{:>9}", epoch.as_millis());
         for percentile in PERCENTILES {
-            let mut values: Vec<u64> = runs.iter().map(|run| run.value_at_percentile(percentile)).collect();
+            let mut values: Vec<u64> = runs.iter().map(|run| run.latencies.value_at_percentile(percentile)).collect();
             values.sort_unstable();
             let (least, greatest) = (values.first().copied().unwrap_or(0), values.last().copied().unwrap_or(0));
             let middle = values.get(values.len() / 2).copied().unwrap_or(0);

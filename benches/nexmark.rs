@@ -2,16 +2,14 @@
 //!
 //! Each run is a process of the program `nexmark`, as users run it, that makes the events up, answers a query and drops the
 //! answer. So figures hold the start of a process and the making of the events, which is measured by itself, on one thread,
-//! as `events`. Runs of all queries alternate, so that a noisy moment affects all of them.
+//! as `events`. Runs of all queries alternate, so that a noisy moment affects all of them; the first round warms up, and is
+//! not counted.
 //!
 //! `cargo bench --bench nexmark -- --query q0,q5 --events 10000000 --workers 1,2`
 
 #[expect(dead_code, reason = "the program uses all of it")]
 #[path = "../queries/nexmark/generator.rs"]
 mod generator;
-#[path = "throughput/measure.rs"]
-#[expect(dead_code, reason = "the other benchmark uses all of it")]
-mod measure;
 #[expect(dead_code, reason = "the program uses all of it")]
 #[path = "../queries/nexmark/model.rs"]
 mod model;
@@ -21,12 +19,20 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use clap::Parser;
+use kit::{Environment, Measured, ResultLine, RowChecksum, RunFigures, Sample, environment, measure};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use generator::Generator;
 
 /// The row of the events alone.
 const EVENTS: &str = "events";
+
+/// Number of events per second of event time, as the program has it.
+const RATE: u64 = 10_000;
+
+/// The allocator of Tidegate's own programs, for the making of the events.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Measures the Nexmark queries, each run in a process of its own
 #[derive(Debug, Parser)]
@@ -47,7 +53,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     workers: Vec<usize>,
 
-    /// Number of runs of each query; medians are shown
+    /// Number of runs of each query; medians are shown. One more of each comes before them and is not counted
     #[arg(long, default_value_t = 3)]
     runs: usize,
 
@@ -68,15 +74,6 @@ struct Arguments {
     bench: bool,
 }
 
-/// Measurements of a run.
-#[derive(Clone, Copy, Debug)]
-struct Figures {
-    seconds: f64,
-    /// CPU seconds.
-    cpu: f64,
-    peak_mib: f64,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let run = if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) };
@@ -89,108 +86,94 @@ fn main() -> ExitCode {
     }
 }
 
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
-
-/// Builds the program, and returns its path.
+/// Returns the path of the program.
 fn program() -> Result<PathBuf, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let words = ["build", "--release", "--package", "tidegate", "--features", "nexmark", "--bin", "nexmark"];
-    let built = Command::new(cargo).args(words).current_dir(root()).stdout(Stdio::null()).status();
-    if !built.map_err(|why| format!("cannot start cargo: {why}"))?.success() {
-        return Err(String::from("the program nexmark does not build"));
-    }
+    let own = measure::own_path()?;
     // This benchmark is in `release/deps` of the same target directory.
-    let own = std::env::current_exe().map_err(|why| format!("no path of this program: {why}"))?;
     let release = own.parent().and_then(Path::parent).ok_or("this program is in no target directory")?;
     Ok(release.join("nexmark"))
+}
+
+/// Builds the program, with the features of the library that the benchmarks have, so that it is built once.
+fn build() -> Result<(), String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let words = ["build", "--release", "--package", "tidegate", "--features", "nexmark,protobuf", "--bin", "nexmark"];
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let built = Command::new(cargo).args(words).current_dir(root).stdout(Stdio::null()).status();
+    let is_built = built.map_err(|why| format!("cannot start cargo: {why}"))?.success();
+    if is_built { Ok(()) } else { Err(String::from("the program nexmark does not build")) }
 }
 
 /// Makes one run, and prints its measurements.
 fn one(arguments: &Arguments) -> Result<(), String> {
     let [query, workers] = &arguments.one[..] else { return Err(String::from("--one takes two values")) };
     let begun = Instant::now();
-    let who = if query == EVENTS {
-        let generator = Generator::new(arguments.seed, 10_000, 1);
+    let (who, cpu_seconds) = if query == EVENTS {
+        let generator = Generator::new(arguments.seed, RATE, 1);
         (0..arguments.events).for_each(|place| drop(std::hint::black_box(generator.at(place))));
-        UsageWho::RUSAGE_SELF
+        (UsageWho::RUSAGE_SELF, environment::cpu_seconds())
     } else {
-        let own = std::env::current_exe().map_err(|why| format!("no path of this program: {why}"))?;
-        let nexmark = own.parent().and_then(Path::parent).map(|release| release.join("nexmark")).unwrap_or_default();
-        let numbers = [arguments.events, arguments.seed].map(|number| number.to_string());
-        let mut command = Command::new(&nexmark);
+        let (program, numbers) = (program()?, [arguments.events, arguments.seed].map(|number| number.to_string()));
+        let mut command = Command::new(&program);
         command.args(["--query", query, "--workers", workers, "--blackhole", "--progress", "off"]);
         command.args(["--events", &numbers[0], "--seed", &numbers[1]]);
-        let ended = command.status().map_err(|why| format!("cannot start {}: {why}", nexmark.display()))?;
+        let ended = command.stdout(Stdio::null()).status();
+        let ended = ended.map_err(|why| format!("cannot start {}: {why}", program.display()))?;
         if !ended.success() {
             return Err(format!("{query} failed: {ended}"));
         }
-        UsageWho::RUSAGE_CHILDREN
+        (UsageWho::RUSAGE_CHILDREN, environment::cpu_seconds_of_children())
     };
     let seconds = begun.elapsed().as_secs_f64();
     let usage = getrusage(who).map_err(|why| format!("no figures of a process: {why}"))?;
-    let cpu = [usage.user_time(), usage.system_time()].map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6);
-    println!("{seconds} {} {}", cpu[0] + cpu[1], usage.max_rss() as f64 / 1024.0);
+    let sample = Sample { seconds, cpu_seconds, peak_mib: usage.max_rss() as f64 / 1024.0 };
+    println!("{}", RunFigures { sample, check: RowChecksum::default() }.to_line());
     Ok(())
 }
 
 /// Makes a run in a process of its own.
-fn run(arguments: &Arguments, query: &str, workers: usize) -> Result<Figures, String> {
-    let own = std::env::current_exe().map_err(|why| format!("no path of this program: {why}"))?;
+fn run(arguments: &Arguments, query: &str, workers: usize) -> Result<RunFigures, String> {
     let numbers = [arguments.events, arguments.seed, workers as u64].map(|number| number.to_string());
     let words = ["--events", &numbers[0], "--seed", &numbers[1], "--one", query, &numbers[2]];
-    let output = Command::new(own).args(words).stderr(Stdio::inherit()).output();
-    let output = output.map_err(|why| format!("cannot start a run: {why}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let numbers: Vec<f64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-    match numbers[..] {
-        [seconds, cpu, peak_mib] if output.status.success() => Ok(Figures { seconds, cpu, peak_mib }),
-        _ => Err(format!("{query} on {workers} workers has no figures")),
-    }
+    measure::run_apart(&words.map(str::to_owned))
 }
 
 fn measure_all(arguments: &Arguments) -> Result<(), String> {
-    program()?;
-    let queries = match &arguments.query[..] {
+    let environment = Environment::now();
+    build()?;
+    let queries: Vec<String> = match &arguments.query[..] {
         [] => (0..23).map(|number| format!("q{number}")).collect(),
         some => some.to_vec(),
     };
     let each = queries.iter().flat_map(|query| arguments.workers.iter().map(move |workers| (query.as_str(), *workers)));
     let rows: Vec<(&str, usize)> = std::iter::once((EVENTS, 1)).chain(each).collect();
-    let mut figures = vec![Vec::new(); rows.len()];
-    for _ in 0..arguments.runs.max(1) {
-        for ((query, workers), figures) in rows.iter().zip(&mut figures) {
-            figures.push(run(arguments, query, *workers)?);
+    let made = |&(query, workers): &(&str, usize)| {
+        Measured::new(if query == EVENTS { "Generator" } else { "Tidegate" }, workers, 1)
+    };
+    let mut measured: Vec<Measured> = rows.iter().map(made).collect();
+    // The first round warms up.
+    for round in 0..=arguments.runs.max(1) {
+        for ((query, workers), measured) in rows.iter().zip(&mut measured) {
+            eprint!("\rround {round} of {}: {query} on {workers}    ", arguments.runs);
+            let figures = run(arguments, query, *workers)?;
+            if round > 0 {
+                measured.add(figures);
+            }
         }
     }
-    let millions = arguments.events as f64 / 1e6;
-    if !arguments.json {
-        println!("{}\n{} events", measure::machine(), arguments.events);
-        println!(
-            "  {:<8}{:>8}{:>24}{:>24}{:>10}",
-            "query", "workers", "M events/s (range)", "CPU s/M (range)", "peak MiB"
-        );
+    eprintln!();
+    let line = |((query, _), measured): (&(&str, usize), &Measured)| {
+        measured.line("nexmark", &format!("Nexmark {query}"), arguments.events, &environment)
+    };
+    let lines: Vec<ResultLine> = rows.iter().zip(&measured).map(line).collect();
+    if arguments.json {
+        return measure::show(&lines, true);
     }
-    for ((query, workers), runs) in rows.iter().zip(&figures) {
-        let spread = |of: &dyn Fn(&Figures) -> f64| measure::spread(runs.iter().map(of).collect());
-        let (least, median, greatest) = spread(&|run| millions / run.seconds);
-        let (cpu_least, cpu, cpu_most) = spread(&|run| run.cpu / millions);
-        let (_, peak, _) = spread(&|run| run.peak_mib);
-        if arguments.json {
-            println!(
-                "{{\"benchmark\":\"nexmark\",\"query\":\"{query}\",\"workers\":{workers},\"events\":{},\"runs\":{},\
-                 \"median\":{median:.4},\"min\":{least:.4},\"max\":{greatest:.4},\"cpu_s_per_m\":{cpu:.4},\
-                 \"cpu_min\":{cpu_least:.4},\"cpu_max\":{cpu_most:.4},\"peak_mib\":{peak:.0},\"machine\":\"{}\"}}",
-                arguments.events,
-                runs.len(),
-                measure::machine()
-            );
-        } else {
-            let (range, cpu_range) =
-                (format!("{median:.2} ({least:.2}-{greatest:.2})"), format!("{cpu:.2} ({cpu_least:.2}-{cpu_most:.2})"));
-            println!("  {query:<8}{workers:>8}{range:>24}{cpu_range:>24}{peak:>10.0}");
-        }
+    println!("{}\n{} events; medians of {} (range)", environment.line(), arguments.events, arguments.runs.max(1));
+    println!("  {:<16}{:>8}{:>22}{:>26}{:>10}", "query", "workers", "M events/s", "CPU s/M", "peak MiB");
+    for line in &lines {
+        let (rate, cpu, memory) = (line.rate().text(2), line.cpu().text(3), line.memory().median);
+        println!("  {:<16}{:>8}{rate:>22}{cpu:>26}{memory:>10.0}", line.title, line.workers);
     }
     Ok(())
 }

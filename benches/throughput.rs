@@ -27,21 +27,20 @@ mod broker;
 mod data;
 #[path = "throughput/kafka.rs"]
 mod kafka;
-#[path = "throughput/measure.rs"]
-mod measure;
 #[path = "throughput/programs.rs"]
 mod programs;
 #[path = "throughput/windows.rs"]
 mod windows;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
 use data::Format;
 use kafka::AvroParser;
-use measure::{Measured, RunFigures};
+use kit::{Environment, Measured, RunFigures, measure};
 
 /// The allocator of Tidegate's own programs, for everything that is measured.
 #[global_allocator]
@@ -150,9 +149,17 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',')]
     inputs: Vec<Input>,
 
-    /// Number of runs of each program; medians are shown
+    /// Number of runs of each program; medians are shown. One more of each comes before them and is not counted
     #[arg(long, default_value_t = 5)]
     runs: usize,
+
+    /// Numbers of processes to measure, on records in memory; each has as many workers
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    processes: Vec<usize>,
+
+    /// Number of partitions of the records in memory: as many workers, of all processes, can read
+    #[arg(long, default_value_t = 2)]
+    partitions: usize,
 
     /// Number of distinct accounts
     #[arg(long, default_value_t = 100_000)]
@@ -177,6 +184,10 @@ struct Arguments {
     /// Addresses of the brokers: for the benchmark itself
     #[arg(long, hide = true)]
     brokers: Option<String>,
+
+    /// Number of this process and addresses of all of a run: for the benchmark itself
+    #[arg(long, hide = true, num_args = 2.., value_names = ["PROCESS", "ADDRESS"])]
+    cluster: Vec<String>,
 
     /// Passed by cargo to benchmarks.
     #[arg(long, hide = true)]
@@ -207,7 +218,12 @@ fn one(arguments: &Arguments) -> Result<(), String> {
     let dir = arguments.dir.clone().ok_or("--one needs --dir")?;
     let brokers = arguments.brokers.clone().unwrap_or_default();
     let records = arguments.records.ok_or("--one needs --records")?;
-    let setting = programs::RunParameters { records, accounts: arguments.accounts, workers, dir, brokers };
+    let cluster = match &arguments.cluster[..] {
+        [process, addresses @ ..] => (process.parse().map_err(|_| "--cluster takes a number")?, addresses.to_vec()),
+        [] => (0, Vec::new()),
+    };
+    let (accounts, partitions) = (arguments.accounts, arguments.partitions);
+    let setting = programs::RunParameters { records, accounts, partitions, workers, cluster, dir, brokers };
     let figures = match (input, program) {
         (Input::Memory, Program::ByHand) => match query {
             Query::Sliding => windows::sliding_by_hand(&setting),
@@ -296,7 +312,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
     };
     let mut topics = Topics::default();
     if !arguments.json {
-        println!("{}", measure::machine());
+        println!("{}", Environment::now().line());
     }
     for &query in &arguments.query {
         for &input in inputs.iter().filter(|input| query.reads(**input)) {
@@ -350,62 +366,88 @@ fn measure_one(
             Err(why) => return Err(why),
         },
     }
-    let programs = programs_of(query, input, &arguments.workers);
-    let mut measured: Vec<Measured> = programs.iter().map(|_| Measured::default()).collect();
+    let programs = with_processes(programs_of(query, input, &arguments.workers), input, &arguments.processes);
+    let made =
+        |&(program, workers, processes): &Configuration| Measured::new(format!("{program:?}"), workers, processes);
+    let mut measured: Vec<Measured> = programs.iter().map(made).collect();
     let title = format!("{query:?}, {input:?}");
-    for run in 0..arguments.runs {
-        for ((program, workers), measured) in programs.iter().zip(&mut measured) {
-            eprint!("\r{title}: run {} of {}: {program:?} {workers}   ", run + 1, arguments.runs);
-            measured.add(child(dir, arguments, (records, &brokers), (query, input, *program, *workers))?);
+    let environment = Environment::now();
+    // The first round warms up.
+    for round in 0..=arguments.runs.max(1) {
+        for (configuration, measured) in programs.iter().zip(&mut measured) {
+            let (program, workers, processes) = configuration;
+            eprint!("\r{title}: round {round} of {}: {program:?} {processes} × {workers}   ", arguments.runs);
+            let figures = child(dir, arguments, (records, &brokers), (query, input, *configuration))?;
+            if round > 0 {
+                measured.add(figures);
+            }
         }
     }
     eprintln!();
-    check_equal(query, &title, &programs, &measured)?;
-    let names: Vec<_> = programs.iter().map(|(program, workers)| (format!("{program:?}"), *workers)).collect();
-    measure::show(&title, records, &names, &measured, arguments.json);
+    // Programs with other windows, or with none at all, have other results.
+    let others: &[Program] = if query == Query::Drop { &[] } else { &[Program::ParseOnly, Program::Tumbling] };
+    let alike = programs.iter().zip(&measured).filter(|((program, ..), _)| !others.contains(program));
+    measure::check_equal(&title, alike.map(|(_, measured)| measured))?;
+    let lines: Vec<_> =
+        measured.iter().map(|program| program.line("throughput", &title, records, &environment)).collect();
+    measure::show(&lines, arguments.json)?;
+    let baseline = measured.first().map(|first| first.program.clone()).unwrap_or_default();
+    if !arguments.json && baseline == "ByHand" {
+        match measure::cost(&lines, "Tidegate", &baseline) {
+            Some(workers) => println!("  COST: Tidegate is faster than the program by hand from {workers} workers on"),
+            None => println!("  COST: Tidegate is slower than the program by hand at all of these numbers of workers"),
+        }
+    }
     Ok(())
 }
 
-/// Runs one program in a process of its own.
+/// A program, its workers in each process, and its processes.
+type Configuration = (Program, usize, usize);
+
+/// Adds the numbers of processes: several for Tidegate from memory.
+fn with_processes(programs: Vec<(Program, usize)>, input: Input, processes: &[usize]) -> Vec<Configuration> {
+    let each = |(program, workers)| {
+        let several = input == Input::Memory && program == Program::Tidegate;
+        let processes = if several { processes } else { &[1] };
+        processes.iter().map(move |&processes| (program, workers, processes.max(1)))
+    };
+    programs.into_iter().flat_map(each).collect()
+}
+
+/// Runs one program in a process of its own, or in several.
 fn child(
     dir: &Path,
     arguments: &Arguments,
     (records, brokers): (u64, &str),
-    (query, input, program, workers): (Query, Input, Program, usize),
+    (query, input, (program, workers, processes)): (Query, Input, Configuration),
 ) -> Result<RunFigures, String> {
     let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
-    let executable = std::env::current_exe().map_err(|why| format!("cannot find this program: {why}"))?;
-    let output = Command::new(executable)
-        .args(["--one", &name(&|| query.to_possible_value()), &name(&|| input.to_possible_value())])
-        .arg(name(&|| program.to_possible_value()))
-        .arg(workers.to_string())
-        .args(["--records", &records.to_string(), "--accounts", &arguments.accounts.to_string()])
-        .args(["--brokers", brokers])
-        .arg("--dir")
-        .arg(dir)
-        .stderr(Stdio::piped())
-        .output()
-        .map_err(|why| format!("cannot start a run: {why}"))?;
-    let line = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        return Err(format!("{input:?} {program:?} failed: {}", String::from_utf8_lossy(&output.stderr)));
+    let mut words = vec![String::from("--one")];
+    words.extend([name(&|| query.to_possible_value()), name(&|| input.to_possible_value())]);
+    words.extend([name(&|| program.to_possible_value()), workers.to_string()]);
+    let numbers = [("--records", records), ("--accounts", arguments.accounts)];
+    let numbers = numbers.into_iter().chain([("--partitions", arguments.partitions as u64)]);
+    words.extend(numbers.flat_map(|(flag, number)| [flag.to_owned(), number.to_string()]));
+    words.extend([String::from("--brokers"), brokers.to_owned()]);
+    words.extend([String::from("--dir"), dir.to_str().ok_or("the directory's name is no text")?.to_owned()]);
+    if processes == 1 {
+        return measure::run_apart(&words);
     }
-    RunFigures::from_line(line.trim()).ok_or_else(|| format!("{input:?} {program:?} printed no figures: {line}"))
+    let addresses = free_addresses(processes)?;
+    let each = |process: usize| {
+        let cluster = [String::from("--cluster"), process.to_string()].into_iter().chain(addresses.iter().cloned());
+        words.iter().cloned().chain(cluster).collect()
+    };
+    let all: Vec<_> = (0..processes).map(each).collect();
+    measure::run_together(&measure::own_path()?, &all)
 }
 
-/// Fails unless all programs have read the same records and have the same rows, except for those with other windows.
-fn check_equal(query: Query, title: &str, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
-    // Other windows, or none at all.
-    let others: &[Program] = if query == Query::Drop { &[] } else { &[Program::ParseOnly, Program::Tumbling] };
-    let mut all = programs.iter().zip(measured).filter(|((program, _), _)| !others.contains(program));
-    let Some((_, first)) = all.next() else { return Ok(()) };
-    for ((program, workers), other) in all {
-        if other.checks() != first.checks() {
-            let (one, two) = (first.checks(), other.checks());
-            return Err(format!("{title}: {program:?} on {workers} workers gives {two:?}, the first program {one:?}"));
-        }
-    }
-    Ok(())
+/// Returns addresses of this machine on which nobody listens.
+fn free_addresses(count: usize) -> Result<Vec<String>, String> {
+    let cannot = |why: std::io::Error| format!("no free port: {why}");
+    let listeners: Vec<_> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>().map_err(cannot)?;
+    listeners.iter().map(|listener| listener.local_addr().map(|at| at.to_string()).map_err(cannot)).collect()
 }

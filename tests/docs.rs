@@ -32,7 +32,7 @@ const COMMANDS: [&[&str]; 13] = [
     &["man"],
 ];
 /// Flags of other programs that the documentation names.
-const OF_OTHERS: [&str; 21] = [
+const OF_OTHERS: [&str; 22] = [
     "--release",
     "--bin",
     "--bench",
@@ -47,6 +47,7 @@ const OF_OTHERS: [&str; 21] = [
     "--no-fail-fast",
     "--kafka-records",
     "--records",
+    "--inputs",
     "--query",
     "--version",
     "--help",

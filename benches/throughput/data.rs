@@ -8,8 +8,6 @@ use tidegate::Transaction;
 use tidegate::kafka::AvroSchema;
 use tidegate::sink::kafka::Publisher;
 
-/// Number of partitions of the records in memory.
-pub(crate) const PARTITIONS: usize = 2;
 /// Maximum disorder within a partition, in milliseconds; no record is late.
 pub(crate) const DISORDER: i64 = 2_000;
 /// Length of a window, in milliseconds.
@@ -41,13 +39,14 @@ impl Random {
     }
 }
 
-/// Generates a partition's share of `records` records: a hundred thousand of them per second of event time.
-pub(crate) fn small(partition: usize, records: u64, accounts: u64) -> Vec<Small> {
+/// Generates the share of one of `partitions` partitions of `records` records: a hundred thousand of them per second of
+/// event time.
+pub(crate) fn small(partition: usize, partitions: usize, records: u64, accounts: u64) -> Vec<Small> {
     let mut random = Random::new(partition as u64);
-    (0..records / PARTITIONS as u64)
+    (0..records / partitions as u64)
         .map(|index| {
             let account = random.account(accounts);
-            let at = (index * PARTITIONS as u64 / 100) as i64 + DISORDER - (random.next() % DISORDER as u64) as i64;
+            let at = (index * partitions as u64 / 100) as i64 + DISORDER - (random.next() % DISORDER as u64) as i64;
             (account as u32, at, (random.next() % 20_000) as i64 - 2_000)
         })
         .collect()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ::csv as csv_crate;
 use clap::Parser;
+use kit::{RowChecksum, RunFigures, SharedCheck, timed};
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use serde::de::DeserializeOwned;
@@ -17,8 +18,7 @@ use tidegate::kafka::{AvroSchema, Decode};
 use tidegate::{Record, Transaction, kafka};
 
 use crate::data::{AVRO_SCHEMA, AvroTransaction, Format, ProtobufTransaction, TOPIC_PARTITIONS};
-use crate::measure::{RowChecksum, RunFigures, timed};
-use crate::programs::{RunParameters, SharedCheck, job, totals};
+use crate::programs::{RunParameters, job, totals};
 
 /// Longest wait for a message.
 const PATIENCE: Duration = Duration::from_secs(10);

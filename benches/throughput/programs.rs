@@ -5,20 +5,21 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::csv as csv_crate;
 use differential_dataflow::difference::{IsZero, Semigroup};
 use differential_dataflow::input::InputSession;
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
+use tidegate::job::Cluster;
 use tidegate::source::Options;
 use tidegate::source::memory::MemorySource;
 use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, ndjson};
 
-use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
-use crate::measure::{RowChecksum, RunFigures, timed};
+use kit::{RowChecksum, RunFigures, SharedCheck, timed};
+
+use crate::data::{self, DISORDER, WINDOW};
 
 /// Parameters of a run.
 #[derive(Clone, Debug)]
@@ -27,8 +28,12 @@ pub(crate) struct RunParameters {
     pub(crate) records: u64,
     /// Number of accounts.
     pub(crate) accounts: u64,
-    /// Number of workers.
+    /// Number of partitions of the records in memory.
+    pub(crate) partitions: usize,
+    /// Number of workers of each process.
     pub(crate) workers: usize,
+    /// Number of this process and the addresses of all; no addresses if there is one process.
+    pub(crate) cluster: (usize, Vec<String>),
     /// Directory of files.
     pub(crate) dir: PathBuf,
     /// Addresses of the brokers.
@@ -59,6 +64,14 @@ impl Totals {
     }
 }
 
+impl RunParameters {
+    /// Generates the records in memory, by partition.
+    pub(crate) fn partitions(&self) -> Vec<Vec<data::Small>> {
+        let share = |partition| data::small(partition, self.partitions, self.records, self.accounts);
+        (0..self.partitions).map(share).collect()
+    }
+}
+
 impl IsZero for Totals {
     fn is_zero(&self) -> bool {
         self.count == 0
@@ -78,10 +91,10 @@ impl Semigroup for Totals {
 /// One thread, one hash map with a fast hasher, partitions in turns; late records are left out; rows leave the map when
 /// their window closes.
 pub(crate) fn memory_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
-    let partitions: Vec<_> = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
+    let partitions = setting.partitions();
     timed(|| {
         let mut open: HashMap<(i64, u32), Totals, FixedState> = HashMap::default();
-        let (mut marks, mut closed, mut check) = ([i64::MIN; PARTITIONS], i64::MIN, RowChecksum::default());
+        let (mut marks, mut closed, mut check) = (vec![i64::MIN; partitions.len()], i64::MIN, RowChecksum::default());
         let longest = partitions.iter().map(Vec::len).max().unwrap_or(0);
         for from in (0..longest).step_by(1024) {
             for (partition, mark) in partitions.iter().zip(&mut marks) {
@@ -115,29 +128,8 @@ pub(crate) fn check_of(end: i64, key: u64, row: &Totals) -> RowChecksum {
     RowChecksum::row(end, key, row.count, i128::from(row.sum), row.least, row.greatest)
 }
 
-/// A checksum to which several workers add.
-#[derive(Clone, Default)]
-pub(crate) struct SharedCheck(Arc<[AtomicU64; 3]>);
-
-impl SharedCheck {
-    pub(crate) fn add(&self, check: RowChecksum) {
-        for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
-            sum.fetch_add(part, Ordering::Relaxed);
-        }
-    }
-
-    /// Adds a row, or retracts it.
-    fn change(&self, check: RowChecksum, diff: isize) {
-        for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
-            sum.fetch_add(part.wrapping_mul(diff as u64), Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn get(&self) -> RowChecksum {
-        let [rows, records, hash] = [0, 1, 2].map(|part: usize| self.0[part].load(Ordering::Relaxed));
-        RowChecksum { rows, records, hash }
-    }
-}
+/// Longest wait for the other processes of a run.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Number of records of an epoch of the plain differential programs.
 const EPOCH: usize = 100_000;
@@ -152,8 +144,7 @@ fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
     give: impl Fn(&mut InputSession<u64, D, R>, i64, data::Small) + Send + Sync + 'static,
     by_window: bool,
 ) -> Result<RunFigures, String> {
-    let partitions: Arc<Vec<_>> =
-        Arc::new((0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect());
+    let partitions = Arc::new(setting.partitions());
     let config = match setting.workers {
         1 => timely::Config::thread(),
         workers => timely::Config::process(workers),
@@ -179,7 +170,7 @@ fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
                     }
                 }
                 let watermark = marks.iter().copied().min().unwrap_or(i64::MAX).max(0) as u64 + 1;
-                let epoch = ((from + 1024) * PARTITIONS / EPOCH) as u64;
+                let epoch = ((from + 1024) * partitions.len() / EPOCH) as u64;
                 let time = if by_window { watermark } else { epoch };
                 if time > *input.time() {
                     input.advance_to(time);
@@ -261,14 +252,31 @@ pub(crate) fn job(setting: &RunParameters) -> Job {
     Job::new("throughput").workers(setting.workers).options(options)
 }
 
+/// Makes the job one of several processes, if there are several, and waits until all of them have their records.
+fn in_cluster(job: Job, setting: &RunParameters) -> Result<Job, String> {
+    let (process, addresses) = &setting.cluster;
+    let Some(first) = addresses.first() else { return Ok(job) };
+    let port = first.rsplit(':').next().unwrap_or_default();
+    let ready = |process: usize| setting.dir.join(format!("ready-{port}-{process}"));
+    std::fs::write(ready(*process), "").map_err(|why| format!("cannot write into {}: {why}", setting.dir.display()))?;
+    let begun = Instant::now();
+    while !(0..addresses.len()).all(|process| ready(process).exists()) {
+        if begun.elapsed() > PATIENCE {
+            return Err(String::from("the other processes of the run do not begin"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(job.cluster(Cluster::new(*process, addresses.clone()).map_err(|error| error.to_string())?))
+}
+
 /// Tidegate's windowed totals of records in memory.
 pub(crate) fn memory_tidegate(setting: &RunParameters, window: Window) -> Result<RunFigures, String> {
-    let partitions = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
-    let records = MemorySource::new(partitions, |record: &data::Small| record.1);
+    let records = MemorySource::new(setting.partitions(), |record: &data::Small| record.1);
+    let job = in_cluster(job(setting), setting)?;
     timed(|| {
         let shared = SharedCheck::default();
         let checks = shared.clone();
-        let run = job(setting).run(move |flow| {
+        let run = job.run(move |flow| {
             let checks = checks.clone();
             flow.read("records", &records)
                 .key_by(|record| record.0)

@@ -9,8 +9,9 @@ use foldhash::fast::FixedState;
 use tidegate::Window;
 
 use crate::Query;
-use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
-use crate::measure::{RowChecksum, RunFigures, timed};
+use kit::{RowChecksum, RunFigures, timed};
+
+use crate::data::{self, DISORDER, WINDOW};
 use crate::programs::{RunParameters, Totals, check_of};
 
 /// Length of a sliding window, in milliseconds.
@@ -28,14 +29,10 @@ pub(crate) fn of(query: Query) -> Window {
     }
 }
 
-fn partitions(setting: &RunParameters) -> Vec<Vec<data::Small>> {
-    (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect()
-}
-
 /// Passes all records to a program, partitions in turns, and the watermark after each turn; at the end, the greatest
 /// time.
 fn in_turns(partitions: &[Vec<data::Small>], mut record: impl FnMut(data::Small), mut watermark: impl FnMut(i64)) {
-    let mut marks = [i64::MIN; PARTITIONS];
+    let mut marks = vec![i64::MIN; partitions.len()];
     let longest = partitions.iter().map(Vec::len).max().unwrap_or(0);
     for from in (0..longest).step_by(1024) {
         for (partition, mark) in partitions.iter().zip(&mut marks) {
@@ -54,7 +51,7 @@ type ByAccount = HashMap<u32, Totals, FixedState>;
 
 /// Totals of ten seconds each, six of which are added up when a window closes.
 pub(crate) fn sliding_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
-    let partitions = partitions(setting);
+    let partitions = setting.partitions();
     timed(|| {
         let panes = std::cell::RefCell::new(BTreeMap::<i64, ByAccount>::new());
         let (mut closed, mut check) = (None::<i64>, RowChecksum::default());
@@ -90,7 +87,7 @@ type Session = (i64, i64, Totals);
 
 /// An account's open sessions in a short list; all accounts are scanned after every second of event time.
 pub(crate) fn sessions_by_hand(setting: &RunParameters) -> Result<RunFigures, String> {
-    let partitions = partitions(setting);
+    let partitions = setting.partitions();
     timed(|| {
         let open = std::cell::RefCell::new(HashMap::<u32, Vec<Session>, FixedState>::default());
         let (mut looked, mut check) = (i64::MIN, RowChecksum::default());
