@@ -221,7 +221,7 @@ fn sliding(overlap: u64, dir: Option<&Path>) -> Result<f64> {
 /// Resident memory at the end of a run of small windows that follow sixteen large ones, beyond that before it, in MiB.
 fn maps(rows: u64) -> Result<f64> {
     const LARGE: u64 = 16;
-    const SMALL: u64 = 2000;
+    const SMALL: u64 = 20_000;
     let before = resident();
     let (large, held) = (rows * LARGE, Arc::new(AtomicU64::new(0)));
     let seen = Arc::clone(&held);
