@@ -383,7 +383,7 @@ type RemovableAggregates = ((i64, i128, Decimal), (Real, Real, Option<Real>), (O
 
 /// Returns a number of which the sum is exact; of a few deals, one that is not finite and cannot be removed from a sum.
 fn quarters(deal: &Deal) -> f64 {
-    if deal.id % 29 == 0 { f64::NAN } else { small(deal) as f64 / 4.0 }
+    if deal.id.is_multiple_of(29) { f64::NAN } else { small(deal) as f64 / 4.0 }
 }
 
 /// Runs a window with these aggregates, and captures the closed rows.
