@@ -14,11 +14,12 @@ use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::ToPrimitive;
 use tidegate::source::memory::MemorySource;
-use tidegate::testing::{Captured, RunOutcome, TestRun};
+use tidegate::testing::{Captured, CrashingDisk, RunOutcome, TestRun};
 use tidegate::{Closed, Decimal, Real, Window};
 
 use common::cases::{Data, Deal, for_seeds};
 use common::checks::{self, StepCaptures, check_data, check_run, compare, compare_rows, totals};
+use common::incarnations::on;
 use common::oracle::{self, OVER, OracleRecord, Row, Windows};
 
 fn windows(random: &mut Rng) -> Windows {
@@ -374,6 +375,96 @@ fn every_aggregate_shows_what_the_oracle_shows_on_any_workers_and_with_any_seals
         let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
         let again = TestRun::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
         compare_rows("rows with seals", &run_more(&data, windows, again)?.0, &expected)
+    });
+}
+
+/// Results of the aggregates from which parts can be removed.
+type RemovableAggregates = ((i64, i128, Decimal), (Real, Real, Option<Real>), (Option<i128>, Vec<u32>));
+
+/// Returns a number of which the sum is exact; of a few deals, one that is not finite and cannot be removed from a sum.
+fn quarters(deal: &Deal) -> f64 {
+    if deal.id.is_multiple_of(29) { f64::NAN } else { small(deal) as f64 / 4.0 }
+}
+
+/// Runs a window with these aggregates, and captures the closed rows.
+fn run_removable(
+    data: &Data,
+    windows: Windows,
+    run: TestRun,
+    rows: &Captured<Row<RemovableAggregates>>,
+) -> Result<RunOutcome, String> {
+    let (source, shown) = (data.source(), rows.clone());
+    let outcome = run.run(move |flow| {
+        let deals = flow.read("deals", &source).key_by(|deal| deal.key % 2).window(checks::window(windows));
+        let deals = deals.allowed_lateness(checks::millis(windows.late()));
+        let sums = deals.aggregate("sums", |each| {
+            let of_some = |deal: &Deal| (deal.amount % 3 == 0).then_some(deal.amount);
+            (
+                (each.count(), each.sum(|deal| deal.amount), each.sum(|deal| Decimal::new(small(deal), 2))),
+                (each.mean(small), each.sum(|deal| Real::new(quarters(deal))), each.sample_variance(small)),
+                (each.filter_map(of_some, |each| each.sum(|amount| *amount)), each.collect(|deal| deal.id)),
+            )
+        });
+        let rows = sums.on_close();
+        rows.map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value)).write("rows", &shown);
+    });
+    outcome.map_err(|error| error.to_string())
+}
+
+/// Computes the same from scratch.
+fn removable(deals: &[&OracleRecord<Deal>]) -> RemovableAggregates {
+    let mut deals = deals.to_vec();
+    deals.sort_by_key(|deal| (deal.time, deal.origin));
+    let count = deals.len() as i128;
+    let amounts = || deals.iter().map(|deal| i128::from(deal.data.amount));
+    let [sum, squares] =
+        [1, 2].map(|power| deals.iter().map(|deal| i128::from(small(&deal.data)).pow(power)).sum::<i128>());
+    let variance = (count > 1).then(|| Real::new((count * squares - sum * sum) as f64 / (count * (count - 1)) as f64));
+    let some = amounts().filter(|amount| amount % 3 == 0).collect::<Vec<_>>();
+    (
+        (count as i64, amounts().sum(), Decimal::from_digits(sum, 2).unwrap()),
+        (
+            Real::new(sum as f64 / count as f64),
+            Real::new(deals.iter().map(|deal| quarters(&deal.data)).sum()),
+            variance,
+        ),
+        ((!some.is_empty()).then(|| some.iter().sum()), deals.iter().map(|deal| deal.data.id).collect()),
+    )
+}
+
+/// Where windows overlap, a window's rows are those of the one before, with what enters added and what leaves removed. They
+/// are those of a sum from scratch, on any workers, with any seals, and after crashes.
+#[test]
+fn windows_that_overlap_have_what_has_entered_and_not_left() {
+    for_seeds(60, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let overlapping = |windows: &Windows| matches!(windows, Windows::Sliding { .. } | Windows::Cumulative { .. });
+        let windows = std::iter::repeat_with(|| windows(&mut random)).find(overlapping).unwrap();
+        let data = Data::random(&mut random, 200);
+        let plain = Captured::new();
+        let outcome = run_removable(&data, windows, TestRun::new().workers(1 + seed as usize % 3).seed(seed), &plain)?;
+        let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
+        let expected = oracle::windowed(&history, windows, |deal| deal.key % 2, removable).closed;
+        compare_rows("rows", &plain, &expected)?;
+        let (sealed, seals) = (Captured::new(), outcome.journal.iter().map(|frame| frame.epoch).collect());
+        let again = TestRun::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
+        run_removable(&data, windows, again, &sealed)?;
+        compare_rows("rows with seals", &sealed, &expected)?;
+
+        let (kept, mut disk) = (Captured::new(), CrashingDisk::new());
+        for life in 0.. {
+            if life < 6 {
+                disk.crash_at(random.usize(0..200));
+            }
+            let run = on(&disk, &mut random, TestRun::new()).options(checks::small_drift(1_000_000));
+            match run_removable(&data, windows, run, &kept) {
+                Ok(_) => break,
+                Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
+                Err(error) => return Err(format!("life {life}: {error}")),
+            }
+        }
+        let (kept, plain) = (BTreeSet::from_iter(kept.all()), BTreeSet::from_iter(plain.all()));
+        if kept == plain { Ok(()) } else { Err(format!("after crashes, in {windows:?}: {kept:?}, not {plain:?}")) }
     });
 }
 

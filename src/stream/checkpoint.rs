@@ -12,7 +12,7 @@
 //!   complete: there is no other protocol.
 //!
 //! Invariants: a contribution is sent only after the file and directory that it names are synced. Rows are encoded in
-//! bounded pieces, and no worker waits for a disk. A checkpointed operator is a sink too: after a job resumes from c,
+//! bounded pieces, no faster than they are written, and no worker waits for a disk. A checkpointed operator is a sink too: after a job resumes from c,
 //! input at an epoch ≤ c is in the snapshot already and is dropped ([`DurableContext::gate`]).
 
 use std::cell::RefCell;
@@ -37,6 +37,7 @@ use crate::durable::segment::{BlockBuilder, RawBlock, SegmentInfo, SegmentLabel,
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::stream::durable_context::{DurableContext, SnapshotAck};
+use crate::stream::queued_bytes::QueuedBytes;
 use crate::stream::{BuildMode, Fault, Flow};
 use crate::time::{Epoch, EventTime};
 
@@ -114,6 +115,7 @@ struct PendingSegment<T> {
     rows: Option<RowChunks<T>>,
     builder: BlockBuilder<T>,
     open: Option<OpenSegment>,
+    queued: QueuedBytes,
     outcome: SegmentOutcome,
 }
 
@@ -153,8 +155,8 @@ impl<T: Record> SegmentBuilder<T> {
         let codec = Arc::clone(&self.codec.borrow());
         register_merge(&self.name, &self.durable, self.kind, Arc::clone(&codec));
         let builder = BlockBuilder::new(codec);
-        let (open, outcome) = (None, Arc::default());
-        self.pending = Some(PendingSegment { epoch, closed, rows, builder, open, outcome });
+        let (open, queued, outcome) = (None, QueuedBytes::default(), Arc::default());
+        self.pending = Some(PendingSegment { epoch, closed, rows, builder, open, queued, outcome });
         self.activator.activate();
     }
 
@@ -162,6 +164,9 @@ impl<T: Record> SegmentBuilder<T> {
     /// capability to send it under once the segment is durable.
     pub(crate) fn work(&mut self) -> Option<(Capability<u64>, SnapshotAck)> {
         let saving = self.pending.as_mut()?;
+        if saving.queued.is_full() {
+            return None; // The writing thread wakes this worker.
+        }
         if let Some(mut rows) = saving.rows.take() {
             let window = self.kind.window;
             let mut blocks: Result<Vec<RawBlock>> = Ok(Vec::new());
@@ -218,13 +223,18 @@ impl<T: Record> SegmentBuilder<T> {
             });
             open
         });
-        let open = Arc::clone(open);
+        let (open, queued, wake) = (Arc::clone(open), saving.queued.clone(), Arc::clone(&self.wake));
+        queued.queue(block.size());
         self.durable.writer.submit(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(Ok(writer)) = &mut *open
                 && let Err(why) = writer.append(&block)
             {
                 *open = Some(Err(why));
+            }
+            if queued.written(block.size()) {
+                // A worker that has stopped needs no waking.
+                let _ = wake.activate();
             }
         });
     }

@@ -12,8 +12,9 @@ use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::assign::EventStamp;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
-use crate::stream::keyed_rows::{KeyedOperator, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::KeyedOperator;
 use crate::stream::value_reporter::ValueReporter;
+use crate::stream::waiting_records::WaitingRecords;
 use crate::stream::window_row::WindowRow;
 use crate::time::EventTime;
 
@@ -29,21 +30,20 @@ struct PartialWindow<S> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record")]
 #[serde(rename = "Run")]
-pub(crate) struct CountState<S> {
+pub(crate) struct CountState<S: Ord> {
     /// The records that the watermark has passed, of the window that is not full.
     filling: Option<PartialWindow<S>>,
-    /// The accumulators of the records that the watermark has not passed, in order.
-    waiting: Vec<(EventStamp, S)>,
+    /// The accumulators of the records that the watermark has not passed.
+    waiting: WaitingRecords<(EventStamp, S)>,
 }
 
-impl<S> CountState<S> {
+impl<S: Ord> CountState<S> {
     /// Converts the accumulators.
-    pub(crate) fn map<T>(self, mut convert: impl FnMut(S) -> T) -> CountState<T> {
+    pub(crate) fn map<T: Ord>(self, mut convert: impl FnMut(S) -> T) -> CountState<T> {
         let CountState { filling, waiting } = self;
         let filling =
             filling.map(|PartialWindow { start, total }| PartialWindow { start, total: total.map(&mut convert) });
-        let waiting = waiting.into_iter().map(|(stamp, sum)| (stamp, convert(sum))).collect();
-        CountState { filling, waiting }
+        CountState { filling, waiting: waiting.map(convert) }
     }
 }
 
@@ -96,22 +96,21 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountWindows<K, D
     }
 
     fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {
-        CountState { filling: None, waiting: vec![(stamp, self.reporter.aggregate.lift(part))] }
+        CountState { filling: None, waiting: WaitingRecords::of((stamp, self.reporter.aggregate.lift(part))) }
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: A::Part) {
-        insert_ordered(&mut row.waiting, (stamp, self.reporter.aggregate.lift(part)));
+        row.waiting.insert((stamp, self.reporter.aggregate.lift(part)));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        first_due(&row.waiting)
+        row.waiting.due()
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let CountState { filling, waiting } = row;
-        let passed = count_passed(waiting, to);
         let mut counted = 0;
-        for ((time, _), sum) in waiting.drain(..passed) {
+        while let Some(((time, _), sum)) = waiting.pop_passed(to) {
             if let Some((window, total)) = self.fill(filling, time, sum) {
                 counted += total.count;
                 closed.extend(self.shown(key, (window, &total)));
@@ -145,7 +144,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountWindows<K, D
             }
         };
         let mut filling = row.filling.clone();
-        for ((time, _), sum) in &row.waiting {
+        for ((time, _), sum) in row.waiting.in_order() {
             if let Some((window, total)) = self.fill(&mut filling, *time, sum.clone()) {
                 show(window, &total);
             }
@@ -160,7 +159,8 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountWindows<K, D
         // A waiting record ends a window if it brings the number of records to a multiple of the size.
         let filled = row.filling.as_ref().map_or(0, |filling| filling.total.count);
         let last_of_one = |number: usize| (filled + number as i64 + 1) % self.size == 0;
-        let ends = row.waiting.iter().enumerate().filter(|(number, _)| last_of_one(*number));
+        let waiting = row.waiting.in_order().into_iter();
+        let ends = waiting.enumerate().filter(|(number, _)| last_of_one(*number));
         let next = ends.map(|(_, ((last, _), _))| last.next()).find(|end| *end > time);
         next.or((time < EventTime::MAX).then_some(EventTime::MAX))
     }

@@ -24,9 +24,10 @@ use crate::stream::aggregate::{Aggregate, Each, describe_filters};
 use crate::stream::assign::EventStamp;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
-use crate::stream::keyed_rows::{self, KeyedOperator, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::{self, KeyedOperator};
 use crate::stream::panes::{Pane, PaneRange, WindowAssigner, whole_millis};
 use crate::stream::value_reporter::ValueReporter;
+use crate::stream::waiting_records::WaitingRecords;
 use crate::stream::window::Windowed;
 use crate::stream::window_operator::StepOutputs;
 use crate::stream::window_type::FixedWindows;
@@ -62,11 +63,11 @@ struct FiringWindow<S> {
 /// The row of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record")]
-pub(crate) struct FiringState<S> {
+pub(crate) struct FiringState<S: Ord> {
     /// Ordered by their ends.
     open: Vec<FiringWindow<S>>,
-    /// The accumulators of the records that the watermark has not passed, in order.
-    waiting: Vec<(EventStamp, S)>,
+    /// The accumulators of the records that the watermark has not passed.
+    waiting: WaitingRecords<(EventStamp, S)>,
 }
 
 /// Aggregates windows that fire after every `every` records.
@@ -162,26 +163,27 @@ impl<K: Record, D: 'static, A: Aggregate<D>> KeyedOperator for CountTrigger<K, D
     }
 
     fn begin(&self, stamp: EventStamp, part: A::Part) -> Self::Row {
-        FiringState { open: Vec::new(), waiting: vec![(stamp, self.reporter.aggregate.lift(part))] }
+        FiringState { open: Vec::new(), waiting: WaitingRecords::of((stamp, self.reporter.aggregate.lift(part))) }
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: A::Part) {
-        insert_ordered(&mut row.waiting, (stamp, self.reporter.aggregate.lift(part)));
+        row.waiting.insert((stamp, self.reporter.aggregate.lift(part)));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        row.open.first().map_or(EventTime::MAX, |window| window.end).min(first_due(&row.waiting))
+        row.open.first().map_or(EventTime::MAX, |window| window.end).min(row.waiting.due())
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let FiringState { open, waiting } = row;
-        let passed = count_passed(waiting, to);
-        for ((time, _), sum) in waiting.drain(..passed) {
+        let mut passed = 0;
+        while let Some(((time, _), sum)) = waiting.pop_passed(to) {
+            passed += 1;
             self.close(key, open, time, closed);
             self.add(key, open, (time, &sum), closed);
         }
         self.close(key, open, to, closed);
-        passed as i64
+        passed
     }
 
     fn is_finished(row: &Self::Row) -> bool {

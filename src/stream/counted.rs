@@ -26,6 +26,14 @@ impl<S> Counted<S> {
 }
 
 impl<S: Accumulator> Counted<S> {
+    /// Removes what was added before. Returns `false` if the sum cannot be told any more; if no record is left, only that is
+    /// known of it.
+    #[inline]
+    pub(super) fn remove(&mut self, part: &Self) -> bool {
+        self.count -= part.count;
+        self.count == 0 || self.sum.unmerge(&part.sum)
+    }
+
     /// Returns the difference that cancels this row: only its count matters.
     pub(super) fn retraction(&self) -> Self {
         Counted { count: -self.count, sum: self.sum.clone() }

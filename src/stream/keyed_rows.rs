@@ -94,22 +94,6 @@ pub(crate) trait KeyedOperator: 'static {
     }
 }
 
-/// Inserts a record in order, searching from the end: most records arrive in order.
-pub(crate) fn insert_ordered<T: Ord>(records: &mut Vec<T>, record: T) {
-    let later = records.iter().rev().take_while(|other| **other > record).count();
-    records.insert(records.len() - later, record);
-}
-
-/// Returns the least time that passes the first of some ordered records; [`EventTime::MAX`] if there is none.
-pub(crate) fn first_due<T>(waiting: &[(EventStamp, T)]) -> EventTime {
-    waiting.first().map_or(EventTime::MAX, |((time, _), _)| time.next())
-}
-
-/// Returns how many of some ordered records a time has passed.
-pub(crate) fn count_passed<T>(waiting: &[(EventStamp, T)], to: EventTime) -> usize {
-    waiting.iter().take_while(|((time, _), _)| *time < to).count()
-}
-
 /// A row as it was at an epoch; `None` is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Version<R> {
@@ -187,6 +171,8 @@ pub(crate) struct KeyedRows<B: KeyedOperator> {
     rows: KeyedMap<B::Key, KeyedEntry<B::Row>>,
     /// Keys by wake time; entries of rows that are due at another time by now are stale.
     wakes: BTreeMap<EventTime, Vec<B::Key>>,
+    /// Keys of rows that records were added to, and that may have to fire earlier; empty between two calls.
+    unscheduled: Vec<B::Key>,
     /// The keys of rows that have changed or were removed since the last seal; `None` in a job without state.
     unsealed: Option<Vec<B::Key>>,
     /// The time that rows have been advanced to.
@@ -206,12 +192,22 @@ impl<B: KeyedOperator> KeyedRows<B> {
         metrics: Arc<StepMetrics>,
     ) -> Self {
         let (rows, wakes, unsealed) = (HashMap::default(), BTreeMap::new(), durable.then(Vec::new));
-        KeyedRows { operator, rows, wakes, unsealed, closed, fired: EventTime::MIN, lateness, subscriptions, metrics }
+        KeyedRows {
+            operator,
+            rows,
+            wakes,
+            unscheduled: Vec::new(),
+            unsealed,
+            closed,
+            fired: EventTime::MIN,
+            lateness,
+            subscriptions,
+            metrics,
+        }
     }
 
     /// Adds a record.
     fn add(&mut self, key: B::Key, stamp: EventStamp, part: B::Part) {
-        let (corrects, fired, lateness) = (self.subscriptions.corrections(self.lateness), self.fired, self.lateness);
         let held = match self.rows.entry(key.clone()) {
             Entry::Occupied(held) => {
                 let held = held.into_mut();
@@ -227,11 +223,26 @@ impl<B: KeyedOperator> KeyedRows<B> {
             held.unsealed = true;
             unsealed.push(key.clone());
         }
-        let wake = wake_time(&self.operator, &held.row, corrects, fired, lateness);
-        if wake < held.wake {
-            held.wake = wake;
-            schedule_at(&mut self.wakes, wake, key);
+        if self.subscriptions.corrections(self.lateness) {
+            // When a row fires is a question to all of its records: it is asked once for all that come together.
+            self.unscheduled.push(key);
+            return;
         }
+        let wake = wake_time(&self.operator, &held.row, false, self.fired, self.lateness);
+        schedule_earlier(&mut self.wakes, held, wake, key);
+    }
+
+    /// Schedules the rows that may fire earlier by what was added.
+    fn schedule_added(&mut self) {
+        let mut keys = std::mem::take(&mut self.unscheduled);
+        keys.sort_unstable();
+        keys.dedup();
+        for key in keys.drain(..) {
+            let Some(held) = self.rows.get_mut(&key) else { continue };
+            let wake = wake_time(&self.operator, &held.row, true, self.fired, self.lateness);
+            schedule_earlier(&mut self.wakes, held, wake, key);
+        }
+        self.unscheduled = keys;
     }
 
     /// Returns the windows of a key that end at or before `through`, in order.
@@ -250,6 +261,14 @@ impl<B: KeyedOperator> KeyedRows<B> {
 fn schedule_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) {
     if time < EventTime::MAX {
         wakes.entry(time).or_default().push(key);
+    }
+}
+
+/// Schedules a row at a time, unless it is scheduled at an earlier one.
+fn schedule_earlier<K, R>(wakes: &mut BTreeMap<EventTime, Vec<K>>, held: &mut KeyedEntry<R>, wake: EventTime, key: K) {
+    if wake < held.wake {
+        held.wake = wake;
+        schedule_at(wakes, wake, key);
     }
 }
 
@@ -295,6 +314,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
 
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
         records.drain(..).for_each(|(key, stamp, part): RoutedRecord<_, _, _>| self.add(key, stamp, part));
+        self.schedule_added();
     }
 
     fn absorb_tracked(

@@ -29,10 +29,11 @@ use crate::stream::aggregate::{Accumulator, Aggregate, AggregateNames, Each, des
 use crate::stream::assign::EventStamp;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
-use crate::stream::keyed_rows::{self, KeyedOperator, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::{self, KeyedOperator};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
 use crate::stream::value_reporter::ValueReporter;
+use crate::stream::waiting_records::WaitingRecords;
 use crate::stream::window_operator::StepOutputs;
 use crate::time::{EventTime, Span};
 
@@ -177,10 +178,10 @@ impl<S: Accumulator> PassedRecords<S> {
 /// The row of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "D: Record, P: Record, S: Record")]
-pub(crate) struct RunningState<D, P, S> {
+pub(crate) struct RunningState<D: Ord, P: Ord, S> {
     passed: PassedRecords<S>,
-    /// Records that the watermark has not passed, in order, with what the aggregate needs of them.
-    waiting: Vec<(EventStamp, (D, P))>,
+    /// Records that the watermark has not passed, with what the aggregate needs of them.
+    waiting: WaitingRecords<(EventStamp, (D, P))>,
 }
 
 /// Aggregates the frame of each record.
@@ -233,27 +234,28 @@ impl<K: Record, D: Record, A: Aggregate<D>> KeyedOperator for RunningAggregate<K
     }
 
     fn begin(&self, stamp: EventStamp, part: Self::Part) -> Self::Row {
-        RunningState { passed: PassedRecords::empty(), waiting: vec![(stamp, part)] }
+        RunningState { passed: PassedRecords::empty(), waiting: WaitingRecords::of((stamp, part)) }
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: Self::Part) {
-        insert_ordered(&mut row.waiting, (stamp, part));
+        row.waiting.insert((stamp, part));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        first_due(&row.waiting).min(row.passed.expires)
+        row.waiting.due().min(row.passed.expires)
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let RunningState { passed, waiting } = row;
-        let done = count_passed(waiting, to);
+        let mut done = 0;
         let keep = self.frame != FrameLimit::Unbounded;
-        let mut records = waiting.drain(..done).peekable();
-        while let Some(((time, _), (data, part))) = records.next() {
+        while let Some(((time, _), (data, part))) = waiting.pop_passed(to) {
+            done += 1;
             passed.push(time, self.reporter.aggregate.lift(part), keep);
             let mut peers = vec![data];
             if matches!(self.frame, FrameLimit::Range(_)) {
-                while let Some((_, (data, part))) = records.next_if(|((other, _), _)| *other == time) {
+                while let Some((_, (data, part))) = waiting.pop_at(time) {
+                    done += 1;
                     passed.push(time, self.reporter.aggregate.lift(part), keep);
                     peers.push(data);
                 }
@@ -262,11 +264,10 @@ impl<K: Record, D: Record, A: Aggregate<D>> KeyedOperator for RunningAggregate<K
             let Some(value) = self.value(key, time, passed) else { continue };
             closed.extend(peers.into_iter().map(|data| (time, (data, value.clone()))));
         }
-        drop(records);
         if passed.expires <= to || to == EventTime::MAX {
             *passed = PassedRecords::empty();
         }
-        done as i64
+        done
     }
 
     fn is_finished(row: &Self::Row) -> bool {

@@ -228,6 +228,18 @@ impl WindowAssigner {
         }
     }
 
+    /// Returns a time after which no pane has its last window that is also in the window that ends at `end`.
+    pub(crate) fn last_of_panes(&self, end: EventTime) -> EventTime {
+        match self {
+            // Their records happen before the end, and the last window of a record begins before it.
+            WindowAssigner::Sliding { size, .. } => end.plus(Span::saturating_from_millis(*size)),
+            WindowAssigner::Cumulative { size, .. } => {
+                self.interval(end).start.plus(Span::saturating_from_millis(*size))
+            }
+            _ => end,
+        }
+    }
+
     /// Returns the ends of a pane's windows that are after `after` and not after `through`, in order.
     pub(crate) fn ends<T: Pane>(
         &self,
@@ -328,8 +340,8 @@ fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
 
 /// The greatest number of windows that a record may be in.
 ///
-/// Whenever a window is emitted, each of its keys is summed over up to this many panes. A record also leads to as
-/// many rows, all of them at once when a stream ends or its watermark leaps.
+/// A record leads to as many rows, all of them at once when a stream ends or its watermark leaps. Of aggregates from
+/// which nothing can be removed, each key of a window is also summed over up to this many panes when the window is emitted.
 pub(crate) const MAX_WINDOWS_PER_RECORD: i64 = 100_000;
 
 /// Refuses windows of which a record would be in more than [`MAX_WINDOWS_PER_RECORD`].
@@ -455,6 +467,7 @@ mod tests {
                     covering.map(|start| EventTime::from_millis(start + size)).collect::<Vec<_>>()
                 };
                 let (found, expected) = (windows.find(EventTime::from_millis(time)), ends(time));
+                assert!(expected.iter().all(|end| found.last <= windows.last_of_panes(*end)), "{time} in {windows:?}");
                 let pane = PaneRange::new(found.first, found.last);
                 let all: Vec<_> = windows.ends(pane, EventTime::MIN, EventTime::MAX).collect();
                 assert_eq!(all, expected, "{time} in {windows:?}");

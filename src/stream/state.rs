@@ -22,9 +22,10 @@ use crate::record::{Event, Record};
 use crate::stream::Stream;
 use crate::stream::assign::EventStamp;
 use crate::stream::checkpoint;
-use crate::stream::keyed_rows::{self, KeyedOperator, SavedVersion, count_passed, first_due, insert_ordered};
+use crate::stream::keyed_rows::{self, KeyedOperator, SavedVersion};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::panes::whole_millis;
+use crate::stream::waiting_records::WaitingRecords;
 use crate::stream::window_operator::StepOutputs;
 use crate::time::{EventTime, Span};
 
@@ -79,11 +80,11 @@ impl<K, O> StateContext<'_, K, O> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record, D: Record")]
 #[serde(rename = "Stated")]
-pub(crate) struct KeyState<S, D> {
+pub(crate) struct KeyState<S, D: Ord> {
     state: Option<S>,
     timers: BTreeSet<EventTime>,
-    /// Records that the watermark has not passed, in order.
-    waiting: Vec<(EventStamp, D)>,
+    /// Records that the watermark has not passed.
+    waiting: WaitingRecords<(EventStamp, D)>,
 }
 
 /// The functions of a step.
@@ -115,36 +116,36 @@ where
     }
 
     fn begin(&self, stamp: EventStamp, part: D) -> Self::Row {
-        KeyState { state: None, timers: BTreeSet::new(), waiting: vec![(stamp, part)] }
+        KeyState { state: None, timers: BTreeSet::new(), waiting: WaitingRecords::of((stamp, part)) }
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: D) {
-        insert_ordered(&mut row.waiting, (stamp, part));
+        row.waiting.insert((stamp, part));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        let (record, timer) = (first_due(&row.waiting), row.timers.first().copied());
+        let (record, timer) = (row.waiting.due(), row.timers.first().copied());
         timer.map_or(record, |timer| timer.min(record))
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let KeyState { state, timers, waiting } = row;
         let over = to == EventTime::MAX;
-        let passed = count_passed(waiting, to);
-        let mut records = waiting.drain(..passed).peekable();
+        let mut passed = 0;
         loop {
-            let next = records.peek().map(|((time, _), _)| *time);
+            let next = waiting.first_time().filter(|next| *next < to);
             let timer = timers.first().copied().filter(|timer| *timer <= to && next.is_none_or(|next| *timer <= next));
             if let Some(now) = timer {
                 timers.remove(&now);
                 // When the stream has ended and no records are left, timers that a timer sets are ignored.
                 let accepts_timers = !over || next.is_some();
                 (self.on_timer)(&mut StateContext { key, now, timers, accepts_timers, emitted: closed }, state);
-            } else if let Some(((now, _), record)) = records.next() {
+            } else if let Some(((now, _), record)) = waiting.pop_passed(to) {
+                passed += 1;
                 let mut at = StateContext { key, now, timers, accepts_timers: true, emitted: closed };
                 (self.on_record)(&mut at, state, record);
             } else {
-                return passed as i64;
+                return passed;
             }
         }
     }

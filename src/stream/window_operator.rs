@@ -439,9 +439,13 @@ impl<F: OperatorState> WindowOperator<F> {
             results.fired.retain(|change| change.2 > 0);
         }
         let capabilities = epoch_input.capabilities?;
-        let closed = std::mem::take(&mut results.closed);
+        let mut closed = std::mem::take(&mut results.closed);
         if !closed.is_empty() {
             self.step.metrics.closed_rows.add(closed.len() as u64);
+            // The memory of a much larger window is released.
+            if closed.capacity() / 4 > closed.len().max(PIECE) {
+                closed.shrink_to(closed.len() * 2);
+            }
             self.outgoing.push_back((capabilities[0].clone(), closed));
         } else if closed.capacity() > 0 {
             self.spare.push(closed);

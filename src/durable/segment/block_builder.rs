@@ -21,6 +21,13 @@ pub(crate) struct RawBlock {
     pub(super) greatest: EventTime,
 }
 
+impl RawBlock {
+    /// Returns its size in memory, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// Builds the raw blocks of one segment.
 pub(crate) struct BlockBuilder<T> {
     codec: Arc<dyn Codec<T>>,

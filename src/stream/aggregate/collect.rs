@@ -18,10 +18,23 @@ pub struct Collected<V: Ord> {
 }
 
 impl<V: Record> Accumulator for Collected<V> {
+    const INVERTIBLE: bool = true;
+
     fn merge(&mut self, other: &Self) {
         for (value, times) in &other.values {
             *self.values.entry(value.clone()).or_default() += times;
         }
+    }
+
+    fn unmerge(&mut self, other: &Self) -> bool {
+        other.values.iter().all(|(value, times)| match self.values.get_mut(value) {
+            Some(found) if *found > *times => {
+                *found -= times;
+                true
+            }
+            Some(found) if *found == *times => self.values.remove(value).is_some(),
+            _ => false,
+        })
     }
 }
 

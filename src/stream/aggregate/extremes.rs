@@ -20,11 +20,19 @@ macro_rules! extreme {
         pub struct $name<F>(pub(super) F);
 
         impl<V: Record> Accumulator for $sum<V> {
+            const INVERTIBLE: bool = true;
+
             #[inline]
             fn merge(&mut self, other: &Self) {
                 if other.value $better self.value {
                     self.value.clone_from(&other.value);
                 }
+            }
+
+            /// The extreme of the others is known if it is not the one that is removed.
+            #[inline]
+            fn unmerge(&mut self, other: &Self) -> bool {
+                self.value $better other.value
             }
         }
 
@@ -146,10 +154,16 @@ macro_rules! extreme_by {
         }
 
         impl<B: Record, V: Record> Accumulator for $sum<B, V> {
+            const INVERTIBLE: bool = true;
+
             fn merge(&mut self, other: &Self) {
                 if other.is_before(self) {
                     self.clone_from(other);
                 }
+            }
+
+            fn unmerge(&mut self, other: &Self) -> bool {
+                self.is_before(other)
             }
         }
 

@@ -22,6 +22,8 @@ pub struct FilteredSum<S> {
 crate::in_place!(FilteredSum<S> { passed });
 
 impl<S: Accumulator> Accumulator for FilteredSum<S> {
+    const INVERTIBLE: bool = S::INVERTIBLE;
+
     fn merge(&mut self, other: &Self) {
         match (&mut self.passed, &other.passed) {
             (_, None) => {}
@@ -31,6 +33,17 @@ impl<S: Accumulator> Accumulator for FilteredSum<S> {
             }
             (none, some) => none.clone_from(some),
         }
+    }
+
+    fn unmerge(&mut self, other: &Self) -> bool {
+        let Some((others, other)) = &other.passed else { return true };
+        let Some((count, sum)) = &mut self.passed else { return false };
+        *count -= others;
+        if *count == 0 {
+            self.passed = None;
+            return true;
+        }
+        sum.unmerge(other)
     }
 }
 

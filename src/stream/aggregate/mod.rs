@@ -76,8 +76,19 @@ pub use sums::{Mean, Sum, Summable};
     note = "for an aggregate of your own, implement `tidegate::stream::aggregate::Accumulator` for a type of your own"
 )]
 pub trait Accumulator: Record {
+    /// `true` if [`Accumulator::unmerge`] removes what was merged, for most values. Windows that overlap are then closed at
+    /// a cost that does not depend on how much they overlap: what enters is merged, and what leaves is removed.
+    const INVERTIBLE: bool = false;
+
     /// Adds `other` to this accumulator.
     fn merge(&mut self, other: &Self);
+
+    /// Removes `other`, which was merged before, so that *exactly* the accumulator of the others is left: it has an equal
+    /// value, and the same serialization. At least one record is left. Returns `false` if that is not possible for these
+    /// values; this accumulator is then not used any more. Only called if [`Accumulator::INVERTIBLE`] is `true`.
+    fn unmerge(&mut self, _other: &Self) -> bool {
+        false
+    }
 }
 
 /// The names that an aggregate and those within it have in a state.
@@ -154,8 +165,15 @@ pub(crate) fn describe_filters(filters: usize) -> String {
 }
 
 impl Accumulator for () {
+    const INVERTIBLE: bool = true;
+
     #[inline]
     fn merge(&mut self, (): &()) {}
+
+    #[inline]
+    fn unmerge(&mut self, (): &()) -> bool {
+        true
+    }
 }
 
 /// See [`Each::count`].
@@ -262,9 +280,16 @@ impl<D, A: Accumulator, F: Fn(&D) -> A + 'static> Aggregate<D> for Merge<F> {
 macro_rules! tuples {
     ($($aggregate:ident $at:tt),+) => {
         impl<$($aggregate: Accumulator),+> Accumulator for ($($aggregate,)+) {
+            const INVERTIBLE: bool = $($aggregate::INVERTIBLE)&&+;
+
             #[inline]
             fn merge(&mut self, other: &Self) {
                 $(self.$at.merge(&other.$at);)+
+            }
+
+            #[inline]
+            fn unmerge(&mut self, other: &Self) -> bool {
+                $(self.$at.unmerge(&other.$at))&&+
             }
         }
 

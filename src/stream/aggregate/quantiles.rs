@@ -89,12 +89,26 @@ impl QuantileHistogram {
 }
 
 impl Accumulator for QuantileHistogram {
+    const INVERTIBLE: bool = true;
+
     fn merge(&mut self, other: &Self) {
         self.least = self.least.min(other.least);
         self.greatest = self.greatest.max(other.greatest);
         for (range, count) in &other.counts {
             *self.counts.entry(*range).or_default() += count;
         }
+    }
+
+    /// The least and the greatest number of the others are known if they are not those that are removed.
+    fn unmerge(&mut self, other: &Self) -> bool {
+        for (range, count) in &other.counts {
+            match self.counts.get_mut(range) {
+                Some(found) if *found > *count => *found -= count,
+                Some(found) if *found == *count => drop(self.counts.remove(range)),
+                _ => return false,
+            }
+        }
+        self.least < other.least && other.greatest < self.greatest
     }
 }
 

@@ -217,9 +217,26 @@ fn nearest(limbs: &[u64], unit: i32, more: bool) -> f64 {
 }
 
 impl Accumulator for RealSum {
+    const INVERTIBLE: bool = true;
+
     fn merge(&mut self, other: &Self) {
         self.not_finite |= other.not_finite;
         self.add_words(other.first, &other.limbs);
+    }
+
+    /// Which numbers that are not finite are left is not known.
+    fn unmerge(&mut self, other: &Self) -> bool {
+        let Some(last) = other.limbs.last() else { return other.not_finite == 0 };
+        // The negative has a limb more if the number is the least one of its length.
+        let mut carry = true;
+        let limbs = other.limbs.iter().copied().chain([implied_above(*last)]);
+        let negative = limbs.map(|limb| {
+            let (limb, over) = (!limb).carrying_add(0, carry);
+            carry = over;
+            limb
+        });
+        self.add_words(other.first, &negative.collect::<Vec<_>>());
+        other.not_finite == 0
     }
 }
 

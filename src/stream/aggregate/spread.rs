@@ -62,12 +62,22 @@ impl Moments {
 }
 
 impl Accumulator for Moments {
+    const INVERTIBLE: bool = true;
+
     #[inline]
     fn merge(&mut self, other: &Self) {
         self.sum.merge(&other.sum);
         let (low, carry) = self.low.carrying_add(other.low, false);
         let (middle, carry) = self.middle.carrying_add(other.middle, carry);
         (self.low, self.middle, self.high) = (low, middle, self.high.carrying_add(other.high, carry).0);
+    }
+
+    #[inline]
+    fn unmerge(&mut self, other: &Self) -> bool {
+        let (low, borrow) = self.low.borrowing_sub(other.low, false);
+        let (middle, borrow) = self.middle.borrowing_sub(other.middle, borrow);
+        (self.low, self.middle, self.high) = (low, middle, self.high.borrowing_sub(other.high, borrow).0);
+        self.sum.unmerge(&other.sum)
     }
 }
 

@@ -52,10 +52,18 @@ impl WideSum {
 }
 
 impl Accumulator for WideSum {
+    const INVERTIBLE: bool = true;
+
     #[inline]
     fn merge(&mut self, other: &Self) {
         // Terms are of at most 64 bits and rows of fewer than 2^63 records: 127 bits cannot overflow.
         *self = WideSum::new(self.get() + other.get());
+    }
+
+    #[inline]
+    fn unmerge(&mut self, other: &Self) -> bool {
+        *self = WideSum::new(self.get() - other.get());
+        true
     }
 }
 
@@ -93,12 +101,23 @@ fn signed(negative: bool, magnitude: f64) -> f64 {
 }
 
 impl Accumulator for WrappingSum {
+    const INVERTIBLE: bool = true;
+
     #[inline]
     fn merge(&mut self, other: &Self) {
         let (low, wrapped) = self.low.overflowing_add(other.low);
         let direction = if other.low < 0 { -1 } else { 1 };
         self.low = low;
         self.wraps += other.wraps + if wrapped { direction } else { 0 };
+    }
+
+    #[inline]
+    fn unmerge(&mut self, other: &Self) -> bool {
+        let (low, wrapped) = self.low.overflowing_sub(other.low);
+        let direction = if other.low < 0 { 1 } else { -1 };
+        self.low = low;
+        self.wraps += if wrapped { direction } else { 0 } - other.wraps;
+        true
     }
 }
 
@@ -142,12 +161,23 @@ fn overflow(kind: &str) -> Error {
 const FRACTIONS: i128 = 10i128.pow(28);
 
 impl Accumulator for DecimalSum {
+    const INVERTIBLE: bool = true;
+
     fn merge(&mut self, other: &Self) {
         let fraction = self.fraction + other.fraction;
         let mut units = WrappingSum { wraps: self.wraps, low: self.units };
         units.merge(&WrappingSum { wraps: other.wraps, low: other.units });
         units.merge(&WrappingSum { wraps: 0, low: fraction / FRACTIONS });
         *self = DecimalSum { units: units.low, fraction: fraction % FRACTIONS, wraps: units.wraps };
+    }
+
+    fn unmerge(&mut self, other: &Self) -> bool {
+        let fraction = self.fraction - other.fraction;
+        let mut units = WrappingSum { wraps: self.wraps, low: self.units };
+        units.unmerge(&WrappingSum { wraps: other.wraps, low: other.units });
+        units.merge(&WrappingSum { wraps: 0, low: fraction.div_euclid(FRACTIONS) });
+        *self = DecimalSum { units: units.low, fraction: fraction.rem_euclid(FRACTIONS), wraps: units.wraps };
+        true
     }
 }
 

@@ -122,6 +122,11 @@ fn laws<A: Aggregate<Deal>>(build: impl Fn(Each<Deal>) -> A, expected: impl Fn(&
             same("any order is the same", &whole, &folded(&aggregate, all.clone(), &mut random), seed);
         }
 
+        let mut left = whole.clone();
+        if A::Sum::INVERTIBLE && left.unmerge(&b) {
+            same("(a+b+c)-b is a+c", &left, &merged(&a, &c), seed);
+            assert!(!left.unmerge(&c) || left == a, "(a+c)-c is a, TIDEGATE_SEED={seed}");
+        }
         if let Some(empty) = aggregate.empty() {
             same("nothing and a is a", &merged(&empty, &a), &a, seed);
             same("a and nothing is a", &merged(&a, &empty), &a, seed);

@@ -21,6 +21,8 @@
 
 mod idle_merge;
 mod pane_row;
+mod running_window;
+mod spare_maps;
 mod store;
 
 use std::collections::BTreeSet;
@@ -87,12 +89,13 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
     /// Calls `each` with the current rows of an open window.
     fn show(&mut self, end: EventTime, mut each: impl FnMut(WindowRow<K, A::Value>)) {
         let (window, mut totals) = (self.store.windows.interval(end), self.store.window(end));
+        let rows = totals.len();
         for (key, total) in totals.drain() {
             if let Some(value) = self.reporter.value(window, &key, &total) {
                 each((window, key, value));
             }
         }
-        self.store.give_back(totals);
+        self.store.give_back(totals, rows);
     }
 }
 

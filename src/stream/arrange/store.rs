@@ -4,7 +4,7 @@
 //! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,7 +20,9 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::OperatorInfo;
 use timely::progress::{Antichain, Stamp};
 
-use super::pane_row::{PaneRow, Saved};
+use super::pane_row::{PaneMap, PaneRow, Saved};
+use super::running_window::{RunningWindow, remove_from};
+use super::spare_maps::SpareMaps;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
@@ -30,14 +32,12 @@ use crate::stream::counted::Counted;
 use crate::stream::panes::{Pane, WindowAssigner};
 use crate::time::EventTime;
 
-/// The number of emptied maps that are kept.
-const SPARE: usize = 16;
+/// One in so many rows of a window may be looked up in its panes one by one.
+const LOOKUP: usize = 4;
 
 type RowSpine<T, K, S> = KeySpine<PaneRow<T, K>, u64, Counted<S>>;
 type RowBatch<T, K, S> = OrdKeyBatch<Vector<RowUpdate<T, K, S>>>;
 type RowUpdate<T, K, S> = ((PaneRow<T, K>, ()), u64, Counted<S>);
-/// The rows of one pane, or of one window, by key.
-pub(super) type PaneMap<K, S> = HashMap<K, Counted<S>, FixedState>;
 
 /// Yields the rows of a batch, without those of panes whose last window ends at or before `closed`.
 pub(super) fn batch_rows<T: Pane, K: Record, S: Accumulator>(
@@ -65,15 +65,15 @@ pub(super) fn batch_rows<T: Pane, K: Record, S: Accumulator>(
 pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     /// The memtable: changes since the last seal, of open panes.
     memtable: BTreeMap<T, PaneMap<K, S>>,
-    /// Emptied maps: growing a new one costs more than filling it.
-    spare: Vec<PaneMap<K, S>>,
+    spare: SpareMaps<K, S>,
     /// The size of the map that was last added to, used as capacity of new maps: consecutive windows have about as
     /// many rows.
     usual_size: usize,
     /// Retractions of the trace's rows that have closed since the last seal, in order: windows close in order.
     retracted: Vec<RowUpdate<T, K, S>>,
-    /// Open panes that have rows in the trace.
-    sealed: BTreeSet<T>,
+    /// Open panes that have rows in the trace, each with the least key of them.
+    sealed: BTreeMap<T, K>,
+    running: RunningWindow<T, K, S>,
     /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
     /// `retracted`.
     pub(super) closed: EventTime,
@@ -98,10 +98,11 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         let (trace, writer) = TraceAgent::new(RowSpine::new(info.clone(), logger.clone(), activator), info, logger);
         PaneStore {
             memtable: BTreeMap::new(),
-            spare: Vec::new(),
+            spare: SpareMaps::new(),
             usual_size: 0,
             retracted: Vec::new(),
-            sealed: BTreeSet::new(),
+            sealed: BTreeMap::new(),
+            running: RunningWindow::new(),
             closed,
             windows,
             trace,
@@ -121,7 +122,8 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             debug_assert!(pane.first() > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one pane: look the map up once a run.
             let map = self.memtable.entry(pane).or_insert_with(|| {
-                let spare = self.spare.pop();
+                self.running.note(pane, self.closed);
+                let spare = self.spare.take();
                 spare.unwrap_or_else(|| PaneMap::with_capacity_and_hasher(self.usual_size, FixedState::default()))
             });
             let run = records.as_slice().iter().take_while(|record| record.1 == pane).count();
@@ -144,7 +146,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Returns what the memtable has of a window's row.
     pub(super) fn memtable_row(&self, (end, key): &PaneRow<EventTime, K>) -> Option<Counted<S>> {
         let mut total = None;
-        let panes = self.memtable.iter().filter(|(pane, _)| pane.has(*end));
+        let panes = panes_of(&self.memtable, &self.windows, *end);
         panes.filter_map(|(_, map)| map.get(key)).for_each(|part| add(&mut total, part));
         total
     }
@@ -155,14 +157,22 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             return None; // Nothing can have changed since.
         }
         let mut rows = std::mem::take(&mut self.retracted);
-        for (&pane, map) in &mut self.memtable {
+        let (sealed, spare, closed) = (&mut self.sealed, &mut self.spare, self.closed);
+        self.memtable.retain(|&pane, map| {
             let from = rows.len();
-            if !map.is_empty() {
-                self.sealed.insert(pane);
-            }
             rows.extend(map.drain().map(|(key, total)| (((pane, key), ()), epoch, total)));
-            rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        }
+            let added = &mut rows[from..];
+            added.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+            if let Some((((_, least), ()), ..)) = added.first() {
+                note_least(sealed, pane, least);
+            }
+            // A pane whose first window has closed gets no more records.
+            let is_open = pane.first() > closed;
+            if !is_open {
+                spare.give(std::mem::take(map), added.len());
+            }
+            is_open
+        });
         self.insert(rows, epoch)
     }
 
@@ -197,84 +207,96 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             assert!(total.count > 0, "a row of the snapshot counts {} records", total.count);
             debug_assert!(row.0.last() > self.closed, "what is dead is not loaded");
             self.metrics.loaded.add(total.count.unsigned_abs());
-            if self.sealed.last() != Some(&row.0) {
-                self.sealed.insert(row.0);
+            if self.sealed.last_key_value().is_none_or(|(pane, _)| *pane != row.0) {
+                note_least(&mut self.sealed, row.0, &row.1);
+                self.running.note(row.0, self.closed);
             }
         }
         self.insert(rows.iter().map(|(row, total)| ((row.clone(), ()), epoch, total.clone())).collect(), epoch);
         rows
     }
 
-    /// Calls `each` with the trace's sum of every row of panes up to `through`, in order.
-    fn scan_trace(&mut self, through: T, mut each: impl FnMut(&mut Self, &PaneRow<T, K>, Counted<S>)) {
-        if self.sealed.is_empty() && self.lower == 0 {
+    /// Calls `each` with the trace's sum of every row of some panes, in order. The panes are in order, each with the least
+    /// key that it has there.
+    fn scan_trace(
+        &mut self,
+        panes: impl IntoIterator<Item = PaneRow<T, K>>,
+        mut each: impl FnMut(&mut Self, &PaneRow<T, K>, Counted<S>),
+    ) {
+        let mut panes = panes.into_iter().peekable();
+        if panes.peek().is_none() {
             return;
         }
         let Some(batches) = self.trace.batches_through(Antichain::from_elem(self.lower).borrow()) else {
             unreachable!("the last seal ended there");
         };
         let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
-        while let Some(row) = cursor.get_key(&batches).filter(|row| row.0 <= through).cloned() {
-            let mut total = None;
-            cursor.map_times(&batches, |_, part| add(&mut total, part));
-            if let Some(total) = total.filter(|total| !total.is_zero()) {
-                assert!(total.count > 0, "a row of the trace counts {} records", total.count);
-                each(self, &row, total);
+        for first in panes {
+            cursor.seek_key(&batches, &first);
+            while let Some(row) = cursor.get_key(&batches).filter(|row| row.0 == first.0) {
+                let mut total = None;
+                cursor.map_times(&batches, |_, part| add(&mut total, part));
+                if let Some(total) = total.filter(|total| !total.is_zero()) {
+                    assert!(total.count > 0, "a row of the trace counts {} records", total.count);
+                    each(self, row, total);
+                }
+                cursor.step_key(&batches);
             }
-            cursor.step_key(&batches);
+        }
+    }
+
+    /// Calls `each` with the trace's sum of each of some rows, which are in order, if there is one.
+    fn look_up(&mut self, rows: Vec<PaneRow<T, K>>, mut each: impl FnMut(PaneRow<T, K>, Counted<S>)) {
+        if rows.is_empty() {
+            return;
+        }
+        let Some(batches) = self.trace.batches_through(Antichain::from_elem(self.lower).borrow()) else {
+            unreachable!("the last seal ended there");
+        };
+        let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
+        for row in rows {
+            cursor.seek_key(&batches, &row);
+            if cursor.get_key(&batches) == Some(&row) {
+                let mut total = None;
+                cursor.map_times(&batches, |_, part| add(&mut total, part));
+                if let Some(total) = total.filter(|total| !total.is_zero()) {
+                    each(row, total);
+                }
+            }
         }
     }
 
     /// Returns the trace's sum of one open window's row.
     pub(super) fn trace_row(&mut self, (end, key): &PaneRow<EventTime, K>) -> Option<Counted<S>> {
-        let panes: Vec<T> = self.sealed.iter().copied().filter(|pane| pane.has(*end)).collect();
-        if panes.is_empty() {
-            return None;
-        }
-        let batches = self.trace.batches_through(Antichain::from_elem(self.lower).borrow())?;
-        let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
-        let mut total = None;
-        for pane in panes {
-            let row = (pane, key.clone());
-            cursor.seek_key(&batches, &row);
-            if cursor.get_key(&batches) == Some(&row) {
-                cursor.map_times(&batches, |_, part| add(&mut total, part));
-            }
-        }
-        total.filter(|total| !total.is_zero())
+        let panes = panes_of(&self.sealed, &self.windows, *end).map(|(pane, _)| (*pane, key.clone()));
+        let mut sum = None;
+        self.look_up(panes.collect(), |_, total| add(&mut sum, &total));
+        sum
     }
 
     /// Returns the ends of windows that have rows, after `after` and not after `through`, in order.
     pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
-        self.windows.ends_of_panes(self.memtable.keys().chain(&self.sealed).copied(), after, through)
+        self.windows.ends_of_panes(self.memtable.keys().chain(self.sealed.keys()).copied(), after, through)
     }
 
     /// Returns the rows of an open window, by key; [`PaneStore::give_back`] takes the map back.
     pub(super) fn window(&mut self, end: EventTime) -> PaneMap<K, S> {
-        let mut totals = self.spare.pop().unwrap_or_default();
-        for map in self.memtable.iter().filter(|(pane, _)| pane.has(end)).map(|(_, map)| map) {
+        let mut totals = self.spare.take().unwrap_or_default();
+        for (_, map) in panes_of(&self.memtable, &self.windows, end) {
             if totals.is_empty() {
                 totals.extend(map.iter().map(|(key, total)| (key.clone(), total.clone())));
             } else {
                 map.iter().for_each(|(key, total)| add_to(&mut totals, key, total));
             }
         }
-        if let Some(&through) = self.sealed.iter().rev().find(|pane| pane.has(end)) {
-            self.scan_trace(through, |_, (pane, key), total| {
-                if pane.has(end) {
-                    add_to(&mut totals, key, &total);
-                }
-            });
-        }
+        let sealed = panes_of(&self.sealed, &self.windows, end).map(|(pane, least)| (*pane, least.clone()));
+        self.scan_trace(sealed.collect::<Vec<_>>(), |_, (_, key), total| add_to(&mut totals, key, &total));
         totals
     }
 
-    /// Takes back a map that is no longer needed.
-    pub(super) fn give_back(&mut self, mut map: PaneMap<K, S>) {
-        map.clear();
-        if self.spare.len() < SPARE {
-            self.spare.push(map);
-        }
+    /// Takes back a map that is no longer needed, and had so many rows.
+    pub(super) fn give_back(&mut self, map: PaneMap<K, S>, rows: usize) {
+        self.spare.give(map, rows);
     }
 
     /// Returns the number of the memtable's rows of panes whose last window ends at or before `watermark`.
@@ -285,11 +307,14 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Calls `each` with every row of windows that end at or before `watermark`, and removes the panes that have
     /// closed.
     pub(super) fn close(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(EventTime, K, &Counted<S>)) {
-        if T::IN_SEVERAL_WINDOWS {
+        if RunningWindow::<T, K, S>::USED {
+            self.close_running(watermark, epoch, each);
+        } else if T::IN_SEVERAL_WINDOWS {
             for end in self.ends(self.closed, watermark) {
                 let mut totals = self.window(end);
+                let rows = totals.len();
                 totals.drain().for_each(|(key, total)| each(end, key, &total));
-                self.give_back(totals);
+                self.give_back(totals, rows);
             }
             self.forget(watermark, epoch, |_, _, _| {});
         } else {
@@ -297,39 +322,124 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         }
     }
 
+    /// Closes windows one after the other, each by what enters and leaves: see [`super::running_window`].
+    fn close_running(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(EventTime, K, &Counted<S>)) {
+        loop {
+            let mut totals = self.running.take().unwrap_or_else(|| self.totals_of_entered());
+            // A pane that has entered, and is open, is in the next window.
+            let next = if totals.is_empty() { None } else { Some(self.windows.end_after(self.closed)) };
+            let next = next.into_iter().chain(self.running.first_ahead()).min();
+            let Some(end) = next.filter(|end| *end <= watermark) else {
+                self.running.put(totals);
+                break;
+            };
+            let entering = self.running.entering(end);
+            self.add_panes(&mut totals, &entering);
+            totals.iter().for_each(|(key, total)| each(end, key.clone(), total));
+            let mut unknown = Vec::new();
+            self.forget(end, epoch, |_, key, total| unknown.extend(remove_from(&mut totals, key, total)));
+            // Looking a row up in each pane costs more than adding it up with all the others.
+            if unknown.len() <= totals.len() / LOOKUP {
+                self.add_rows(&mut totals, unknown);
+                self.running.put(totals);
+            }
+        }
+        self.closed = self.closed.max(watermark);
+    }
+
+    /// Returns the open panes whose first window has closed.
+    fn entered(&self) -> BTreeSet<T> {
+        let panes = self.memtable.keys().chain(self.sealed.keys()).copied();
+        panes.filter(|pane| pane.first() <= self.closed).collect()
+    }
+
+    /// Adds up the open panes whose first window has closed.
+    fn totals_of_entered(&mut self) -> PaneMap<K, S> {
+        let (mut totals, entered) = (PaneMap::default(), self.entered());
+        self.add_panes(&mut totals, &entered);
+        totals
+    }
+
+    /// Adds up the rows of some keys in the open panes whose first window has closed.
+    fn add_rows(&mut self, totals: &mut PaneMap<K, S>, mut keys: Vec<K>) {
+        if keys.is_empty() {
+            return;
+        }
+        keys.sort_unstable();
+        let mut stored = Vec::new();
+        for pane in self.entered() {
+            if let Some(map) = self.memtable.get(&pane) {
+                keys.iter()
+                    .filter_map(|key| Some((key, map.get(key)?)))
+                    .for_each(|(key, row)| add_to(totals, key, row));
+            }
+            if self.sealed.contains_key(&pane) {
+                stored.extend(keys.iter().map(|key| (pane, key.clone())));
+            }
+        }
+        self.look_up(stored, |(_, key), total| add_to(totals, &key, &total));
+    }
+
+    /// Adds the rows of some panes, which are in order, to those of a window.
+    fn add_panes(&mut self, totals: &mut PaneMap<K, S>, panes: &BTreeSet<T>) {
+        for map in panes.iter().filter_map(|pane| self.memtable.get(pane)) {
+            map.iter().for_each(|(key, total)| add_to(totals, key, total));
+        }
+        let sealed = panes.iter().filter_map(|pane| Some((*pane, self.sealed.get(pane)?.clone())));
+        self.scan_trace(sealed.collect::<Vec<_>>(), |_, (_, key), total| add_to(totals, key, &total));
+    }
+
     /// Calls `each` with every row of panes whose last window ends at or before `watermark`, and removes them.
     fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
-        let open = if watermark == EventTime::MAX {
-            BTreeMap::new()
-        } else {
-            self.memtable.split_off(&T::first_after(watermark))
-        };
-        let mut closing = std::mem::replace(&mut self.memtable, open);
+        let mut closing = take_through(&mut self.memtable, watermark);
+        let sealed = take_through(&mut self.sealed, watermark);
         let mut counted = 0;
-        if self.sealed.first().is_some_and(|pane| pane.last() <= watermark) {
-            self.sealed.retain(|pane| pane.last() > watermark);
-            let closed = self.closed;
-            self.scan_trace(T::last_until(watermark), |store, row, mut total| {
-                if row.0.last() <= closed {
-                    return; // Retracted in the next batch.
-                }
-                store.retracted.push(((row.clone(), ()), epoch + 1, total.retraction()));
-                if let Some(part) = closing.get_mut(&row.0).and_then(|map| map.remove(&row.1)) {
-                    total.plus_equals(&part);
-                }
-                counted += total.count;
-                each(row.0, row.1.clone(), &total);
-            });
-        }
+        self.scan_trace(sealed, |store, row, mut total| {
+            store.retracted.push(((row.clone(), ()), epoch + 1, total.retraction()));
+            if let Some(part) = closing.get_mut(&row.0).and_then(|map| map.remove(&row.1)) {
+                total.plus_equals(&part);
+            }
+            counted += total.count;
+            each(row.0, row.1.clone(), &total);
+        });
         self.closed = watermark;
         for (pane, mut map) in closing {
+            let rows = map.len();
             for (key, total) in map.drain() {
                 counted += total.count;
                 each(pane, key, &total);
             }
-            self.give_back(map);
+            self.give_back(map, rows);
         }
         self.metrics.counted.add(counted.unsigned_abs());
+    }
+}
+
+/// Returns the panes of a window, with what is kept of each.
+fn panes_of<'a, T: Pane, V>(
+    panes: &'a BTreeMap<T, V>,
+    windows: &WindowAssigner,
+    end: EventTime,
+) -> impl Iterator<Item = (&'a T, &'a V)> {
+    let possible = panes.range(T::new(EventTime::MIN, end)..=T::last_until(windows.last_of_panes(end)));
+    possible.filter(move |(pane, _)| pane.has(end))
+}
+
+/// Removes and returns what is kept of the panes whose last window ends at or before `watermark`.
+fn take_through<T: Pane, V>(panes: &mut BTreeMap<T, V>, watermark: EventTime) -> BTreeMap<T, V> {
+    if watermark == EventTime::MAX {
+        return std::mem::take(panes);
+    }
+    let open = panes.split_off(&T::first_after(watermark));
+    std::mem::replace(panes, open)
+}
+
+/// Notes a key of a pane in the trace, of which the least is kept.
+fn note_least<T: Pane, K: Record>(sealed: &mut BTreeMap<T, K>, pane: T, key: &K) {
+    match sealed.entry(pane) {
+        btree_map::Entry::Occupied(mut least) if *least.get() > *key => drop(least.insert(key.clone())),
+        btree_map::Entry::Occupied(_) => {}
+        btree_map::Entry::Vacant(place) => drop(place.insert(key.clone())),
     }
 }
 
@@ -353,9 +463,8 @@ fn add_to<K: Record, S: Accumulator>(totals: &mut PaneMap<K, S>, key: &K, part: 
 impl<T: Pane, K: Record, S: Accumulator> Drop for PaneStore<T, K, S> {
     fn drop(&mut self) {
         let hot: i64 = self.memtable.values().flat_map(HashMap::values).map(|total| total.count).sum();
-        let (mut held, closed) = (0, self.closed);
-        let all = T::last_until(EventTime::MAX);
-        self.scan_trace(all, |_, row, total| held += if row.0.last() > closed { total.count } else { 0 });
+        let (mut held, sealed) = (0, std::mem::take(&mut self.sealed));
+        self.scan_trace(sealed, |_, _, total| held += total.count);
         self.metrics.counted.add((hot + held).unsigned_abs());
     }
 }

@@ -26,9 +26,10 @@ use super::joined::{JoinInputs, Joined, moment};
 use super::side::JoinSide;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, TimeRouter};
-use crate::stream::keyed_rows::{KeyedOperator, KeyedRows, insert_ordered};
+use crate::stream::keyed_rows::{KeyedOperator, KeyedRows};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::Subscriptions;
+use crate::stream::waiting_records::WaitingRecords;
 use crate::time::{EventTime, Span};
 
 impl<'f, K: Record, L: Record> Keyed<'f, K, L> {
@@ -210,13 +211,22 @@ impl AsOfRule {
 /// The records of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "L: Record, R: Record")]
-pub(crate) struct AsOfRecords<L, R> {
+pub(crate) struct AsOfRecords<L: Ord, R> {
     /// The least time that has an effect when the key is advanced to it.
     due: EventTime,
     /// Versions that may be needed, in order.
     versions: Vec<(EventStamp, R)>,
-    /// Records that are not decided, in order.
-    waiting: Vec<(EventStamp, L)>,
+    /// Records that are not decided.
+    waiting: WaitingRecords<(EventStamp, L)>,
+}
+
+/// Inserts a version in order; most come in order.
+fn insert_version<R: Ord>(versions: &mut Vec<(EventStamp, R)>, version: (EventStamp, R)) {
+    let at = match versions.last() {
+        Some(last) if *last > version => versions.partition_point(|other| *other <= version),
+        _ => versions.len(),
+    };
+    versions.insert(at, version);
 }
 
 /// Finds versions, and makes rows of records and versions.
@@ -228,8 +238,8 @@ struct Versions<K, L, R, O, M> {
 
 impl<K, L: Record, R: Record, O, M> Versions<K, L, R, O, M> {
     fn due_of(&self, records: &AsOfRecords<L, R>) -> EventTime {
-        match records.waiting.first() {
-            Some(((time, _), _)) => self.rule.find(&records.versions, *time).1.next(),
+        match records.waiting.first_time() {
+            Some(time) => self.rule.find(&records.versions, time).1.next(),
             None => self.rule.unneeded_at(&records.versions),
         }
     }
@@ -256,15 +266,15 @@ where
     }
 
     fn begin(&self, stamp: EventStamp, part: Self::Part) -> Self::Row {
-        let mut row = AsOfRecords { due: EventTime::MAX, versions: Vec::new(), waiting: Vec::new() };
+        let mut row = AsOfRecords { due: EventTime::MAX, versions: Vec::new(), waiting: WaitingRecords::empty() };
         self.absorb(&mut row, stamp, part);
         row
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: EventStamp, part: Self::Part) {
         match part {
-            JoinSide::Left(record) => insert_ordered(&mut row.waiting, (stamp, record)),
-            JoinSide::Right(version) => insert_ordered(&mut row.versions, (stamp, version)),
+            JoinSide::Left(record) => row.waiting.insert((stamp, record)),
+            JoinSide::Right(version) => insert_version(&mut row.versions, (stamp, version)),
         }
         row.due = self.due_of(row);
     }
@@ -276,16 +286,16 @@ where
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let AsOfRecords { versions, waiting, .. } = row;
         let mut decided = 0;
-        for ((time, _), record) in waiting.iter() {
+        while let Some(((time, _), record)) = waiting.first() {
             let (version, certain) = self.rule.find(versions, *time);
             if certain >= to && to != EventTime::MAX {
                 break;
             }
             decided += 1;
             closed.extend((self.row)(key, record, version).map(|made| (moment(certain), made)));
+            waiting.pop_first();
         }
-        waiting.drain(..decided);
-        let needed_from = waiting.first().map_or(to, |((time, _), _)| to.min(*time));
+        let needed_from = waiting.first_time().map_or(to, |time| to.min(time));
         let unneeded = if to == EventTime::MAX { versions.len() } else { self.rule.unneeded(versions, needed_from) };
         versions.drain(..unneeded);
         row.due = self.due_of(row);

@@ -8,8 +8,9 @@
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::limits::{FileLimits, format_bytes};
@@ -28,7 +29,7 @@ const MISSING_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct InputFile {
     pub(super) limits: FileLimits,
     pub(super) path: PathBuf,
-    file: File,
+    file: Arc<File>,
     /// Length of the file when it was last polled.
     pub(super) length: u64,
     pub(super) polled_at: Instant,
@@ -57,7 +58,7 @@ impl InputFile {
         Ok(InputFile {
             limits,
             path: path.to_owned(),
-            file,
+            file: Arc::new(file),
             length: found.len(),
             polled_at: Instant::now(),
             gone_since: None,
@@ -139,17 +140,9 @@ impl InputFile {
         Ok(ContentCheck { at, sum: sum.finalize() })
     }
 
-    /// Counts the lines that end in a piece of the file.
-    pub(super) fn count_lines(&mut self, from: u64, length: u64) -> Result<u64> {
-        let (mut at, mut lines) = (from, 0);
-        while at < from + length {
-            let count = self.limits.block.min((from + length - at) as usize);
-            let bytes = self.read(at, count)?;
-            at += count as u64;
-            lines += memchr::memchr_iter(b'\n', &bytes).count() as u64;
-            self.keep(bytes);
-        }
-        Ok(lines)
+    /// Returns what counts lines of this file beside its being read.
+    pub(super) fn line_counter(&self) -> LineCounter {
+        LineCounter { path: self.path.clone(), file: Arc::clone(&self.file), block: self.limits.block }
     }
 
     /// Reads exactly `count` bytes, which the file is known to have had.
@@ -161,8 +154,8 @@ impl InputFile {
 
     pub(super) fn read_into(&mut self, bytes: &mut Vec<u8>, from: u64, count: usize) -> Result<()> {
         bytes.reserve_exact(count);
-        self.file.seek(SeekFrom::Start(from)).map_err(|why| self.broken(&why))?;
-        let read = (&self.file).take(count as u64).read_to_end(bytes).map_err(|why| self.broken(&why))?;
+        (&*self.file).seek(SeekFrom::Start(from)).map_err(|why| self.broken(&why))?;
+        let read = (&*self.file).take(count as u64).read_to_end(bytes).map_err(|why| self.broken(&why))?;
         if read < count { Err(self.shorter(from + count as u64)) } else { Ok(()) }
     }
 
@@ -191,12 +184,82 @@ impl InputFile {
     }
 
     fn broken(&self, why: &dyn std::fmt::Display) -> Error {
-        Error::of(ErrorKind::SourceUnreachable, "cannot read the input").at(self.path.display()).because(why)
+        broken(&self.path, why)
     }
 
     fn shorter(&self, position: u64) -> Error {
-        let place = format!("{}, offset {position}", self.path.display());
-        let error = Error::of(ErrorKind::SourceChanged, "the file ends before what was already read of it").at(place);
-        error.help("files that are read may only grow; restore it, or start without the old state")
+        shorter(&self.path, position)
+    }
+}
+
+fn broken(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::of(ErrorKind::SourceUnreachable, "cannot read the input").at(path.display()).because(why)
+}
+
+fn shorter(path: &Path, position: u64) -> Error {
+    let place = format!("{}, offset {position}", path.display());
+    let error = Error::of(ErrorKind::SourceChanged, "the file ends before what was already read of it").at(place);
+    error.help("files that are read may only grow; restore it, or start without the old state")
+}
+
+/// Counts lines of a file without a lock: the file is read elsewhere meanwhile.
+pub(super) struct LineCounter {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Number of bytes that are read at once.
+    block: usize,
+}
+
+impl LineCounter {
+    /// Counts the lines that end in a piece of the file.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read, or ends before the end of the piece.
+    pub(super) fn count(&self, from: u64, length: u64) -> Result<u64> {
+        let (mut at, end, mut lines) = (from, from + length, 0);
+        let mut bytes = vec![0; self.block.min(usize::try_from(length).unwrap_or(self.block))];
+        while at < end {
+            let size = bytes.len().min(usize::try_from(end - at).unwrap_or(self.block));
+            let found = match self.file.read_at(&mut bytes[..size], at) {
+                Ok(0) => return Err(shorter(&self.path, end)),
+                Ok(found) => found,
+                Err(why) if why.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(why) => return Err(broken(&self.path, &why)),
+            };
+            lines += memchr::memchr_iter(b'\n', &bytes[..found]).count() as u64;
+            at += found as u64;
+        }
+        Ok(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pieces are of any length, so are blocks; two count at once, while the file is read.
+    #[test]
+    fn lines_are_counted_beside_reading() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let text: Vec<u8> = (0..10_000).map(|_| if random.u8(0..9) == 0 { b'\n' } else { b'x' }).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        for block in [1, 7, 4096, 1 << 20] {
+            let limits = FileLimits { block, ..FileLimits::default() };
+            let mut input = InputFile::open(file.path(), limits).unwrap();
+            let counter = input.line_counter();
+            let expected = |from: usize, to: usize| text[from..to].iter().filter(|byte| **byte == b'\n').count() as u64;
+            std::thread::scope(|scope| {
+                scope.spawn(|| assert_eq!(counter.count(0, 10_000).unwrap(), expected(0, 10_000)));
+                for _ in 0..50 {
+                    let (from, to) = (random.usize(0..10_000), random.usize(0..10_000));
+                    let (from, to) = (from.min(to), from.max(to));
+                    assert_eq!(input.read(from as u64, to - from).unwrap(), text[from..to]);
+                    assert_eq!(counter.count(from as u64, (to - from) as u64).unwrap(), expected(from, to));
+                }
+            });
+            let error = counter.count(9_000, 2_000).unwrap_err().to_string();
+            assert!(error.contains("the file ends before what was already read of it"), "{error}");
+        }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct SharedFile<F: RecordFormat> {
     layout: OnceLock<F::Layout>,
     /// Number of lines that end before the position where reading began; counted when first asked for.
     lines_before: OnceLock<u64>,
+    /// Held by the worker that counts them: the others do not count the same lines.
+    counting: Mutex<()>,
     abandoned: AtomicBool,
 }
 
@@ -40,6 +42,7 @@ impl<F: RecordFormat> SharedFile<F> {
             state: Mutex::new(ChunkAssigner::open(path, until_end, sizes)?),
             layout: OnceLock::new(),
             lines_before: OnceLock::new(),
+            counting: Mutex::new(()),
             abandoned: AtomicBool::new(false),
         };
         shared.lay_out::<T>(&mut shared.lock())?;
@@ -178,7 +181,8 @@ impl<F: RecordFormat> SharedFile<F> {
     /// # Errors
     /// Fails if the file cannot be read.
     pub(crate) fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
-        self.lock().file.count_lines(from, length)
+        let counter = self.lock().file.line_counter();
+        counter.count(from, length)
     }
 
     /// `true` if reading began at the file's beginning.
@@ -287,7 +291,8 @@ impl<F: RecordFormat> SharedFile<F> {
         state.close_epoch(epoch).map(Some)
     }
 
-    /// Returns the number of lines that end before the position where reading began.
+    /// Returns the number of lines that end before the position where reading began. They are counted once; other workers
+    /// read on meanwhile, unless they need the number, too.
     ///
     /// # Errors
     /// Fails if the file cannot be read.
@@ -295,9 +300,15 @@ impl<F: RecordFormat> SharedFile<F> {
         if let Some(lines) = self.lines_before.get() {
             return Ok(*lines);
         }
-        let mut state = self.lock();
-        let found_at = state.started_at;
-        let lines = state.file.count_lines(0, found_at)?;
+        let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lines) = self.lines_before.get() {
+            return Ok(*lines);
+        }
+        let (counter, began_at) = {
+            let state = self.lock();
+            (state.file.line_counter(), state.started_at)
+        };
+        let lines = counter.count(0, began_at)?;
         Ok(*self.lines_before.get_or_init(|| lines))
     }
 }
