@@ -21,12 +21,13 @@ use timely::dataflow::operators::generic::OperatorInfo;
 use timely::progress::{Antichain, Stamp};
 
 use super::pane_row::{PaneRow, Saved};
-use crate::metrics::StepMetrics;
+use crate::metrics::{MOST_WINDOWS, StepMetrics, WindowRows, WorkerWindows};
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::assign::RoutedRecord;
 use crate::stream::checkpoint::RowChunks;
 use crate::stream::counted::Counted;
+use crate::stream::interval::Interval;
 use crate::stream::panes::{Pane, WindowAssigner};
 use crate::time::EventTime;
 
@@ -61,6 +62,14 @@ pub(super) fn batch_rows<T: Pane, K: Record, S: Accumulator>(
     })
 }
 
+/// The number of rows that a pane has in the trace.
+#[derive(Clone, Copy, Debug, Default)]
+struct SealedRows {
+    /// The sum over all batches: a row may be in several.
+    rows: u64,
+    batches: u64,
+}
+
 /// The rows of one step on one worker.
 pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     /// The memtable: changes since the last seal, of open panes.
@@ -74,6 +83,8 @@ pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     retracted: Vec<RowUpdate<T, K, S>>,
     /// Open panes that have rows in the trace.
     sealed: BTreeSet<T>,
+    /// The number of rows in the trace of each of these panes.
+    sealed_rows: BTreeMap<T, SealedRows>,
     /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
     /// `retracted`.
     pub(super) closed: EventTime,
@@ -102,6 +113,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             usual_size: 0,
             retracted: Vec::new(),
             sealed: BTreeSet::new(),
+            sealed_rows: BTreeMap::new(),
             closed,
             windows,
             trace,
@@ -159,6 +171,9 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             let from = rows.len();
             if !map.is_empty() {
                 self.sealed.insert(pane);
+                let sealed = self.sealed_rows.entry(pane).or_default();
+                sealed.rows += map.len() as u64;
+                sealed.batches += 1;
             }
             rows.extend(map.drain().map(|(key, total)| (((pane, key), ()), epoch, total)));
             rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
@@ -200,6 +215,8 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             if self.sealed.last() != Some(&row.0) {
                 self.sealed.insert(row.0);
             }
+            let sealed = self.sealed_rows.entry(row.0).or_default();
+            (sealed.rows, sealed.batches) = (sealed.rows + 1, 1);
         }
         self.insert(rows.iter().map(|(row, total)| ((row.clone(), ()), epoch, total.clone())).collect(), epoch);
         rows
@@ -247,6 +264,23 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Returns the ends of windows that have rows, after `after` and not after `through`, in order.
     pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
         self.windows.ends_of_panes(self.memtable.keys().chain(&self.sealed).copied(), after, through)
+    }
+
+    /// Returns the first open windows with the numbers of their rows, and the number of all.
+    pub(super) fn open_windows(&self) -> WorkerWindows {
+        let ends = self.ends(self.closed, EventTime::MAX);
+        let first = ends.iter().take(MOST_WINDOWS).map(|&end| {
+            let (mut rows, mut parts) = (0, 0);
+            for (_, map) in self.memtable.iter().filter(|(pane, map)| pane.has(end) && !map.is_empty()) {
+                (rows, parts) = (rows + map.len() as u64, parts + 1);
+            }
+            for (_, sealed) in self.sealed_rows.iter().filter(|(pane, _)| pane.has(end)) {
+                (rows, parts) = (rows + sealed.rows, parts + sealed.batches);
+            }
+            let Interval { start, end } = self.windows.interval(end);
+            WindowRows { start, end, rows, exact: parts <= 1 }
+        });
+        WorkerWindows { first: first.collect(), open: ends.len() as u64, ..WorkerWindows::default() }
     }
 
     /// Returns the rows of an open window, by key; [`PaneStore::give_back`] takes the map back.
@@ -308,6 +342,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         let mut counted = 0;
         if self.sealed.first().is_some_and(|pane| pane.last() <= watermark) {
             self.sealed.retain(|pane| pane.last() > watermark);
+            self.sealed_rows.retain(|pane, _| pane.last() > watermark);
             let closed = self.closed;
             self.scan_trace(T::last_until(watermark), |store, row, mut total| {
                 if row.0.last() <= closed {
