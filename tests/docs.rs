@@ -16,7 +16,7 @@ const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const NEXMARK: &str = env!("CARGO_BIN_EXE_nexmark");
 const QUERY: &str = "account_totals";
 /// Commands of the tool whose flags are documented.
-const COMMANDS: [&[&str]; 13] = [
+const COMMANDS: [&[&str]; 15] = [
     &["demo"],
     &["produce"],
     &["consume"],
@@ -27,12 +27,14 @@ const COMMANDS: [&[&str]; 13] = [
     &["snapshot", "export"],
     &["snapshot", "prune"],
     &["why"],
+    &["top"],
+    &["plot"],
     &["up"],
     &["completions"],
     &["man"],
 ];
 /// Flags of other programs that the documentation names.
-const OF_OTHERS: [&str; 21] = [
+const OF_OTHERS: [&str; 22] = [
     "--release",
     "--bin",
     "--bench",
@@ -53,6 +55,7 @@ const OF_OTHERS: [&str; 21] = [
     "--keys",
     "--json",
     "--kill-every",
+    "--build",
     "--generate",
 ];
 /// Lines of the README: what is longer belongs to `docs/`.

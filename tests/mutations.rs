@@ -35,6 +35,38 @@ struct Mutation {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "rows that are in segments and in memory are told as exact",
+        file: "src/stream/arrange/store.rs",
+        text: "exact: parts <= 1",
+        instead: "exact: true",
+        tests: "tests/open_windows.rs",
+        test: "rows_are_at_most_as_many_as_reported_where_snapshots_are_taken_between",
+    },
+    Mutation {
+        name: "rows of a window are those of one worker",
+        file: "src/status/windows.rs",
+        text: "open[at].rows += window.rows;",
+        instead: "open[at].rows = window.rows;",
+        tests: "tests/open_windows.rs",
+        test: "open_windows_are_those_of_a_naive_count_on_any_number_of_workers",
+    },
+    Mutation {
+        name: "names of a job are written to the terminal as they are",
+        file: "src/cli/top/frame.rs",
+        text: "if letter.is_control() { '\\u{fffd}' } else { letter }",
+        instead: "letter",
+        tests: "src/cli/top/frame.rs",
+        test: "names_of_a_job_write_nothing_to_the_terminal_by_themselves",
+    },
+    Mutation {
+        name: "names are parts of a picture",
+        file: "src/cli/plot/svg.rs",
+        text: "'<' => escaped.push_str(\"&lt;\"),",
+        instead: "",
+        tests: "src/cli/plot/svg.rs",
+        test: "a_picture_has_a_point_for_each_value_and_names_are_text",
+    },
+    Mutation {
         name: "a file does not know by which value it is read",
         file: "src/source/file/mod.rs",
         text: "Some(self.number)",
