@@ -105,7 +105,7 @@ fn a_process_of_version_2_is_told_that_it_is_of_another_version_and_ends_nothing
     new.write_all(b"TGPROC\0\x09 and whatever follows").unwrap();
     let mut answer = Vec::new();
     new.read_to_end(&mut answer).unwrap();
-    assert_eq!(answer, b"TGPROC\0\x05");
+    assert_eq!(answer, b"TGPROC\0\x06");
     let mut all = vec![first, cluster.start_by(1, "hosts", "")];
     cluster.until_more_than(&mut all, 1_000);
     assert!(all[0].stderr().contains("it speaks version 2"), "{}", all[0].stderr());
