@@ -52,14 +52,15 @@ impl RunningJob {
         let (watcher, stop) = (job.watcher(), job.stopper());
         let out = [Captured::<Row>::new(), Captured::new(), Captured::new()];
         let query = move |flow: &tidegate::Flow<'_>| {
-            let rows = flow.read("rows", &source).key_by(|row| row.0);
+            let rows = flow.read("rows", &source);
+            let keyed = || rows.clone().key_by(|row| row.0);
             let row = |closed: Closed<u8, i64>| (closed.key, closed.value);
             let millis = |millis: i64| Duration::from_millis(millis as u64);
-            let short = rows.clone().window(Window::tumbling(millis(STEP))).allowed_lateness(millis(LATENESS));
+            let short = keyed().window(Window::tumbling(millis(STEP))).allowed_lateness(millis(LATENESS));
             short.aggregate("short", Each::count).on_close().map(row).write("short", &out[0]);
-            let long = rows.clone().window(Window::sliding(millis(LONG), millis(STEP)));
+            let long = keyed().window(Window::sliding(millis(LONG), millis(STEP)));
             long.aggregate("long", Each::count).on_close().map(row).write("long", &out[1]);
-            let sessions = rows.window(Window::session(millis(STEP)));
+            let sessions = keyed().window(Window::session(millis(STEP)));
             sessions.aggregate("sessions", Each::count).on_close().map(row).write("sessions", &out[2]);
         };
         RunningJob { sender, watcher, stop, job: Some(std::thread::spawn(move || job.run(query))) }
