@@ -120,8 +120,8 @@ impl ModelStep {
     }
 }
 
-fn check(what: &str, found: impl std::fmt::Debug + PartialEq<u64>, expected: u64) -> Result<(), String> {
-    if found == expected { Ok(()) } else { Err(format!("{what} is {found:?}, not {expected}")) }
+fn check(what: &str, found: u64, expected: u64) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("{what} is {found}, not {expected}")) }
 }
 
 /// Compares what is reported of a step with the model.
