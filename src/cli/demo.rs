@@ -454,7 +454,7 @@ impl DemoRun<'_> {
             let open = if self.keys.is_some() { "; press o to open it" } else { "" };
             self.view.print(&format!("Watch the query at http://{address}/{open}."));
         }
-        if self.keys.as_mut().is_some_and(|keys| keys.has(page::OPEN))
+        if self.keys.as_ref().is_some_and(|keys| keys.has(page::OPEN))
             && let Some(problem) = page::open(address)
         {
             self.view.print(&problem);

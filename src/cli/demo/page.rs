@@ -2,13 +2,13 @@
 //!
 //! Invariant: the terminal is left as it was found, however the demo ends, unless it is killed.
 
-use std::io::{self, IsTerminal, Read, Stdin};
+use std::io::{self, IsTerminal, Stdin};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use nix::unistd::{getpgrp, tcgetpgrp};
+use nix::unistd::{getpgrp, read, tcgetpgrp};
 
 /// The key that opens the page.
 pub(super) const OPEN: u8 = b'o';
@@ -38,18 +38,18 @@ impl TerminalKeys {
     }
 
     /// Returns `true` if a key was pressed since the last call.
-    pub(super) fn has(&mut self, key: u8) -> bool {
+    pub(super) fn has(&self, key: u8) -> bool {
         let mut pressed = false;
         loop {
             let mut ready = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
             if poll(&mut ready, PollTimeout::ZERO) != Ok(1) || ready[0].revents() != Some(PollFlags::POLLIN) {
                 return pressed;
             }
-            let mut byte = [0];
-            if self.input.read(&mut byte).is_ok_and(|read| read == 1) {
-                pressed |= byte[0] == key;
-            } else {
-                return pressed;
+            // Not by the buffer of `Stdin`: what waits in it is not seen by `poll`.
+            let mut bytes = [0; 64];
+            match read(&self.input, &mut bytes) {
+                Ok(read @ 1..) => pressed |= bytes[..read].contains(&key),
+                Ok(_) | Err(_) => return pressed,
             }
         }
     }
