@@ -70,22 +70,22 @@ struct FrameTable {
 
 /// A frame.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Frame {
+pub(super) struct TopFrame {
     head: Vec<FrameLine>,
     tables: Vec<FrameTable>,
 }
 
 /// Makes a frame of a job's answers.
-pub(super) fn frame(answers: &Answers<'_>) -> Frame {
+pub(super) fn frame(answers: &Answers<'_>) -> TopFrame {
     let Answers { status, .. } = answers;
     let tables = [watermarks(status), windows(status), left_out(status), workers(status)];
-    Frame { head: head(answers), tables: tables.into_iter().filter(|table| !table.rows.is_empty()).collect() }
+    TopFrame { head: head(answers), tables: tables.into_iter().filter(|table| !table.rows.is_empty()).collect() }
 }
 
-impl Frame {
+impl TopFrame {
     /// Adds a line above all others.
     #[cfg(feature = "top")]
-    pub(super) fn with_notice(mut self, notice: &str) -> Frame {
+    pub(super) fn with_notice(mut self, notice: &str) -> TopFrame {
         self.head.insert(0, FrameLine { tone: LineTone::Bad, text: plain(notice) });
         self
     }

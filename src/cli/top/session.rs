@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::frame::{Answers, FigureSample, Frame, frame};
+use super::frame::{Answers, FigureSample, TopFrame, frame};
 use crate::error::{Error, Result};
 use crate::status::Why;
 use crate::view::http::get;
@@ -29,7 +29,7 @@ pub(super) struct TopSession {
     samples: Vec<FigureSample>,
     started_ms: u64,
     /// The last frame.
-    last: Option<Frame>,
+    last: Option<TopFrame>,
     /// The time since which the job does not answer.
     #[cfg(feature = "top")]
     silent_since: Option<SystemTime>,
@@ -48,7 +48,7 @@ impl TopSession {
     }
 
     /// Asks the job, and returns a frame of its answers.
-    pub(super) fn ask(&mut self) -> Result<&Frame> {
+    pub(super) fn ask(&mut self) -> Result<&TopFrame> {
         let until = Instant::now() + REQUEST_TIMEOUT;
         let since = self.samples.last().map_or(String::new(), |last| format!("?since={}", last.number));
         let mut history: HistoryAnswer = self.ask_json(&format!("/history{since}"), until)?;
@@ -71,7 +71,7 @@ impl TopSession {
 
     /// Returns the frame for a terminal: the last one with a notice, if the job does not answer.
     #[cfg(feature = "top")]
-    pub(super) fn frame(&mut self) -> Frame {
+    pub(super) fn frame(&mut self) -> TopFrame {
         match self.ask().cloned() {
             Ok(frame) => {
                 self.silent_since = None;
