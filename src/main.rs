@@ -13,9 +13,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{self, DemoArgs, demo};
 use tidegate::cli::manual::{CompletionsArgs, ManArgs, completions, man};
+use tidegate::cli::plot::{PlotArgs, plot};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::redrive::{RedriveArgs, redrive};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
+use tidegate::cli::top::{TopArgs, top};
 use tidegate::cli::up::{UpArgs, up};
 use tidegate::cli::why::{WhyArgs, why_not};
 use tidegate::cli::{note, start};
@@ -56,6 +58,8 @@ const EXAMPLES: &str = "Examples:
   tidegate redrive --brokers localhost:9092 --topic dead --dry-run
   tidegate snapshot ls state/                      the snapshots of a query's state
   tidegate why state/                              what holds a window back
+  tidegate top 127.0.0.1:8080                      a running job, in the terminal
+  tidegate plot totals.csv --out totals.svg        a picture of a query's results
   tidegate account_totals --brokers localhost:9092 --out totals.csv -w 2
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
 
@@ -100,6 +104,10 @@ enum Command {
     Snapshot(SnapshotArgs),
     /// Explains why a window has not fired, or why a job has no output
     Why(WhyArgs),
+    /// Shows a running job in a terminal
+    Top(TopArgs),
+    /// Draws the results of a window query as a picture (SVG)
+    Plot(PlotArgs),
     /// Runs all processes of a query on this machine, and restarts them when one fails
     Up(UpArgs),
     /// Writes a completion script for a shell
@@ -128,6 +136,8 @@ fn main() -> ExitCode {
         Some(Command::Snapshot(args)) => snapshot(args),
         Some(Command::Up(args)) => up(args, |name| query(name).is_some()),
         Some(Command::Why(args)) => why_not(args),
+        Some(Command::Top(args)) => top(args),
+        Some(Command::Plot(args)) => plot(args),
         Some(Command::Completions(args)) => completions(args, Tool::command()),
         Some(Command::Man(args)) => man(args, Tool::command()),
         None => demo(&DemoArgs::default()),

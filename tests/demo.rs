@@ -4,13 +4,19 @@
 #[path = "common/children.rs"]
 mod children;
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use children::naming;
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::tcgetattr;
 use nix::unistd::Pid;
 use tidegate::source::generator::Transaction;
 
@@ -73,6 +79,10 @@ fn it_ends_by_itself_and_every_transaction_is_copied_and_counted_once() {
     let mut totals = csv::Reader::from_path(leftover).unwrap();
     let counted: u64 = totals.records().map(|row| row.unwrap()[3].parse::<u64>().unwrap()).sum();
     assert_eq!(counted, 1500, "all but the closing ones");
+    let picture = std::fs::read_to_string(folder.path().join("account_totals.svg")).unwrap();
+    assert!(picture.starts_with("<svg ") && picture.contains("<polyline "), "{picture}");
+    // There is no terminal, so nothing is asked.
+    assert!(said.contains("Watch the query at http://127.0.0.1:") && !said.contains("press"), "{said}");
     assert_eq!(programs(folder.path()), [""; 0]);
 }
 
@@ -95,6 +105,52 @@ fn killed_it_leaves_no_program_behind() {
     let (status, ..) = end(interrupt(folder.path(), Signal::SIGKILL));
     assert_eq!(status.code(), None);
     await_that("the end of the programs", || programs(folder.path()).is_empty());
+}
+
+/// On a terminal, a key opens the page of the query; the terminal is left as it was.
+#[test]
+fn a_key_opens_the_page_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (opener, opened) = (folder.path().join("xdg-open"), folder.path().join("opened"));
+    std::fs::write(&opener, format!("#!/bin/sh\necho \"$1\" > {}.new\nmv {0}.new {0}\n", opened.display())).unwrap();
+    std::fs::set_permissions(&opener, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+    let before = tcgetattr(&slave).unwrap().local_flags;
+    let end = || Stdio::from(slave.try_clone().unwrap());
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    // A session of its own, whose terminal this is.
+    let mut command = Command::new("setsid");
+    command.args([
+        "--ctty",
+        "--wait",
+        env!("CARGO_BIN_EXE_tidegate"),
+        "demo",
+        "--seconds",
+        "60",
+        "--rate",
+        "500",
+        "--dir",
+    ]);
+    command.arg(folder.path().join("demo")).env("PATH", path).stdin(end()).stdout(end()).stderr(end());
+    let mut demo = command.spawn().unwrap();
+    let mut keys = File::from(master);
+    let (mut said, written) = (keys.try_clone().unwrap(), Arc::<Mutex<String>>::default());
+    let into = Arc::clone(&written);
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(read @ 1..) = said.read(&mut piece) {
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+    });
+    await_that("the offer", || written.lock().unwrap().contains("press o to open it"));
+    keys.write_all(b"xo").unwrap();
+    await_that("the page", || opened.exists());
+    let address = std::fs::read_to_string(opened).unwrap();
+    assert!(written.lock().unwrap().contains(&format!("Watch the query at {}", address.trim())), "{address}");
+    keys.write_all(b"\x03").unwrap(); // Ctrl-C
+    await_that("the end of the demo", || demo.try_wait().unwrap().is_some());
+    assert_eq!(demo.wait().unwrap().code(), Some(130), "{}", written.lock().unwrap());
+    assert_eq!(tcgetattr(&slave).unwrap().local_flags, before);
 }
 
 /// A program that ends by itself is a failure, reported with the end of its output.

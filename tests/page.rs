@@ -470,6 +470,49 @@ fn row(area: &str, text: &str) -> String {
     format!("[...document.querySelectorAll('{area} tr')].find((row) => row.textContent.includes({text}))")
 }
 
+/// The page lists the open windows of the step, with their rows and what they lack, and the window of all time.
+fn check_windows(browser: &mut Browser) {
+    let cell = |step: &str, window: &str, at: usize| {
+        let (step, window) = (json!(step), json!(window));
+        format!(
+            "[...document.querySelectorAll('#window-rows tr')].find((row) => row.children[0].textContent === {step} && \
+             row.children[1].textContent.startsWith({window}))?.children[{at}].textContent"
+        )
+    };
+    let first = "1970-01-01 00:00:00";
+    let rows = cell(STEP, first, 2);
+    browser.until("the rows of a window", &format!("['2', 'at most 2', 'at most 3'].includes({rows})"));
+    browser.until("when it closes", &format!("{}?.startsWith('1970-01-01 00:01:00')", cell(STEP, first, 3)));
+    // The stream's watermark is at 1 s.
+    browser.until("what it lacks", &format!("{} === '59.0 s of event time'", cell(STEP, first, 4)));
+    browser.until("another window", &format!("{}?.endsWith('1')", cell(STEP, "1970-01-01 00:02:00", 2)));
+    browser.until("the window of all time", &format!("{} === 'at the end of the stream'", cell("sums", "all time", 3)));
+}
+
+/// The page lists the last records that were left out, each with its place and the reason.
+fn check_left_out(browser: &mut Browser) {
+    let found = |text: &str| row("#left-rows", text);
+    browser.until(
+        "a late record",
+        &format!("{}?.textContent.includes('live.csv, byte ')", found("its time is 1970-01-01T00:00:02")),
+    );
+    browser
+        .until("its number", &format!("{}?.children[1].textContent === '1 late'", found(&format!("late for {STEP}"))));
+    browser.until("a rejected record", &format!("{}?.textContent.includes('live.csv, line 6')", found("amount")));
+    browser.until("its number", &format!("{}?.children[1].textContent === '1 rejected'", found("rejected by live")));
+}
+
+/// Pictures of the page at three widths are kept beside the test programs, for people.
+fn take_pictures(browser: &mut Browser) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
+    fs::create_dir_all(&folder).unwrap();
+    for (name, width, dark) in [("wide", 1280, false), ("middle", 800, true), ("narrow", 360, true)] {
+        browser.look(width, dark);
+        fs::write(folder.join(format!("{name}.png")), browser.picture()).unwrap();
+    }
+    browser.look(1280, false);
+}
+
 #[test]
 fn the_page_shows_a_running_job_and_finds_it_again_after_a_kill() {
     let folder = tempfile::tempdir().unwrap();
@@ -519,6 +562,8 @@ fn the_page_shows_a_running_job_and_finds_it_again_after_a_kill() {
         &format!("{}?.querySelector('.late')?.textContent === '1 late'", row("#step-rows", STEP)),
     );
     browser.until("rejected records", &format!("{}?.children[2].textContent === '1'", row("#source-rows", "live")));
+    check_windows(&mut browser);
+    check_left_out(&mut browser);
     // Rows of a view, and a change.
     let show = "document.querySelector('#view').value = document.querySelector('#view').options[0].value; \
                 document.querySelector('#view-form').requestSubmit()";
@@ -534,6 +579,7 @@ fn the_page_shows_a_running_job_and_finds_it_again_after_a_kill() {
     if let Some(axe) = &axe {
         check_accessibility(&mut browser, axe);
     }
+    take_pictures(&mut browser);
     check_harmless(&mut browser);
 
     job.kill();

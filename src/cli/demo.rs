@@ -15,6 +15,7 @@
 mod child;
 mod display;
 mod ledger;
+mod page;
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -27,12 +28,20 @@ use indicatif::HumanCount;
 use self::child::Program;
 use self::display::DemoDisplay;
 use self::ledger::{Differences, Ledger, compare_copy, compare_totals};
+use self::page::TerminalKeys;
+use super::plot::plot_results;
 use super::stop::StopSignal;
 use super::{note, print_line};
 use crate::error::{Error, Result};
 use crate::sink::kafka::Publisher;
 use crate::source::generator::{Generator, Transaction};
 use crate::source::kafka::EmbeddedBroker;
+
+/// `true` if this build can serve the page of a job.
+const HAS_PAGE: bool = cfg!(feature = "http");
+
+/// The address at which the query serves its page.
+const ANY_PORT: &str = "127.0.0.1:0";
 
 /// The program name that makes this executable run the query.
 pub const QUERY: &str = "account_totals";
@@ -67,8 +76,9 @@ const EXAMPLES: &str = "Examples:
   tidegate demo --brokers localhost:9092 --rate 50000
 
 The topic is `transaction`; if the brokers have one already, it is left alone and another is
-created, named tidegate-demo-… . The directory gets account_totals.csv, transactions.csv and
-the programs' logs.";
+created, named tidegate-demo-… . The directory gets account_totals.csv, a picture of it
+(account_totals.svg), transactions.csv and the programs' logs. The query serves a page, whose
+address is printed; on a terminal, o opens it.";
 
 /// Shows a query at work, and checks its result.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -135,10 +145,11 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     ));
     print_line(format_args!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:"));
     print_line(format_args!(
-        "  tidegate account_totals --brokers {} --topic {} --out {} -w 2{}",
+        "  tidegate account_totals --brokers {} --topic {} --out {} -w 2{}{}",
         place.servers,
         place.topic,
         folder.totals(),
+        if HAS_PAGE { " --http 127.0.0.1:0" } else { "" },
         args.kill_every.map_or(String::new(), |_| format!(" --state {}", folder.state().display())),
     ));
     if let Some(every) = args.kill_every {
@@ -156,12 +167,15 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         publisher: &mut place.publisher,
         programs: &mut programs,
         stop: &stop,
+        keys: TerminalKeys::take().filter(|_| HAS_PAGE),
+        has_offered: false,
     };
     let rate = run.produce(count, args.rate).and_then(|rate| {
         run.programs.stop_killing();
         run.close().map(|()| rate)
     });
     run.view.finish();
+    run.keys = None;
     let (rate, ledger) = (rate?, run.ledger);
     programs.stop()?;
     if let Some(code) = stop.exit_code_if_stopped() {
@@ -178,6 +192,7 @@ struct DemoDirectory {
     path: PathBuf,
     totals: PathBuf,
     copy: PathBuf,
+    picture: PathBuf,
     query_log: PathBuf,
     copy_log: PathBuf,
     _lock: File,
@@ -197,9 +212,10 @@ impl DemoDirectory {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let [totals, copy, query_log, copy_log] =
-            ["account_totals.csv", "transactions.csv", "account_totals.log", "consume.log"].map(|name| path.join(name));
-        for old in [&totals, &copy, &query_log, &copy_log] {
+        let names =
+            ["account_totals.csv", "transactions.csv", "account_totals.svg", "account_totals.log", "consume.log"];
+        let [totals, copy, picture, query_log, copy_log] = names.map(|name| path.join(name));
+        for old in [&totals, &copy, &picture, &query_log, &copy_log] {
             match fs::remove_file(old) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
@@ -216,7 +232,7 @@ impl DemoDirectory {
                 fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
-        Ok(DemoDirectory { path: path.to_owned(), totals, copy, query_log, copy_log, _lock: lock })
+        Ok(DemoDirectory { path: path.to_owned(), totals, copy, picture, query_log, copy_log, _lock: lock })
     }
 
     fn name(&self) -> std::path::Display<'_> {
@@ -291,6 +307,9 @@ impl Programs {
         };
         let query = ["-w", "2", "--progress", "plain", "--progress-every", "500ms"];
         let mut query = arguments(&[], &folder.totals, &query);
+        if HAS_PAGE {
+            query.extend(["--http".into(), ANY_PORT.into()]);
+        }
         if kill_every.is_some() {
             query.extend(["--state".into(), folder.state().into()]);
         }
@@ -305,10 +324,19 @@ impl Programs {
         })
     }
 
-    fn check(&mut self) -> Result<()> {
+    /// Checks that both run; kills and restarts the query if that is due. `page` is the address of its page.
+    fn check(&mut self, page: Option<&str>) -> Result<()> {
         if let Some(kills) = self.kills.as_mut().filter(|kills| Instant::now() >= kills.due) {
             self.query.check()?;
             self.query.kill();
+            // The page is found again where it was.
+            if let Some(address) = page {
+                kills
+                    .arguments
+                    .iter_mut()
+                    .filter(|argument| *argument == ANY_PORT)
+                    .for_each(|any| *any = address.into());
+            }
             self.query = Program::start_again(QUERY, QUERY, &kills.arguments, &kills.log)?;
             kills.count += 1;
             kills.due = Instant::now() + kills.every;
@@ -343,6 +371,10 @@ struct DemoRun<'a> {
     /// Number of transactions that the brokers have acknowledged, and the time at which it last changed.
     acknowledged: (u64, Instant),
     view: DemoDisplay,
+    /// The keyboard, if somebody sits at it and there is a page to open.
+    keys: Option<TerminalKeys>,
+    /// `true` once the address of the page is printed.
+    has_offered: bool,
 }
 
 impl DemoRun<'_> {
@@ -409,10 +441,24 @@ impl DemoRun<'_> {
             let error = Error::new("the brokers take no more transactions").because(because);
             return Err(error.help("check that they are up and reachable"));
         }
-        self.programs.check()?;
+        self.programs.check(self.view.address())?;
         self.view.refresh(self.ledger.count());
+        self.offer_page();
         std::thread::sleep(rest);
         Ok(())
+    }
+    /// Prints the address of the page when it is known, and opens the page when its key is pressed.
+    fn offer_page(&mut self) {
+        let Some(address) = self.view.address() else { return };
+        if !std::mem::replace(&mut self.has_offered, true) {
+            let open = if self.keys.is_some() { "; press o to open it" } else { "" };
+            self.view.print(&format!("Watch the query at http://{address}/{open}."));
+        }
+        if self.keys.as_ref().is_some_and(|keys| keys.has(page::OPEN))
+            && let Some(problem) = page::open(address)
+        {
+            self.view.print(&problem);
+        }
     }
 }
 
@@ -456,6 +502,8 @@ fn report(
     }
     print_line(format_args!("{}: holds each of them once.", folder.copy.display()));
     print_line(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));
+    plot_results(&folder.totals, &folder.picture, "count")?;
+    print_line(format_args!("{}: the counts of all accounts, as a picture.", folder.picture.display()));
     print_line(format_args!("{}", next(args, place, folder)));
     Ok(())
 }

@@ -12,6 +12,7 @@ mod late_sink;
 mod log;
 pub mod manual;
 mod message_format;
+pub mod plot;
 pub mod produce;
 mod progress;
 mod query;
@@ -20,6 +21,7 @@ mod run;
 pub mod snapshot;
 mod stop;
 mod test_hooks;
+pub mod top;
 pub mod up;
 pub mod why;
 

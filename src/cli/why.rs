@@ -88,7 +88,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
 }
 
 /// Returns the `HOST:PORT` of a URL, or of an address that is not a path; `None` for a state directory.
-fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
+pub(super) fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
     if let Some(rest) = place.strip_prefix("http://") {
         let address = rest.split(['/', '?', '#']).next().unwrap_or(rest);
         let after = address.rfind(']').map_or(0, |at| at + 1);
@@ -191,6 +191,7 @@ fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
         // Progress of steps since the snapshot is not known.
         steps: steps.filter(|_| frames.is_empty()).collect(),
         idle_timeout_ms: 30_000,
+        ..JobStatus::default()
     })
 }
 

@@ -32,11 +32,11 @@ use super::view_routes;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
 use crate::status::{
-    Blocker, BlockerKind, JobStatus, ProcessStatus, StatusBoard, StepStatus, StreamStatus, Why, WorkerStatus, why,
-    window_end,
+    Blocker, BlockerKind, JobStatus, ProcessStatus, StatusBoard, StepStatus, StreamStatus, Why, WorkerStatus,
+    left_out_of_job, why, window_end, windows_of_job,
 };
 use crate::thread::{self, JobFailure, ThreadHandle, ThreadRole};
-use crate::time::EventTime;
+use crate::time::{EventTime, Span};
 use crate::view::Views;
 use crate::view::http::{AnswerKind, Endpoint, HttpReply, HttpRequest, RequestHandler, Server};
 
@@ -78,8 +78,18 @@ impl JobMonitor {
         processes.sort_by_key(|process| process.process);
         // A table's watermark holds nothing back.
         let streams = self.metrics.sources().into_iter().filter(|(_, metrics)| !metrics.is_timeless.is_set());
-        let steps = self.metrics.steps().into_iter();
+        let steps = self.metrics.steps();
+        let due = |step: &str| {
+            let step = steps.iter().find(|(name, _)| name == step).map(|(_, metrics)| metrics);
+            let lateness = step.map_or(0, |step| step.lateness_ms.load(Ordering::Relaxed));
+            let lateness = Span::saturating_from_millis(i64::try_from(lateness).unwrap_or(i64::MAX));
+            (step.map_or(EventTime::MIN, |step| step.watermark.get()), lateness)
+        };
+        let windows = windows_of_job(processes.iter().flat_map(|process| &process.windows), due);
+        let left_out = left_out_of_job(processes.iter().flat_map(|process| &process.left_out));
         JobStatus {
+            windows,
+            left_out,
             job: self.job.clone(),
             processes,
             streams: streams
@@ -90,8 +100,9 @@ impl JobMonitor {
                 })
                 .collect(),
             steps: steps
+                .iter()
                 .map(|(name, metrics)| StepStatus {
-                    name,
+                    name: name.clone(),
                     watermark: metrics.watermark.get(),
                     lateness_ms: metrics.lateness_ms.load(Ordering::Relaxed),
                     late_after_idle: metrics.late_after_idle.get(),

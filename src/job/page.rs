@@ -16,7 +16,7 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// The files: name, content type, and text.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 9] = [
     (INDEX, HTML, include_str!("page/index.html")),
     ("style.css", STYLE, include_str!("page/style.css")),
     ("main.js", SCRIPT, include_str!("page/main.js")),
@@ -25,6 +25,7 @@ const FILES: [(&str, &str, &str); 8] = [
     ("lanes.js", SCRIPT, include_str!("page/lanes.js")),
     ("figures.js", SCRIPT, include_str!("page/figures.js")),
     ("views.js", SCRIPT, include_str!("page/views.js")),
+    ("windows.js", SCRIPT, include_str!("page/windows.js")),
 ];
 
 /// Returns a file of the page.

@@ -394,6 +394,7 @@ impl Job {
         failure: Arc<JobFailure>,
     ) -> (WorkerShared, Option<Arc<StateDir>>) {
         let process = self.cluster.as_ref().map_or(0, Cluster::process);
+        let board = StatusBoard::new(process, self.workers, Arc::clone(&self.metrics));
         let mut shared = WorkerShared {
             place: self.place(0),
             epoch: self.epoch,
@@ -420,7 +421,7 @@ impl Job {
             seals: self.seals,
             fault: self.fault,
             early_tick: AtomicBool::new(false),
-            board: Arc::new(StatusBoard::new(process, self.workers)),
+            board: Arc::new(board),
             profile: self.profile,
             graph: self.graph,
             caught_up: AtomicUsize::new(0),

@@ -136,7 +136,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         mode,
         failure: Arc::default(),
         metrics: Arc::default(),
-        board: Arc::new(StatusBoard::new(0, 0)),
+        board: Arc::new(StatusBoard::new(0, 0, Arc::default())),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),

@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::notices::Notices;
+use super::recent::{LateExample, RecentRing, RejectExample};
+use super::windows::WindowReports;
 use crate::time::EventTime;
 
 /// A number that only grows.
@@ -110,6 +112,8 @@ pub struct SourceMetrics {
     pub is_timeless: Flag,
     /// Notices that are logged once.
     pub(crate) notices: Notices,
+    /// The last records rejected.
+    pub(crate) recent_rejects: RecentRing<RejectExample>,
 }
 
 /// The counters of a window step.
@@ -133,6 +137,10 @@ pub struct StepMetrics {
     pub watermark: TimeGauge,
     /// Time for which a window is kept open after its end, in milliseconds; set when the step is created.
     pub(crate) lateness_ms: AtomicU64,
+    /// The last records that were late.
+    pub(crate) recent_late: RecentRing<LateExample>,
+    /// The open windows, as the workers last reported them.
+    pub(crate) windows: WindowReports,
 }
 
 /// The counters of a table.

@@ -9,7 +9,9 @@
 mod counters;
 mod latency;
 mod notices;
+mod recent;
 mod summary;
+mod windows;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,8 +24,10 @@ pub use counters::{
 };
 pub(crate) use latency::{LatencyCounts, LatencyHistogram};
 pub(crate) use notices::LatestRecord;
+pub(crate) use recent::{KEPT, LateExample, RejectExample};
 pub(crate) use summary::after_idle;
 pub use summary::{JobSummary, SinkSummary, SnapshotSummary, SourceSummary, StepSummary, TableSummary};
+pub(crate) use windows::{MOST_WINDOWS, WindowRows, WorkerWindows};
 
 /// Metrics of one kind by name, in the order in which they were first requested.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Notices of a source that are logged once in a process, by the worker that has the reason first.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::time::EventTime;
 
@@ -27,6 +27,8 @@ pub(crate) struct Notices {
     /// The greatest event time as its [`rank`]; 0 before the first.
     peak_time: AtomicU64,
     peak: Mutex<Option<LatestRecord>>,
+    /// Topic, or path of the file.
+    place: OnceLock<String>,
 }
 
 impl Notices {
@@ -38,6 +40,16 @@ impl Notices {
     /// Returns `true` if a rejected record must be logged: once, if rejected records go to no sink.
     pub(crate) fn should_log_reject(&self) -> bool {
         !self.rejects_are_kept.load(Ordering::Relaxed) && !self.reject_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes the topic or file of the source.
+    pub(crate) fn note_place(&self, place: &str) {
+        self.place.get_or_init(|| place.to_owned());
+    }
+
+    /// Returns the topic or file of the source; `None` before a worker reads it.
+    pub(crate) fn place(&self) -> Option<&str> {
+        self.place.get().map(String::as_str)
     }
 
     /// Returns `true` if the unit of event times must be logged: once.

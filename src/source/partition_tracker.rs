@@ -152,6 +152,7 @@ impl<D: Record> PartitionTracker<D> {
     ) -> Self {
         let TrackedSource { place, time_of, out_of_order, idle_after } = source;
         metrics.idle_after.set(idle_after.unwrap_or(options.idle_timeout));
+        metrics.notices.note_place(&place);
         PartitionTracker {
             events: Vec::new(),
             rejects: Vec::new(),

@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::left_out::left_out;
+use super::windows::StepWindows;
 use super::{FrontStatus, PartitionStatus, ProcessStatus, SinkStatus, SnapshotStatus, Stage, WorkerStatus};
+use crate::metrics::Metrics;
 use crate::time::Epoch;
 
 /// The current status of a process, written by its workers and sinks.
@@ -17,6 +20,8 @@ pub(crate) struct StatusBoard {
     process: usize,
     first_worker: usize,
     begun: Instant,
+    /// The counters of the process.
+    metrics: Arc<Metrics>,
     workers: Vec<WorkerCell>,
     /// Names of steps; a worker refers to its current one by number.
     steps: Mutex<Vec<String>>,
@@ -88,12 +93,13 @@ impl Drop for StepGuard<'_> {
 }
 
 impl StatusBoard {
-    /// Creates a board for the `threads` workers of a process.
-    pub(crate) fn new(process: usize, threads: usize) -> Self {
+    /// Creates a board for the `threads` workers of a process, which raise `metrics`.
+    pub(crate) fn new(process: usize, threads: usize, metrics: Arc<Metrics>) -> Self {
         StatusBoard {
             process,
             first_worker: process * threads,
             begun: Instant::now(),
+            metrics,
             workers: (0..threads).map(|_| WorkerCell::default()).collect(),
             steps: Mutex::default(),
             sinks: Mutex::default(),
@@ -210,7 +216,11 @@ impl StatusBoard {
                 since_ms: waiting.map_or(0, |(_, since)| millis_since(since)),
             }
         });
+        let windows = self.metrics.steps().into_iter();
+        let windows = windows.filter_map(|(name, step)| StepWindows::of_workers(&name, step.windows.all()));
         ProcessStatus {
+            windows: windows.collect(),
+            left_out: left_out(&self.metrics, |source, partition| self.place(source, partition)),
             process: self.process,
             silent_ms: 0,
             connections: Vec::new(),
@@ -219,6 +229,24 @@ impl StatusBoard {
             snapshot,
             shown_ms: now.saturating_sub(self.shown.load(Ordering::Relaxed)),
         }
+    }
+
+    /// Returns the topic or file of a partition, and its number there; `None` if it is not known. The flag is `true` if
+    /// its offsets are positions in bytes.
+    fn place(&self, source: &str, partition: u32) -> (Option<(String, u32)>, bool) {
+        let sources = self.metrics.sources();
+        let named = sources.iter().find(|(name, _)| name == source);
+        let named = named.and_then(|(_, source)| Some((source.notices.place()?.to_owned(), partition)));
+        let of_worker = |worker: &WorkerCell| {
+            let now = locked(&worker.now);
+            let mut known = now.iter().flat_map(|now| &now.partitions);
+            let known = known.find(|known| known.source == source && known.partition == partition)?;
+            let label = known.topic.as_ref().and_then(|topic| topic.rsplit_once('/'));
+            let label = label.and_then(|(topic, number)| Some((topic.to_owned(), number.parse().ok()?)));
+            Some((label, known.in_bytes))
+        };
+        let (label, in_bytes) = self.workers.iter().find_map(of_worker).unwrap_or_default();
+        (label.or(named), in_bytes)
     }
 
     fn worker(&self, at: usize, now: u64) -> WorkerStatus {
@@ -277,7 +305,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_with_the_time_since() {
-        let board = StatusBoard::new(1, 2);
+        let board = StatusBoard::new(1, 2, Arc::default());
         assert_eq!(board.status().workers[1].worker, 3);
         board.put(3, now(7));
         std::thread::sleep(Duration::from_millis(30));

@@ -12,13 +12,20 @@
 mod blocker;
 mod board;
 mod first;
+mod in_words;
+mod left_out;
 mod why;
+mod windows;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use blocker::{Blocker, BlockerKind, Why};
 pub(crate) use board::{StatusBoard, WorkerReport};
+pub(crate) use left_out::left_out_of_job;
+pub use left_out::{LeftOut, LeftOutKind, LeftOutRecord};
 pub use why::{why, window_end};
+pub(crate) use windows::windows_of_job;
+pub use windows::{ClosedWindow, OpenWindow, StepWindows};
 
 use crate::time::{Epoch, EventTime};
 
@@ -36,6 +43,12 @@ pub struct JobStatus {
     pub steps: Vec<StepStatus>,
     /// Milliseconds without records, at its end, after which a partition is idle and holds back no watermark.
     pub idle_timeout_ms: u64,
+    /// The open windows of its steps, of all processes that are known.
+    #[serde(default)]
+    pub windows: Vec<StepWindows>,
+    /// The records that its sources have rejected, and those that were late for its steps, of all processes that are known.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// The status of one process.
@@ -56,6 +69,12 @@ pub struct ProcessStatus {
     pub snapshot: Option<SnapshotStatus>,
     /// Milliseconds since its sinks last published rows, or since it started.
     pub shown_ms: u64,
+    /// The open windows of its workers.
+    #[serde(default)]
+    pub windows: Vec<StepWindows>,
+    /// The records that its workers have left out.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Silence of a process's connection to another one.
@@ -136,7 +155,7 @@ pub struct PartitionStatus {
     /// by a pattern.
     pub topic: Option<String>,
     /// Its watermark; `EventTime::MIN` before its first record.
-    #[serde(serialize_with = "in_words")]
+    #[serde(with = "in_words")]
     pub watermark: EventTime,
     /// The offset of the next record to read.
     pub next: u64,
@@ -205,7 +224,7 @@ pub struct StreamStatus {
     /// The name under which the flow reads the source.
     pub source: String,
     /// The stream's watermark.
-    #[serde(serialize_with = "in_words")]
+    #[serde(with = "in_words")]
     pub watermark: EventTime,
     /// Milliseconds without records, at its end, after which a partition of it is idle; 0 if not known.
     #[serde(default)]
@@ -219,7 +238,7 @@ pub struct StepStatus {
     /// Its name.
     pub name: String,
     /// The watermark that it has reached.
-    #[serde(serialize_with = "in_words")]
+    #[serde(with = "in_words")]
     pub watermark: EventTime,
     /// Allowed lateness: milliseconds of event time for which a window is kept open after its end.
     pub lateness_ms: u64,
@@ -229,7 +248,25 @@ pub struct StepStatus {
     pub late_after_idle: u64,
 }
 
-/// Serializes a watermark as text in human-readable formats.
-fn in_words<S: Serializer>(time: &EventTime, serializer: S) -> Result<S::Ok, S::Error> {
-    if serializer.is_human_readable() { serializer.collect_str(time) } else { time.serialize(serializer) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_back_from_its_json() {
+        let window = |start, end| OpenWindow { start, end, rows: 3, ..OpenWindow::default() };
+        let at = EventTime::from_millis;
+        let open = vec![window(at(5), at(1_000)), window(EventTime::MIN, EventTime::MAX)];
+        let status = JobStatus {
+            job: "totals".into(),
+            streams: vec![StreamStatus { watermark: EventTime::MIN, ..StreamStatus::default() }],
+            steps: vec![StepStatus { watermark: EventTime::MAX, ..StepStatus::default() }],
+            windows: vec![StepWindows { open, next_at: Some(at(7)), ..StepWindows::default() }],
+            processes: vec![ProcessStatus { left_out: vec![LeftOut::default()], ..ProcessStatus::default() }],
+            ..JobStatus::default()
+        };
+        let text = serde_json::to_string(&status).unwrap();
+        assert!(text.contains("before all events") && text.contains("1970-01-01T00:00:01"), "{text}");
+        assert_eq!(serde_json::from_str::<JobStatus>(&text).unwrap(), status);
+    }
 }

@@ -23,7 +23,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::{Capability, CapabilityTrait};
 
-use crate::metrics::StepMetrics;
+use crate::metrics::{KEPT, LateExample, StepMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::stream::epochs::EpochBuffer;
 use crate::stream::keyed_stream::KeyExtractor;
@@ -251,6 +251,8 @@ struct Sorter<K, D, F, P, J: RecordRouter<D>> {
     late: Vec<Event<D>>,
     /// Records whose lateness cannot be decided yet.
     waiting: Vec<Event<D>>,
+    /// Some of the late records of the batch, for people: each is at the place of its number in the batch, modulo [`KEPT`].
+    examples: [Option<LateExample>; KEPT],
 }
 
 /// The output session that [`Sorter::give`] writes to.
@@ -261,7 +263,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
     fn new(step: AssignConfig<K, D, F, J>, pool: ContainerPool<RoutedRecord<K, J::Routing, P>>) -> Self {
         let on_time = (0..step.peers).map(|_| Vec::new()).collect();
         let (keys, batches, late, waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Sorter { step, pool, keys, on_time, batches, late, waiting }
+        Sorter { step, pool, keys, on_time, batches, late, waiting, examples: [None; KEPT] }
     }
 
     /// Routes records. Lateness is decided by the watermark of a record's own partition before it and by the partition's
@@ -283,7 +285,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
     #[inline]
     fn sort_by(&mut self, events: &mut Vec<Event<D>>, floors: Floors<'_>, worker_of: impl Fn(&K) -> usize) {
         let AssignConfig { router, keys, part, late_subscribed, resumed, .. } = &mut self.step;
-        let (mut late, mut late_after_idle) = (0, 0);
+        let (mut late, mut late_after_idle) = (0u64, 0);
         for piece in events.chunks(PIECE) {
             keys(piece, &mut self.keys);
             for (event, key) in piece.iter().zip(self.keys.drain(..)) {
@@ -292,9 +294,13 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
                     continue;
                 };
                 let floor = floor.max(*resumed);
-                if let Some(place) = router.route_record(event, event.watermark.max(floor)) {
+                let watermark = event.watermark.max(floor);
+                if let Some(place) = router.route_record(event, watermark) {
                     self.on_time[worker_of(&key)].push((key, place, part(event)));
                 } else {
+                    let Origin { source, partition, offset, .. } = event.origin;
+                    let example = LateExample { source, partition, offset, time: event.time, watermark };
+                    self.examples[late as usize % KEPT] = Some(example);
                     late += 1;
                     let by_floor = event.watermark < floor && router.route_record(event, event.watermark).is_some();
                     late_after_idle += u64::from(by_floor || event.origin.raised);
@@ -308,6 +314,9 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
         if late > 0 {
             self.step.metrics.late.add(late);
             self.step.metrics.late_after_idle.add(late_after_idle);
+            let oldest = late as usize % KEPT;
+            let (newer, older) = self.examples.split_at_mut(oldest);
+            self.step.metrics.recent_late.extend(older.iter_mut().chain(newer).filter_map(Option::take));
         }
     }
 

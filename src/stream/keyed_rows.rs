@@ -21,7 +21,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::StepMetrics;
+use crate::metrics::{StepMetrics, WorkerWindows};
 use crate::record::{Event, Record};
 use crate::stream::assign::{EventStamp, RoutedRecord, TimeRouter};
 use crate::stream::checkpoint::{self, RowChunks, RowOps, chunks_of};
@@ -371,6 +371,11 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
             schedule_at(&mut self.wakes, wake, key.clone());
             self.rows.insert(key, KeyedEntry { row, wake, unsealed: false });
         }
+    }
+
+    fn open_windows(&self) -> Option<WorkerWindows> {
+        let (keys, next_at) = (self.rows.len() as u64, self.wakes.keys().next().copied());
+        Some(WorkerWindows { keys: Some(keys), next_at, ..WorkerWindows::default() })
     }
 
     fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {

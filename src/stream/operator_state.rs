@@ -10,6 +10,7 @@ use std::rc::Rc;
 use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::OperatorInfo;
 
+use crate::metrics::WorkerWindows;
 use crate::record::Record;
 use crate::stream::assign::{ConsumerFlag, RecordBatch, RoutedRecord};
 use crate::stream::checkpoint::{RowChunks, RowOps};
@@ -104,6 +105,12 @@ pub(crate) trait OperatorState: 'static {
 
     /// Advances to a watermark that is greater than the one before.
     fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>);
+
+    /// Returns the open windows for the status of the job, from numbers that are there anyway; `None` for a step that
+    /// has no windows.
+    fn open_windows(&self) -> Option<WorkerWindows> {
+        None
+    }
 }
 
 /// A record as a `OperatorState` receives it.

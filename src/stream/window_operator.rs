@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use differential_dataflow::AsCollection;
 use timely::container::CapacityContainerBuilder;
@@ -54,6 +54,9 @@ use crate::time::{EventTime, Span};
 
 /// Closed rows that are emitted per activation.
 const PIECE: usize = 2048;
+
+/// Shortest time between two reports of the open windows.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The configuration of a step, apart from its records and its `OperatorState`.
 struct StepConfig<F: OperatorState> {
@@ -294,6 +297,10 @@ struct WindowOperator<F: OperatorState> {
     resumes_at: Option<u64>,
     /// Builds segments of what is sealed; `None` in a job without state.
     saver: Option<SegmentBuilder<F::SavedRow>>,
+    /// The time of the last report of the open windows.
+    reported: Option<Instant>,
+    /// `true` if an epoch has been completed since then.
+    is_report_due: bool,
 }
 
 impl<F: OperatorState> WindowOperator<F> {
@@ -338,6 +345,8 @@ impl<F: OperatorState> WindowOperator<F> {
             spare,
             resumes_at,
             saver: segment_builder,
+            reported: None,
+            is_report_due: false,
         }
     }
 
@@ -378,6 +387,7 @@ impl<F: OperatorState> WindowOperator<F> {
         }
         let (epoch, epoch_input) = self.pending.next_complete(frontiers)?;
         self.sealed_through = if sealed { epoch } else { self.sealed_through };
+        self.is_report_due = true;
         Some(self.complete(epoch, epoch_input, sealed))
     }
 
@@ -451,6 +461,18 @@ impl<F: OperatorState> WindowOperator<F> {
             self.spare.push(closed);
         }
         Some((capabilities, results))
+    }
+
+    /// Reports the open windows for the status of the job, if they may have changed and the last report is old enough.
+    fn report_windows(&mut self, worker: usize, has_ended: bool) {
+        let is_recent = self.reported.is_some_and(|reported| reported.elapsed() < REPORT_INTERVAL);
+        if !self.is_report_due || is_recent && !has_ended {
+            return;
+        }
+        if let Some(windows) = self.operator_state.open_windows() {
+            self.step.metrics.windows.put(worker, windows);
+        }
+        (self.reported, self.is_report_due) = (Some(Instant::now()), false);
     }
 
     /// Returns the next piece of the closed rows, with the capability to emit it under. Rows are taken from the end
@@ -528,6 +550,7 @@ fn build_operator<'f, F: OperatorState>(
                 activator.activate();
             }
             operator.fold_oldest(frontiers);
+            operator.report_windows(worker, epochs::has_ended(frontiers));
             if let (Some(segment_builder), Some(snapshot_acks)) = (&mut operator.saver, &mut snapshot_acks) {
                 if let Some((capability, part)) = segment_builder.work() {
                     snapshot_acks.activate().session(&capability).give(part);

@@ -145,6 +145,13 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", &features);
     }
 
+    /// Returns a picture of the whole page, as PNG.
+    pub fn picture(&mut self) -> Vec<u8> {
+        let parameters = json!({"format": "png", "captureBeyondViewport": true});
+        let answer = self.call("Page.captureScreenshot", &parameters);
+        openssl::base64::decode_block(answer["data"].as_str().unwrap()).unwrap()
+    }
+
     /// Presses a key, such as `Tab`.
     pub fn press(&mut self, key: &str) {
         let code = if key == "Tab" { 9 } else { 13 };

@@ -99,13 +99,13 @@ fn a_process_of_version_2_is_told_that_it_is_of_another_version_and_ends_nothing
     // The answer: length, refused, by process 0, wrong usage, and the reason.
     assert_eq!(answer[..4], u32::try_from(answer.len() - 4).unwrap().to_le_bytes());
     assert_eq!(answer[4..7], [3, 0, 1]);
-    check_contains(&String::from_utf8_lossy(&answer[8..]), &["process 0 speaks version 5", "this one speaks 2"]);
+    check_contains(&String::from_utf8_lossy(&answer[8..]), &["process 0 speaks version 6", "this one speaks 2"]);
     // Later versions begin the same way, and learn this one's number.
     let mut new = reach(&cluster.address(0), &mut first);
     new.write_all(b"TGPROC\0\x09 and whatever follows").unwrap();
     let mut answer = Vec::new();
     new.read_to_end(&mut answer).unwrap();
-    assert_eq!(answer, b"TGPROC\0\x05");
+    assert_eq!(answer, b"TGPROC\0\x06");
     let mut all = vec![first, cluster.start_by(1, "hosts", "")];
     cluster.until_more_than(&mut all, 1_000);
     assert!(all[0].stderr().contains("it speaks version 2"), "{}", all[0].stderr());

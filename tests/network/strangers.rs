@@ -47,7 +47,7 @@ fn come(stranger: Stranger, address: String, over: Arc<AtomicBool>) -> JoinHandl
                     drop(stream.write_all(request).and_then(|()| stream.read(&mut [0])));
                 }
                 Stranger::Slow => {
-                    for byte in b"TGPROC\0\x05\0\x01\0\0\0" {
+                    for byte in b"TGPROC\0\x06\0\x01\0\0\0" {
                         if over.load(Ordering::Relaxed) || stream.write_all(&[*byte]).is_err() {
                             break;
                         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{log, note};
+use crate::cli::{log, note, print_line};
 
 /// Reads the lines of a growing file from its first line on; the file need not exist yet.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub(super) struct DemoDisplay {
     rows: u64,
     windows: BTreeSet<String>,
     watermark: String,
+    /// Address of the query's page, once it serves one.
+    address: Option<String>,
     sent: u64,
     rate: f64,
 }
@@ -75,6 +77,7 @@ impl DemoDisplay {
             rows: 0,
             windows: BTreeSet::new(),
             watermark: String::from("none yet"),
+            address: None,
             sent: 0,
             rate: 0.0,
         }
@@ -85,6 +88,19 @@ impl DemoDisplay {
         (self.copied.saturating_sub(1), self.rows.saturating_sub(1))
     }
 
+    /// Returns the address of the query's page, once it serves one.
+    pub(super) fn address(&self) -> Option<&str> {
+        self.address.as_deref()
+    }
+
+    /// Prints a line, above the live ones.
+    pub(super) fn print(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| print_line(format_args!("{line}"))),
+            None => print_line(format_args!("{line}")),
+        }
+    }
+
     /// Reads the files at most ten times a second, and updates the display when it is due.
     pub(super) fn refresh(&mut self, sent: u64) {
         let every = Duration::from_millis(if self.bar.is_some() { 250 } else { 2_000 });
@@ -92,7 +108,7 @@ impl DemoDisplay {
             return;
         }
         self.refreshed_at = Some(Instant::now());
-        let DemoDisplay { copied, rows, windows, watermark, .. } = self;
+        let DemoDisplay { copied, rows, windows, watermark, address, .. } = self;
         self.copy.lines(|_| *copied += 1);
         self.totals.lines(|line| {
             *rows += 1;
@@ -103,7 +119,10 @@ impl DemoDisplay {
                 windows.insert(window.to_owned());
             }
         });
-        self.log.lines(|line| watermark_in(line).into_iter().for_each(|found| *watermark = found.to_owned()));
+        self.log.lines(|line| {
+            watermark_in(line).into_iter().for_each(|found| *watermark = found.to_owned());
+            address_in(line).into_iter().for_each(|found| *address = Some(found.to_owned()));
+        });
         let since = self.displayed_at.unwrap_or(self.begun).elapsed();
         if since < every {
             return;
@@ -146,6 +165,11 @@ impl DemoDisplay {
 /// Returns the watermark in a query's line of progress.
 fn watermark_in(line: &str) -> Option<&str> {
     Some(line.split_once("; watermark ")?.1.split_once(';')?.0)
+}
+
+/// Returns the address in the line in which a job says where it serves HTTP.
+fn address_in(line: &str) -> Option<&str> {
+    Some(line.split_once("watch it at http://")?.1.split_once(' ')?.0)
 }
 
 /// Returns the hours, minutes, seconds and tenths of a time; other texts unchanged.

@@ -34,7 +34,7 @@ const MAX_JOIN_REQUEST: usize = 1 << 20;
 const MAX_DISCARDED: u64 = 2 << 20;
 
 /// First bytes of every connection: name and version of the protocol.
-const MAGIC: [u8; 8] = *b"TGPROC\0\x05";
+const MAGIC: [u8; 8] = *b"TGPROC\0\x06";
 /// The oldest and the newest of the versions without a challenge.
 const OLDEST: u8 = 2;
 const BEFORE_CHALLENGES: u8 = 3;

@@ -4,6 +4,7 @@ import { by, bytes, count, duration, html, keepRows, setText } from "./dom.js";
 import { chooseNode, drawGraph, updateGraph } from "./graph.js";
 import { chooseLane, laneName, partitionsOf, showLanes } from "./lanes.js";
 import { drawCharts, Figures, updateCharts } from "./figures.js";
+import { showLeftOut, showWindows } from "./windows.js";
 import { isViewOpen, listViews, openView, startViews } from "./views.js";
 
 const EVERY_MS = 1000, PATIENCE_MS = 4000, SAMPLES = 600;
@@ -179,11 +180,14 @@ async function turn() {
   setText(by("job"), status.job);
   document.title = `${status.job} – Tidegate`;
   setText(by("scope"), status.processes.length > 1 || history.process > 0
-    ? `Counts, rates and charts are of process ${history.process} alone; each process has a page of its own.` : "");
+    ? `Rates, charts, steps and records read are of process ${history.process} alone; each process has a page of its own. ${
+      history.process > 0 ? "The page of process 0 shows all" : "This page shows all"} watermarks, open windows, records left out and workers.` : "");
   showLanes(status);
   const holds = showWhy(why);
   showGraph(status, holds, views);
   showTables(status, graph);
+  showWindows(status);
+  showLeftOut(status);
   updateCharts(samples);
   listViews(views);
   if (isNew || !isViewOpen()) openView();

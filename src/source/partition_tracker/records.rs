@@ -7,13 +7,17 @@
 use std::time::Duration;
 
 use super::{PartitionHandle, PartitionTracker, TIMELESS, TrackedPartition};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, shortened};
+use crate::metrics::RejectExample;
 use crate::record::{Event, Origin, Record};
 #[cfg(feature = "kafka")]
 use crate::source::rejected::RejectedMessage;
 use crate::source::rejected::{DeadLetter, Rejected};
 use crate::source::watermark_view::WatermarkView;
 use crate::time::{Epoch, EventTime};
+
+/// Longest reason in the status of a job, in characters.
+const MAX_EXAMPLE: usize = 200;
 
 /// A record as read, before it is accepted or rejected.
 #[derive(Clone, Copy, Debug)]
@@ -288,6 +292,13 @@ impl<D: Record> PartitionTracker<D> {
                 "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
             );
         }
+        self.metrics.recent_rejects.extend([RejectExample {
+            reason: shortened(reason, MAX_EXAMPLE).into_owned(),
+            offset: found.offset,
+            line: found.line,
+            partition: number,
+            place,
+        }]);
         let origin = Origin { source: self.index, unresolved: false, raised: false, partition, offset: found.offset };
         let letter = DeadLetter { rejected, message: None };
         self.rejects.push(Event { time: EventTime::MIN, watermark, origin, data: letter });

@@ -30,6 +30,7 @@ fn well() -> JobStatus {
         streams: vec![StreamStatus { source: "t".into(), watermark: at(100), idle_after_ms: 0 }],
         steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0, late_after_idle: 0 }],
         idle_timeout_ms: 30_000,
+        ..JobStatus::default()
     }
 }
 

@@ -27,13 +27,14 @@ mod store;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use differential_dataflow::difference::{IsZero, Semigroup};
 
 pub(crate) use self::idle_merge::merge_while_idle;
 pub(crate) use self::pane_row::Saved;
 use self::store::PaneStore;
-use crate::metrics::StepMetrics;
+use crate::metrics::{StepMetrics, WindowRows, WorkerWindows};
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::checkpoint::{RowChunks, RowOps};
@@ -66,6 +67,8 @@ pub(crate) struct PaneState<T: Pane, K: Record, D, A: Aggregate<D>> {
     forget_sealed: bool,
     /// Windows that end at or before this time have fired.
     fired: EventTime,
+    /// The last window that has closed with rows, and the time at which it did.
+    last_closed: Option<(WindowRows, Instant)>,
     data: std::marker::PhantomData<fn(D)>,
 }
 
@@ -83,7 +86,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
         let store = PaneStore::new(scope, info, closed, windows, metrics);
         let forget_sealed = fault.is(Fault::IgnoreSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
-        PaneState { store, reporter, subscriptions, lateness, forget_sealed, fired, data }
+        PaneState { store, reporter, subscriptions, lateness, forget_sealed, fired, last_closed: None, data }
     }
 
     /// Calls `each` with the current rows of an open window.
@@ -180,6 +183,10 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
         }
     }
 
+    fn open_windows(&self) -> Option<WorkerWindows> {
+        Some(WorkerWindows { closed: self.last_closed, ..self.store.open_windows() })
+    }
+
     fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {
         let (batch, closed) = (self.store.seal(epoch), self.store.closed);
         (closed, batch.map(|batch| store::batch_rows(batch, closed)))
@@ -197,13 +204,18 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
             let (reporter, windows) = (&self.reporter, self.store.windows.clone());
             let (live, fired) =
                 (self.subscriptions.live.get(), self.subscriptions.fired.get() && self.lateness == Span::ZERO);
-            let mut window = Interval::NOTHING;
+            let (mut window, mut last) = (Interval::NOTHING, None::<WindowRows>);
             results.closed.reserve(self.store.memtable_rows_through(closed));
             self.store.close(closed, epoch, |end, key, total| {
                 if window.end != end {
                     window = windows.interval(end);
                 }
                 let Some(value) = reporter.value(window, &key, total) else { return };
+                match &mut last {
+                    Some(last) if last.end == end => last.rows += 1,
+                    Some(last) if last.end > end => {}
+                    _ => last = Some(WindowRows { start: window.start, end, rows: 1, exact: true }),
+                }
                 let shown = (window, key, value);
                 // The window of all time never closes: its stream ends, and its rows stay as they are.
                 if live && end < EventTime::MAX {
@@ -214,6 +226,9 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
                 }
                 results.closed.push(shown);
             });
+            if let Some(last) = last {
+                self.last_closed = Some((last, Instant::now()));
+            }
         }
         for (period, at) in self.subscriptions.ticks(before, watermark) {
             for end in self.store.ends(self.store.closed, EventTime::MAX) {

@@ -23,12 +23,13 @@ use timely::progress::{Antichain, Stamp};
 use super::pane_row::{PaneMap, PaneRow, Saved};
 use super::running_window::{RunningWindow, remove_from};
 use super::spare_maps::SpareMaps;
-use crate::metrics::StepMetrics;
+use crate::metrics::{MOST_WINDOWS, StepMetrics, WindowRows, WorkerWindows};
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::assign::RoutedRecord;
 use crate::stream::checkpoint::RowChunks;
 use crate::stream::counted::Counted;
+use crate::stream::interval::Interval;
 use crate::stream::panes::{Pane, WindowAssigner};
 use crate::time::EventTime;
 
@@ -61,6 +62,14 @@ pub(super) fn batch_rows<T: Pane, K: Record, S: Accumulator>(
     })
 }
 
+/// The number of rows that a pane has in the trace.
+#[derive(Clone, Copy, Debug, Default)]
+struct SealedRows {
+    /// The sum over all batches: a row may be in several.
+    rows: u64,
+    batches: u64,
+}
+
 /// The rows of one step on one worker.
 pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     /// The memtable: changes since the last seal, of open panes.
@@ -73,6 +82,8 @@ pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     retracted: Vec<RowUpdate<T, K, S>>,
     /// Open panes that have rows in the trace, each with the least key of them.
     sealed: BTreeMap<T, K>,
+    /// The number of rows in the trace of each of these panes.
+    sealed_rows: BTreeMap<T, SealedRows>,
     running: RunningWindow<T, K, S>,
     /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
     /// `retracted`.
@@ -102,6 +113,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             usual_size: 0,
             retracted: Vec::new(),
             sealed: BTreeMap::new(),
+            sealed_rows: BTreeMap::new(),
             running: RunningWindow::new(),
             closed,
             windows,
@@ -157,9 +169,15 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             return None; // Nothing can have changed since.
         }
         let mut rows = std::mem::take(&mut self.retracted);
-        let (sealed, spare, closed) = (&mut self.sealed, &mut self.spare, self.closed);
+        let (sealed, sealed_rows) = (&mut self.sealed, &mut self.sealed_rows);
+        let (spare, closed) = (&mut self.spare, self.closed);
         self.memtable.retain(|&pane, map| {
             let from = rows.len();
+            if !map.is_empty() {
+                let sealed = sealed_rows.entry(pane).or_default();
+                sealed.rows += map.len() as u64;
+                sealed.batches += 1;
+            }
             rows.extend(map.drain().map(|(key, total)| (((pane, key), ()), epoch, total)));
             let added = &mut rows[from..];
             added.sort_unstable_by(|a, b| a.0.cmp(&b.0));
@@ -211,6 +229,8 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
                 note_least(&mut self.sealed, row.0, &row.1);
                 self.running.note(row.0, self.closed);
             }
+            let sealed = self.sealed_rows.entry(row.0).or_default();
+            (sealed.rows, sealed.batches) = (sealed.rows + 1, 1);
         }
         self.insert(rows.iter().map(|(row, total)| ((row.clone(), ()), epoch, total.clone())).collect(), epoch);
         rows
@@ -277,6 +297,23 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Returns the ends of windows that have rows, after `after` and not after `through`, in order.
     pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
         self.windows.ends_of_panes(self.memtable.keys().chain(self.sealed.keys()).copied(), after, through)
+    }
+
+    /// Returns the first open windows with the numbers of their rows, and the number of all.
+    pub(super) fn open_windows(&self) -> WorkerWindows {
+        let ends = self.ends(self.closed, EventTime::MAX);
+        let first = ends.iter().take(MOST_WINDOWS).map(|&end| {
+            let (mut rows, mut parts) = (0, 0);
+            for (_, map) in self.memtable.iter().filter(|(pane, map)| pane.has(end) && !map.is_empty()) {
+                (rows, parts) = (rows + map.len() as u64, parts + 1);
+            }
+            for (_, sealed) in self.sealed_rows.iter().filter(|(pane, _)| pane.has(end)) {
+                (rows, parts) = (rows + sealed.rows, parts + sealed.batches);
+            }
+            let Interval { start, end } = self.windows.interval(end);
+            WindowRows { start, end, rows, exact: parts <= 1 }
+        });
+        WorkerWindows { first: first.collect(), open: ends.len() as u64, ..WorkerWindows::default() }
     }
 
     /// Returns the rows of an open window, by key; [`PaneStore::give_back`] takes the map back.
@@ -393,6 +430,9 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
         let mut closing = take_through(&mut self.memtable, watermark);
         let sealed = take_through(&mut self.sealed, watermark);
+        if !sealed.is_empty() {
+            self.sealed_rows.retain(|pane, _| pane.last() > watermark);
+        }
         let mut counted = 0;
         self.scan_trace(sealed, |store, row, mut total| {
             store.retracted.push(((row.clone(), ()), epoch + 1, total.retraction()));
