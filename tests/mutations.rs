@@ -84,7 +84,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a job without a token listens where other machines reach it",
-        file: "src/view/http/access.rs",
+        file: "src/view/http/endpoint.rs",
         text: "places.iter().any(is_beyond_loopback)",
         instead: "places.is_empty()",
         tests: "tests/http.rs",

@@ -8,7 +8,7 @@
 //! client that reads slowly, sends half a request or opens connections without end costs the job no file descriptors or
 //! memory beyond these limits, and no time at its end. Only requests that name the server by its address or by an
 //! allowed host name are answered (see `host`), so that no foreign web page can read a job through a browser. With a
-//! token only those that carry it are answered, and without one no other machine reaches the server (see `access`).
+//! token only those that carry it are answered, and without one no other machine reaches the server (see `endpoint`).
 #![cfg_attr(not(feature = "http"), expect(dead_code, reason = "without a server nobody asks"))]
 
 mod access;
@@ -20,6 +20,7 @@ mod client;
 mod connection;
 #[cfg(feature = "http")]
 mod end;
+mod endpoint;
 #[cfg(feature = "http")]
 mod events;
 #[cfg(feature = "http")]
@@ -54,28 +55,27 @@ mod tls_tests;
 mod tracker;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use percent_encoding::percent_decode_str;
 
-#[cfg(any(test, not(feature = "https")))]
-use crate::error::Error;
 use crate::error::Result;
 
+#[cfg(feature = "cli")]
 pub(crate) use access::read_token;
 #[cfg(feature = "cli")]
 pub(crate) use client::{HttpTarget, encoded, get};
+pub(crate) use endpoint::{Endpoint, TlsFiles};
 pub(crate) use limits::PIECE;
 #[cfg(not(feature = "http"))]
 pub(crate) use server::AbsentServer as Server;
 #[cfg(feature = "http")]
 pub(crate) use server::Server;
 #[cfg(all(feature = "http", not(feature = "https")))]
-use tls::AbsentEncryption as Encryption;
+pub(crate) use tls::AbsentEncryption as Encryption;
 #[cfg(feature = "https")]
-use tls::Encryption;
+pub(crate) use tls::Encryption;
 
 /// A request: a path, its parameters, and the kinds of answers that the client accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,71 +189,3 @@ pub(crate) type RequestHandler = Arc<dyn Fn(&HttpRequest) -> HttpReply + Send + 
 
 /// Test of requests that are passed to the handler without the server's token, as not trusted.
 pub(crate) type PublicPaths = fn(&HttpRequest) -> bool;
-
-/// The address of a server, the host names by which clients may call it, and who is answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    /// `HOST:PORT`; port 0 is any free one.
-    pub(crate) address: String,
-    /// Host names that are allowed beside IP addresses and the names of the loopback interface; `*` allows every name.
-    pub(crate) hosts: Vec<String>,
-    /// File with the token that requests have to carry.
-    pub(crate) token_file: Option<PathBuf>,
-    /// `true` if a server without a token may listen where other machines reach it.
-    pub(crate) open: bool,
-    /// Files for encryption.
-    pub(crate) tls: Option<TlsFiles>,
-}
-
-/// The files with which a server encrypts its connections, in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TlsFiles {
-    /// The server's certificate, and those that it rests upon.
-    pub(crate) certificate: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-}
-
-impl TlsFiles {
-    /// Returns the error of a build that cannot encrypt.
-    #[cfg(any(test, not(feature = "https")))]
-    fn refusal(&self) -> Error {
-        let error = Error::usage("cannot serve HTTPS").at(self.certificate.display());
-        let error = error.because("this program was built without it");
-        error.help("build it with the cargo feature `https`, or start it without --http-cert and --http-key")
-    }
-}
-
-impl Endpoint {
-    /// `true` if a server is wanted.
-    pub(crate) fn is_some(&self) -> bool {
-        !self.address.is_empty()
-    }
-
-    /// Checks that this build has a server, if one is wanted, and that it may listen at its address.
-    ///
-    /// # Errors
-    /// Fails if this build has no server, if the token cannot be read, or if other machines could reach the server
-    /// unasked for.
-    pub(crate) fn check(&self) -> Result<()> {
-        if !self.is_some() {
-            return Ok(());
-        }
-        #[cfg(feature = "http")]
-        {
-            self.token_file.as_deref().map(read_token).transpose()?;
-            self.tls.as_ref().map(Encryption::new).transpose()?;
-            // A host that is not known is reported when the server starts.
-            self.places().map(|_| ()).or_else(|error| if error.exit_code() == 2 { Err(error) } else { Ok(()) })
-        }
-        #[cfg(not(feature = "http"))]
-        self.refusal()
-    }
-
-    /// Fails: this build has no server.
-    #[cfg(not(feature = "http"))]
-    fn refusal(&self) -> Result<()> {
-        let error = Error::usage("cannot serve HTTP").at(&self.address).because("this program was built without it");
-        Err(error.help("build it with the cargo feature `http`, or start it without --http"))
-    }
-}

@@ -1,4 +1,4 @@
-//! Access to a server: the token that requests carry, and the places at which a server without one may listen.
+//! Access to a server: the token that requests carry.
 //!
 //! A token is read from a file when the server starts; to change it, the job is started again. The server keeps only
 //! its keyed hash, and compares hashes in constant time: the time of an answer tells nothing of the token, and no log
@@ -6,20 +6,16 @@
 
 use std::fmt;
 use std::fs;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::PermissionsExt;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::Endpoint;
 use crate::error::{Error, Result};
 
 /// Minimum length of a token, in characters.
 const SHORTEST: usize = 16;
-/// Permission bits that let others than the owner read or change a file.
-const OTHERS: u32 = 0o077;
 /// Beginning of the header that has a token.
 const SCHEME: &[u8] = b"Bearer ";
 const MAKE: &str = "make one with: (umask 077; head -c 32 /dev/urandom | base64 > FILE)";
@@ -82,37 +78,12 @@ fn keyed(key: &[u8], text: &[u8]) -> Hmac<Sha256> {
     mac
 }
 
-impl Endpoint {
-    /// Warns about files with secrets that others than their owner may read or change.
-    pub(super) fn warn_of_exposed_files(&self) {
-        let key = self.tls.as_ref().map(|files| (&files.key, "the key of HTTPS"));
-        for (path, what) in self.token_file.iter().map(|path| (path, "the token of HTTP")).chain(key) {
-            if fs::metadata(path).is_ok_and(|file| file.permissions().mode() & OTHERS != 0) {
-                tracing::warn!("{}: others than its owner may read or change {what}: chmod 600", path.display());
-            }
-        }
-    }
-
-    /// Returns the addresses at which a server may listen, in the order in which they are tried.
-    ///
-    /// # Errors
-    /// Fails if the host is unknown, or if one of its addresses can be reached from other machines, and neither a token
-    /// is asked for nor that is wanted.
-    pub(super) fn places(&self) -> Result<Vec<SocketAddr>> {
-        let named =
-            if self.address.starts_with(':') { format!("127.0.0.1{}", self.address) } else { self.address.clone() };
-        let cannot = |why| Error::new("cannot serve HTTP").at(&self.address).because(why);
-        let places: Vec<_> = named.to_socket_addrs().map_err(cannot)?.collect();
-        if self.token_file.is_none() && !self.open && places.iter().any(is_beyond_loopback) {
-            let error = Error::usage(format!("--http {} can be reached from other machines", self.address));
-            let error = error.because("whoever reaches it could read all that the job holds");
-            return Err(error.help(
-                "name a file with a token that requests have to carry: --http-token-file FILE; or listen at 127.0.0.1; \
-                 or add --http-open, if all who reach it may read it",
-            ));
-        }
-        Ok(places)
-    }
+/// Returns the error of a build that cannot encrypt.
+#[cfg(any(test, not(feature = "https")))]
+pub(super) fn without_https(certificate: &Path) -> Error {
+    let error = Error::usage("cannot serve HTTPS").at(certificate.display());
+    let error = error.because("this program was built without it");
+    error.help("build it with the cargo feature `https`, or start it without --http-cert and --http-key")
 }
 
 /// `true` if an address can be reached from other machines.
@@ -168,23 +139,5 @@ mod tests {
         assert_eq!(read_token(&folder.path().join("none")).unwrap_err().exit_code(), 2);
         fs::write(&file, "\n 0123456789-._~+/= \n").unwrap();
         assert_eq!(read_token(&file).unwrap(), "0123456789-._~+/=");
-    }
-
-    #[test]
-    fn a_server_without_a_token_is_of_this_machine_unless_that_is_wanted() {
-        let at = |address: &str| Endpoint { address: address.into(), ..Endpoint::default() };
-        for here in ["127.0.0.1:0", "127.9.9.9:80", "[::1]:0", "localhost:80", ":8080", "[::ffff:127.0.0.1]:80"] {
-            assert!(at(here).places().is_ok_and(|places| !places.is_empty()), "{here}");
-        }
-        for beyond in ["0.0.0.0:0", "[::]:8080", "192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:192.0.2.1]:80"] {
-            let error = at(beyond).places().unwrap_err();
-            let said = error.to_string();
-            assert_eq!(error.exit_code(), 2, "{said}");
-            for part in [beyond, "--http-token-file", "--http-open", "127.0.0.1"] {
-                assert!(said.contains(part), "{said}");
-            }
-            assert!(Endpoint { open: true, ..at(beyond) }.places().is_ok(), "{beyond}");
-            assert!(Endpoint { token_file: Some("token".into()), ..at(beyond) }.places().is_ok(), "{beyond}");
-        }
     }
 }

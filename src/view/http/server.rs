@@ -24,7 +24,7 @@ use super::end::EndSignal;
 use super::host::Hosts;
 use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SOCKET_BYTES};
 use super::respond::{AccessPolicy, RequestContext};
-use super::{Encryption, Endpoint, PublicPaths, RequestHandler};
+use super::{Endpoint, PublicPaths, RequestHandler, TlsFiles};
 use crate::error::{Error, Result};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 
@@ -56,7 +56,7 @@ impl Server {
         let mut builder = Builder::new_current_thread();
         builder.enable_io().enable_time().max_blocking_threads(1).thread_name("http answers");
         let runtime = builder.build().map_err(|why| cannot(&why))?;
-        let encryption = endpoint.tls.as_ref().map(Encryption::new).transpose()?;
+        let encryption = endpoint.tls.as_ref().map(TlsFiles::open).transpose()?;
         endpoint.warn_of_exposed_files();
         let token = endpoint.token_file.as_deref().map(read_token).transpose()?;
         let token = token.as_deref().map(BearerToken::new).transpose()?;

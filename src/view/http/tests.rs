@@ -11,6 +11,7 @@ use super::limits::{
     STREAM_BYTES, STREAMS, WRITE_TIME,
 };
 use super::*;
+use crate::error::Error;
 
 pub(super) const SOON: Duration = Duration::from_secs(30);
 
@@ -586,8 +587,8 @@ fn a_long_answer_is_compressed_as_it_is_taken() {
 
 #[test]
 fn a_build_without_https_says_so() {
-    let files = TlsFiles { certificate: "cert.pem".into(), key: "key.pem".into() };
-    let (error, said) = (files.refusal(), files.refusal().to_string());
+    let error = super::access::without_https(std::path::Path::new("cert.pem"));
+    let said = error.to_string();
     assert_eq!(error.exit_code(), 2);
     assert!(
         said.contains("cargo feature `https`") && said.contains("--http-cert") && said.contains("cert.pem"),

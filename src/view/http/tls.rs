@@ -13,29 +13,27 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ServerConfig, crypto};
 
-use super::TlsFiles;
 use super::socket::{ByteStream, TrackedStream};
 use crate::error::{Error, Result};
 
 /// The certificate and the key of a server.
 #[derive(Clone)]
-pub(super) struct Encryption(TlsAcceptor);
+pub(crate) struct Encryption(TlsAcceptor);
 
 impl Encryption {
-    /// Reads the certificate and the key.
+    /// Reads the certificate and the key, which is at `path`.
     ///
     /// # Errors
     /// Fails if one of the files cannot be read or is not PEM, or if they do not belong together.
-    pub(super) fn new(files: &TlsFiles) -> Result<Self> {
-        let chain = read_certificates(&files.certificate)?;
-        let path = &files.key;
+    pub(super) fn new(certificate: &Path, path: &Path) -> Result<Self> {
+        let chain = read_certificates(certificate)?;
         let wrong = |why: &dyn fmt::Display| Error::usage("no private key can be read").at(path.display()).because(why);
         let key = PrivateKeyDer::from_pem_file(path).map_err(|why| wrong(&pem_fault(&why)))?;
         let builder = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()));
         let config = builder.with_safe_default_protocol_versions();
         let config = config.and_then(|config| config.with_no_client_auth().with_single_cert(chain, key));
         let mut config = config.map_err(|why| {
-            let error = Error::usage("the certificate and the key cannot be used").at(files.certificate.display());
+            let error = Error::usage("the certificate and the key cannot be used").at(certificate.display());
             error
                 .because(why)
                 .help("name a certificate, those that it rests upon after it, and the key of the first one")

@@ -2,22 +2,23 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::path::Path;
 
-use super::TlsFiles;
+use super::access::without_https;
 use super::socket::{ByteStream, TrackedStream};
 use crate::error::Result;
 
 /// Encryption, which this build does not have.
 #[derive(Clone)]
-pub(super) struct AbsentEncryption(Infallible);
+pub(crate) struct AbsentEncryption(Infallible);
 
 impl AbsentEncryption {
     /// Fails: this build has no encryption.
     ///
     /// # Errors
     /// Always fails.
-    pub(super) fn new(files: &TlsFiles) -> Result<Self> {
-        Err(files.refusal())
+    pub(super) fn new(certificate: &Path, _key: &Path) -> Result<Self> {
+        Err(without_https(certificate))
     }
 
     /// Completes no handshake.
