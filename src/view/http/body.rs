@@ -23,7 +23,7 @@ pub(super) enum BodyContent {
     /// Server-sent events.
     Events(EventReader),
     /// A text or pieces, which are compressed as they are sent.
-    Compressed(Box<BodyContent>, GzipEncoder),
+    Compressed(Box<BodyContent>, Box<GzipEncoder>),
 }
 
 /// The body of an answer. When it is dropped, the answer is sent completely, or given up.
@@ -86,7 +86,7 @@ impl BodyContent {
                 Err(_) => (BodyContent::Text(text, None), false),
             },
             content @ (BodyContent::Text(..) | BodyContent::Pieces(..)) => {
-                (BodyContent::Compressed(Box::new(content), GzipEncoder::new()), true)
+                (BodyContent::Compressed(Box::new(content), Box::new(GzipEncoder::new())), true)
             }
             content @ (BodyContent::Events(_) | BodyContent::Compressed(..)) => (content, false),
         }
