@@ -21,6 +21,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use nix::sys::resource::{UsageWho, getrusage};
 use tidegate::source::Options;
+use tidegate::stream::aggregate::Each;
 use tidegate::{Job, Result, State, Window};
 
 use state::{GeneratedSource, median};
@@ -165,8 +166,7 @@ fn on_change(windows: u64) -> Result<f64> {
         let ran = job().run(move |flow| {
             let deals = flow.read("deals", &source).key_by(|deal| deal.0);
             let counts = deals.window(Window::tumbling(Duration::from_secs(1)));
-            let counts =
-                counts.allowed_lateness(Duration::from_secs(1_000_000)).aggregate("counts", |each| each.count());
+            let counts = counts.allowed_lateness(Duration::from_secs(1_000_000)).aggregate("counts", Each::count);
             counts.on_change().inspect(|_, _| {});
         });
         ran.map(drop)
@@ -240,7 +240,7 @@ fn maps(rows: u64) -> Result<f64> {
     let ran = job().run(move |flow| {
         let deals = flow.read("deals", &source).key_by(|deal| deal.0).window(Window::tumbling(Duration::from_secs(1)));
         let deals = deals.allowed_lateness(Duration::from_secs(16));
-        deals.aggregate("counts", |each| each.count()).on_close().inspect(|_| {});
+        deals.aggregate("counts", Each::count).on_close().inspect(|_| {});
     });
     ran.map(|_report| held.load(Ordering::Relaxed).saturating_sub(before) as f64 / f64::from(1 << 20))
 }

@@ -2,7 +2,7 @@
 //!
 //! Each is compiled for its own types, which takes most of a build of them; so a first build leaves them out.
 
-use std::process::ExitCode;
+use crate::QueryMain;
 
 mod account_sessions;
 mod balances;
@@ -18,7 +18,7 @@ mod top_spenders;
 mod velocity_alerts;
 
 /// The queries, by name.
-pub(crate) const QUERIES: &[(&str, fn() -> ExitCode)] = &[
+pub(crate) const QUERIES: &[(&str, QueryMain)] = &[
     ("account_sessions", account_sessions::main),
     ("balances", balances::main),
     ("category_revenue", category_revenue::main),

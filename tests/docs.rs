@@ -34,7 +34,7 @@ const COMMANDS: [&[&str]; 15] = [
     &["man"],
 ];
 /// Flags of other programs that the documentation names.
-const OF_OTHERS: [&str; 22] = [
+const OF_OTHERS: [&str; 23] = [
     "--release",
     "--bin",
     "--bench",

@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -316,7 +317,8 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
         let said = run(TIDEGATE, ["why", &place]);
         assert!(said.status.code().is_some_and(|code| code <= 1) && !said.stdout().is_empty(), "{}", said.stderr);
     }
-    check_contains(run(TIDEGATE, ["why", "https://127.0.0.1:1"]).error(2), &["not https"]);
+    // It says which certificates it is to trust before it asks.
+    check_contains(run(TIDEGATE, ["why", "https://127.0.0.1:1"]).error(2), &["--ca-file"]);
     let figures = get(address, "/metrics").unwrap().1;
     for figure in ["tidegate_source_records_total", "tidegate_source_bytes_total", "tidegate_source_watermark_seconds"]
     {
@@ -327,6 +329,212 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
     }
     job.signal(Signal::SIGTERM);
     job.end().code(143);
+}
+
+const TOKEN: &str = "correct-horse-battery-staple";
+
+/// Writes a file that only its owner can read.
+fn write_private(path: &Path, text: &[u8]) {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path).unwrap().write_all(text).unwrap();
+}
+
+/// Sends a request with a token.
+fn get_with(address: SocketAddr, path: &str, token: &str) -> (u16, String) {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n");
+    let answer = exchange(address, &format!("{head}Connection: close\r\n\r\n")).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The token opens what the job holds, to requests and to `tidegate why`, and is itself nowhere to be read.
+#[test]
+fn a_job_with_a_token_answers_who_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    write_records(&folder.path().join("in.csv"), 2 * ACCOUNTS);
+    write_private(&folder.path().join("token"), format!("{TOKEN}\n").as_bytes());
+    write_private(&folder.path().join("other"), b"incorrect-horse-battery-staple\n");
+    let line = format!(
+        "--csv {here}/in.csv --out {here}/out.csv --state {here}/state --http 127.0.0.1:0 --http-token-file {here}/token"
+    );
+    let mut job = start_with(TOTALS, line.split(' '), |command| {
+        command.env("TIDEGATE_LOG", "trace");
+    });
+    let address = address(&mut job);
+    job.wait_until("readiness", |_| get(address, "/readyz").filter(|(status, _)| *status == 200));
+    let mut answers = String::new();
+    for path in ["/status", "/why", "/graph", "/history", "/metrics", "/views", "/views/totals?key=account-000001", "/"]
+    {
+        let (status, refusal) = get(address, path).unwrap();
+        assert_eq!(status, 401, "{path}: {refusal}");
+        assert!(refusal.contains("Authorization: Bearer") && refusal.len() < 200, "{path}: {refusal}");
+        assert_eq!(get_with(address, path, "incorrect-horse-battery-staple").0, 401, "{path}");
+        let (status, answer) = get_with(address, path, TOKEN);
+        assert_eq!(status, 200, "{path}: {answer}");
+        answers += &answer;
+        answers += &refusal;
+    }
+    assert!(answers.contains("account-000001"), "{answers}");
+    assert_eq!(get(address, "/healthz").unwrap(), (200, String::from("ok\n")));
+    assert_eq!(get(address, "/page/main.js").unwrap().0, 200);
+    let why = |place: &str, file: &str| {
+        let file = folder.path().join(file);
+        run(TIDEGATE, ["why", place, "--json", "--token-file", file.to_str().unwrap()])
+    };
+    let state = format!("{here}/state");
+    for place in [&address.to_string(), &state] {
+        let asked = why(place, "token");
+        assert!(asked.status.code().is_some_and(|code| code <= 1), "{place}: {}", asked.stderr);
+        // Asked, and not read from the state, which would be noted.
+        assert!(asked.stdout().contains("summary") && asked.stderr.is_empty(), "{place}: {}", asked.stderr);
+    }
+    check_contains(why(&address.to_string(), "other").error(1), &["another token", &address.to_string()]);
+    check_contains(run(TIDEGATE, ["why", &address.to_string()]).error(1), &["asks for a token", "--token-file"]);
+    // Who cannot ask is told what the state says.
+    let told = run(TIDEGATE, ["why", &state]);
+    assert!(told.stderr.contains("--token-file") && !told.stdout().is_empty(), "{}", told.stderr);
+    job.signal(Signal::SIGTERM);
+    let ended = job.end();
+    ended.code(143);
+    assert!(!answers.contains(TOKEN) && !ended.stderr.contains(TOKEN), "the token is told: {}", ended.stderr);
+    for file in walk(&folder.path().join("state")) {
+        let held = fs::read(&file).unwrap();
+        assert!(!held.windows(TOKEN.len()).any(|part| part == TOKEN.as_bytes()), "{} has the token", file.display());
+    }
+}
+
+/// Returns all files in a folder and those below it.
+fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn processes_of_up_ask_for_the_token_that_they_are_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    write_records(&folder.path().join("in.csv"), 1000);
+    write_private(&folder.path().join("token"), TOKEN.as_bytes());
+    let line = format!(
+        "up -n 2 -- {TOTALS} --csv {here}/in.csv --out {here}/out.csv --http 127.0.0.1:0 --http-token-file {here}/token"
+    );
+    let mut up = start(TIDEGATE, line.split(' '));
+    let addresses = up.wait_until("two addresses", |running| {
+        let said = running.stderr();
+        let found = said.split("watch it at http://").skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok());
+        Some(found.collect::<Vec<SocketAddr>>()).filter(|found| found.len() == 2)
+    });
+    for address in addresses {
+        assert_eq!(get(address, "/status").unwrap().0, 401);
+        assert_eq!(get_with(address, "/status", TOKEN).0, 200);
+    }
+    up.signal(Signal::SIGTERM);
+    up.end().code(143);
+}
+
+/// Nothing of the job has happened when it is refused.
+#[test]
+fn a_job_that_anybody_could_ask_is_refused_unless_that_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    write_records(&folder.path().join("in.csv"), 1000);
+    write_private(&folder.path().join("token"), TOKEN.as_bytes());
+    fs::write(folder.path().join("empty"), "\n").unwrap();
+    let with = |flags: &str| {
+        let line = format!("--csv {here}/in.csv --out {here}/out.csv --state {here}/state {flags}");
+        run(TOTALS, line.split(' '))
+    };
+    for flags in ["--http 0.0.0.0:0", "--http 192.0.2.1:0"] {
+        check_contains(with(flags).error(2), &["other machines", "--http-token-file", "--http-open", "127.0.0.1"]);
+        assert!(!folder.path().join("out.csv").exists() && !folder.path().join("state").exists(), "{flags}");
+    }
+    check_contains(with(&format!("--http 127.0.0.1:0 --http-token-file {here}/empty")).error(2), &["empty", "umask"]);
+    check_contains(with(&format!("--http 127.0.0.1:0 --http-token-file {here}/none")).error(2), &["none"]);
+    with(&format!("--http 127.0.0.1:0 --http-open --http-token-file {here}/token")).code(2);
+    with("--http-open").code(2);
+    assert!(!folder.path().join("out.csv").exists());
+    // An address that no machine has: it is not refused, and cannot be listened at.
+    for flags in ["--http-open", &format!("--http-token-file {here}/token")] {
+        check_contains(with(&format!("--http 192.0.2.1:0 {flags}")).error(1), &["cannot serve HTTP", "192.0.2.1"]);
+    }
+}
+
+/// A file that others may read is taken, with a warning that says what to do.
+#[test]
+fn a_token_that_others_may_read_is_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    write_records(&folder.path().join("in.csv"), 1000);
+    write_private(&folder.path().join("token"), TOKEN.as_bytes());
+    for (mode, warns) in [(0o600, false), (0o640, true), (0o604, true)] {
+        fs::set_permissions(folder.path().join("token"), fs::Permissions::from_mode(mode)).unwrap();
+        let line = format!(
+            "--csv {here}/in.csv --out {here}/{mode}.csv --until-end --http 127.0.0.1:0 --http-token-file {here}/token"
+        );
+        let ended = run(TOTALS, line.split(' '));
+        ended.code(0);
+        assert_eq!(ended.stderr.contains("chmod 600"), warns, "{mode:o}: {}", ended.stderr);
+    }
+}
+
+/// Writes `cert.pem`, for 127.0.0.1, and its `key.pem`.
+fn write_certificate(folder: &Path) {
+    use openssl::asn1::Asn1Time;
+    use openssl::x509::{X509, X509NameBuilder, extension::SubjectAlternativeName};
+    let key = openssl::pkey::PKey::from_rsa(openssl::rsa::Rsa::generate(2048).unwrap()).unwrap();
+    let mut name = X509NameBuilder::new().unwrap();
+    name.append_entry_by_text("CN", "a job").unwrap();
+    let name = name.build();
+    let mut made = X509::builder().unwrap();
+    made.set_version(2).unwrap();
+    made.set_subject_name(&name).unwrap();
+    made.set_issuer_name(&name).unwrap();
+    made.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    made.set_not_after(&Asn1Time::days_from_now(2).unwrap()).unwrap();
+    made.set_pubkey(&key).unwrap();
+    let alternative = SubjectAlternativeName::new().ip("127.0.0.1").build(&made.x509v3_context(None, None)).unwrap();
+    made.append_extension(alternative).unwrap();
+    made.sign(&key, openssl::hash::MessageDigest::sha256()).unwrap();
+    fs::write(folder.join("cert.pem"), made.build().to_pem().unwrap()).unwrap();
+    write_private(&folder.join("key.pem"), &key.private_key_to_pem_pkcs8().unwrap());
+}
+
+#[test]
+#[cfg(feature = "https")]
+fn a_job_with_a_certificate_answers_encrypted() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    write_records(&folder.path().join("in.csv"), 1000);
+    write_private(&folder.path().join("token"), TOKEN.as_bytes());
+    write_certificate(folder.path());
+    let files = format!("--http-cert {here}/cert.pem --http-key {here}/key.pem");
+    let line = format!("--csv {here}/in.csv --out {here}/out.csv --state {here}/state --http 127.0.0.1:0");
+    let line = format!("{line} --http-token-file {here}/token {files}");
+    let mut job = start(TOTALS, line.split(' '));
+    let address: SocketAddr = job.wait_until("the address", |running| {
+        running.stderr().split_once("watch it at https://")?.1.split_once(' ')?.0.parse().ok()
+    });
+    let why = |line: &str| run(TIDEGATE, format!("why {line}").split(' '));
+    let with = format!("--token-file {here}/token --ca-file {here}/cert.pem");
+    for place in [format!("https://{address}"), format!("{here}/state")] {
+        let asked = why(&format!("{place} --json {with}"));
+        assert!(asked.status.code().is_some_and(|code| code <= 1) && asked.stderr.is_empty(), "{}", asked.stderr);
+        assert!(asked.stdout().contains("summary"), "{}", asked.stdout());
+    }
+    check_contains(why(&format!("https://{address} --ca-file {here}/cert.pem")).error(1), &["asks for a token"]);
+    check_contains(why(&format!("https://{address}")).error(2), &["--ca-file"]);
+    why(&format!("http://{address} {with}")).code(1);
+    job.signal(Signal::SIGTERM);
+    let ended = job.end();
+    ended.code(143);
+    assert!(!ended.stderr.contains("chmod 600"), "{}", ended.stderr);
+    // Without its key the certificate is refused, before anything is read.
+    let wrong = format!("--csv {here}/in.csv --out {here}/new.csv --http 127.0.0.1:0 --http-cert {here}/cert.pem");
+    run(TOTALS, wrong.split(' ')).code(2);
+    let wrong = format!("{wrong} --http-key {here}/token");
+    check_contains(run(TOTALS, wrong.split(' ')).error(2), &["private key", "token"]);
+    assert!(!folder.path().join("new.csv").exists());
 }
 
 /// A gate at which records wait until it is opened.

@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Licences that ask for nothing but their text.
-const ALLOWED: [&str; 6] = ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "Unicode-3.0", "Zlib"];
+const ALLOWED: [&str; 7] = ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unicode-3.0", "Zlib"];
 
 /// `true` if an SPDX expression can be met with the allowed licences alone. `/` is an older form of `OR`.
 fn is_allowed(expression: &str) -> bool {

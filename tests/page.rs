@@ -29,6 +29,7 @@ const VIEW: &str = "<i>balances</i>";
 /// An account whose name is HTML.
 const ACCOUNT: &str = "<img src=x onerror=window.hacked=1>";
 const LONG: Duration = Duration::from_secs(90);
+const TOKEN: &str = "correct-horse-battery-staple";
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Entry {
@@ -58,6 +59,8 @@ fn the_job() {
     let (totals, balances) = (csv::Sink::new(folder.join("totals.csv")), csv::Sink::new(folder.join("balances.csv")));
     let state = State::at(folder.join("state")).snapshot_every(Duration::from_millis(300));
     let job = Job::new("job <b>bold</b>").http(address).state(state).epoch(Duration::from_millis(20));
+    let token = folder.join("token");
+    let job = if token.exists() { job.http_token_file(token) } else { job };
     let watcher = job.watcher();
     std::thread::spawn(move || {
         let address = loop {
@@ -96,7 +99,17 @@ struct RunningJob {
 
 impl RunningJob {
     fn start() -> RunningJob {
+        RunningJob::start_in(tempfile::tempdir().unwrap())
+    }
+
+    /// Starts a job that asks for a token.
+    fn start_with_token() -> RunningJob {
         let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("token"), TOKEN).unwrap();
+        RunningJob::start_in(folder)
+    }
+
+    fn start_in(folder: TempDir) -> RunningJob {
         for name in ["silent.csv", "live.csv"] {
             fs::write(folder.path().join(name), "account,amount,at_ms\n").unwrap();
         }
@@ -145,13 +158,20 @@ impl RunningJob {
 
     /// Returns the head and the text of an answer.
     fn get(&self, path: &str, accept: &str) -> (String, String) {
+        let (head, body) = self.get_with(path, &format!("Accept: {accept}\r\n"));
+        (head, String::from_utf8(body).unwrap())
+    }
+
+    /// Returns the head and the bytes of the answer to a request with these headers.
+    fn get_with(&self, path: &str, headers: &str) -> (String, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
-        write!(stream, "GET {path} HTTP/1.0\r\nAccept: {accept}\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.to_ascii_lowercase(), body.to_owned())
+        write!(stream, "GET {path} HTTP/1.0\r\n{headers}\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+        (head.to_ascii_lowercase(), answer[end + 4..].to_vec())
     }
 
     fn json(&self, path: &str) -> Value {
@@ -310,6 +330,15 @@ fn each_path_answers_as_its_description_says() {
             assert!(methods["get"]["responses"].get(status).is_some(), "{path}?{asked}: {head}");
             let kind = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap();
             let kind = kind.split(';').next().unwrap();
+            // In gzip it is the same kind of answer; only long ones come in it, as described.
+            let (zipped, bytes) = job.get_with(&format!("{path}?{asked}"), "Accept-Encoding: gzip\r\n");
+            if zipped.contains("content-encoding: gzip") {
+                let mut text = String::new();
+                flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap();
+                assert!(text.len() >= 1024, "{path}: {text}");
+                assert!(methods["get"]["responses"]["200"]["headers"]["Content-Encoding"].is_object(), "{path}");
+            }
+            assert_eq!(zipped.split(' ').nth(1).unwrap(), status, "{path}?{asked}: {zipped}");
             let of_status = methods["get"]["responses"][status]["content"].as_object().unwrap();
             let described = of_status.get(kind).unwrap_or_else(|| panic!("{path}?{asked} is {kind}"));
             if kind == "application/json" {
@@ -319,6 +348,42 @@ fn each_path_answers_as_its_description_says() {
         }
         assert!(!content.is_empty(), "{path}");
     }
+}
+
+/// Without the token each path answers 401, but for those that the description says need none.
+#[test]
+fn each_path_asks_for_the_token_as_its_description_says() {
+    let description = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json")).unwrap();
+    let description: Value = serde_json::from_str(&description).unwrap();
+    assert_eq!(description["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+    let job = RunningJob::start_with_token();
+    let mut open = Vec::new();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        let security = methods["get"].get("security").unwrap_or(&description["security"]);
+        let needs_none = security.as_array().unwrap().contains(&json!({}));
+        let described = methods["get"]["responses"].get("401");
+        assert!(described.is_some() || needs_none, "{path}: 401 is not described");
+        let asked = path.replace("{name}", "%3Ci%3Ebalances%3C/i%3E");
+        let refused = |accept: &str| {
+            let (head, text) = job.get(&asked, accept);
+            let is_refused = head.contains(" 401 ");
+            assert_eq!(is_refused, head.contains("www-authenticate: bearer"), "{path}: {head}");
+            assert!(!text.contains(TOKEN), "{path}: {text}");
+            assert!(!is_refused || !text.contains("live"), "{path}: {text}");
+            is_refused
+        };
+        assert_eq!(refused("*/*"), described.is_some(), "{path}");
+        if !refused("text/html") {
+            open.push(path.as_str());
+        }
+        let (head, _) = job.get_with(&asked, &format!("Authorization: Bearer {}\r\n", TOKEN.to_uppercase()));
+        assert_eq!(head.contains(" 401 "), described.is_some(), "{path}: {head}");
+        if !path.ends_with("/changes") {
+            let (head, _) = job.get_with(&asked, &format!("Authorization: Bearer {TOKEN}\r\n"));
+            assert!(!head.contains(" 401 "), "{path}: {head}");
+        }
+    }
+    assert_eq!(open, ["/", "/healthz", "/readyz"]);
 }
 
 /// Parses the labels of a metric's line, which begins behind `{`; returns them, and the text behind `}`.
@@ -591,5 +656,53 @@ fn the_page_shows_a_running_job_and_finds_it_again_after_a_kill() {
     // Only its key.
     browser.eval("document.querySelector('#key').value = 'a'; document.querySelector('#view-form').requestSubmit()");
     browser.until("the rows of a key", "document.querySelector('#view-rows').children.length === 1");
+    check_harmless(&mut browser);
+}
+
+/// A person enters the token once; requests and the stream of a view carry it, also after the page is loaded again.
+#[test]
+fn the_page_asks_for_the_token_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut browser) = Browser::start(folder.path()) else { return };
+    let axe = axe();
+    let job = RunningJob::start_with_token();
+    job.append("live.csv", "a,5,1000");
+    browser.look(1280, false);
+    browser.open(&format!("http://{}/", job.address));
+    browser.until("the question", "document.activeElement?.closest('#token-form') !== null");
+    browser.until("its words", "document.querySelector('#connection').textContent === 'The job asks for a token'");
+    assert_eq!(browser.eval("document.querySelectorAll('#token-form').length"), 1);
+    if let Some(axe) = &axe {
+        check_accessibility(&mut browser, axe);
+    }
+    let enter = |token: &str| {
+        let token = json!(token);
+        format!(
+            "document.querySelector('#token-form input').value = {token}; \
+             document.querySelector('#token-form').requestSubmit()"
+        )
+    };
+    browser.eval(&enter("no, not this one: ü"));
+    browser.until("a refusal", "document.querySelector('#connection').textContent === 'The job refuses the token'");
+    browser.eval(&enter(&format!(" {TOKEN} ")));
+    browser.until("the job's name", "document.querySelector('#job')?.textContent === 'job <b>bold</b>'");
+    browser.until("no question", "document.querySelector('#token-form') === null");
+    browser.until("its connection", "document.querySelector('#connection').textContent === 'Connected'");
+    // Again, with what this tab has kept.
+    browser.open(&format!("http://{}/?again", job.address));
+    browser.until(
+        "the page again",
+        "location.search === '?again' && document.querySelector('#job')?.textContent === 'job <b>bold</b>'",
+    );
+    assert_eq!(browser.eval("document.querySelectorAll('#token-form').length"), 0);
+    browser.until("the list of views", "document.querySelector('#view').options.length === 1");
+    browser.eval(
+        "document.querySelector('#view').value = document.querySelector('#view').options[0].value; \
+         document.querySelector('#view-form').requestSubmit()",
+    );
+    let balance = |cents: i64| format!("{}?.children[1].textContent === '{cents}'", row("#view-rows", "a"));
+    browser.until("a row", &balance(5));
+    job.append("live.csv", "a,7,2000");
+    browser.until("its change", &balance(12));
     check_harmless(&mut browser);
 }

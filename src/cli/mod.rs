@@ -7,6 +7,7 @@
 mod child_process;
 pub mod consume;
 pub mod demo;
+mod job_access;
 mod kafka_config;
 mod late_sink;
 mod log;
@@ -27,6 +28,7 @@ pub mod why;
 
 use log::print_line;
 
+pub use job_access::JobAccessArgs;
 pub use kafka_config::{KafkaConfigArgs, Property};
 pub use late_sink::{LateForm, LateSink};
 pub use log::note;

@@ -56,6 +56,25 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", requires = "http", help_heading = "Running")]
     pub http_host: Vec<String>,
 
+    /// Answer only HTTP requests that carry the token in this file, as `Authorization: Bearer TOKEN`; all but /healthz,
+    /// /readyz and the page itself, which asks for it. It has at least 16 characters, and is read at the start
+    #[arg(long, value_name = "FILE", requires = "http", help_heading = "Running")]
+    pub http_token_file: Option<PathBuf>,
+
+    /// Serve HTTP without a token to all who reach the address of --http: without this or a token, only an address of
+    /// this machine alone is taken
+    #[arg(long, requires = "http", conflicts_with = "http_token_file", help_heading = "Running")]
+    pub http_open: bool,
+
+    /// Serve HTTPS instead of HTTP with the certificate in this file (PEM), followed by those that it rests upon; for
+    /// programs that are built with the feature `https`. It is read at the start
+    #[arg(long, value_name = "FILE", requires_all = ["http", "http_key"], help_heading = "Running")]
+    pub http_cert: Option<PathBuf>,
+
+    /// File with the private key of the certificate of --http-cert (PEM)
+    #[arg(long, value_name = "FILE", requires = "http_cert", help_heading = "Running")]
+    pub http_key: Option<PathBuf>,
+
     /// Log the cause after this long without output
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
     pub tell_when_quiet: Duration,
@@ -221,7 +240,7 @@ impl RunArgs {
         let job = self.hooks.adjust(job);
         let job = job.stall_report_after(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
-            Some(address) => self.http_host.iter().fold(job.http(address), |job, name| job.http_host(name)),
+            Some(address) => self.with_http(job.http(address)),
             None => job,
         };
         let job = match self.cluster()? {
@@ -239,6 +258,15 @@ impl RunArgs {
             ));
         }
         Ok(self.with_state(job))
+    }
+
+    /// Adds who may ask the job over HTTP.
+    fn with_http(&self, job: Job) -> Job {
+        let job = self.http_host.iter().fold(job, |job, name| job.http_host(name));
+        let job = self.http_token_file.iter().fold(job, Job::http_token_file);
+        let files = self.http_cert.iter().zip(&self.http_key);
+        let job = files.fold(job, |job, (certificate, key)| job.https(certificate, key));
+        if self.http_open { job.http_open() } else { job }
     }
 
     /// Adds the state that the flags name to a job; returns it unchanged without `--state`.

@@ -15,8 +15,8 @@ use std::path::Path;
 use clap::Args;
 
 use self::session::TopSession;
+use super::job_access::{JobAccessArgs, server_at};
 use super::print_line;
-use super::why::server_at;
 use crate::error::{Error, Result};
 
 /// Width of a frame without a terminal.
@@ -25,6 +25,7 @@ const PLAIN_WIDTH: usize = 160;
 const EXAMPLES: &str = "Examples:
   tidegate top 127.0.0.1:8080
   tidegate top http://127.0.0.1:8080 --once
+  tidegate top https://jobs.example:8080 --ca-file ca.pem --token-file token
 
 The job serves HTTP if it was started with --http; of several processes ask the first one, which knows of all.
 Keys: q ends; the arrow keys, Page Up, Page Down and Home scroll.";
@@ -37,6 +38,10 @@ pub struct TopArgs {
     #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub place: String,
 
+    /// Token and certificates of the job.
+    #[command(flatten)]
+    pub access: JobAccessArgs,
+
     /// Print one frame as text, and end
     #[arg(long)]
     pub once: bool,
@@ -47,10 +52,10 @@ pub struct TopArgs {
 /// # Errors
 /// Fails if there is no terminal, or with `--once` if the job does not answer.
 pub fn top(args: &TopArgs) -> Result<u8> {
-    let Some(address) = server_at(&args.place, |_: &Path| false) else {
+    let Some((address, is_encrypted)) = server_at(&args.place, |_: &Path| false) else {
         return Err(Error::usage(format!("{} is no address", args.place)).help("write it as 127.0.0.1:8080"));
     };
-    let mut session = TopSession::new(address);
+    let mut session = TopSession::new(args.access.target(address, is_encrypted)?);
     if args.once {
         let text = session.ask()?.lines(PLAIN_WIDTH);
         text.iter().for_each(|line| print_line(format_args!("{}", line.text)));

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
+use super::job_access::{JobAccessArgs, ask, server_at};
 use super::{note, print_line};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::inspect::{RecordedProgress, recorded_progress};
@@ -21,7 +22,7 @@ use crate::status::{
     JobStatus, PartitionStatus, ProcessStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end,
 };
 use crate::time::EventTime;
-use crate::view::http::{encoded, get};
+use crate::view::http::encoded;
 
 /// Timeout of a whole request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,6 +32,7 @@ const EXAMPLES: &str = "Examples:
   tidegate why state/ --window 2026-01-31T10:00:00Z
   tidegate why 127.0.0.1:8080 --window 1769853600000
   tidegate why http://127.0.0.1:8080 --json
+  tidegate why https://jobs.example:8080 --ca-file ca.pem --token-file token
 
 A job that was started with --http answers for all its processes. For a job without it, the answer
 is computed from its state. Exit code 1: something holds it back; 0: nothing does.";
@@ -47,6 +49,10 @@ pub struct WhyArgs {
     #[arg(long, value_name = "END")]
     pub window: Option<String>,
 
+    /// Token and certificates of the job.
+    #[command(flatten)]
+    pub access: JobAccessArgs,
+
     /// Print the answer as JSON
     #[arg(long)]
     pub json: bool,
@@ -58,16 +64,13 @@ pub struct WhyArgs {
 /// Fails if the job does not answer, there is no such state, or the window cannot be parsed.
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
     let end = args.window.as_deref().map(parse_window_end).transpose()?;
-    if let Some(address) = server_at(&args.place, Path::exists) {
-        return ask_job(&address, args);
-    }
-    if args.place.starts_with("https://") {
-        return Err(Error::usage("jobs serve http, not https").help("write it as http://HOST:PORT"));
+    if let Some((address, is_encrypted)) = server_at(&args.place, Path::exists) {
+        return ask_job(address, is_encrypted, args);
     }
     let disk: Arc<dyn Disk> = OsDisk::shared();
     let dir = StateDir::join(disk, PathBuf::from(&args.place))?;
-    if let Some(address) = dir.recorded_address() {
-        match ask_job(&address, args) {
+    if let Some((address, is_encrypted)) = dir.recorded_address().and_then(|at| server_at(&at, |_| false)) {
+        match ask_job(address, is_encrypted, args) {
             Ok(code) => return Ok(code),
             Err(error) => note(format_args!("{error}")),
         }
@@ -85,18 +88,6 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     };
     note(format_args!("{}: {holder}; this is what the state says", Path::new(&args.place).display()));
     print_answer(&why(&status, end), args)
-}
-
-/// Returns the `HOST:PORT` of a URL, or of an address that is not a path; `None` for a state directory.
-pub(super) fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
-    if let Some(rest) = place.strip_prefix("http://") {
-        let address = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-        let after = address.rfind(']').map_or(0, |at| at + 1);
-        return Some(if address[after..].contains(':') { address.to_owned() } else { format!("{address}:80") });
-    }
-    let (host, port) = place.rsplit_once(':')?;
-    let is_one = !host.is_empty() && !host.contains(['/', '\\']) && port.parse::<u16>().is_ok();
-    (is_one && !exists(Path::new(place))).then(|| place.to_owned())
 }
 
 /// Prints the answer, and returns the exit code.
@@ -118,13 +109,14 @@ fn parse_window_end(window: &str) -> Result<EventTime> {
 }
 
 /// Asks a running job.
-fn ask_job(address: &str, args: &WhyArgs) -> Result<u8> {
+fn ask_job(address: String, is_encrypted: bool, args: &WhyArgs) -> Result<u8> {
     let mut path = String::from("/why?format=json");
     if let Some(window) = &args.window {
         path += &format!("&window={}", encoded(window));
     }
-    let (status, answer) = get(address, &path, REQUEST_TIMEOUT)?;
-    let refused = || Error::new("the job does not answer the question").at(address).because(answer.trim());
+    let target = args.access.target(address, is_encrypted)?;
+    let (status, answer) = ask(&target, &path, REQUEST_TIMEOUT)?;
+    let refused = || Error::new("the job does not answer the question").at(&target.address).because(answer.trim());
     if status != 200 {
         return Err(refused());
     }
@@ -210,6 +202,9 @@ mod tests {
             ("http://127.0.0.1:8080/why?x=1", Some("127.0.0.1:8080")),
             ("http://jobs.example", Some("jobs.example:80")),
             ("http://[::1]/", Some("[::1]:80")),
+            ("https://jobs.example:8080/", Some("jobs.example:8080")),
+            ("https://jobs.example", Some("jobs.example:443")),
+            ("https://[::1]/", Some("[::1]:443")),
             ("state", None),
             ("state/", None),
             ("/var/state:8080", None),
@@ -219,7 +214,8 @@ mod tests {
             ("state:80800", None),
             ("there:1", None),
         ] {
-            assert_eq!(server_at(place, |path| path == Path::new("there:1")).as_deref(), address, "{place}");
+            let expected = address.map(|address| (address.to_owned(), place.starts_with("https")));
+            assert_eq!(server_at(place, |path| path == Path::new("there:1")), expected, "{place}");
         }
     }
 }

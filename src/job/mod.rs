@@ -37,6 +37,7 @@ mod worker_shared;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ use crate::stream::Fault;
 use crate::stream::InjectedFault;
 use crate::time::Epoch;
 use crate::view::Views;
-use crate::view::http::Endpoint;
+use crate::view::http::{Endpoint, TlsFiles};
 
 pub use cluster::options::Cluster;
 #[cfg(feature = "cli")]
@@ -162,6 +163,32 @@ impl Job {
     #[must_use]
     pub fn http_host(mut self, name: &str) -> Self {
         self.http.hosts.push(name.to_owned());
+        self
+    }
+
+    /// Answers only HTTP requests that carry the token in this file, as `Authorization: Bearer TOKEN`: a word of at least
+    /// 16 characters, without the white space around it. `/healthz`, `/readyz` and the page at `/` need none, and tell
+    /// nothing of the job without it. The file is read when the job starts; [`Job::run`] fails if it holds no token.
+    #[must_use]
+    pub fn http_token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.http.token_file = Some(path.into());
+        self
+    }
+
+    /// Serves HTTP without a token also where other machines reach it. Otherwise [`Job::run`] fails if it is to listen at
+    /// an address that is not of this machine alone, and there is no token.
+    #[must_use]
+    pub fn http_open(mut self) -> Self {
+        self.http.open = true;
+        self
+    }
+
+    /// Serves HTTPS instead of HTTP, with the certificate and the key in these files (PEM): the server's certificate first,
+    /// then those that it rests upon. They are read when the job starts; [`Job::run`] fails if they cannot be used, and
+    /// without the cargo feature `https`.
+    #[must_use]
+    pub fn https(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.http.tls = Some(TlsFiles { certificate: certificate.into(), key: key.into() });
         self
     }
 

@@ -15,6 +15,9 @@
 //!
 //! Process 0 knows the status of all processes, as the others send it with their heartbeats. Another process answers
 //! for itself; where the answer needs all processes it refers to process 0, unless process 0 itself is the cause.
+//!
+//! With a token ([`Job::http_token_file`](crate::Job::http_token_file)) a client that does not carry it gets the page,
+//! which asks for it, and whether `/healthz` and `/readyz` say 200, without the cause; all else is refused.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -136,12 +139,8 @@ impl JobMonitor {
             path if path.starts_with(page::FOLDER) => {
                 document(|_, asked| page::asset(&asked.path[page::FOLDER.len()..]))
             }
-            "/healthz" => {
-                self.unhealthy_cause().map_or_else(|| HttpReply::text(200, "ok"), |hold| HttpReply::text(503, hold))
-            }
-            "/readyz" => {
-                self.unready_cause().map_or_else(|| HttpReply::text(200, "ok"), |why| HttpReply::text(503, why))
-            }
+            "/healthz" => probe_answer(asked, self.unhealthy_cause()),
+            "/readyz" => probe_answer(asked, self.unready_cause()),
             "/status" => document(|watch, _| HttpReply::json(200, &watch.status())),
             "/graph" => document(JobMonitor::answer_graph),
             "/history" => document(JobMonitor::answer_history),
@@ -234,6 +233,25 @@ impl JobMonitor {
     }
 }
 
+/// `true` for requests that are answered without the server's token: those of probes, and for the page and its files,
+/// which are the same in every job.
+fn is_public(asked: &HttpRequest) -> bool {
+    match asked.path.as_str() {
+        "/healthz" | "/readyz" => true,
+        "/" => asked.html,
+        path => path.starts_with(page::FOLDER),
+    }
+}
+
+/// Answers a probe; the cause is for clients that may know what the job holds.
+fn probe_answer(asked: &HttpRequest, cause: Option<impl fmt::Display>) -> HttpReply {
+    match cause {
+        None => HttpReply::text(200, "ok"),
+        Some(cause) if asked.trusted => HttpReply::text(503, cause),
+        Some(_) => HttpReply::text(503, "no; ask with the token for the cause"),
+    }
+}
+
 /// Handle that reads a job's status from other threads while it runs.
 #[derive(Clone, Default)]
 pub struct Watcher(Arc<OnceLock<Arc<JobMonitor>>>);
@@ -282,9 +300,9 @@ pub(crate) struct MonitorHandle {
 }
 
 impl MonitorHandle {
-    /// Returns the address of the server, if there is one.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.server.as_ref().map(Server::address)
+    /// Returns the URL of the server, if there is one.
+    pub(crate) fn url(&self) -> Option<String> {
+        self.server.as_ref().map(Server::url)
     }
 
     /// Starts the server, if there is an endpoint, and the thread that keeps the history for it and, in process 0, logs
@@ -297,8 +315,8 @@ impl MonitorHandle {
                 Arc::new(move |asked: &HttpRequest| watch.answer(asked))
             };
             let address = own_address(&endpoint.address, watch.process)?;
-            let server = Server::start(&Endpoint { address, ..endpoint.clone() }, &answering)?;
-            tracing::info!("watch it at http://{} ({PATHS})", server.address());
+            let server = Server::start(&Endpoint { address, ..endpoint.clone() }, &answering, is_public)?;
+            tracing::info!("watch it at {} ({PATHS})", server.url());
             let _ = watch.address.set(server.address());
             watching.server = Some(server);
         }
@@ -389,6 +407,22 @@ impl StallDetector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_the_token_a_probe_tells_no_cause() {
+        let answer = |trusted: bool, cause: Option<&str>| {
+            let asked = HttpRequest { path: "/readyz".into(), parameters: vec![], events: false, html: false, trusted };
+            assert!(is_public(&asked));
+            match probe_answer(&asked, cause) {
+                HttpReply::Whole(status, _, text) => (status, text),
+                _ => panic!("no text"),
+            }
+        };
+        assert_eq!(answer(true, Some("partition 2 of payments")), (503, "partition 2 of payments\n".into()));
+        let (status, text) = answer(false, Some("partition 2 of payments"));
+        assert!(status == 503 && !text.contains("payments") && text.contains("token"), "{text}");
+        assert_eq!((answer(true, None).0, answer(false, None).0), (200, 200));
+    }
 
     #[test]
     fn each_process_has_an_address_of_its_own() {

@@ -16,10 +16,11 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// The files: name, content type, and text.
-const FILES: [(&str, &str, &str); 9] = [
+const FILES: [(&str, &str, &str); 10] = [
     (INDEX, HTML, include_str!("page/index.html")),
     ("style.css", STYLE, include_str!("page/style.css")),
     ("main.js", SCRIPT, include_str!("page/main.js")),
+    ("fetch.js", SCRIPT, include_str!("page/fetch.js")),
     ("dom.js", SCRIPT, include_str!("page/dom.js")),
     ("graph.js", SCRIPT, include_str!("page/graph.js")),
     ("lanes.js", SCRIPT, include_str!("page/lanes.js")),

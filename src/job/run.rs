@@ -341,9 +341,10 @@ impl Job {
         // After the start a failure in one process fails all of them.
         let watching =
             MonitorHandle::start(&watch, http.as_ref(), stall_report_after).map_err(|error| failure.set(error)).ok();
-        let told = watching.as_ref().and_then(MonitorHandle::address).filter(|_| is_first);
-        if let Some((dir, address)) = dir.as_ref().zip(told) {
-            dir.record_address(Some(&address.to_string()));
+        let told = watching.as_ref().and_then(MonitorHandle::url).filter(|_| is_first);
+        if let Some((dir, url)) = dir.as_ref().zip(told.as_deref()) {
+            // An address alone is one of HTTP, as earlier versions read it.
+            dir.record_address(Some(url.strip_prefix("http://").unwrap_or(url)));
         }
         let endings = run_workers(shared, query, mesh);
         // The last manifest is on disk once its thread has ended; only then may another process take the state.

@@ -7,9 +7,11 @@
 //! Invariant: **clients never harm the job**. Everything that a client can hold has a limit, listed in [`limits`]: a
 //! client that reads slowly, sends half a request or opens connections without end costs the job no file descriptors or
 //! memory beyond these limits, and no time at its end. Only requests that name the server by its address or by an
-//! allowed host name are answered (see `host`), so that no foreign web page can read a job through a browser.
+//! allowed host name are answered (see `host`), so that no foreign web page can read a job through a browser. With a
+//! token only those that carry it are answered, and without one no other machine reaches the server (see `endpoint`).
 #![cfg_attr(not(feature = "http"), expect(dead_code, reason = "without a server nobody asks"))]
 
+mod access;
 #[cfg(feature = "http")]
 mod body;
 #[cfg(feature = "cli")]
@@ -18,10 +20,13 @@ mod client;
 mod connection;
 #[cfg(feature = "http")]
 mod end;
+mod endpoint;
 #[cfg(feature = "http")]
 mod events;
 #[cfg(feature = "http")]
 mod gate;
+#[cfg(feature = "http")]
+mod gzip;
 mod host;
 mod limits;
 #[cfg(feature = "http")]
@@ -31,9 +36,21 @@ mod server;
 #[cfg(not(feature = "http"))]
 #[path = "http/absent.rs"]
 mod server;
+#[cfg(feature = "http")]
+mod socket;
 #[cfg(test)]
 #[cfg(feature = "http")]
 mod tests;
+#[cfg(feature = "https")]
+mod tls;
+#[cfg(all(feature = "http", not(feature = "https")))]
+#[path = "http/tls_absent.rs"]
+mod tls;
+#[cfg(all(feature = "cli", feature = "https"))]
+mod tls_client;
+#[cfg(test)]
+#[cfg(feature = "https")]
+mod tls_tests;
 #[cfg(feature = "http")]
 mod tracker;
 
@@ -43,15 +60,22 @@ use std::task::{Context, Poll};
 
 use percent_encoding::percent_decode_str;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 #[cfg(feature = "cli")]
-pub(crate) use client::{encoded, get};
+pub(crate) use access::read_token;
+#[cfg(feature = "cli")]
+pub(crate) use client::{HttpTarget, encoded, get};
+pub(crate) use endpoint::{Endpoint, TlsFiles};
 pub(crate) use limits::PIECE;
 #[cfg(not(feature = "http"))]
 pub(crate) use server::AbsentServer as Server;
 #[cfg(feature = "http")]
 pub(crate) use server::Server;
+#[cfg(all(feature = "http", not(feature = "https")))]
+pub(crate) use tls::AbsentEncryption as Encryption;
+#[cfg(feature = "https")]
+pub(crate) use tls::Encryption;
 
 /// A request: a path, its parameters, and the kinds of answers that the client accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +88,8 @@ pub(crate) struct HttpRequest {
     pub(crate) events: bool,
     /// `true` if a page in HTML is accepted.
     pub(crate) html: bool,
+    /// `true` if the client may know what the job holds: it has the server's token, or the server asks for none.
+    pub(crate) trusted: bool,
 }
 
 impl HttpRequest {
@@ -72,7 +98,13 @@ impl HttpRequest {
         let pairs = form_urlencoded::parse(query.as_bytes());
         let parameters = pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
-        HttpRequest { path, parameters, events: accepts("text/event-stream"), html: accepts("text/html") }
+        HttpRequest {
+            path,
+            parameters,
+            events: accepts("text/event-stream"),
+            html: accepts("text/html"),
+            trusted: false,
+        }
     }
 
     /// Returns the value of a parameter, if it was given.
@@ -155,30 +187,5 @@ impl HttpReply {
 /// Handler of requests. It runs on the server's only thread, and so defers slow answers with [`HttpReply::Later`].
 pub(crate) type RequestHandler = Arc<dyn Fn(&HttpRequest) -> HttpReply + Send + Sync>;
 
-/// The address of a server, and the host names by which clients may call it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    /// `HOST:PORT`; port 0 is any free one.
-    pub(crate) address: String,
-    /// Host names that are allowed beside IP addresses and the names of the loopback interface; `*` allows every name.
-    pub(crate) hosts: Vec<String>,
-}
-
-impl Endpoint {
-    /// `true` if a server is wanted.
-    pub(crate) fn is_some(&self) -> bool {
-        !self.address.is_empty()
-    }
-
-    /// Checks that this build has a server, if one is wanted.
-    ///
-    /// # Errors
-    /// Fails if this build has no server.
-    pub(crate) fn check(&self) -> Result<()> {
-        if cfg!(feature = "http") || !self.is_some() {
-            return Ok(());
-        }
-        let error = Error::usage("cannot serve HTTP").at(&self.address).because("this program was built without it");
-        Err(error.help("build it with the cargo feature `http`, or start it without --http"))
-    }
-}
+/// Test of requests that are passed to the handler without the server's token, as not trusted.
+pub(crate) type PublicPaths = fn(&HttpRequest) -> bool;

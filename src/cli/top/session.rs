@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::super::job_access;
 use super::frame::{Answers, FigureSample, TopFrame, frame};
 use crate::error::{Error, Result};
 use crate::status::Why;
-use crate::view::http::get;
+use crate::view::http::HttpTarget;
 
 /// Timeout of all requests of a frame.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,7 +25,7 @@ struct HistoryAnswer {
 
 /// A job that is asked again and again.
 pub(super) struct TopSession {
-    address: String,
+    target: HttpTarget,
     /// The last two samples of the process that answers, and the time of its start.
     samples: Vec<FigureSample>,
     started_ms: u64,
@@ -36,9 +37,9 @@ pub(super) struct TopSession {
 }
 
 impl TopSession {
-    pub(super) fn new(address: String) -> Self {
+    pub(super) fn new(target: HttpTarget) -> Self {
         TopSession {
-            address,
+            target,
             samples: Vec::new(),
             started_ms: 0,
             last: None,
@@ -62,10 +63,10 @@ impl TopSession {
         self.samples.drain(..self.samples.len().saturating_sub(2));
         let status = self.ask_json("/status", until)?;
         let why = match self.ask_text("/why?format=json", until)? {
-            (200, text) => Ok(parsed::<Why>(&self.address, &text)?),
+            (200, text) => Ok(parsed::<Why>(&self.target.address, &text)?),
             (_, refusal) => Err(refusal),
         };
-        let answers = Answers { address: &self.address, status: &status, why: &why, samples: &self.samples };
+        let answers = Answers { address: &self.target.address, status: &status, why: &why, samples: &self.samples };
         Ok(self.last.insert(frame(&answers)))
     }
 
@@ -87,16 +88,16 @@ impl TopSession {
 
     fn ask_json<T: DeserializeOwned>(&self, path: &str, until: Instant) -> Result<T> {
         match self.ask_text(path, until)? {
-            (200, text) => parsed(&self.address, &text),
-            (status, text) => {
-                Err(Error::new(format!("the job answers {status} for {path}")).at(&self.address).because(text.trim()))
-            }
+            (200, text) => parsed(&self.target.address, &text),
+            (status, text) => Err(Error::new(format!("the job answers {status} for {path}"))
+                .at(&self.target.address)
+                .because(text.trim())),
         }
     }
 
     /// Asks the job for a path: the only place that does.
     fn ask_text(&self, path: &str, until: Instant) -> Result<(u16, String)> {
-        get(&self.address, path, until.saturating_duration_since(Instant::now()))
+        job_access::ask(&self.target, path, until.saturating_duration_since(Instant::now()))
     }
 }
 

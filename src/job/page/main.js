@@ -5,6 +5,7 @@ import { chooseNode, drawGraph, updateGraph } from "./graph.js";
 import { chooseLane, laneName, partitionsOf, showLanes } from "./lanes.js";
 import { drawCharts, Figures, updateCharts } from "./figures.js";
 import { showLeftOut, showWindows } from "./windows.js";
+import { request } from "./fetch.js";
 import { isViewOpen, listViews, openView, startViews } from "./views.js";
 
 const EVERY_MS = 1000, PATIENCE_MS = 4000, SAMPLES = 600;
@@ -17,7 +18,7 @@ let unreachableSince = null;
 let shownCauses = "";
 
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+  const answer = await request(path, () => AbortSignal.timeout(PATIENCE_MS));
   return { ok: answer.ok, text: await answer.text() };
 }
 

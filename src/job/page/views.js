@@ -1,6 +1,7 @@
 // Views: rows of a view, or of a key, kept up to date by server-sent events.
 
 import { by, count, html, setText } from "./dom.js";
+import { EventStream } from "./fetch.js";
 
 // Rows that are shown, and rows of a view above which a key is asked for.
 const SHOWN = 500, WITHOUT_KEY = 20000;
@@ -74,7 +75,7 @@ export function openView() {
   close();
   if (!wanted) return;
   const query = wanted.key ? `?key=${encodeURIComponent(wanted.key)}` : "";
-  stream = new EventSource(`/views/${encodeURIComponent(wanted.view)}/changes${query}`);
+  stream = new EventStream(`/views/${encodeURIComponent(wanted.view)}/changes${query}`);
   stream.addEventListener("state", (event) => take(event.data, true));
   stream.addEventListener("changes", (event) => take(event.data, false));
   stream.addEventListener("progress", (event) => {
@@ -86,7 +87,7 @@ export function openView() {
     setText(by("view-state"), `${wanted?.view}: the stream has ended: ${JSON.parse(event.data).reason}`);
   });
   stream.addEventListener("error", () => {
-    if (stream?.readyState === EventSource.CLOSED) {
+    if (stream?.isClosed) {
       close();
       setText(by("view-state"), `${wanted?.view}: no rows: the job does not answer for it now`);
     }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
-use super::{Endpoint, RequestHandler};
+use super::{Endpoint, PublicPaths, RequestHandler};
 use crate::error::{Error, Result};
 
 /// A server, which this build cannot create.
@@ -14,13 +14,18 @@ impl AbsentServer {
     ///
     /// # Errors
     /// Always fails.
-    pub(crate) fn start(endpoint: &Endpoint, _answering: &RequestHandler) -> Result<Self> {
+    pub(crate) fn start(endpoint: &Endpoint, _answering: &RequestHandler, _is_public: PublicPaths) -> Result<Self> {
         endpoint.check()?;
         Err(Error::usage("cannot serve HTTP without an address"))
     }
 
     /// Returns the address that it listens at.
     pub(crate) fn address(&self) -> SocketAddr {
+        match self.0 {}
+    }
+
+    /// Returns the URL of its root.
+    pub(crate) fn url(&self) -> String {
         match self.0 {}
     }
 }

@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::TextPieces;
 use super::events::EventReader;
 use super::gate::Permit;
-use super::limits::PIECE;
+use super::gzip::{self, GzipEncoder};
+use super::limits::{GZIP_BYTES, PIECE};
 use super::tracker::ConnectionTracker;
 
 /// The content of an answer.
@@ -21,6 +22,8 @@ pub(super) enum BodyContent {
     Pieces(Option<Bytes>, Option<(TextPieces, Permit)>),
     /// Server-sent events.
     Events(EventReader),
+    /// A text or pieces, which are compressed as they are sent.
+    Compressed(Box<BodyContent>, Box<GzipEncoder>),
 }
 
 /// The body of an answer. When it is dropped, the answer is sent completely, or given up.
@@ -63,6 +66,29 @@ impl BodyContent {
                 Poll::Ready(piece.map(|piece| piece.map(Bytes::from).map_err(io::Error::other)))
             }
             BodyContent::Events(events) => events.poll(context),
+            BodyContent::Compressed(content, encoder) if !encoder.is_finished() => {
+                match ready!(content.next(context)) {
+                    Some(Ok(piece)) => Poll::Ready(Some(encoder.compress(&piece))),
+                    Some(Err(error)) => Poll::Ready(Some(Err(error))),
+                    None => Poll::Ready(encoder.finish()),
+                }
+            }
+            BodyContent::Compressed(..) => Poll::Ready(None),
+        }
+    }
+
+    /// Returns the content in gzip, and `true`, if it is worth that; otherwise as it is.
+    pub(super) fn compress(self) -> (Self, bool) {
+        match self {
+            BodyContent::Text(text, permit) if text.len() < GZIP_BYTES => (BodyContent::Text(text, permit), false),
+            BodyContent::Text(text, None) => match gzip::compressed(&text) {
+                Ok(short) => (BodyContent::Text(short, None), true),
+                Err(_) => (BodyContent::Text(text, None), false),
+            },
+            content @ (BodyContent::Text(..) | BodyContent::Pieces(..)) => {
+                (BodyContent::Compressed(Box::new(content), Box::new(GzipEncoder::new())), true)
+            }
+            content @ (BodyContent::Events(_) | BodyContent::Compressed(..)) => (content, false),
         }
     }
 }
@@ -79,13 +105,17 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.content, BodyContent::Text(text, _) if text.is_empty())
+        match &self.content {
+            BodyContent::Text(text, _) => text.is_empty(),
+            BodyContent::Compressed(_, encoder) => encoder.is_finished(),
+            BodyContent::Pieces(..) | BodyContent::Events(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             BodyContent::Text(text, _) => SizeHint::with_exact(text.len() as u64),
-            BodyContent::Pieces(..) | BodyContent::Events(_) => SizeHint::default(),
+            BodyContent::Pieces(..) | BodyContent::Events(_) | BodyContent::Compressed(..) => SizeHint::default(),
         }
     }
 }

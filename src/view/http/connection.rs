@@ -1,7 +1,6 @@
-//! Connections: their sockets, and how they are served and closed.
+//! Connections: how they are served and closed.
 //!
-//! * A [`Socket`] moves bytes, and updates the connection's [`ConnectionTracker`].
-//! * [`Connections`] are all open connections. When a new one exceeds their limit, the most expendable one is closed.
+//! [`Connections`] are all open connections. When a new one exceeds their limit, the most expendable one is closed.
 //!
 //! Invariant: a connection stays open only until its next deadline, unless its client extends that by requests or by
 //! reading its answers.
@@ -9,14 +8,12 @@
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
-use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -24,70 +21,33 @@ use tokio::task::AbortHandle;
 use super::end::EndSignal;
 use super::limits::{HEADER_BYTES, HEADER_LINES, HEADER_TIME};
 use super::respond::{RequestContext, respond};
+use super::socket::{ByteStream, Socket, TrackedStream};
 use super::tracker::ConnectionTracker;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A client's socket.
-struct Socket {
-    stream: TcpStream,
-    pulse: ConnectionTracker,
-}
-
-impl hyper::rt::Read for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        mut buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut piece = [0; 4 << 10];
-        let room = piece.len().min(buffer.remaining());
-        let mut piece = ReadBuf::new(&mut piece[..room]);
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut piece))?;
-        if !piece.filled().is_empty() {
-            self.pulse.has_read();
-            buffer.put_slice(piece.filled());
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl hyper::rt::Write for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.pulse.has_written(&outcome);
-        outcome
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.pulse.has_written(&outcome);
-        outcome
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pulse.has_written_all();
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
 /// Serves a connection until its client is done, a limit has passed, or the server ends.
-async fn serve(socket: Socket, shared: Arc<RequestContext>, over: EndSignal) {
-    let pulse = socket.pulse.clone();
+async fn serve(stream: TrackedStream, shared: Arc<RequestContext>, over: EndSignal) {
+    let pulse = stream.pulse();
+    let mut ended = pin!(over.clone().wait());
+    let stream: Box<dyn ByteStream> = match shared.encryption() {
+        None => Box::new(stream),
+        Some(encryption) => {
+            let mut handshake = pin!(encryption.accept(stream));
+            let accepted = within_limits(&pulse, |context| {
+                if ended.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                // An error means that the client is gone, or does not speak TLS.
+                handshake.as_mut().poll(context).map(io::Result::ok)
+            });
+            let Some(Some(stream)) = accepted.await else { return };
+            stream
+        }
+    };
+    let socket = Socket::new(stream, pulse.clone());
     let service = {
         let (pulse, over) = (pulse.clone(), over.clone());
         hyper::service::service_fn(move |request| respond(Arc::clone(&shared), pulse.clone(), over.clone(), request))
@@ -96,23 +56,31 @@ async fn serve(socket: Socket, shared: Arc<RequestContext>, over: EndSignal) {
     builder.header_read_timeout(None).max_header_size(HEADER_BYTES).max_headers(HEADER_LINES);
     builder.max_buf_size(4 * HEADER_BYTES);
     let mut connection = pin!(builder.serve_connection(socket, service));
-    let mut over = pin!(over.wait());
-    let mut sleep = pin!(tokio::time::sleep(HEADER_TIME));
+    let mut ended = pin!(over.wait());
     let mut ends = false;
-    poll_fn(|context| {
-        if !ends && over.as_mut().poll(context).is_ready() {
+    let served = within_limits(&pulse, |context| {
+        if !ends && ended.as_mut().poll(context).is_ready() {
             ends = true;
             connection.as_mut().graceful_shutdown();
         }
         // An error means that the client is gone, or does not speak HTTP, in which case hyper has answered it.
-        if connection.as_mut().poll(context).is_ready() {
-            return Poll::Ready(());
+        connection.as_mut().poll(context).map(drop)
+    });
+    served.await;
+}
+
+/// Polls until there is an outcome; returns `None` when a limit of the connection has passed before.
+async fn within_limits<T>(pulse: &ConnectionTracker, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Option<T> {
+    let mut sleep = pin!(tokio::time::sleep(HEADER_TIME));
+    poll_fn(|context| {
+        if let Poll::Ready(outcome) = poll(context) {
+            return Poll::Ready(Some(outcome));
         }
         loop {
             let now = Instant::now();
             if pulse.is_late(now) {
                 tracing::debug!("a client of the HTTP server is cut off: it was too slow");
-                return Poll::Ready(());
+                return Poll::Ready(None);
             }
             let Some(deadline) = pulse.deadline() else { return Poll::Pending };
             sleep.as_mut().reset(deadline.into());
@@ -121,7 +89,7 @@ async fn serve(socket: Socket, shared: Arc<RequestContext>, over: EndSignal) {
             }
         }
     })
-    .await;
+    .await
 }
 
 /// All open connections.
@@ -202,9 +170,9 @@ impl Connections {
         let mut own = locked(all);
         (own.next, own.sockets) = (own.next + 1, own.sockets + 1);
         let listed = ListGuard { id: own.next, all: Arc::clone(all) };
-        let (socket, shared, over) = (Socket { stream, pulse: pulse.clone() }, Arc::clone(shared), over.clone());
+        let stream = TrackedStream::new(stream, pulse.clone());
         let id = own.next;
-        let serving = serve(socket, shared, over);
+        let serving = serve(stream, Arc::clone(shared), over.clone());
         let task = tokio::spawn(async move {
             // Dropped at the end, after the socket.
             let _open = (listed, alive);

@@ -2,7 +2,7 @@
 //! an answer.
 //!
 //! Events are taken from the source at once, so that none pile up there, and encoded as text. At most [`STREAM_BYTES`]
-//! of text wait for the reader. If there is more the reader is cut off: it still gets the waiting text, and then an
+//! of text wait for the reader, or its share of [`ALL_STREAM_BYTES`] if that is less. If there is more the reader is cut off: it still gets the waiting text, and then an
 //! `end` event with the reason. A single event that exceeds the limit is sent in pieces that are made as the reader
 //! takes them. Few streams at a time may do that, and meanwhile the source has to keep new events, within a limit of
 //! its own.
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use super::end::EndSignal;
 use super::gate::{Gate, Permit};
-use super::limits::{PROGRESS, STREAM_BYTES, TURN_TIME};
+use super::limits::{ALL_STREAM_BYTES, PROGRESS, STREAM_BYTES, TURN_TIME};
 use super::{Events, ServerEvent, TextPieces, end_event};
 
 /// The next part of a stream.
@@ -88,22 +88,24 @@ struct Pump {
     messages: UnboundedSender<EventText>,
     backlog: Arc<Backlog>,
     gate: Arc<Gate>,
+    /// The gate of all streams.
+    streams: Arc<Gate>,
     /// A permit to send the first event if it is long.
     permit: Option<Permit>,
     over: EndSignal,
 }
 
-/// Starts a stream. `slot` is returned when the stream ends; `permit` is for its first event.
+/// Starts a stream, with the gates of long answers and of all streams. `slot` is returned when the stream ends; `permit` is for its first event.
 pub(super) fn start(
     events: Box<dyn Events>,
-    gate: &Arc<Gate>,
+    [gate, streams]: [&Arc<Gate>; 2],
     (slot, permit): (Permit, Permit),
     over: EndSignal,
 ) -> EventReader {
     let (sender, messages) = unbounded_channel();
     let backlog = Arc::<Backlog>::default();
-    let (gate, own) = (Arc::clone(gate), Arc::clone(&backlog));
-    let pump = Pump { messages: sender, backlog: own, gate, permit: Some(permit), over };
+    let (gate, streams, own) = (Arc::clone(gate), Arc::clone(streams), Arc::clone(&backlog));
+    let pump = Pump { messages: sender, backlog: own, gate, streams, permit: Some(permit), over };
     tokio::spawn(async move {
         pump.run(events).await;
         drop(slot);
@@ -158,13 +160,12 @@ impl Pump {
     /// Sends an event to the reader. Fails with the reason for which the reader is cut off.
     async fn send(&mut self, mut pieces: TextPieces) -> Result<(), String> {
         let mut text = Vec::new();
-        while text.len() <= STREAM_BYTES {
+        let most = STREAM_BYTES.min(ALL_STREAM_BYTES / self.streams.taken().max(1));
+        while text.len() <= most {
             match pieces.next() {
                 None => {
-                    if self.backlog.bytes.load(Ordering::Relaxed) + text.len() > STREAM_BYTES {
-                        return Err(format!(
-                            "the reader is too slow: more than {STREAM_BYTES} bytes of events waited for it"
-                        ));
+                    if self.backlog.bytes.load(Ordering::Relaxed) + text.len() > most {
+                        return Err(format!("the reader is too slow: more than {most} bytes of events waited for it"));
                     }
                     self.put(text.into());
                     return Ok(());

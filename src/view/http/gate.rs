@@ -15,6 +15,7 @@ pub(super) type Permit = OwnedSemaphorePermit;
 /// A limit on answers of one kind.
 pub(super) struct Gate {
     free: Arc<Semaphore>,
+    most: usize,
     waiting: AtomicUsize,
     most_waiting: usize,
     /// The message for requests that are refused.
@@ -35,7 +36,12 @@ impl Gate {
     /// messages.
     pub(super) fn new(most: usize, most_waiting: usize, what: &str) -> Self {
         let full = format!("{most} {what} already; ask again a little later");
-        Gate { free: Arc::new(Semaphore::new(most)), waiting: AtomicUsize::new(0), most_waiting, full }
+        Gate { free: Arc::new(Semaphore::new(most)), most, waiting: AtomicUsize::new(0), most_waiting, full }
+    }
+
+    /// Returns the number of permits that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.most - self.free.available_permits()
     }
 
     /// Takes a permit without waiting.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Maximum number of open connections. Beyond it the connection that has waited longest for a request, or whose reader
 /// is stuck, is closed for a new one; if all are being answered, the new one gets status 503.
-pub(crate) const CONNECTIONS: usize = 256;
+pub(crate) const CONNECTIONS: usize = 512;
 /// At most one in this many of the process's file descriptors is used for a connection.
 pub(crate) const DESCRIPTORS_FOR_ONE: u64 = 4;
 /// Maximum size of a request's header, its request line included, in bytes.
@@ -25,6 +25,8 @@ pub(crate) const STUCK: Duration = Duration::from_secs(1);
 pub(crate) const SOCKET_BYTES: u32 = 128 << 10;
 /// Size of a piece of a long answer, in bytes.
 pub(crate) const PIECE: usize = 64 << 10;
+/// Minimum size of an answer that is compressed for a client that accepts it, in bytes.
+pub(crate) const GZIP_BYTES: usize = 1 << 10;
 /// Maximum number of long documents (`/status`, `/metrics`) sent at a time.
 pub(crate) const DOCUMENTS: usize = 8;
 /// Maximum number of answers with rows of views sent at a time, first events of streams included.
@@ -34,11 +36,13 @@ pub(crate) const TURN_TIME: Duration = Duration::from_secs(5);
 /// For each kind of answer, at most one in this many connections waits for its turn.
 pub(crate) const CONNECTIONS_FOR_A_TURN: usize = 8;
 /// Maximum number of open streams of events.
-pub(crate) const STREAMS: usize = 64;
+pub(crate) const STREAMS: usize = 256;
 /// At most one in this many connections is a stream of events.
-pub(crate) const CONNECTIONS_FOR_A_STREAM: usize = 4;
+pub(crate) const CONNECTIONS_FOR_A_STREAM: usize = 2;
 /// Maximum number of bytes of events that wait for the reader of a stream.
 pub(crate) const STREAM_BYTES: usize = 1 << 20;
+/// Maximum number of bytes of events that wait for the readers of all streams, which share it equally.
+pub(crate) const ALL_STREAM_BYTES: usize = 64 << 20;
 /// Interval at which a stream reports its progress while nothing changes.
 pub(crate) const PROGRESS: Duration = Duration::from_millis(500);
 /// Pause of accepting after the system refused a connection for lack of descriptors or memory.

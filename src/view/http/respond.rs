@@ -4,46 +4,68 @@ use std::sync::Arc;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
-    REFERRER_POLICY, RETRY_AFTER, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, HOST, HeaderValue, REFERRER_POLICY, RETRY_AFTER, TRANSFER_ENCODING, VARY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
+use super::access::BearerToken;
 use super::body::{AnswerBody, BodyContent, Never};
 use super::end::EndSignal;
 use super::events;
 use super::gate::{Gate, Permit};
+use super::gzip;
 use super::host::Hosts;
 use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
 use super::tracker::ConnectionTracker;
-use super::{AnswerKind, DeferredReply, HttpReply, HttpRequest, RequestHandler, TextPieces};
+use super::{AnswerKind, DeferredReply, Encryption, HttpReply, HttpRequest, PublicPaths, RequestHandler, TextPieces};
 
 /// Policy for browsers: scripts, styles and data come from this server alone, none of them from the text of a page, and
 /// no page of another server shows an answer inside itself.
 const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// The requests that are answered.
+pub(super) struct AccessPolicy {
+    /// Names of the server in them.
+    pub(super) hosts: Hosts,
+    /// The token that they have to carry.
+    pub(super) token: Option<BearerToken>,
+    /// Those that need no token.
+    pub(super) is_public: PublicPaths,
+    /// Encryption of the connections that they come on, if there is any.
+    pub(super) encryption: Option<Encryption>,
+}
+
 /// The state shared by all connections.
 pub(super) struct RequestContext {
     answering: RequestHandler,
-    hosts: Hosts,
+    policy: AccessPolicy,
     documents: Gate,
     rows: Arc<Gate>,
-    streams: Gate,
+    streams: Arc<Gate>,
 }
 
 impl RequestContext {
-    /// Creates a handler of requests that name one of the hosts, for at most `connections` connections.
-    pub(super) fn new(answering: RequestHandler, hosts: Hosts, connections: usize) -> Self {
+    /// Creates a handler of the requests that the policy allows, for at most `connections` connections.
+    pub(super) fn new(answering: RequestHandler, policy: AccessPolicy, connections: usize) -> Self {
         let waiting = connections / CONNECTIONS_FOR_A_TURN;
         let streams = STREAMS.min(connections / CONNECTIONS_FOR_A_STREAM);
         RequestContext {
             answering,
-            hosts,
+            policy,
             documents: Gate::new(DOCUMENTS, waiting, "long answers are being sent"),
             rows: Arc::new(Gate::new(ROWS, waiting, "answers with rows of views are being sent")),
-            streams: Gate::new(streams, 0, "streams of events are open"),
+            streams: Arc::new(Gate::new(streams, 0, "streams of events are open")),
         }
+    }
+}
+
+impl RequestContext {
+    /// Returns the encryption of connections, if there is any.
+    pub(super) fn encryption(&self) -> Option<Encryption> {
+        self.policy.encryption.clone()
     }
 }
 
@@ -74,7 +96,7 @@ pub(super) async fn respond(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Never> {
     pulse.answering();
-    let answer = match parse_request(&shared.hosts, &request) {
+    let answer = match parse_request(&shared.policy, &request) {
         Err(refusal) => refusal,
         Ok(asked) => match (shared.answering)(&asked) {
             HttpReply::Later(kind, make) => later(&shared, kind, make, over).await,
@@ -82,15 +104,22 @@ pub(super) async fn respond(
         },
     };
     let ResponseParts { status, kind, content, close } = answer;
+    let is_accepted = gzip::is_accepted(request.headers());
+    let (content, is_compressed) = if is_accepted { content.compress() } else { (content, false) };
     let mut response = Response::new(AnswerBody::new(content, pulse));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    if is_compressed {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_POLICY));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     match status {
+        401 => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidegate\""))),
         405 => drop(headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"))),
         503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
         _ => {}
@@ -102,7 +131,7 @@ pub(super) async fn respond(
 }
 
 /// Converts a request for the handler, or returns its refusal.
-fn parse_request(hosts: &Hosts, request: &Request<Incoming>) -> Result<HttpRequest, ResponseParts> {
+fn parse_request(policy: &AccessPolicy, request: &Request<Incoming>) -> Result<HttpRequest, ResponseParts> {
     let (headers, uri) = (request.headers(), request.uri());
     let has_length = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
     let has_body = has_length || headers.contains_key(TRANSFER_ENCODING);
@@ -120,7 +149,7 @@ fn parse_request(hosts: &Hosts, request: &Request<Incoming>) -> Result<HttpReque
         _ => return Err(ResponseParts::text(400, String::from("a request names one Host")).close()),
     };
     let authority = uri.authority().map(hyper::http::uri::Authority::as_str);
-    if let Some(foreign) = host.into_iter().chain(authority).find(|host| !hosts.allow(host)) {
+    if let Some(foreign) = host.into_iter().chain(authority).find(|host| !policy.hosts.allow(host)) {
         let foreign: String = foreign.chars().take(255).collect();
         let help = "ask by an address or as localhost, or start the job with --http-host and the name";
         return Err(ResponseParts::text(421, format!("this server is not known as `{foreign}`: {help}")).close());
@@ -129,7 +158,16 @@ fn parse_request(hosts: &Hosts, request: &Request<Incoming>) -> Result<HttpReque
         let mut accepted = headers.get_all(ACCEPT).iter().flat_map(|accept| accept.to_str().unwrap_or("").split(','));
         accepted.any(|accepted| accepted.split(';').next().is_some_and(|accepted| accepted.trim() == kind))
     };
-    Ok(HttpRequest::new(uri.path(), uri.query().unwrap_or(""), accepts))
+    let asked = HttpRequest::new(uri.path(), uri.query().unwrap_or(""), accepts);
+    let trusted = policy.token.as_ref().is_none_or(|token| {
+        let mut given = headers.get_all(AUTHORIZATION).iter();
+        given.next().is_some_and(|header| token.is_in(header.as_bytes())) && given.next().is_none()
+    });
+    if !trusted && !(policy.is_public)(&asked) {
+        let help = "send `Authorization: Bearer TOKEN` with the token in the file that --http-token-file names";
+        return Err(ResponseParts::text(401, format!("this job asks for a token: {help}")));
+    }
+    Ok(HttpRequest { trusted, ..asked })
 }
 
 /// Converts a complete answer.
@@ -166,7 +204,7 @@ async fn later(shared: &RequestContext, kind: AnswerKind, make: DeferredReply, o
         }
         (Ok(HttpReply::Pieces(kind, pieces)), _) => in_pieces(kind, pieces, permit),
         (Ok(HttpReply::Events(source)), Some(slot)) => {
-            let events = events::start(source, &shared.rows, (slot, permit), over);
+            let events = events::start(source, [&shared.rows, &shared.streams], (slot, permit), over);
             ResponseParts { status: 200, kind: "text/event-stream", content: BodyContent::Events(events), close: false }
         }
         (Ok(reply), _) => short(reply),

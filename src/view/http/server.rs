@@ -6,7 +6,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -18,12 +18,13 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+use super::access::{BearerToken, is_beyond_loopback, read_token};
 use super::connection::Connections;
 use super::end::EndSignal;
 use super::host::Hosts;
 use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SOCKET_BYTES};
-use super::respond::RequestContext;
-use super::{Endpoint, RequestHandler};
+use super::respond::{AccessPolicy, RequestContext};
+use super::{Endpoint, PublicPaths, RequestHandler, TlsFiles};
 use crate::error::{Error, Result};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 
@@ -35,6 +36,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// A running server; it ends when it is dropped.
 pub(crate) struct Server {
     address: SocketAddr,
+    is_encrypted: bool,
     over: watch::Sender<bool>,
     /// Disconnected when the thread is done.
     done: Receiver<()>,
@@ -46,7 +48,7 @@ impl Server {
     ///
     /// # Errors
     /// Fails if it cannot listen there.
-    pub(crate) fn start(endpoint: &Endpoint, answering: &RequestHandler) -> Result<Self> {
+    pub(crate) fn start(endpoint: &Endpoint, answering: &RequestHandler, is_public: PublicPaths) -> Result<Self> {
         let cannot = |why: &dyn fmt::Display| {
             let error = Error::new("cannot serve HTTP").at(&endpoint.address).because(why);
             error.help("is the port taken? `--http 127.0.0.1:0` takes a free one")
@@ -54,11 +56,20 @@ impl Server {
         let mut builder = Builder::new_current_thread();
         builder.enable_io().enable_time().max_blocking_threads(1).thread_name("http answers");
         let runtime = builder.build().map_err(|why| cannot(&why))?;
-        let listener = listen(&runtime, &endpoint.address).map_err(|why| cannot(&why))?;
+        let encryption = endpoint.tls.as_ref().map(TlsFiles::open).transpose()?;
+        endpoint.warn_of_exposed_files();
+        let token = endpoint.token_file.as_deref().map(read_token).transpose()?;
+        let token = token.as_deref().map(BearerToken::new).transpose()?;
+        let listener = listen(&runtime, &endpoint.places()?).map_err(|why| cannot(&why))?;
         let address = listener.local_addr().map_err(|why| cannot(&why))?;
+        let is_encrypted = encryption.is_some();
+        if token.is_some() && !is_encrypted && is_beyond_loopback(&address) {
+            tracing::warn!("HTTP at {address}: the token and all answers go over the network without encryption");
+        }
         let most = most_connections();
-        let hosts = Hosts::new(&endpoint.address, &endpoint.hosts);
-        let shared = Arc::new(RequestContext::new(Arc::clone(answering), hosts, most));
+        let policy =
+            AccessPolicy { hosts: Hosts::new(&endpoint.address, &endpoint.hosts), token, is_public, encryption };
+        let shared = Arc::new(RequestContext::new(Arc::clone(answering), policy, most));
         let (over, is_over) = EndSignal::new();
         let (finished, done) = channel();
         let body = move || {
@@ -68,7 +79,12 @@ impl Server {
             drop::<std::sync::mpsc::Sender<()>>(finished);
         };
         let thread = thread::start(ThreadRole::Http, ThreadRole::Http.name(), body)?;
-        Ok(Server { address, over, done, thread: Some(thread) })
+        Ok(Server { address, is_encrypted, over, done, thread: Some(thread) })
+    }
+
+    /// Returns the URL of its root, without a slash at the end.
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}", if self.is_encrypted { "https" } else { "http" }, self.address)
     }
 
     /// Returns the address that it listens at.
@@ -98,17 +114,17 @@ fn most_connections() -> usize {
 }
 
 /// Listens at the first of a host's addresses at which that is possible.
-fn listen(runtime: &Runtime, address: &str) -> io::Result<TcpListener> {
+fn listen(runtime: &Runtime, places: &[SocketAddr]) -> io::Result<TcpListener> {
     let _inside = runtime.enter();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no such host");
-    for place in address.to_socket_addrs()? {
+    for place in places {
         let listen = || {
             let socket = if place.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?;
             // Connections inherit the buffer sizes.
             socket.set_send_buffer_size(SOCKET_BYTES)?;
             socket.set_recv_buffer_size(SOCKET_BYTES)?;
-            socket.bind(place)?;
+            socket.bind(*place)?;
             socket.listen(BACKLOG)
         };
         match listen() {
@@ -136,7 +152,7 @@ impl RateLimitedLog {
 
 /// Accepts connections until the server ends, then gives clients a moment to read the rest of their answers.
 async fn serve(listener: TcpListener, shared: Arc<RequestContext>, most: usize, over: EndSignal) {
-    let connections = Connections::new(most);
+    let (connections, is_encrypted) = (Connections::new(most), shared.encryption().is_some());
     let (alive, open) = watch::channel(());
     let mut complaints = RateLimitedLog::default();
     {
@@ -159,7 +175,9 @@ async fn serve(listener: TcpListener, shared: Arc<RequestContext>, most: usize, 
                     } else {
                         complaints
                             .add(&format_args!("HTTP: {most} connections are being answered; others are refused"));
-                        refuse(stream);
+                        if !is_encrypted {
+                            refuse(stream);
+                        }
                     }
                 }
                 Some(Err(why)) if is_of_one(&why) => {}

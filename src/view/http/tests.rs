@@ -11,16 +11,28 @@ use super::limits::{
     STREAM_BYTES, STREAMS, WRITE_TIME,
 };
 use super::*;
+use crate::error::Error;
 
-const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
+
+/// Sends a request with a token.
+fn get_with(address: SocketAddr, path: &str, token: Option<&str>) -> (u16, String) {
+    let (address, token) = (address.to_string(), token.map(str::to_owned));
+    super::get(&HttpTarget { address, token, ..HttpTarget::default() }, path, SOON).unwrap()
+}
+
+fn get(address: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
+    super::get(&HttpTarget { address: address.to_owned(), ..HttpTarget::default() }, path, limit)
+}
 
 fn server(answer: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> Server {
     let answering: RequestHandler = Arc::new(answer);
-    let endpoint = Endpoint { address: "127.0.0.1:0".into(), hosts: vec![String::from("jobs.example")] };
-    Server::start(&endpoint, &answering).unwrap()
+    let hosts = vec![String::from("jobs.example")];
+    let endpoint = Endpoint { address: "127.0.0.1:0".into(), hosts, ..Endpoint::default() };
+    Server::start(&endpoint, &answering, |_| false).unwrap()
 }
 
-fn connect(address: SocketAddr) -> TcpStream {
+pub(super) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.set_write_timeout(Some(SOON)).unwrap();
@@ -34,7 +46,7 @@ fn exchange(address: SocketAddr, text: &str) -> String {
     rest(stream)
 }
 
-fn rest(mut stream: TcpStream) -> String {
+pub(super) fn rest(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
     // A reset connection may have delivered its answer before.
     let _ = stream.read_to_end(&mut answer);
@@ -42,7 +54,7 @@ fn rest(mut stream: TcpStream) -> String {
 }
 
 /// Reads until a text has been received.
-fn until(stream: &mut TcpStream, text: &str) -> String {
+pub(super) fn until(stream: &mut TcpStream, text: &str) -> String {
     let (mut read, mut piece) = (String::new(), [0; 4096]);
     while !read.contains(text) {
         let count = stream.read(&mut piece).unwrap();
@@ -53,7 +65,7 @@ fn until(stream: &mut TcpStream, text: &str) -> String {
 }
 
 /// A source of events that the test sends.
-struct Given(Receiver<ServerEvent>, Arc<std::sync::Mutex<Option<std::task::Waker>>>);
+pub(super) struct Given(pub(super) Receiver<ServerEvent>, pub(super) Arc<std::sync::Mutex<Option<std::task::Waker>>>);
 
 impl Events for Given {
     fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<ServerEvent> {
@@ -66,12 +78,12 @@ impl Events for Given {
     }
 }
 
-fn event(text: impl Into<String>) -> ServerEvent {
+pub(super) fn event(text: impl Into<String>) -> ServerEvent {
     ServerEvent { pieces: Box::new(std::iter::once(Ok(text.into().into_bytes()))), last: false }
 }
 
 /// Returns the same piece `count` times.
-fn repeated(piece: usize, count: usize) -> TextPieces {
+pub(super) fn repeated(piece: usize, count: usize) -> TextPieces {
     Box::new(std::iter::repeat_n("~".repeat(piece), count).map(|piece| Ok(piece.into_bytes())))
 }
 
@@ -81,7 +93,7 @@ fn a_question_comes_as_it_was_asked_and_the_answer_as_it_was_given() {
     let path = format!("/views/a%20b+c?key={}&x=", encoded("ü&=+ 1"));
     let (status, text) = get(&server.address().to_string(), &path, SOON).unwrap();
     let parameters = vec![("key".into(), "ü&=+ 1".into()), ("x".into(), String::new())];
-    let expected = HttpRequest { path: "/views/a b+c".into(), parameters, events: false, html: false };
+    let expected = HttpRequest { path: "/views/a b+c".into(), parameters, events: false, html: false, trusted: true };
     assert_eq!((status, text), (203, format!("{expected:?}\n")));
 }
 
@@ -135,6 +147,59 @@ fn requests_that_ask_for_something_else_are_refused() {
     assert!(answer.contains("secret"), "{answer}");
     let answer = exchange(address, "HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(answer.contains("content-length: 7\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+/// Each request for what is not public carries the one token; refusals tell nothing of it, nor of what was asked for.
+#[test]
+fn without_the_token_only_what_is_public_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "correct-horse-battery\n").unwrap();
+    let answering: RequestHandler =
+        Arc::new(|asked: &HttpRequest| HttpReply::text(200, if asked.trusted { "a secret" } else { "nothing" }));
+    let endpoint = Endpoint { address: "127.0.0.1:0".into(), token_file: Some(file), ..Endpoint::default() };
+    let server = Server::start(&endpoint, &answering, |asked| asked.path == "/public").unwrap();
+    let ask = |path: &str, headers: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
+        exchange(server.address(), &request)
+    };
+    let good = "Authorization: Bearer correct-horse-battery\r\n";
+    for (path, headers, answer) in [
+        ("/", good, "a secret"),
+        ("/public", good, "a secret"),
+        ("/", "authorization: bearer correct-horse-battery\r\n", "a secret"),
+        ("/public", "", "nothing"),
+        ("/public", "Authorization: Bearer correct-horse-batterx\r\n", "nothing"),
+    ] {
+        let said = ask(path, headers);
+        assert!(said.starts_with("HTTP/1.1 200 ") && said.contains(answer), "{path} {headers}: {said}");
+    }
+    for headers in [
+        String::new(),
+        String::from("Authorization: Bearer correct-horse-batterx\r\n"),
+        String::from("Authorization: Bearer correct-horse-batter\r\n"),
+        String::from("Authorization: Bearer correct-horse-batteryy\r\n"),
+        String::from("Authorization: Basic correct-horse-battery\r\n"),
+        String::from("Authorization: Bearer \r\n"),
+        String::from("Cookie: token=correct-horse-battery\r\n"),
+        format!("Authorization: Bearer x\r\n{good}"),
+        format!("{good}Authorization: Bearer x\r\n"),
+    ] {
+        for path in ["/", "/nothing", "/public/", "//public", "/%2e/public", "/?token=correct-horse-battery"] {
+            let said = ask(path, &headers);
+            let challenge = "www-authenticate: Bearer realm=\"tidegate\"\r\n";
+            assert!(said.starts_with("HTTP/1.1 401 ") && said.contains(challenge), "{path} {headers}: {said}");
+            assert!(!said.contains("secret") && !said.contains("horse"), "{path} {headers}: {said}");
+            assert!(said.contains("--http-token-file"), "{said}");
+        }
+    }
+    // A server without a token does not look for one.
+    let open = self::server(|asked| HttpReply::text(200, asked.trusted));
+    let said =
+        exchange(open.address(), &format!("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{good}\r\n"));
+    assert!(said.ends_with("\r\n\r\ntrue\n"), "{said}");
+    assert_eq!(get_with(server.address(), "/", Some("correct-horse-battery")).0, 200);
+    assert_eq!(get(&server.address().to_string(), "/", SOON).unwrap().0, 401);
 }
 
 #[test]
@@ -297,7 +362,7 @@ fn streams_and_long_answers_have_a_limit_and_others_are_still_answered() {
     }
 }
 
-fn server_connections() -> usize {
+pub(super) fn server_connections() -> usize {
     let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
     CONNECTIONS.min((soft / DESCRIPTORS_FOR_ONE) as usize)
 }
@@ -402,9 +467,131 @@ fn a_taken_port_is_named() {
     let other = server(|_| HttpReply::text(200, ""));
     let address = other.address().to_string();
     let answering: RequestHandler = Arc::new(|_: &HttpRequest| HttpReply::text(200, ""));
-    let taken = Endpoint { address: address.clone(), hosts: Vec::new() };
-    let error = Server::start(&taken, &answering).err().unwrap().to_string();
+    let taken = Endpoint { address: address.clone(), ..Endpoint::default() };
+    let error = Server::start(&taken, &answering, |_| false).err().unwrap().to_string();
     assert!(error.contains(&address) && error.contains("port taken"), "{error}");
-    let unknown = Endpoint { address: "127.0.0.1".into(), hosts: Vec::new() };
-    assert!(Server::start(&unknown, &answering).is_err());
+    let unknown = Endpoint { address: "127.0.0.1".into(), ..Endpoint::default() };
+    assert!(Server::start(&unknown, &answering, |_| false).is_err());
+}
+
+/// Sends a request on an open connection; returns the head of the answer, and its body without the framing of pieces.
+pub(super) fn ask_raw(mut stream: impl Read + Write, path: &str, headers: &str) -> (String, Vec<u8>) {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    stream.flush().unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap().to_ascii_lowercase();
+    let mut rest = &answer[end..];
+    if !head.contains("transfer-encoding: chunked") {
+        return (head, rest.to_vec());
+    }
+    let mut body = Vec::new();
+    while let Some(line) = rest.windows(2).position(|two| two == b"\r\n") {
+        let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+        body.extend(&rest[line + 2..line + 2 + length]);
+        rest = &rest[line + 4 + length..];
+    }
+    (head, body)
+}
+
+fn unzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(bytes).read_to_end(&mut text).unwrap();
+    text
+}
+
+/// Who accepts gzip gets it for all that is long enough, and reads what others read; events are never compressed.
+#[test]
+fn long_answers_are_compressed_for_those_who_accept_it() {
+    let server = server(|asked| {
+        let size: usize = asked.parameter("size").map_or(0, |size| size.parse().unwrap());
+        match asked.path.as_str() {
+            "/now" => HttpReply::Whole(200, "text/plain", "abcdefgh".repeat(size / 8)),
+            "/document" => HttpReply::later(AnswerKind::Document, move || {
+                HttpReply::Whole(503, "text/plain", "abcdefgh".repeat(size / 8))
+            }),
+            "/rows" => HttpReply::later(AnswerKind::Rows, move || {
+                HttpReply::Pieces("text/plain", repeated(PIECE, size / PIECE))
+            }),
+            _ => HttpReply::later(AnswerKind::Events, move || {
+                let (sender, given) = channel();
+                sender.send(ServerEvent { last: true, ..event(format!("data: {}\n\n", "x".repeat(size))) }).unwrap();
+                HttpReply::Events(Box::new(Given(given, Arc::default())))
+            }),
+        }
+    });
+    for (path, is_compressed) in [
+        ("/now?size=0", false),
+        ("/now?size=1016", false),
+        ("/now?size=1024", true),
+        ("/document?size=1016", false),
+        ("/document?size=30000", true),
+        ("/document?size=3000000", true),
+        ("/rows?size=0", false),
+        ("/rows?size=65536", true),
+        ("/rows?size=6553600", true),
+        ("/events?size=30000", false),
+    ] {
+        let (head, plain) = ask_raw(connect(server.address()), path, "");
+        assert!(!head.contains("content-encoding"), "{path}: {head}");
+        let (refusing, same) = ask_raw(connect(server.address()), path, "Accept-Encoding: br, gzip;q=0\r\n");
+        assert!(!refusing.contains("content-encoding") && same == plain, "{path}: {refusing}");
+        let (zipped, bytes) = ask_raw(connect(server.address()), path, "Accept-Encoding: gzip, deflate, br\r\n");
+        assert_eq!(zipped.contains("content-encoding: gzip\r\n"), is_compressed, "{path}: {zipped}");
+        assert!(zipped.contains("vary: accept-encoding\r\n"), "{path}: {zipped}");
+        assert_eq!(head.lines().next(), zipped.lines().next(), "{path}");
+        if is_compressed {
+            assert!(bytes.len() * 5 < plain.len(), "{path}: {} of {} bytes", bytes.len(), plain.len());
+            assert!(unzipped(&bytes) == plain, "{path} says something else");
+        } else {
+            assert!(bytes == plain, "{path}");
+        }
+    }
+}
+
+/// Text that does not get smaller, in pieces, and the number of those that were made.
+fn noise(pieces: usize, made: &Arc<std::sync::atomic::AtomicUsize>) -> TextPieces {
+    let (mut random, made) = (fastrand::Rng::with_seed(7), Arc::clone(made));
+    Box::new((0..pieces).map(move |_| {
+        made.fetch_add(1, Ordering::Relaxed);
+        Ok(std::iter::repeat_with(|| random.u8(..)).take(PIECE).collect())
+    }))
+}
+
+#[test]
+fn a_long_answer_is_compressed_as_it_is_taken() {
+    const PIECES: usize = 400;
+    let made = Arc::<std::sync::atomic::AtomicUsize>::default();
+    let own = Arc::clone(&made);
+    let server = server(move |_| {
+        let pieces = noise(PIECES, &own);
+        HttpReply::later(AnswerKind::Rows, || HttpReply::Pieces("text/plain", pieces))
+    });
+    let mut stream = connect(server.address());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n").unwrap();
+    let mut before = 0;
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = made.load(Ordering::Relaxed);
+        if now > 0 && now == before {
+            break;
+        }
+        before = now;
+    }
+    assert!(before < PIECES / 2, "{before} of {PIECES} pieces were made for a reader that took none");
+    drop(stream);
+    let (_, body) = ask_raw(connect(server.address()), "/", "Accept-Encoding: gzip\r\n");
+    assert_eq!(unzipped(&body).len(), PIECES * PIECE);
+}
+
+#[test]
+fn a_build_without_https_says_so() {
+    let error = without_https(std::path::Path::new("cert.pem"));
+    let said = error.to_string();
+    assert_eq!(error.exit_code(), 2);
+    assert!(
+        said.contains("cargo feature `https`") && said.contains("--http-cert") && said.contains("cert.pem"),
+        "{said}"
+    );
 }
