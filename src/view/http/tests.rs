@@ -587,7 +587,7 @@ fn a_long_answer_is_compressed_as_it_is_taken() {
 
 #[test]
 fn a_build_without_https_says_so() {
-    let error = without_https(std::path::Path::new("cert.pem"));
+    let error = access::without_https(std::path::Path::new("cert.pem"));
     let said = error.to_string();
     assert_eq!(error.exit_code(), 2);
     assert!(
