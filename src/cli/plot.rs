@@ -2,7 +2,7 @@
 //!
 //! A CSV file has a row for each window and key. The picture has event time from left to right, and upwards the values of
 //! a column: their sum over all keys, or with `--by` a line for each of the greatest keys. Rows of one window and key are
-//! added up. The picture is drawn by [`svg`], and needs nothing else to be shown.
+//! added up. The picture is drawn by `svg`, and needs nothing else to be shown.
 
 mod svg;
 

@@ -1,7 +1,7 @@
 //! `tidegate top`: shows a running job in a terminal: what it waits for, its watermarks, open windows, records left out
 //! and workers. It asks the job over HTTP, each second, as its page does.
 //!
-//! * A [`TopSession`] asks, and makes a frame of the answers (`frame`); a job that is killed is asked on until it is back.
+//! * A `TopSession` asks, and makes a frame of the answers (`frame`); a job that is killed is asked on until it is back.
 //! * The terminal view (`screen`) is in builds with the feature `top`; `--once` prints a frame in any build.
 
 mod frame;
