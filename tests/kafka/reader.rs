@@ -1,5 +1,5 @@
 //! The reader of topics with a broker in this process: what it reads, what it refuses, and how it replays a journal.
-//! Tests that need a real broker (transactions, outages, large records) are in `kafka_io`.
+//! Tests that need a real broker (transactions, outages, large records) are in `io.rs`.
 
 use std::time::{Duration, Instant};
 
