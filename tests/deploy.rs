@@ -39,6 +39,7 @@ fn strings(list: &Yaml) -> Vec<&str> {
 /// Checks that a command line of the tool, without the tool's name, is one that it would take: its command and its flags
 /// exist.
 fn check_command_line(words: &[&str]) {
+    check_reach(words);
     let (command, rest) = words.split_first().unwrap();
     let ended = run(TIDEGATE, [command, "--help"]);
     let help = ended.code(0).stdout().to_owned();
@@ -48,6 +49,13 @@ fn check_command_line(words: &[&str]) {
     for flag in flags {
         assert!(known.contains(*flag), "{command} has no {flag}: {words:?}");
     }
+}
+
+/// Asserts that a job that other machines reach asks for a token, or says that it need not.
+fn check_reach(words: &[&str]) {
+    let Some(address) = value(words, "--http") else { return };
+    let is_open = words.contains(&"--http-open") || words.contains(&"--http-token-file");
+    assert!(address.starts_with("127.") || is_open, "refused: {words:?}");
 }
 
 /// Returns the word behind a flag.
