@@ -455,7 +455,9 @@ fn a_rate_that_brokers_cannot_keep_slows_producers_down() {
     let pid = fs::read_to_string(broker.data().join("broker.pid")).unwrap();
     let pid = Pid::from_raw(pid.trim().parse().unwrap());
     let line = format!("produce --brokers {servers} --topic held --generate 3500 --rate {RATE}");
-    let producer = start(run::TIDEGATE, line.split_whitespace());
+    let mut producer = start(run::TIDEGATE, line.split_whitespace());
+    // A broker that stops while a producer is opened is another matter.
+    producer.wait_until("a topic", |producer| producer.stderr().contains("created the topic").then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     kill(pid, Signal::SIGSTOP).unwrap();
     let stopped = now_ms();
