@@ -90,9 +90,14 @@ fn child() {
     }
 }
 
-/// A sink that takes some 200,000 rows per second on a thread of its own, like a sink that writes to a disk or a
-/// network.
-struct Slow;
+/// A sink that takes nothing for [`HOLD`] and then some 200,000 rows per second, on a thread of its own, like a sink that
+/// writes to a disk or a network. It is slower than any source, on any machine.
+struct Slow {
+    is_held: bool,
+}
+
+/// Time for which a slow sink takes nothing.
+const HOLD: Duration = Duration::from_secs(6);
 
 impl<D: Record> Sink<D> for Slow {
     fn describe(&self) -> String {
@@ -100,7 +105,7 @@ impl<D: Record> Sink<D> for Slow {
     }
 
     fn open(&self, _at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
-        Ok(Box::new(Slow))
+        Ok(Box::new(Slow { is_held: true }))
     }
 }
 
@@ -114,7 +119,8 @@ impl<D: Record> SinkWriter<D> for Slow {
     }
 
     fn write(&mut self, _epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
-        std::thread::sleep(Duration::from_micros(rows.len() as u64 * 5));
+        let hold = if std::mem::take(&mut self.is_held) { HOLD } else { Duration::ZERO };
+        std::thread::sleep(hold + Duration::from_micros(rows.len() as u64 * 5));
         Ok(())
     }
 
@@ -133,7 +139,7 @@ impl<D: Record> SinkWriter<D> for Slow {
 
 /// Sends all records to a slow sink.
 fn burst(job: Job, source: impl Source<Item = Transaction>) {
-    job.run(move |flow| flow.read("transactions", &source).write("slow", &Slow)).unwrap();
+    job.run(move |flow| flow.read("transactions", &source).write("slow", &Slow { is_held: true })).unwrap();
 }
 
 /// Returns the number of records in a burst: 600,000, or the value of `BURST`.
