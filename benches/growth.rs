@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use nix::sys::resource::{UsageWho, getrusage};
+use kit::environment::{cpu_seconds, resident};
 use tidegate::source::Options;
 use tidegate::stream::aggregate::Each;
 use tidegate::{Job, Result, State, Window};
@@ -91,13 +91,7 @@ fn main() -> ExitCode {
     let dir = std::env::temp_dir().join(format!("tidegate-growth-{}", std::process::id()));
     let measured = arguments.parts.iter().try_for_each(|part| measure(*part, &arguments, &dir));
     let _ = std::fs::remove_dir_all(&dir);
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    kit::exit_code(measured)
 }
 
 /// Measures a part at each of its sizes.
@@ -131,17 +125,6 @@ fn measure(part: GrowthPart, arguments: &Arguments, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn cpu_seconds() -> f64 {
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return f64::NAN };
-    [usage.user_time(), usage.system_time()].iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum()
-}
-
-/// Returns the resident memory of this process, in bytes.
-fn resident() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
 fn job() -> Job {
@@ -222,12 +205,12 @@ fn sliding(overlap: u64, dir: Option<&Path>) -> Result<f64> {
 fn maps(rows: u64) -> Result<f64> {
     const LARGE: u64 = 16;
     const SMALL: u64 = 20_000;
-    let before = resident();
+    let before = resident().unwrap_or(0);
     let (large, held) = (rows * LARGE, Arc::new(AtomicU64::new(0)));
     let seen = Arc::clone(&held);
     let make = move |n| {
         if n + 1 == large + SMALL * 100 {
-            seen.store(resident(), Ordering::Relaxed);
+            seen.store(resident().unwrap_or(0), Ordering::Relaxed);
         }
         // A hundred rows each of the small windows; the large ones are open at once.
         if n < large {

@@ -95,14 +95,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let run = if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) };
-    match run {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("error: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    kit::exit_code(if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) })
 }
 
 /// Makes one run of one program, and prints its measurements.

@@ -148,13 +148,7 @@ fn main() -> ExitCode {
         .map_err(|why| Error::new("cannot create a directory").at(dir.display()).because(why))
         .and_then(|()| measure(&arguments, &dir));
     let _ = std::fs::remove_dir_all(&dir);
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    kit::exit_code(measured)
 }
 
 /// Measurements of a run.

@@ -67,21 +67,7 @@ fn main() -> ExitCode {
         Some(keys) => one(keys, arguments.workers),
         None => measure_all(&arguments),
     };
-    match run {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("error: {why}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Returns the resident memory of this process, in bytes.
-fn resident() -> Result<u64, String> {
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|why| format!("no figures of memory: {why}"))?;
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| String::from("the system does not tell the resident memory"))
+    kit::exit_code(run)
 }
 
 /// Reads as many keys, and prints the resident memory.
@@ -107,7 +93,7 @@ fn one(keys: u64, workers: usize) -> Result<(), String> {
                 // The last records are counted, and containers of the last epochs are freed meanwhile.
                 std::thread::sleep(SETTLING);
                 peak.store(environment::peak_mib().to_bits(), Ordering::Release);
-                seen.store(resident().unwrap_or(0), Ordering::Release);
+                seen.store(environment::resident().unwrap_or(0), Ordering::Release);
                 stop.stop();
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -75,13 +75,7 @@ fn main() -> ExitCode {
     let dir = dir.join(format!("tidegate-recovery-{}", std::process::id()));
     let measured = measure(&arguments, &dir);
     let _ = std::fs::remove_dir_all(&dir);
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    kit::exit_code(measured)
 }
 
 fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {

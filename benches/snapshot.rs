@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use nix::sys::resource::{UsageWho, getrusage};
+use kit::environment::cpu_seconds;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 use serde::{Deserialize, Serialize};
@@ -132,13 +132,7 @@ fn main() -> ExitCode {
         Measurement::Latency => latency(&arguments, &dir),
     });
     let _ = std::fs::remove_dir_all(&dir);
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    kit::exit_code(measured)
 }
 
 /// Returns a new empty directory.
@@ -266,11 +260,6 @@ fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn cpu_seconds() -> f64 {
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return f64::NAN };
-    [usage.user_time(), usage.system_time()].iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum()
 }
 
 /// A record of throughput runs: account, amount, event time.

@@ -432,7 +432,7 @@ fn removable(deals: &[&OracleRecord<Deal>]) -> RemovableAggregates {
     )
 }
 
-/// Where windows overlap, a window's rows are those of the one before, with what enters added and what leaves removed. They
+/// A window's rows are, of windows that overlap, those of the one before, with what enters added and what leaves removed. They
 /// are those of a sum from scratch, on any workers, with any seals, and after crashes.
 #[test]
 fn windows_that_overlap_have_what_has_entered_and_not_left() {

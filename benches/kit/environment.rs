@@ -82,3 +82,14 @@ pub fn cpu_seconds_of_children() -> f64 {
 pub fn peak_mib() -> f64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(f64::NAN, |usage| usage.max_rss() as f64 / 1024.0)
 }
+
+/// Returns the resident memory of this process, in bytes.
+///
+/// # Errors
+/// Fails if the system does not tell.
+pub fn resident() -> Result<u64, String> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|why| format!("no figures of memory: {why}"))?;
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| String::from("the system does not tell the resident memory"))
+}

@@ -31,13 +31,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match draw_files(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("error: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    kit::exit_code(draw_files(&Arguments::parse()))
 }
 
 fn draw_files(arguments: &Arguments) -> Result<(), String> {

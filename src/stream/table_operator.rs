@@ -1,6 +1,6 @@
 //! The second operator of a table, on the worker of the key: keeps the rows, and emits their changes epoch by epoch.
 //!
-//! What it keeps and why: see [`table`](super::table).
+//! Its rows and its invariants: see [`table`](super::table).
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};

@@ -39,6 +39,15 @@ pub fn worker_context(options: Options) -> WorkerContext {
     WorkerContext { worker: 0, workers: 1, threads: 1, job: "test".into(), options, known_partitions: Arc::default() }
 }
 
+impl ReaderDriver<Tick> {
+    /// Returns the ids of the ticks that were read, in order.
+    pub fn ids(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.events.iter().map(|event| event.data.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
 impl<D: Record> ReaderDriver<D> {
     pub fn open(source: &impl Source<Item = D>, options: Options) -> Result<Self> {
         Self::open_at(source, &worker_context(options))

@@ -40,12 +40,6 @@ fn bounded() -> Options {
     Options::default().until_end(true)
 }
 
-fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
-    let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
-    ids.sort_unstable();
-    ids
-}
-
 fn holds_watermark_back(driven: &ReaderDriver<Tick>) -> bool {
     driven.epoch_inputs.last().unwrap().1.watermark.least.is_some()
 }
@@ -67,11 +61,11 @@ fn aborted_records_are_never_seen_and_open_ones_hold_the_partition() {
     let options = Options::default().idle_timeout(Duration::from_millis(800));
     let mut driven = ReaderDriver::open(&ticks(broker, &topic), options).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
-    assert_eq!(ids(&driven), (0..10).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (0..10).collect::<Vec<_>>());
     assert!(holds_watermark_back(&driven), "idle with a transaction open");
     producer.commit_transaction(PATIENCE).unwrap();
     driven.until(|driven| !holds_watermark_back(driven)).unwrap();
-    assert_eq!(ids(&driven), (0..20).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (0..20).collect::<Vec<_>>());
 }
 
 #[test]
@@ -89,7 +83,7 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     driven.until_ended().unwrap();
     let last = driven.epoch_inputs.iter().filter_map(|(_, binding)| binding.partitions.last()).next_back().unwrap();
     // Ten records, a commit marker, an aborted record, an abort marker.
-    assert_eq!((ids(&driven).len(), last.next_offset, last.end_offset, last.ended), (10, 13, Some(13), true));
+    assert_eq!((driven.ids().len(), last.next_offset, last.end_offset, last.ended), (10, 13, Some(13), true));
 
     // The journal of that incarnation is replayed, and is complete.
     let mut again = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
@@ -106,7 +100,7 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     send_all(&producer, &topic, texts(20..30));
     let mut bounded = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     bounded.until_ended().unwrap();
-    assert_eq!(ids(&bounded), (0..10).collect::<Vec<_>>());
+    assert_eq!(bounded.ids(), (0..10).collect::<Vec<_>>());
     producer.commit_transaction(PATIENCE).unwrap();
 }
 
@@ -130,7 +124,7 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     broker.grow(&topic, 3);
     broker.send(&topic, 2, texts(20..30));
     first.for_a_while(Duration::from_millis(1500)).unwrap();
-    assert_eq!(ids(&first), (0..10).collect::<Vec<_>>());
+    assert_eq!(first.ids(), (0..10).collect::<Vec<_>>());
     let bounds: Vec<PartitionProgress> =
         first.epoch_inputs.iter().flat_map(|(_, binding)| binding.partitions.clone()).collect();
     assert!(bounds.iter().all(|bound| !bound.ended && bound.end_offset.is_none()), "{bounds:?}");
@@ -145,7 +139,7 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     second.resume(first.epoch, &places).unwrap();
     assert!(!second.reader.caught_up());
     second.until(|second| second.reader.caught_up()).unwrap();
-    assert_eq!(ids(&second), (10..30).collect::<Vec<_>>());
+    assert_eq!(second.ids(), (10..30).collect::<Vec<_>>());
 }
 
 #[test]
@@ -162,7 +156,7 @@ fn from_the_latest_on_a_transaction_that_was_open_is_read() {
     driven.poll(10).unwrap();
     producer.commit_transaction(PATIENCE).unwrap();
     driven.until_events(10).unwrap();
-    assert_eq!(ids(&driven), (10..20).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (10..20).collect::<Vec<_>>());
 }
 
 #[test]
@@ -178,7 +172,7 @@ fn partitions_that_are_added_are_read_from_their_first_record() {
     std::thread::sleep(Duration::from_millis(500));
     send(broker, &topic, 100..400);
     driven.until_events(300).unwrap();
-    assert_eq!(ids(&driven), (100..400).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (100..400).collect::<Vec<_>>());
     let found: Vec<_> =
         driven.epoch_inputs.iter().flat_map(|(_, b)| &b.partitions).filter_map(|b| b.start_offset).collect();
     assert_eq!(found, [100, 0, 0]);
@@ -218,7 +212,7 @@ fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
     driven.until_events(58_000).unwrap();
     writer.join().unwrap();
     driven.for_a_while(Duration::from_millis(500)).unwrap();
-    assert_eq!(ids(&driven), (0..58_000).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (0..58_000).collect::<Vec<_>>());
 }
 
 #[test]
@@ -283,7 +277,7 @@ fn a_journal_whose_records_expired_is_refused() {
     // Without a journal the remaining records are read.
     let mut third = ReaderDriver::open(&ticks(broker, &topic), Options::default()).unwrap();
     third.until_events(5).unwrap();
-    assert_eq!(ids(&third), (5..10).collect::<Vec<_>>());
+    assert_eq!(third.ids(), (5..10).collect::<Vec<_>>());
 }
 
 /// Reads a topic in one incarnation until it has everything; returns the epoch and the partitions of a snapshot then.
@@ -327,7 +321,7 @@ fn a_snapshot_is_gone_on_from_as_long_as_retention_has_left_what_follows() {
         } else {
             resumed.unwrap();
             driven.until_events(10).unwrap();
-            assert_eq!(ids(&driven), (10..20).collect::<Vec<_>>());
+            assert_eq!(driven.ids(), (10..20).collect::<Vec<_>>());
         }
     }
 }
@@ -378,7 +372,7 @@ fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
         let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
         driven.resume(epoch, &places).unwrap();
         driven.until_ended().unwrap();
-        assert_eq!(ids(&driven), (30..40).collect::<Vec<_>>(), "from offset {next} on");
+        assert_eq!(driven.ids(), (30..40).collect::<Vec<_>>(), "from offset {next} on");
     }
 }
 
@@ -425,5 +419,5 @@ fn a_sink_shows_rows_as_messages() {
     writer.finish().unwrap();
     let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
-    assert_eq!(ids(&driven), (0..100).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (0..100).collect::<Vec<_>>());
 }

@@ -43,12 +43,6 @@ fn send(servers: &str, topic: &str, ticks: impl IntoIterator<Item = (u32, u64, O
     publisher.flush().unwrap();
 }
 
-fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
-    let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
-    ids.sort_unstable();
-    ids
-}
-
 /// Positions of all partitions after what was driven.
 fn places(driven: &ReaderDriver<Tick>) -> Vec<RestoredPartition> {
     let mut places = BTreeMap::new();
@@ -86,7 +80,7 @@ fn named_offsets_are_where_reading_starts_and_stay_in_the_journal() {
     driven.until_events(16).unwrap();
     // Partition 1 is not named, and partition 2 is at its end.
     let expected: Vec<u64> = (0..30).filter(|id| id % 3 == 1 || id % 3 == 0 && id / 3 >= 4).collect();
-    assert_eq!(ids(&driven), expected);
+    assert_eq!(driven.ids(), expected);
     let found: Vec<_> = driven.epoch_inputs[0].1.partitions.iter().map(|at| at.start_offset).collect();
     assert_eq!(found, [Some(4), Some(0), Some(10)]);
     // What a state knows is not started anew, whatever the flag says then: not even if it cannot be.
@@ -97,7 +91,7 @@ fn named_offsets_are_where_reading_starts_and_stay_in_the_journal() {
     let mut resumed = ReaderDriver::open(&other, Options::default()).unwrap();
     resumed.resume(driven.epoch, &places(&driven)).unwrap();
     resumed.until_events(1).unwrap();
-    assert_eq!(ids(&resumed), [99]);
+    assert_eq!(resumed.ids(), [99]);
 }
 
 #[test]
@@ -150,7 +144,7 @@ fn each_partition_ends_before_its_first_message_of_the_time_or_later() {
     // Partition 2 has no such message: the job waits for one.
     let mut driven = ReaderDriver::open(&source, Options::default()).unwrap();
     driven.for_a_while(Duration::from_millis(1500)).unwrap();
-    assert_eq!(ids(&driven), read, "seed {seed}");
+    assert_eq!(driven.ids(), read, "seed {seed}");
     assert!(!driven.epoch_inputs.iter().any(|(_, input)| input.watermark.ended), "ended without partition 2");
     // Killed there and started again, with the stop of partition 2 sent in between.
     let mut again = replayed(&driven, &source, Options::default());
@@ -159,9 +153,9 @@ fn each_partition_ends_before_its_first_message_of_the_time_or_later() {
     send(broker.servers(), "ticks", [(2, 1_000, Some(1_000_499)), (2, 1_001, Some(1_000_500)), (2, 1_002, Some(1))]);
     again.until_ended().unwrap();
     resumed.until_ended().unwrap();
-    assert_eq!(ids(&resumed), [1_000], "seed {seed}");
+    assert_eq!(resumed.ids(), [1_000], "seed {seed}");
     read.push(1_000);
-    assert_eq!(ids(&again), read, "seed {seed}");
+    assert_eq!(again.ids(), read, "seed {seed}");
     assert!(places(&again).iter().all(|place| place.progress.ended));
     assert_eq!(places(&again).iter().map(|place| place.progress.next_offset).collect::<Vec<_>>(), {
         let stop = |messages: &Vec<(u64, i64)>| messages.iter().take_while(|(_, at)| *at < 1_000_500).count() as u64;
@@ -218,7 +212,7 @@ fn a_gap_is_skipped_when_asked_for_and_is_counted_and_replayed() {
     driven.resume(snapshot.0, &snapshot.1).unwrap();
     driven.until(|driven| driven.events.last().is_some_and(|event| event.data.id == 119)).unwrap();
     let low = driven.events[0].data.id;
-    assert!(low > 20 && ids(&driven) == (low..120).collect::<Vec<_>>(), "{low}");
+    assert!(low > 20 && driven.ids() == (low..120).collect::<Vec<_>>(), "{low}");
     let named: Vec<_> =
         driven.epoch_inputs.iter().flat_map(|(_, input)| &input.partitions).filter_map(|at| at.start_offset).collect();
     assert_eq!(named, [low], "the journal names the end of the gap");
@@ -278,7 +272,7 @@ fn a_gap_that_opens_under_a_reader_is_skipped_in_an_epoch_of_its_own() {
             driven.events.last().is_some_and(|event| event.data.id == 199)
         })
         .unwrap();
-    let read = ids(&driven);
+    let read = driven.ids();
     assert_eq!(read.len() as u64 + found, 200, "{found} expired");
     assert!(found > 0, "nothing expired");
     // An epoch that names a start has records from there on only.

@@ -39,12 +39,6 @@ fn bounded() -> Options {
     Options::default().until_end(true)
 }
 
-fn ids(driven: &ReaderDriver<Tick>) -> Vec<u64> {
-    let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
-    ids.sort_unstable();
-    ids
-}
-
 #[test]
 fn every_record_is_taken_once_in_the_order_of_its_partition_up_to_the_end_at_the_start() {
     let broker = broker(3);
@@ -53,7 +47,7 @@ fn every_record_is_taken_once_in_the_order_of_its_partition_up_to_the_end_at_the
     let mut driven = ReaderDriver::open(&ticks(&broker), bounded()).unwrap();
     send(&mut publisher, 5000..6000);
     driven.until_ended().unwrap();
-    assert_eq!(ids(&driven), (0..5000).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (0..5000).collect::<Vec<_>>());
     for partition in 0..3 {
         let offsets: Vec<u64> = driven.positions().iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
         assert!(!offsets.is_empty() && offsets.iter().copied().eq(0..offsets.len() as u64), "{partition}");
@@ -71,7 +65,7 @@ fn workers_share_the_partitions() {
         let mut driven = ReaderDriver::open_at(&ticks(&broker), &at).unwrap();
         driven.until_ended().unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition as usize == worker));
-        all.extend(ids(&driven));
+        all.extend(driven.ids());
     }
     all.sort_unstable();
     assert_eq!(all, (0..300).collect::<Vec<_>>());
@@ -102,7 +96,7 @@ fn the_latest_start_is_an_offset_in_the_journal() {
     let mut driven = ReaderDriver::open(&ticks(&broker).from(StartOffset::Latest), Options::default()).unwrap();
     send(&mut publisher, 10..15);
     driven.until_events(5).unwrap();
-    assert_eq!(ids(&driven), (10..15).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (10..15).collect::<Vec<_>>());
     assert_eq!(driven.epoch_inputs[0].1.partitions[0].start_offset, Some(10));
 }
 
@@ -129,7 +123,7 @@ fn a_journal_is_repeated_epoch_by_epoch_and_reading_goes_on_behind_it() {
     }
     assert_eq!(second.positions().len(), first.positions().len());
     second.until_events(1200).unwrap();
-    assert_eq!(ids(&second), (0..1200).collect::<Vec<_>>());
+    assert_eq!(second.ids(), (0..1200).collect::<Vec<_>>());
 }
 
 #[test]
@@ -195,7 +189,7 @@ fn a_partition_ahead_of_the_stream_rests_and_loses_nothing() {
         driven.view.publish(driven.epoch, EventTime::from_millis(watermark));
         driven.for_a_while(Duration::from_millis(200)).unwrap();
     }
-    assert_eq!(ids(&driven), (0..20_000).collect::<Vec<_>>());
+    assert_eq!(driven.ids(), (0..20_000).collect::<Vec<_>>());
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub(super) struct FigureSample {
 pub(super) struct Answers<'a> {
     pub(super) address: &'a str,
     pub(super) status: &'a JobStatus,
-    /// What the job waits for, or why this process cannot say.
+    /// Explanation of what the job waits for, or the reason for which this process has none.
     pub(super) why: &'a Result<Why, String>,
     /// The last samples, oldest first.
     pub(super) samples: &'a [FigureSample],

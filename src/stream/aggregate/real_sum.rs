@@ -224,7 +224,7 @@ impl Accumulator for RealSum {
         self.add_words(other.first, &other.limbs);
     }
 
-    /// Which numbers that are not finite are left is not known.
+    /// Removes the finite numbers; `false` if there are others, of which those that are left are not known.
     fn unmerge(&mut self, other: &Self) -> bool {
         let Some(last) = other.limbs.last() else { return other.not_finite == 0 };
         // The negative has a limb more if the number is the least one of its length.

@@ -1,4 +1,4 @@
-//! Where a server listens, and whom it answers: the options of a server, and their check.
+//! Options of a server, and their check: the address, the clients that it answers, and encryption.
 //!
 //! Invariant: a server that asks for no token listens on this machine alone, unless that is wanted otherwise.
 

@@ -501,7 +501,7 @@ fn unzipped(bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-/// Who accepts gzip gets it for all that is long enough, and reads what others read; events are never compressed.
+/// Clients that accept gzip get it for all that is long enough, and read what others read; events are never compressed.
 #[test]
 fn long_answers_are_compressed_for_those_who_accept_it() {
     let server = server(|asked| {
