@@ -4,7 +4,7 @@
 //! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -62,10 +62,11 @@ pub(super) fn batch_rows<T: Pane, K: Record, S: Accumulator>(
     })
 }
 
-/// The number of rows that a pane has in the trace.
-#[derive(Clone, Copy, Debug, Default)]
-struct SealedRows {
-    /// The sum over all batches: a row may be in several.
+/// An open pane that has rows in the trace.
+struct SealedPane<K> {
+    /// The least key of these rows.
+    least: K,
+    /// The number of rows, as the sum over all batches: a row may be in several.
     rows: u64,
     batches: u64,
 }
@@ -80,10 +81,7 @@ pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     usual_size: usize,
     /// Retractions of the trace's rows that have closed since the last seal, in order: windows close in order.
     retracted: Vec<RowUpdate<T, K, S>>,
-    /// Open panes that have rows in the trace, each with the least key of them.
-    sealed: BTreeMap<T, K>,
-    /// The number of rows in the trace of each of these panes.
-    sealed_rows: BTreeMap<T, SealedRows>,
+    sealed: BTreeMap<T, SealedPane<K>>,
     running: RunningWindow<T, K, S>,
     /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
     /// `retracted`.
@@ -113,7 +111,6 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             usual_size: 0,
             retracted: Vec::new(),
             sealed: BTreeMap::new(),
-            sealed_rows: BTreeMap::new(),
             running: RunningWindow::new(),
             closed,
             windows,
@@ -169,20 +166,15 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             return None; // Nothing can have changed since.
         }
         let mut rows = std::mem::take(&mut self.retracted);
-        let (sealed, sealed_rows) = (&mut self.sealed, &mut self.sealed_rows);
-        let (spare, closed) = (&mut self.spare, self.closed);
+        let (sealed, spare, closed) = (&mut self.sealed, &mut self.spare, self.closed);
         self.memtable.retain(|&pane, map| {
             let from = rows.len();
-            if !map.is_empty() {
-                let sealed = sealed_rows.entry(pane).or_default();
-                sealed.rows += map.len() as u64;
-                sealed.batches += 1;
-            }
             rows.extend(map.drain().map(|(key, total)| (((pane, key), ()), epoch, total)));
             let added = &mut rows[from..];
             added.sort_unstable_by(|a, b| a.0.cmp(&b.0));
             if let Some((((_, least), ()), ..)) = added.first() {
-                note_least(sealed, pane, least);
+                let sealed = note_key(sealed, pane, least);
+                (sealed.rows, sealed.batches) = (sealed.rows + added.len() as u64, sealed.batches + 1);
             }
             // A pane whose first window has closed gets no more records.
             let is_open = pane.first() > closed;
@@ -226,10 +218,9 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             debug_assert!(row.0.last() > self.closed, "what is dead is not loaded");
             self.metrics.loaded.add(total.count.unsigned_abs());
             if self.sealed.last_key_value().is_none_or(|(pane, _)| *pane != row.0) {
-                note_least(&mut self.sealed, row.0, &row.1);
                 self.running.note(row.0, self.closed);
             }
-            let sealed = self.sealed_rows.entry(row.0).or_default();
+            let sealed = note_key(&mut self.sealed, row.0, &row.1);
             (sealed.rows, sealed.batches) = (sealed.rows + 1, 1);
         }
         self.insert(rows.iter().map(|(row, total)| ((row.clone(), ()), epoch, total.clone())).collect(), epoch);
@@ -304,10 +295,10 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         let ends = self.ends(self.closed, EventTime::MAX);
         let first = ends.iter().take(MOST_WINDOWS).map(|&end| {
             let (mut rows, mut parts) = (0, 0);
-            for (_, map) in self.memtable.iter().filter(|(pane, map)| pane.has(end) && !map.is_empty()) {
+            for (_, map) in panes_of(&self.memtable, &self.windows, end).filter(|(_, map)| !map.is_empty()) {
                 (rows, parts) = (rows + map.len() as u64, parts + 1);
             }
-            for (_, sealed) in self.sealed_rows.iter().filter(|(pane, _)| pane.has(end)) {
+            for (_, sealed) in panes_of(&self.sealed, &self.windows, end) {
                 (rows, parts) = (rows + sealed.rows, parts + sealed.batches);
             }
             let Interval { start, end } = self.windows.interval(end);
@@ -326,7 +317,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
                 map.iter().for_each(|(key, total)| add_to(&mut totals, key, total));
             }
         }
-        let sealed = panes_of(&self.sealed, &self.windows, end).map(|(pane, least)| (*pane, least.clone()));
+        let sealed = panes_of(&self.sealed, &self.windows, end).map(|(pane, sealed)| (*pane, sealed.least.clone()));
         self.scan_trace(sealed.collect::<Vec<_>>(), |_, (_, key), total| add_to(&mut totals, key, &total));
         totals
     }
@@ -422,7 +413,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         for map in panes.iter().filter_map(|pane| self.memtable.get(pane)) {
             map.iter().for_each(|(key, total)| add_to(totals, key, total));
         }
-        let sealed = panes.iter().filter_map(|pane| Some((*pane, self.sealed.get(pane)?.clone())));
+        let sealed = panes.iter().filter_map(|pane| Some((*pane, self.sealed.get(pane)?.least.clone())));
         self.scan_trace(sealed.collect::<Vec<_>>(), |_, (_, key), total| add_to(totals, key, &total));
     }
 
@@ -430,11 +421,8 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
         let mut closing = take_through(&mut self.memtable, watermark);
         let sealed = take_through(&mut self.sealed, watermark);
-        if !sealed.is_empty() {
-            self.sealed_rows.retain(|pane, _| pane.last() > watermark);
-        }
         let mut counted = 0;
-        self.scan_trace(sealed, |store, row, mut total| {
+        self.scan_trace(least_rows(sealed), |store, row, mut total| {
             store.retracted.push(((row.clone(), ()), epoch + 1, total.retraction()));
             if let Some(part) = closing.get_mut(&row.0).and_then(|map| map.remove(&row.1)) {
                 total.plus_equals(&part);
@@ -474,13 +462,22 @@ fn take_through<T: Pane, V>(panes: &mut BTreeMap<T, V>, watermark: EventTime) ->
     std::mem::replace(panes, open)
 }
 
-/// Notes a key of a pane in the trace, of which the least is kept.
-fn note_least<T: Pane, K: Record>(sealed: &mut BTreeMap<T, K>, pane: T, key: &K) {
-    match sealed.entry(pane) {
-        btree_map::Entry::Occupied(mut least) if *least.get() > *key => drop(least.insert(key.clone())),
-        btree_map::Entry::Occupied(_) => {}
-        btree_map::Entry::Vacant(place) => drop(place.insert(key.clone())),
+/// Returns the panes in order, each with the least key that it has in the trace.
+fn least_rows<T: Pane, K>(sealed: BTreeMap<T, SealedPane<K>>) -> impl Iterator<Item = PaneRow<T, K>> {
+    sealed.into_iter().map(|(pane, sealed)| (pane, sealed.least))
+}
+
+/// Notes a key of a pane in the trace, and returns what is known of the pane.
+fn note_key<'a, T: Pane, K: Record>(
+    sealed: &'a mut BTreeMap<T, SealedPane<K>>,
+    pane: T,
+    key: &K,
+) -> &'a mut SealedPane<K> {
+    let known = sealed.entry(pane).or_insert_with(|| SealedPane { least: key.clone(), rows: 0, batches: 0 });
+    if *key < known.least {
+        known.least = key.clone();
     }
+    known
 }
 
 /// Adds to a sum that may be empty.
@@ -504,7 +501,7 @@ impl<T: Pane, K: Record, S: Accumulator> Drop for PaneStore<T, K, S> {
     fn drop(&mut self) {
         let hot: i64 = self.memtable.values().flat_map(HashMap::values).map(|total| total.count).sum();
         let (mut held, sealed) = (0, std::mem::take(&mut self.sealed));
-        self.scan_trace(sealed, |_, _, total| held += total.count);
+        self.scan_trace(least_rows(sealed), |_, _, total| held += total.count);
         self.metrics.counted.add((hot + held).unsigned_abs());
     }
 }
