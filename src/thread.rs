@@ -298,22 +298,36 @@ pub(crate) fn adopt(failure: &Arc<JobFailure>) {
 
 /// A handle of a thread of ours. The thread runs on if the handle is dropped.
 #[derive(Debug)]
-pub(crate) struct ThreadHandle(JoinHandle<()>);
+pub(crate) struct ThreadHandle {
+    thread: JoinHandle<()>,
+    /// The error of the panic by which the thread has ended.
+    panic: Arc<OnceLock<Error>>,
+}
 
 impl ThreadHandle {
     /// Waits until the thread has ended, normally or by a panic; returns at once on the thread itself.
     pub(crate) fn join(self) {
-        if self.0.thread().id() != std::thread::current().id() {
+        if self.thread.thread().id() != std::thread::current().id() {
             // A panic has been reported already.
-            let _ = self.0.join();
+            let _ = self.thread.join();
         }
+    }
+
+    /// Waits until the thread has ended, and returns the error of its panic; `None` if it has ended normally. For those
+    /// who notice by a closed channel that the thread ends: a panic closes its channels before it is reported.
+    #[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "the broker in memory uses it"))]
+    pub(crate) fn panic(&self) -> Option<&Error> {
+        while !self.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.panic.get()
     }
 
     /// Like [`ThreadHandle::join`], but waits no longer than `limit`.
     #[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the command-line tool uses it"))]
     pub(crate) fn join_within(self, limit: Duration) {
         let begun = Instant::now();
-        while !self.0.is_finished() {
+        while !self.is_finished() {
             if begun.elapsed() >= limit {
                 return;
             }
@@ -324,12 +338,12 @@ impl ThreadHandle {
 
     /// `true` if the thread has ended.
     pub(crate) fn is_finished(&self) -> bool {
-        self.0.is_finished()
+        self.thread.is_finished()
     }
 
     /// Returns the thread, to unpark it.
     pub(crate) fn thread(&self) -> &Thread {
-        self.0.thread()
+        self.thread.thread()
     }
 }
 
@@ -353,6 +367,8 @@ pub(crate) fn start_reporting(
 ) -> Result<ThreadHandle> {
     install();
     let (failure, own) = (JobFailure::current(), name.to_owned());
+    let panic = Arc::<OnceLock<Error>>::default();
+    let panicked = Arc::clone(&panic);
     let guarded = move || {
         let _entered = failure.as_ref().map(JobFailure::enter);
         ROLE.set(Some(role));
@@ -362,6 +378,8 @@ pub(crate) fn start_reporting(
         };
         if let Err(panic) = guard(work) {
             let error = panic.error(format_args!("`{own}`"));
+            // Set once: a thread panics once.
+            let _ = panicked.set(error.clone());
             match failure {
                 Some(failure) => failure.set(error.clone()),
                 None => tracing::error!("{error}"),
@@ -370,7 +388,9 @@ pub(crate) fn start_reporting(
         }
     };
     let thread = Builder::new().name(name.to_owned()).spawn(guarded);
-    thread.map(ThreadHandle).map_err(|why| Error::new("cannot start a thread").at(name).because(why))
+    thread
+        .map(|thread| ThreadHandle { thread, panic })
+        .map_err(|why| Error::new("cannot start a thread").at(name).because(why))
 }
 
 /// Environment variable that makes a thread panic, for tests: `ROLE:N`.
@@ -411,6 +431,30 @@ mod tests {
         assert!(error.contains("): no 7; "), "{error}");
         assert_eq!(told.recv().unwrap().to_string(), error);
         assert!(JobFailure::current().is_none());
+    }
+
+    #[test]
+    fn who_notices_the_end_of_a_thread_by_its_channel_learns_of_its_panic() {
+        let (sender, received) = std::sync::mpsc::channel::<()>();
+        // Unwinding takes a while after the channel has closed, as on a machine that is busy.
+        let slow = SlowToDrop;
+        let body = move || {
+            let (_slow, _sender) = (slow, sender);
+            panic!("at once");
+        };
+        let thread = start(ThreadRole::Watch, "short", body).unwrap();
+        assert!(received.recv().is_err());
+        let error = thread.panic().unwrap().to_string();
+        assert!(error.contains("the thread `short` panicked") && error.contains("at once"), "{error}");
+        assert_eq!(start(ThreadRole::Watch, "normal", || ()).unwrap().panic(), None);
+    }
+
+    struct SlowToDrop;
+
+    impl Drop for SlowToDrop {
+        fn drop(&mut self) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use common::collections::{self, check_collections, check_collections_over_crashe
 
 #[test]
 fn collections_are_right_at_every_epoch() {
-    for_seeds(9, |seed| {
+    for_seeds(4, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 80);
         let run = TestRun::new().workers([1, 2, 4][seed as usize % 3]).seed(seed);
@@ -30,7 +30,7 @@ fn collections_are_right_at_every_epoch() {
 
 #[test]
 fn collections_are_right_with_partitions_that_rest_and_are_found_late() {
-    for_seeds(9, |seed| {
+    for_seeds(4, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 50);
         let script = data.script(&mut random);
@@ -41,7 +41,7 @@ fn collections_are_right_with_partitions_that_rest_and_are_found_late() {
 /// Partitions take turns, and sometimes all are idle.
 #[test]
 fn collections_of_processes_are_right_while_partitions_take_turns() {
-    for_seeds(2, |seed| {
+    for_seeds(1, |seed| {
         let run = TestRun::new().workers(1 + seed as usize % 2).processes(2).seed(seed);
         check_collections(&Data::in_turns(seed, 50), run).map(drop)
     });
@@ -50,7 +50,7 @@ fn collections_of_processes_are_right_while_partitions_take_turns() {
 /// Snapshots seal; results must not depend on it.
 #[test]
 fn equal_journals_give_equal_collections() {
-    for_seeds(3, |seed| {
+    for_seeds(1, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let (first, outcome) = collections::run(&data, TestRun::new().workers(2).seed(seed))?;
@@ -66,7 +66,7 @@ fn equal_journals_give_equal_collections() {
 /// What is published before a crash and after it fits together at every epoch, on any number of workers.
 #[test]
 fn collections_go_on_after_crashes() {
-    for_seeds(3, |seed| check_collections_over_crashes(seed, TestRun::new));
+    for_seeds(1, |seed| check_collections_over_crashes(seed, TestRun::new));
 }
 
 fn error_of(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> String {

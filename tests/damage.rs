@@ -26,8 +26,8 @@ use common::durable_query::{
 /// Number of bytes at a file's beginning and end that are flipped one by one, and the distance of those in between.
 const ENDS: usize = 128;
 const STEP: usize = 64;
-/// All of them take some minutes, so a run takes one in this many positions.
-const ONE_OF: usize = 16;
+/// All of them take an hour, so a run takes one in this many positions.
+const ONE_OF: usize = 48;
 
 /// A state that was killed in the middle of its second incarnation, with what it had published.
 #[derive(Clone)]

@@ -458,17 +458,17 @@ fn check_whole(group: Group, seed: u64) -> Result<(), String> {
 
 #[test]
 fn joins_within_a_span_are_functions_of_the_records() {
-    for_seeds(15, |seed| check_whole(Group::Within, seed));
+    for_seeds(6, |seed| check_whole(Group::Within, seed));
 }
 
 #[test]
 fn joins_with_versions_are_functions_of_the_records() {
-    for_seeds(15, |seed| check_whole(Group::AsOf, seed));
+    for_seeds(6, |seed| check_whole(Group::AsOf, seed));
 }
 
 #[test]
 fn joins_in_windows_are_functions_of_the_records() {
-    for_seeds(12, |seed| check_whole(Group::Windowed, seed));
+    for_seeds(5, |seed| check_whole(Group::Windowed, seed));
 }
 
 /// Checks a run with idle partitions, partitions that are found late, and sometimes no end.
@@ -485,9 +485,9 @@ fn check_script(group: Group, seed: u64, run: TestRun) -> Result<(), String> {
 
 #[test]
 fn idle_and_late_found_partitions_give_what_the_definitions_say() {
-    for_seeds(15, |seed| check_script(Group::Within, seed, TestRun::new()));
-    for_seeds(15, |seed| check_script(Group::AsOf, seed, TestRun::new()));
-    for_seeds(15, |seed| check_script(Group::Windowed, seed, TestRun::new()));
+    for_seeds(6, |seed| check_script(Group::Within, seed, TestRun::new()));
+    for_seeds(6, |seed| check_script(Group::AsOf, seed, TestRun::new()));
+    for_seeds(6, |seed| check_script(Group::Windowed, seed, TestRun::new()));
 }
 
 /// Runs a case through crashes, on any number of workers and processes.
@@ -512,9 +512,9 @@ fn check_crashes(group: Group, seed: u64, run: impl Fn() -> TestRun) -> Result<(
 
 #[test]
 fn crashes_change_nothing() {
-    for_seeds(6, |seed| check_crashes(Group::Within, seed, TestRun::new));
-    for_seeds(6, |seed| check_crashes(Group::AsOf, seed, TestRun::new));
-    for_seeds(6, |seed| check_crashes(Group::Windowed, seed, TestRun::new));
+    for_seeds(3, |seed| check_crashes(Group::Within, seed, TestRun::new));
+    for_seeds(3, |seed| check_crashes(Group::AsOf, seed, TestRun::new));
+    for_seeds(3, |seed| check_crashes(Group::Windowed, seed, TestRun::new));
 }
 
 /// Snapshots at all epochs, none of which a run resumes from, change nothing; neither do other workers.
@@ -539,9 +539,9 @@ fn check_seals(group: Group, seed: u64) -> Result<(), String> {
 
 #[test]
 fn seals_and_workers_change_no_epoch() {
-    for_seeds(4, |seed| check_seals(Group::Within, seed));
-    for_seeds(4, |seed| check_seals(Group::AsOf, seed));
-    for_seeds(4, |seed| check_seals(Group::Windowed, seed));
+    for_seeds(2, |seed| check_seals(Group::Within, seed));
+    for_seeds(2, |seed| check_seals(Group::AsOf, seed));
+    for_seeds(2, |seed| check_seals(Group::Windowed, seed));
 }
 
 /// The checks above find faults of the engine.

@@ -197,7 +197,7 @@ fn check(emitted: &Emitted, expected: &Expected) -> Result<(), String> {
 
 #[test]
 fn what_is_emitted_is_a_function_of_the_records() {
-    for_seeds(60, |seed| {
+    for_seeds(20, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 120);
         for workers in [1, 3] {
             let emitted = Emitted::default();
@@ -235,7 +235,7 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
 
 #[test]
 fn crashes_change_nothing() {
-    for_seeds(40, |seed| {
+    for_seeds(15, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 150);
         let (emitted, mut disk) = (Emitted::default(), CrashingDisk::new());
@@ -273,7 +273,7 @@ fn by_sql(amounts: &Amounts, frame: &str) -> Vec<(u32, i128)> {
 
 #[test]
 fn frames_are_those_of_sql() {
-    for_seeds(20, |seed| {
+    for_seeds(10, |seed| {
         let mut random = Rng::with_seed(seed);
         let mut now = 0;
         let amounts: Amounts = (0..random.u32(1..80))

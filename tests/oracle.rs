@@ -18,7 +18,7 @@ const SLIDING: Windows = Windows::Sliding { size: 50, slide: 20, offset: 7, late
 
 #[test]
 fn any_workers_and_any_pace_give_the_results_of_the_data() {
-    for_seeds(40, |seed| {
+    for_seeds(15, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 300);
         for workers in [1, 2, 4] {
             check_data(&data, TEN, TestRun::new().workers(workers).seed(seed))?;
@@ -32,7 +32,7 @@ fn any_workers_and_any_pace_give_the_results_of_the_data() {
 
 #[test]
 fn full_epochs_and_waiting_for_sinks_change_nothing() {
-    for_seeds(8, |seed| {
+    for_seeds(4, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 300);
         for (workers, in_flight) in [(1, 0), (1, 2_000), (2, 0), (2, 4_000), (3, 500)] {
             let run = || TestRun::new().workers(workers).in_flight(in_flight);
@@ -44,7 +44,7 @@ fn full_epochs_and_waiting_for_sinks_change_nothing() {
 
 #[test]
 fn pausing_partitions_that_are_ahead_changes_nothing() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
         for drift in [0, 5, 50] {
             let run = || TestRun::new().workers(1 + seed as usize % 3).options(small_drift(drift));
@@ -70,7 +70,7 @@ fn seals(random: &mut Rng, journal: &[tidegate::durable::journal::Frame]) -> Vec
 
 #[test]
 fn seals_change_nothing() {
-    for_seeds(60, |seed| {
+    for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 80);
         let any = checks::any_windows(&mut random);
@@ -91,12 +91,12 @@ fn seals_change_nothing() {
 
 #[test]
 fn a_worker_that_is_slow_to_begin_makes_no_record_late() {
-    for_seeds(3, |_| checks::check_slow_start(TestRun::new()));
+    for_seeds(2, |_| checks::check_slow_start(TestRun::new()));
 }
 
 #[test]
 fn nothing_is_shown_before_it_is_on_record() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
         checks::check_synced(&data, TestRun::new().workers(1 + seed as usize % 3).seed(seed))
     });

@@ -48,7 +48,7 @@ const KINDS: [Windows; 4] = [
 
 #[test]
 fn results_are_those_of_the_data_on_any_number_of_processes() {
-    for_seeds(8, |seed| {
+    for_seeds(3, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 250);
         for (processes, workers) in SHAPES {
             for windows in KINDS {

@@ -768,7 +768,7 @@ fn counted(words: &[Word]) -> Vec<(i64, u8, i64)> {
 
 #[test]
 fn a_channel_asks_for_what_no_state_has_and_nothing_is_lost_or_doubled() {
-    for_seeds(20, |seed| {
+    for_seeds(10, |seed| {
         let mut random = fastrand::Rng::with_seed(seed);
         let (count, counts, mut disk) = (random.u64(50..250), Captured::new(), CrashingDisk::new());
         let all = Arc::new(words(&mut random, count));

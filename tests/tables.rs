@@ -21,7 +21,7 @@ use common::tables::{self, check_tables};
 
 #[test]
 fn tables_are_right_at_every_epoch() {
-    for_seeds(40, |seed| {
+    for_seeds(15, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 200);
         check_tables(&data, TestRun::new().workers([1, 2, 4][seed as usize % 3]).seed(seed)).map(drop)
@@ -30,7 +30,7 @@ fn tables_are_right_at_every_epoch() {
 
 #[test]
 fn tables_are_right_with_partitions_that_rest_and_are_found_late() {
-    for_seeds(40, |seed| {
+    for_seeds(15, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let script = data.script(&mut random);
@@ -41,7 +41,7 @@ fn tables_are_right_with_partitions_that_rest_and_are_found_late() {
 /// Snapshots seal; results must not depend on it.
 #[test]
 fn equal_journals_give_equal_tables() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 150);
         let (first, outcome) = tables::run(&data, TestRun::new().workers(2).seed(seed).options(small_drift(100)))?;

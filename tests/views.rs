@@ -27,7 +27,7 @@ use common::views::{check_views, check_views_over_lives};
 
 #[test]
 fn every_answer_is_of_one_complete_epoch() {
-    for_seeds(30, |seed| {
+    for_seeds(12, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
         check_views(seed, &data, TestRun::new().workers(1 + seed as usize % 4).seed(seed))
     });
@@ -35,7 +35,7 @@ fn every_answer_is_of_one_complete_epoch() {
 
 #[test]
 fn answers_are_the_same_on_several_processes() {
-    for_seeds(6, |seed| {
+    for_seeds(3, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 200);
         check_views(seed, &data, TestRun::new().processes(2).workers(1 + seed as usize % 2).seed(seed))
     });
@@ -44,7 +44,7 @@ fn answers_are_the_same_on_several_processes() {
 #[test]
 fn after_a_crash_views_answer_when_they_are_what_they_were() {
     static WAITED: AtomicBool = AtomicBool::new(false);
-    for_seeds(30, |seed| {
+    for_seeds(12, |seed| {
         let lives = check_views_over_lives(seed, TestRun::new)?;
         WAITED.fetch_or(lives > 0, Ordering::Relaxed);
         Ok(())

@@ -28,7 +28,7 @@ fn windows(random: &mut Rng) -> Windows {
 
 #[test]
 fn scripted_epochs_with_idle_and_late_found_partitions_show_what_the_oracle_shows() {
-    for_seeds(150, |seed| {
+    for_seeds(50, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
         let script = data.script(&mut random);
@@ -39,7 +39,7 @@ fn scripted_epochs_with_idle_and_late_found_partitions_show_what_the_oracle_show
 
 #[test]
 fn random_epochs_show_what_the_oracle_shows() {
-    for_seeds(100, |seed| {
+    for_seeds(40, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
         let run = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
@@ -50,7 +50,7 @@ fn random_epochs_show_what_the_oracle_shows() {
 
 #[test]
 fn one_window_for_all_time_closes_when_its_stream_is_over() {
-    for_seeds(30, |seed| {
+    for_seeds(12, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let script = data.script(&mut random);
@@ -70,7 +70,7 @@ fn changed(deal: &Deal) -> Vec<Deal> {
 
 #[test]
 fn changed_streams_keep_their_times_and_watermarks() {
-    for_seeds(60, |seed| {
+    for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
         let script = data.script(&mut random);
@@ -92,7 +92,7 @@ fn changed_streams_keep_their_times_and_watermarks() {
 
 #[test]
 fn two_streams_as_one_have_the_lesser_watermark() {
-    for_seeds(60, |seed| {
+    for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let windows = windows(&mut random);
         let (one, two) = (Data::random(&mut random, 40), Data::random(&mut random, 40).renumbered(1_000_000));
@@ -112,7 +112,7 @@ fn two_streams_as_one_have_the_lesser_watermark() {
 
 #[test]
 fn windows_of_window_results_lose_nothing() {
-    for_seeds(60, |seed| {
+    for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, first) = (Data::random(&mut random, 80), windows(&mut random));
         let second = if random.u8(0..5) == 0 { Windows::Global } else { windows(&mut random) };
@@ -365,7 +365,7 @@ fn more(deals: &[&OracleRecord<Deal>]) -> OtherAggregates {
 
 #[test]
 fn every_aggregate_shows_what_the_oracle_shows_on_any_workers_and_with_any_seals() {
-    for_seeds(40, |seed| {
+    for_seeds(16, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
         let (rows, outcome) = run_more(&data, windows, TestRun::new().workers(1 + seed as usize % 3).seed(seed))?;
@@ -436,7 +436,7 @@ fn removable(deals: &[&OracleRecord<Deal>]) -> RemovableAggregates {
 /// are those of a sum from scratch, on any workers, with any seals, and after crashes.
 #[test]
 fn windows_that_overlap_have_what_has_entered_and_not_left() {
-    for_seeds(60, |seed| {
+    for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let overlapping = |windows: &Windows| matches!(windows, Windows::Sliding { .. } | Windows::Cumulative { .. });
         let windows = std::iter::repeat_with(|| windows(&mut random)).find(overlapping).unwrap();

@@ -63,8 +63,15 @@ pub(crate) struct ControlChannel {
 impl ControlChannel {
     /// Creates the channel and starts its watching thread; no process is connected yet.
     pub(super) fn begin(cluster: &Cluster, failure: Arc<JobFailure>) -> Result<Arc<Self>> {
+        let channel = Arc::new(ControlChannel::new(cluster, failure));
+        let own = Arc::clone(&channel);
+        channel.spawn(ThreadRole::Processes, ThreadRole::Processes.name(), move || own.watch())?;
+        Ok(channel)
+    }
+
+    fn new(cluster: &Cluster, failure: Arc<JobFailure>) -> Self {
         let (processes, is_first) = (cluster.processes(), cluster.process() == 0);
-        let channel = Arc::new(ControlChannel {
+        ControlChannel {
             cluster: cluster.clone(),
             failure,
             losses: Arc::default(),
@@ -74,10 +81,7 @@ impl ControlChannel {
             threads: Mutex::default(),
             board: OnceLock::new(),
             links: OnceLock::new(),
-        });
-        let own = Arc::clone(&channel);
-        channel.spawn(ThreadRole::Processes, ThreadRole::Processes.name(), move || own.watch())?;
-        Ok(channel)
+        }
     }
 
     fn spawn(&self, role: ThreadRole, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -357,7 +361,8 @@ impl ControlChannel {
         }
     }
 
-    /// Sends the reason of the job's failure, if it has failed, once.
+    /// Queues the reason of the job's failure for all others, if it has failed, once. On return it is queued, whichever
+    /// thread did it: then the channel may be closed.
     fn broadcast_failure(&self) {
         let Some(error) = self.failure.get() else { return };
         let mut state = self.state();
@@ -366,7 +371,7 @@ impl ControlChannel {
         }
         let own = || ControlMessage::Failed(FailureReport::new(self.cluster.process(), error));
         let word = state.reason.clone().unwrap_or_else(own);
-        drop(state);
+        // Another thread that finds it told goes on to close the channel, so the lock is held until it is queued.
         self.broadcast(&word);
     }
 
@@ -425,5 +430,34 @@ impl ControlChannel {
             }
         }
         threads.into_iter().for_each(ThreadHandle::join);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_is_queued_for_the_others_before_any_thread_may_close_the_channel() {
+        let cluster = Cluster::new(0, vec!["127.0.0.1:1".into(), "127.0.0.1:2".into()]).unwrap();
+        for round in 0..2_000 {
+            let failure = Arc::<JobFailure>::default();
+            failure.set(Error::new("the disk is full"));
+            let channel = ControlChannel::new(&cluster, failure);
+            channel.peers[1].outbox().open = true;
+            let both = Barrier::new(2);
+            let report = || {
+                both.wait();
+                channel.broadcast_failure();
+                channel.peers[1].outbox().messages.len()
+            };
+            let queued = std::thread::scope(|scope| {
+                let other = scope.spawn(report);
+                (report(), other.join().unwrap())
+            });
+            assert_eq!(queued, (1, 1), "round {round}");
+        }
     }
 }

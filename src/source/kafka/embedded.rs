@@ -39,7 +39,7 @@ impl EmbeddedBroker {
         let thread =
             thread::start(ThreadRole::EmbeddedBroker, ThreadRole::EmbeddedBroker.name(), move || run(&inbox, &ready))?;
         let gone = || Error::new("cannot start an embedded broker").because("its thread ended");
-        let servers = started.recv().map_err(|_| gone())??;
+        let servers = started.recv().map_err(|_| thread.panic().cloned().unwrap_or_else(gone))??;
         Ok(EmbeddedBroker { servers, orders: Some(orders), thread: Some(thread) })
     }
 
@@ -65,7 +65,10 @@ impl EmbeddedBroker {
     }
 
     fn order(&self, order: impl FnOnce(CommandReply) -> BrokerCommand) -> Result<()> {
-        let gone = || Error::new("the embedded broker has ended");
+        let gone = || {
+            let panic = self.thread.as_ref().and_then(ThreadHandle::panic).cloned();
+            panic.unwrap_or_else(|| Error::new("the embedded broker has ended"))
+        };
         let (reply, answer) = channel();
         let orders = self.orders.as_ref().ok_or_else(gone)?;
         orders.send(order(reply)).map_err(|_| gone())?;
