@@ -1,10 +1,10 @@
 //! A damaged file is refused by its name, or the damage does not matter: it never leads to a wrong result.
 //!
-//! Every file of a state that is in use is damaged in turn: a byte is flipped at every critical position and at many
+//! Files of every kind of a state that is in use are damaged in turn: a byte is flipped at every critical position and at many
 //! others; the file is truncated, extended, or removed. The state then names the file in an error, or it reaches the
 //! very results that it would have reached otherwise; and with the file restored it resumes as if nothing had happened.
 //!
-//! A run flips bytes at a sample of the positions; with `TIDEGATE_CASES=1` at all of them.
+//! A run damages a sample of the files at a sample of the positions; with `TIDEGATE_CASES=1` all files at all positions.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +80,21 @@ impl Subject {
             assert!(kinds.contains(kind), "no {kind} in {:?}", files.keys());
         }
         Subject { data, expected, shown, files }
+    }
+
+    /// Returns the files that a run damages: with `TIDEGATE_CASES=1` all of them, else of each kind and each directory
+    /// the first, the last and one between them.
+    fn chosen_files(&self) -> Vec<(&PathBuf, &Vec<u8>)> {
+        let mut by_kind = BTreeMap::<_, Vec<_>>::new();
+        for (path, bytes) in &self.files {
+            by_kind.entry((kind_of(path), path.parent())).or_default().push((path, bytes));
+        }
+        let chosen = by_kind.into_values().flat_map(|files| {
+            let last = files.len() - 1;
+            let some = if is_whole() { (0..=last).collect() } else { BTreeSet::from([0, last / 2, last]) };
+            some.into_iter().map(|at| files[at]).collect::<Vec<_>>()
+        });
+        chosen.collect()
     }
 
     /// Returns the journals of the last incarnation.
@@ -173,10 +188,15 @@ type Damage = Vec<(PathBuf, Option<Vec<u8>>)>;
 /// A damage with its description.
 type Case = (String, Damage);
 
+/// Returns `true` if every file is to be damaged at every position.
+fn is_whole() -> bool {
+    std::env::var_os("TIDEGATE_CASES").is_some()
+}
+
 /// Returns the positions at which a file is damaged: with `TIDEGATE_CASES=1` all of them, else one in [`ONE_OF`], by a
 /// seed.
 fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
-    let one_of = if std::env::var_os("TIDEGATE_CASES").is_some() { 1 } else { ONE_OF };
+    let one_of = if is_whole() { 1 } else { ONE_OF };
     let ends = (0..ENDS.min(length)).chain(length.saturating_sub(ENDS)..length);
     let others = (0..length).step_by(STEP);
     let all: BTreeSet<usize> = ends.chain(others).filter(|at| *at < length).collect();
@@ -221,7 +241,7 @@ fn all_pass(subject: &Subject, cases: Vec<Case>) -> BTreeMap<&'static str, [usiz
 fn a_flipped_byte_is_refused_by_the_name_of_its_file_or_does_not_matter() {
     let (subject, mut random) = (Subject::new(), Rng::with_seed(1));
     let mut cases = Vec::new();
-    for (path, bytes) in &subject.files {
+    for (path, bytes) in subject.chosen_files() {
         for at in positions(bytes.len(), &mut random) {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << random.u8(0..8);
@@ -245,7 +265,7 @@ fn a_flipped_byte_is_refused_by_the_name_of_its_file_or_does_not_matter() {
 fn a_file_that_is_cut_or_longer_or_missing_is_refused_by_its_name_or_does_not_matter() {
     let subject = Subject::new();
     let mut cases = Vec::new();
-    for (path, bytes) in &subject.files {
+    for (path, bytes) in subject.chosen_files() {
         let length = bytes.len();
         let mut case = |what: String, bytes| cases.push((what, vec![(path.clone(), bytes)]));
         for kept in BTreeSet::from([0, 1, length / 4, length / 2, length * 3 / 4, length.saturating_sub(1)]) {
