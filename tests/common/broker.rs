@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 /// Timeout of a request to the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Maximum time to wait for markers of transactions; tests may leave a transaction open on purpose.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// Settings of a topic that is compacted as soon as a segment is closed: see [`Broker::close_segment`].
 pub const COMPACTED: [(&str, &str); 5] = [
@@ -256,6 +260,7 @@ pub fn send_all(producer: &BaseProducer, topic: &str, texts: impl IntoIterator<I
 
 /// Returns all committed messages of a topic, read with `read_committed`.
 pub fn committed(servers: &str, topic: &str) -> Vec<String> {
+    settle(servers, topic);
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("group.id", "test").set("enable.partition.eof", "true");
     config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
@@ -278,13 +283,26 @@ pub fn committed(servers: &str, topic: &str) -> Vec<String> {
 }
 
 /// Returns the end offset of each partition of a topic, uncommitted records and transaction markers included.
-pub fn high_watermarks(servers: &str, topic: &str) -> std::collections::BTreeMap<i32, i64> {
+pub fn high_watermarks(servers: &str, topic: &str) -> BTreeMap<i32, i64> {
+    ends(servers, topic, "read_uncommitted")
+}
+
+fn ends(servers: &str, topic: &str, isolation: &str) -> BTreeMap<i32, i64> {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", servers).set("isolation.level", "read_uncommitted");
+    config.set("bootstrap.servers", servers).set("isolation.level", isolation);
     let consumer: BaseConsumer = config.create().unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
     let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
     partitions.map(|id| (id, consumer.fetch_watermarks(topic, id, PATIENCE).unwrap().1)).collect()
+}
+
+/// Waits until no transaction is open on a topic, for some seconds at most: a broker answers that a transaction is
+/// committed before its markers are on all partitions, and until then a partition seems to end before it.
+pub fn settle(servers: &str, topic: &str) {
+    let begun = Instant::now();
+    while ends(servers, topic, "read_committed") != high_watermarks(servers, topic) && begun.elapsed() < SETTLING {
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 struct Unpark(std::thread::Thread);

@@ -10,6 +10,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::broker::settle;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A message as a foreign reader sees it.
@@ -41,6 +43,7 @@ impl Read {
 
 /// Returns the committed messages of a topic, each partition's in order.
 pub fn read(servers: &str, topic: &str) -> Vec<Read> {
+    settle(servers, topic);
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("group.id", "foreign").set("enable.partition.eof", "true");
     config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");

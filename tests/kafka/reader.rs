@@ -218,7 +218,8 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
 fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     let broker = broker(1);
     send(&mut publisher(&broker), 0..10);
-    let options = Options::default().idle_timeout(Duration::from_secs(3));
+    // Twice as long as it is polled at a time: how soon an outage is noticed depends on the machine's load.
+    let options = Options::default().idle_timeout(Duration::from_secs(4));
     let mut driven = ReaderDriver::open(&ticks(&broker), options).unwrap();
     driven.until_events(10).unwrap();
     driven.for_a_while(Duration::from_secs(2)).unwrap();
@@ -228,7 +229,7 @@ fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     let mut idler = ReaderDriver::open(&ticks(&broker), Options::default()).unwrap();
     idler.until_events(10).unwrap();
     broker.set_reachable(false).unwrap();
-    driven.for_a_while(Duration::from_secs(4)).unwrap();
+    driven.for_a_while(Duration::from_secs(5)).unwrap();
     assert!(driven.epoch_inputs.last().unwrap().1.watermark.least.is_some(), "idle though no broker was there");
     // An unreachable broker does not delay the end of a reader, or the failure of another one.
     let begun = Instant::now();

@@ -19,6 +19,7 @@ import json
 import random
 import struct
 import sys
+import time
 import urllib.request
 import uuid
 
@@ -257,6 +258,19 @@ def orders(servers, url, orders_topic, customers_topic, seed, count, rate):
     print(json.dumps(enriched, sort_keys=True))
 
 
+def settle(servers, topic, partitions):
+    """Waits until no transaction is open on a topic, for 10 s at most: markers of transactions that are committed may come late."""
+    from confluent_kafka import Consumer, TopicPartition
+    readers = [Consumer({"bootstrap.servers": servers, "group.id": "ends", "isolation.level": level})
+               for level in ("read_committed", "read_uncommitted")]
+    ends = lambda reader: [reader.get_watermark_offsets(TopicPartition(topic, id), 30)[1] for id in partitions]
+    limit = time.monotonic() + 10
+    while ends(readers[0]) != ends(readers[1]) and time.monotonic() < limit:
+        time.sleep(0.02)
+    for reader in readers:
+        reader.close()
+
+
 def read_table(servers, url, topic):
     """Prints the last committed value of each key of a topic, but for those that are deleted."""
     import fastavro
@@ -264,6 +278,7 @@ def read_table(servers, url, topic):
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "table", "enable.partition.eof": True,
                          "isolation.level": "read_committed", "enable.auto.commit": False})
     partitions = list(consumer.list_topics(topic, 30).topics[topic].partitions)
+    settle(servers, topic, partitions)
     consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
     schemas, table, ended = {}, {}, set()
     while len(ended) < len(partitions):
