@@ -11,13 +11,14 @@
 //! Invariant: the first window of a key that has not closed is one of the earliest record of either side, as later records
 //! are in no earlier window.
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::joined::{JoinInputs, Joined, moment};
 use super::side::{self, JoinKind, JoinSide, KeyRecords, SavedRecord, WaitingRecord};
-use super::waiting_keys::WaitingKeys;
+use super::waiting_keys::{AddedRecord, WaitingKeys};
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Record};
 use crate::stream::assign::{EventStamp, PaneRouter, RecordRouter};
@@ -25,7 +26,7 @@ use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::interval::Interval;
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::{OperatorState, RoutedRecordOf, StepResultsOf};
-use crate::stream::panes::{Pane, PaneRange, WindowAssigner};
+use crate::stream::panes::{LocatedPane, Pane, PaneRange, WindowAssigner};
 use crate::stream::window::{Window, WindowType};
 use crate::time::{EventTime, Span};
 
@@ -142,8 +143,8 @@ impl<'f, K: Record, L: Record, R: Record> JoinWindowed<'f, K, L, R> {
         let router = || WindowRouter(PaneRouter::<PaneRange>::new(windows.clone(), lateness));
         let routers = (router(), router());
         inputs.step(&detail, lateness, routers, move |start| WindowedState {
-            rule: WindowedRule { kind, row, windows },
-            keys: WaitingKeys::new(Span::ZERO, start.durable),
+            rule: WindowedRule { kind, row, windows, last: Cell::new(LocatedPane::EMPTY) },
+            keys: WaitingKeys::new(true, start.closed, start.durable),
             closed: start.closed,
             lateness,
             metrics,
@@ -180,14 +181,31 @@ struct WindowedRule<M> {
     /// Makes a row of a pair, or of a record without one.
     row: M,
     windows: WindowAssigner,
+    /// The pane that was found last; most records belong to it too.
+    last: Cell<LocatedPane>,
 }
 
 impl<M> WindowedRule<M> {
+    /// Returns the pane of a time.
+    #[inline]
+    fn pane(&self, time: EventTime) -> LocatedPane {
+        let last = self.last.get();
+        if time >= last.times.start && time < last.times.end {
+            return last;
+        }
+        let found = self.windows.find(time);
+        self.last.set(found);
+        found
+    }
+
     /// Returns the end of a key's first window that ends after `closed`; [`EventTime::MAX`] if there are no records.
     fn next_end<L: Record, R: Record>(&self, records: &WindowRecords<L, R>, closed: EventTime) -> EventTime {
         let times = [records.left.first().map(WaitingRecord::time), records.right.first().map(WaitingRecord::time)];
         let end = |time: EventTime| {
-            let pane = self.windows.find(time);
+            let pane = self.pane(time);
+            if pane.first > closed {
+                return Some(pane.first);
+            }
             self.windows.ends(PaneRange::new(pane.first, pane.last), closed, EventTime::MAX).next()
         };
         times.into_iter().flatten().filter_map(end).min().unwrap_or(EventTime::MAX)
@@ -206,23 +224,18 @@ impl<M> WindowedRule<M> {
         let window = self.windows.interval(end);
         let last = EventTime::from_millis(end.millis().saturating_sub(1));
         let time = moment(last);
-        let left = || records.left.data_between(window.start, last).filter(|(first, _)| *first <= end);
-        let right: Vec<&R> = records
-            .right
-            .data_between(window.start, last)
-            .filter(|(first, _)| *first <= end)
-            .map(|(_, data)| data)
-            .collect();
-        let mut is_alone = true;
-        for (_, left) in left() {
-            is_alone = false;
-            rows.extend(right.iter().map(|right| (time, (self.row)(window, key, Some(left), Some(right)))));
-            if right.is_empty() && self.kind.emits_left_alone() {
+        let (left, right) = (records.left.within(window.start, last), records.right.within(window.start, last));
+        let left = || records.left.data_of(left.clone()).filter(|(first, _)| *first <= end).map(|(_, data)| data);
+        let right = || records.right.data_of(right.clone()).filter(|(first, _)| *first <= end).map(|(_, data)| data);
+        let [no_left, no_right] = [left().next().is_none(), right().next().is_none()];
+        for left in left() {
+            rows.extend(right().map(|right| (time, (self.row)(window, key, Some(left), Some(right)))));
+            if no_right && self.kind.emits_left_alone() {
                 rows.push((time, (self.row)(window, key, Some(left), None)));
             }
         }
-        if is_alone && self.kind.emits_right_alone() {
-            rows.extend(right.iter().map(|right| (time, (self.row)(window, key, None, Some(right)))));
+        if no_left && self.kind.emits_right_alone() {
+            rows.extend(right().map(|right| (time, (self.row)(window, key, None, Some(right)))));
         }
     }
 
@@ -246,12 +259,8 @@ impl<M> WindowedRule<M> {
             }
             self.emit(key, records, end, rows);
             closed = end;
-            while records.left.next_if(|left| self.windows.find(left.time()).last <= end).is_some() {
-                removed += 1;
-            }
-            while records.right.next_if(|right| self.windows.find(right.time()).last <= end).is_some() {
-                removed += 1;
-            }
+            removed += records.left.remove_while(|left| self.pane(left.time()).last <= end);
+            removed += records.right.remove_while(|right| self.pane(right.time()).last <= end);
         }
         removed
     }
@@ -269,20 +278,21 @@ struct WindowedState<K, L, R, O, M> {
 }
 
 impl<K: Record, L: Record, R: Record, O, M> WindowedState<K, L, R, O, M> {
-    /// Adds a record of a key, and wakes the key at the end of its next window.
+    /// Adds a record of a key whose next window ends at `end`, and wakes the key then at the latest.
+    #[inline]
     fn insert(
         &mut self,
         key: K,
         part: JoinSide<WaitingRecord<FromWindow<L>>, WaitingRecord<FromWindow<R>>>,
-        is_new: bool,
+        (end, is_new): (EventTime, bool),
     ) {
-        let (rule, closed) = (&self.rule, self.closed);
-        self.keys.update(key, is_new, |_, records| {
+        let added = AddedRecord { is_new, over_at: EventTime::MAX };
+        self.keys.update(key, added, |_, records| {
             match part {
                 JoinSide::Left(record) => records.left.insert(record),
                 JoinSide::Right(record) => records.right.insert(record),
             }
-            rule.next_end(records, closed)
+            end
         });
     }
 }
@@ -320,7 +330,8 @@ where
                 JoinSide::Left(data) => JoinSide::Left(WaitingRecord::new(stamp, (first, data))),
                 JoinSide::Right(data) => JoinSide::Right(WaitingRecord::new(stamp, (first, data))),
             };
-            self.insert(key, part, true);
+            // A record that is on time is so for windows that are open.
+            self.insert(key, part, (first, true));
         }
     }
 
@@ -337,16 +348,16 @@ where
         side::consolidate(&mut rows);
         for ((key, stamp, part), change) in rows {
             let (count, matched_at) = change.parts();
-            if self.rule.windows.find(stamp.0).last <= self.closed {
-                continue;
-            }
+            let pane = self.rule.windows.find(stamp.0);
+            let windows = PaneRange::new(pane.first, pane.last);
+            let Some(end) = self.rule.windows.ends(windows, self.closed, EventTime::MAX).next() else { continue };
             self.metrics.loaded.add(u64::from(count));
             for _ in 0..count {
                 let part = match part.clone() {
                     JoinSide::Left(data) => JoinSide::Left(WaitingRecord::loaded(stamp, data, matched_at)),
                     JoinSide::Right(data) => JoinSide::Right(WaitingRecord::loaded(stamp, data, matched_at)),
                 };
-                self.insert(key.clone(), part, false);
+                self.insert(key.clone(), part, (end, false));
             }
         }
     }
