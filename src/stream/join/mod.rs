@@ -17,6 +17,7 @@ mod as_of;
 mod backward;
 mod joined;
 mod side;
+mod single_windows;
 mod sweep;
 mod time_wheel;
 mod two_inputs;

@@ -141,6 +141,11 @@ impl<D: Record> WaitingRecord<D> {
         Self::with(stamp, data, matched_at, Unsealed::Nothing)
     }
 
+    /// Creates a record without a pair; `is_new` if it is in no segment yet.
+    pub(super) fn kept(stamp: EventStamp, data: D, is_new: bool) -> Self {
+        Self::with(stamp, data, EventTime::MAX, if is_new { Unsealed::Record } else { Unsealed::Nothing })
+    }
+
     #[inline]
     fn with(stamp: EventStamp, data: D, matched_at: EventTime, unsealed: Unsealed) -> Self {
         let (time, (source, partition, offset)) = stamp;
@@ -167,7 +172,7 @@ impl<D: Record> WaitingRecord<D> {
     }
 
     /// Returns the record's change since the last seal, and the record itself; `None` if it has not changed.
-    fn seal(&mut self, until: EventTime) -> Option<(EventStamp, D, SavedChange)> {
+    pub(super) fn seal(&mut self, until: EventTime) -> Option<(EventStamp, D, SavedChange)> {
         let count = match std::mem::replace(&mut self.unsealed, Unsealed::Nothing) {
             Unsealed::Nothing => return None,
             Unsealed::Match => 0,
@@ -216,7 +221,7 @@ impl<D: Record> SideRecords<D> {
     }
 
     /// Returns the records of these numbers, without their positions.
-    pub(super) fn data_of(&self, numbers: Range<usize>) -> impl Iterator<Item = &D> + '_ {
+    pub(super) fn data_of(&self, numbers: Range<usize>) -> impl Iterator<Item = &D> + Clone + '_ {
         self.0.range(numbers).map(|record| &record.data)
     }
 
