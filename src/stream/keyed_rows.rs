@@ -105,9 +105,29 @@ pub(crate) struct Version<R> {
 pub(crate) type SavedVersion<K, R> = (K, Version<R>);
 
 impl<R> Version<R> {
+    /// Creates the version of a row at an epoch; `None` is a tombstone.
+    pub(crate) fn new(epoch: u64, row: Option<R>) -> Self {
+        Version { epoch, row }
+    }
+
     /// Converts the row.
     pub(crate) fn map<T>(self, convert: impl FnOnce(R) -> T) -> Version<T> {
         Version { epoch: self.epoch, row: self.row.map(convert) }
+    }
+}
+
+impl<R: Record> Version<R> {
+    /// Returns the latest row of each key, of versions that come in no order; none of a key whose latest is a tombstone.
+    pub(crate) fn latest<K: Record>(rows: Vec<SavedVersion<K, R>>) -> impl Iterator<Item = (K, R)> {
+        let mut latest = KeyedMap::<K, Version<R>>::default();
+        for (key, version) in rows {
+            match latest.entry(key) {
+                Entry::Occupied(known) if *known.get() >= version => {}
+                Entry::Occupied(mut known) => drop(known.insert(version)),
+                Entry::Vacant(place) => drop(place.insert(version)),
+            }
+        }
+        latest.into_iter().filter_map(|(key, version)| Some((key, version.row?)))
     }
 }
 
@@ -342,16 +362,7 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
     }
 
     fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>) {
-        let mut latest = KeyedMap::<B::Key, Version<B::Row>>::default();
-        for (key, version) in rows {
-            match latest.entry(key) {
-                Entry::Occupied(known) if *known.get() >= version => {}
-                Entry::Occupied(mut known) => drop(known.insert(version)),
-                Entry::Vacant(place) => drop(place.insert(version)),
-            }
-        }
-        let loaded = latest.into_iter().filter_map(|(key, version)| Some((key, version.row?)));
-        for (key, mut row) in loaded {
+        for (key, mut row) in Version::latest(rows) {
             B::prune(&mut row, self.closed);
             if B::is_finished(&row) {
                 continue;

@@ -29,6 +29,12 @@ pub(crate) struct StepResults<R, K, V> {
     pub(crate) ticked: Vec<PeriodicRow<K, V>>,
 }
 
+impl<R, K, V> Default for StepResults<R, K, V> {
+    fn default() -> Self {
+        StepResults { closed: Vec::new(), live: Vec::new(), fired: Vec::new(), ticked: Vec::new() }
+    }
+}
+
 /// The results of a step that have a consumer: set while the flow is built, read while it runs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Subscriptions {
@@ -79,6 +85,10 @@ pub(crate) trait OperatorState: 'static {
     /// stream has reached.
     const CLOSES_AT_END: bool = true;
 
+    /// `true` if records lead to final results in their own epoch, whatever its watermark is: see
+    /// [`OperatorState::report`].
+    const REPORTS_RECORDS: bool = false;
+
     /// Returns the functions that order, add and classify saved rows.
     fn saved_rows() -> RowOps<Self::SavedRow>;
 
@@ -95,6 +105,10 @@ pub(crate) trait OperatorState: 'static {
     /// Applies all records of an epoch, and reports how they changed the rows. Only called if `tracks_changes` returns
     /// `true`.
     fn absorb_tracked(&mut self, epoch: u64, records: Vec<RoutedRecordOf<Self>>, results: &mut StepResultsOf<Self>);
+
+    /// Moves the final results of the records of an epoch that is complete into `results`, which are empty; nothing by
+    /// default.
+    fn report(&mut self, _results: &mut StepResultsOf<Self>) {}
 
     /// Loads the rows of a snapshot, which come in no order.
     fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>);

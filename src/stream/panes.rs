@@ -216,6 +216,11 @@ impl WindowAssigner {
         }
     }
 
+    /// `true` if a time can be in more than one window.
+    pub(crate) fn overlap(&self) -> bool {
+        matches!(self, WindowAssigner::Sliding { .. } | WindowAssigner::Cumulative { .. })
+    }
+
     /// Returns the end of the first window that ends after `time`, for windows that overlap.
     pub(crate) fn end_after(&self, time: EventTime) -> EventTime {
         let after = |step: i64, offset: i64| {

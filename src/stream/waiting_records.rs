@@ -26,6 +26,13 @@ pub(crate) struct WaitingRecords<T> {
     heap: BinaryHeap<Reverse<T>>,
 }
 
+impl<T> WaitingRecords<T> {
+    /// Returns the number of records.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len() + self.heap.len()
+    }
+}
+
 impl<T: Ord> WaitingRecords<T> {
     /// Returns the multiset of no records.
     pub(crate) const fn empty() -> Self {
@@ -89,11 +96,6 @@ impl<T: Ord> WaitingRecords<T> {
             records.sort();
         }
         records
-    }
-
-    /// Returns the number of records.
-    pub(crate) fn len(&self) -> usize {
-        self.queue.len() + self.heap.len()
     }
 
     /// `true` if there are none.

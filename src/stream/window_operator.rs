@@ -354,7 +354,8 @@ impl<F: OperatorState> WindowOperator<F> {
     fn take(&mut self, capability: &InputCapability<u64>, batches: &mut Vec<RecordBatchOf<F>>) {
         let Some(&epoch) = capability.least() else { return };
         let epoch_input = self.pending.at(epoch);
-        if self.operator_state.tracks_changes() && epoch_input.capabilities.is_none() {
+        let is_reported = F::REPORTS_RECORDS || self.operator_state.tracks_changes();
+        if is_reported && epoch_input.capabilities.is_none() {
             epoch_input.capabilities = Some(capabilities_at(capability, epoch));
         }
         epoch_input.records.extend(batches.drain(..).map(|(_, records)| records));
@@ -418,7 +419,7 @@ impl<F: OperatorState> WindowOperator<F> {
         sealed: bool,
     ) -> Option<([Capability<u64>; 4], StepResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
-        let mut results = StepResults { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
+        let mut results = StepResults { closed, ..StepResults::default() };
         if self.resumes_at == Some(epoch) {
             self.operator_state.load(epoch, epoch_input.loaded, &mut results);
         } else if self.operator_state.tracks_changes() {
@@ -429,6 +430,7 @@ impl<F: OperatorState> WindowOperator<F> {
             );
         } else {
             epoch_input.records.into_iter().for_each(|records| self.absorb(records));
+            self.operator_state.report(&mut results);
         }
         if sealed {
             let (closed, rows) = self.operator_state.seal(epoch);

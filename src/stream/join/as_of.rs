@@ -20,17 +20,17 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use super::backward::BackwardState;
 use super::joined::{JoinInputs, Joined, moment};
 use super::side::JoinSide;
+use super::versions::{AsOfRecords, AsOfRule, Direction, insert_version};
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::keyed_rows::{KeyedOperator, KeyedRows};
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::Subscriptions;
 use crate::stream::waiting_records::WaitingRecords;
-use crate::time::{EventTime, Span};
+use crate::time::EventTime;
 
 impl<'f, K: Record, L: Record> Keyed<'f, K, L> {
     /// Joins each record with the version that another stream has of its key at the record's **event time**: the last one
@@ -129,104 +129,17 @@ impl<'f, K: Record, L: Record, R: Record> JoinAsOf<'f, K, L, R> {
         let metrics = inputs.left.stream.flow.build.metrics.step(&inputs.name);
         let tolerance = rule.tolerance.map(|span| format!(" within {} ms", span.millis())).unwrap_or_default();
         let detail = format!("{kind} join with versions, {:?}{tolerance}", rule.direction);
-        inputs.step(&detail, lateness, (TimeRouter(lateness), TimeRouter(lateness)), move |start| {
+        let routers = (TimeRouter(lateness), TimeRouter(lateness));
+        if rule.direction == Direction::Backward {
+            return inputs.step(&detail, lateness, routers, move |start| {
+                BackwardState::begin((rule, row), (start.closed, start.durable), lateness, metrics)
+            });
+        }
+        inputs.step(&detail, lateness, routers, move |start| {
             let versions = Versions { rule, row, types: PhantomData };
             KeyedRows::begin(versions, (start.closed, start.durable), (Subscriptions::default(), lateness), metrics)
         })
     }
-}
-
-/// The side of a record on which its version is looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    Backward,
-    Forward,
-    Nearest,
-}
-
-/// The rule by which the version of a record is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct AsOfRule {
-    direction: Direction,
-    tolerance: Option<Span>,
-}
-
-/// Returns how far two times are from each other.
-fn distance(a: EventTime, b: EventTime) -> Span {
-    let apart = a.millis().abs_diff(b.millis());
-    Span::saturating_from_millis(i64::try_from(apart).unwrap_or(i64::MAX))
-}
-
-impl AsOfRule {
-    /// Returns the preferred one of a key's versions, which are in order; and the last time at which one could come that
-    /// would be preferred to it.
-    fn find<R>(self, versions: &[(EventStamp, R)], time: EventTime) -> (Option<&R>, EventTime) {
-        let last_through = |time: EventTime| {
-            let after = versions.partition_point(|((at, _), _)| *at <= time);
-            after.checked_sub(1).map(|last| &versions[last])
-        };
-        let backward = last_through(time).filter(|_| self.direction != Direction::Forward);
-        let forward = || {
-            let from = versions.partition_point(|((at, _), _)| *at < time);
-            // The last one of those at the first time.
-            versions.get(from).and_then(|((first, _), _)| last_through(*first))
-        };
-        let forward = if self.direction == Direction::Backward { None } else { forward() };
-        let nearest = match (backward, forward) {
-            (Some(one), Some(other)) if distance(one.0.0, time) > distance(other.0.0, time) => Some(other),
-            (one, other) => one.or(other),
-        };
-        let found = nearest.filter(|((at, _), _)| self.tolerance.is_none_or(|most| distance(*at, time) <= most));
-        let certain = match (self.direction, found, self.tolerance) {
-            (Direction::Backward, ..) => time,
-            (_, Some(((at, _), _)), _) => time.plus(distance(*at, time)),
-            (_, None, Some(tolerance)) => time.plus(tolerance),
-            (_, None, None) => EventTime::MAX,
-        };
-        (found.map(|(_, version)| version), certain)
-    }
-
-    /// Returns how many of a key's versions no record at `from` or later needs.
-    fn unneeded<R>(self, versions: &[(EventStamp, R)], from: EventTime) -> usize {
-        let superseded = match self.direction {
-            Direction::Forward => versions.partition_point(|((at, _), _)| *at < from),
-            _ => versions.partition_point(|((at, _), _)| *at <= from).saturating_sub(1),
-        };
-        let too_old = |tolerance: Span| versions.partition_point(|((at, _), _)| at.plus(tolerance) < from);
-        superseded.max(self.tolerance.map_or(0, too_old))
-    }
-
-    /// Returns the least time that makes the first of a key's versions unneeded.
-    fn unneeded_at<R>(self, versions: &[(EventStamp, R)]) -> EventTime {
-        let first = versions.first().map(|((at, _), _)| *at);
-        let superseded = match self.direction {
-            Direction::Forward => first.map(EventTime::next),
-            _ => versions.get(1).map(|((at, _), _)| *at),
-        };
-        let too_old = self.tolerance.zip(first).map(|(tolerance, first)| first.plus(tolerance).next());
-        superseded.into_iter().chain(too_old).min().unwrap_or(EventTime::MAX)
-    }
-}
-
-/// The records of a key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(bound = "L: Record, R: Record")]
-pub(crate) struct AsOfRecords<L: Ord, R> {
-    /// The least time that has an effect when the key is advanced to it.
-    due: EventTime,
-    /// Versions that may be needed, in order.
-    versions: Vec<(EventStamp, R)>,
-    /// Records that are not decided.
-    waiting: WaitingRecords<(EventStamp, L)>,
-}
-
-/// Inserts a version in order; most come in order.
-fn insert_version<R: Ord>(versions: &mut Vec<(EventStamp, R)>, version: (EventStamp, R)) {
-    let at = match versions.last() {
-        Some(last) if *last > version => versions.partition_point(|other| *other <= version),
-        _ => versions.len(),
-    };
-    versions.insert(at, version);
 }
 
 /// Finds versions, and makes rows of records and versions.
@@ -234,15 +147,6 @@ struct Versions<K, L, R, O, M> {
     rule: AsOfRule,
     row: M,
     types: PhantomData<fn(K, L, R) -> O>,
-}
-
-impl<K, L: Record, R: Record, O, M> Versions<K, L, R, O, M> {
-    fn due_of(&self, records: &AsOfRecords<L, R>) -> EventTime {
-        match records.waiting.first_time() {
-            Some(time) => self.rule.find(&records.versions, time).1.next(),
-            None => self.rule.unneeded_at(&records.versions),
-        }
-    }
 }
 
 impl<K, L, R, O, M> KeyedOperator for Versions<K, L, R, O, M>
@@ -276,7 +180,7 @@ where
             JoinSide::Left(record) => row.waiting.insert((stamp, record)),
             JoinSide::Right(version) => insert_version(&mut row.versions, (stamp, version)),
         }
-        row.due = self.due_of(row);
+        row.due = self.rule.due(&row.versions, &row.waiting);
     }
 
     fn due(row: &Self::Row) -> EventTime {
@@ -298,7 +202,7 @@ where
         let needed_from = waiting.first_time().map_or(to, |time| to.min(time));
         let unneeded = if to == EventTime::MAX { versions.len() } else { self.rule.unneeded(versions, needed_from) };
         versions.drain(..unneeded);
-        row.due = self.due_of(row);
+        row.due = self.rule.due(&row.versions, &row.waiting);
         (decided + unneeded) as i64
     }
 

@@ -14,10 +14,14 @@
 //! record, and late records of either side are told apart. State expires by the watermark.
 
 mod as_of;
+mod backward;
 mod joined;
-mod key_times;
 mod side;
+mod single_windows;
+mod sweep;
+mod time_wheel;
 mod two_inputs;
+mod versions;
 mod waiting_keys;
 mod windowed;
 mod within;

@@ -7,6 +7,7 @@
 //! Records that are equal in stream, position and content, such as results of windows, are one saved row with a count.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -118,26 +119,45 @@ enum Unsealed {
 /// A record that waits for others.
 #[derive(Debug)]
 pub(super) struct WaitingRecord<D> {
-    pub(super) stamp: EventStamp,
     pub(super) data: D,
     /// The event time of the earliest pair that the record is in; [`EventTime::MAX`] if there is none.
     pub(super) matched_at: EventTime,
+    // An `EventStamp`, as its parts: so there is room for what is not sealed between them.
+    time: EventTime,
+    offset: u64,
+    partition: u32,
+    source: u16,
     unsealed: Unsealed,
 }
 
 impl<D: Record> WaitingRecord<D> {
     /// Creates a record that is in no segment yet.
     pub(super) fn new(stamp: EventStamp, data: D) -> Self {
-        WaitingRecord { stamp, data, matched_at: EventTime::MAX, unsealed: Unsealed::Record }
+        Self::with(stamp, data, EventTime::MAX, Unsealed::Record)
     }
 
     /// Creates a record that was read from a segment.
     pub(super) fn loaded(stamp: EventStamp, data: D, matched_at: EventTime) -> Self {
-        WaitingRecord { stamp, data, matched_at, unsealed: Unsealed::Nothing }
+        Self::with(stamp, data, matched_at, Unsealed::Nothing)
+    }
+
+    /// Creates a record without a pair; `is_new` if it is in no segment yet.
+    pub(super) fn kept(stamp: EventStamp, data: D, is_new: bool) -> Self {
+        Self::with(stamp, data, EventTime::MAX, if is_new { Unsealed::Record } else { Unsealed::Nothing })
+    }
+
+    #[inline]
+    fn with(stamp: EventStamp, data: D, matched_at: EventTime, unsealed: Unsealed) -> Self {
+        let (time, (source, partition, offset)) = stamp;
+        WaitingRecord { data, matched_at, time, offset, partition, source, unsealed }
     }
 
     pub(super) fn time(&self) -> EventTime {
-        self.stamp.0
+        self.time
+    }
+
+    fn stamp(&self) -> EventStamp {
+        (self.time, (self.source, self.partition, self.offset))
     }
 
     /// Notes a pair that happens at a time.
@@ -152,13 +172,13 @@ impl<D: Record> WaitingRecord<D> {
     }
 
     /// Returns the record's change since the last seal, and the record itself; `None` if it has not changed.
-    fn seal(&mut self, until: EventTime) -> Option<(EventStamp, D, SavedChange)> {
+    pub(super) fn seal(&mut self, until: EventTime) -> Option<(EventStamp, D, SavedChange)> {
         let count = match std::mem::replace(&mut self.unsealed, Unsealed::Nothing) {
             Unsealed::Nothing => return None,
             Unsealed::Match => 0,
             Unsealed::Record => 1,
         };
-        Some((self.stamp, self.data.clone(), SavedChange { until, count, matched_at: self.matched_at }))
+        Some((self.stamp(), self.data.clone(), SavedChange { until, count, matched_at: self.matched_at }))
     }
 }
 
@@ -175,10 +195,10 @@ impl<D> Default for SideRecords<D> {
 impl<D: Record> SideRecords<D> {
     /// Adds a record where it belongs.
     pub(super) fn insert(&mut self, record: WaitingRecord<D>) {
-        if self.0.back().is_none_or(|last| last.stamp <= record.stamp) {
+        if self.0.back().is_none_or(|last| last.stamp() <= record.stamp()) {
             self.0.push_back(record);
         } else {
-            let at = self.0.partition_point(|other| other.stamp <= record.stamp);
+            let at = self.0.partition_point(|other| other.stamp() <= record.stamp());
             self.0.insert(at, record);
         }
     }
@@ -193,10 +213,16 @@ impl<D: Record> SideRecords<D> {
         self.0.range_mut(from..).take_while(move |record| record.time() <= last)
     }
 
-    /// Returns the records whose times are from `first` to `last`, both included, without their positions.
-    pub(super) fn data_between(&self, first: EventTime, last: EventTime) -> impl Iterator<Item = &D> + '_ {
+    /// Returns the numbers of the records whose times are from `first` to `last`, both included.
+    pub(super) fn within(&self, first: EventTime, last: EventTime) -> Range<usize> {
         let from = self.0.partition_point(|record| record.time() < first);
-        self.0.range(from..).take_while(move |record| record.time() <= last).map(|record| &record.data)
+        let records = self.0.range(from..);
+        from..from + records.take_while(|record| record.time() <= last).count()
+    }
+
+    /// Returns the records of these numbers, without their positions.
+    pub(super) fn data_of(&self, numbers: Range<usize>) -> impl Iterator<Item = &D> + Clone + '_ {
+        self.0.range(numbers).map(|record| &record.data)
     }
 
     /// Returns the earliest record.
@@ -207,6 +233,17 @@ impl<D: Record> SideRecords<D> {
     /// Removes the earliest record if `is_over` returns `true` for it.
     pub(super) fn next_if(&mut self, is_over: impl FnOnce(&WaitingRecord<D>) -> bool) -> Option<WaitingRecord<D>> {
         self.0.pop_front_if(|first| is_over(first))
+    }
+
+    /// Removes the earliest records, as many as `is_over` returns `true` for; returns their number.
+    pub(super) fn remove_while(&mut self, mut is_over: impl FnMut(&WaitingRecord<D>) -> bool) -> u64 {
+        let over = self.0.iter().take_while(|record| is_over(record)).count();
+        if over == self.0.len() {
+            self.0.clear();
+        } else {
+            self.0.drain(..over);
+        }
+        over as u64
     }
 
     /// Calls `each` with the changes of all records since the last seal. `until` says when a record of a time expires.
@@ -229,8 +266,8 @@ impl<D> SideRecords<D> {
 pub(super) struct KeyRecords<L, R> {
     pub(super) left: SideRecords<L>,
     pub(super) right: SideRecords<R>,
-    /// The time at which the key is woken; [`EventTime::MAX`] if it is not.
-    pub(super) wake: EventTime,
+    /// The least time at which something is due; of a key that is woken, the time at which it is, which may be earlier.
+    pub(super) due: EventTime,
     /// `true` if a record has changed since the last seal.
     pub(super) unsealed: bool,
 }
@@ -238,7 +275,7 @@ pub(super) struct KeyRecords<L, R> {
 impl<L, R> Default for KeyRecords<L, R> {
     fn default() -> Self {
         let (left, right) = (SideRecords::default(), SideRecords::default());
-        KeyRecords { left, right, wake: EventTime::MAX, unsealed: false }
+        KeyRecords { left, right, due: EventTime::MAX, unsealed: false }
     }
 }
 

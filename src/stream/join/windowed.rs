@@ -5,19 +5,22 @@
 //! a window closes, each left record of a key in it is paired with each right one, and those of either side that have no
 //! other are emitted by outer joins. Rows happen in the window's last millisecond.
 //!
-//! A record is kept once, however many windows it is in ([`super::side`]), with the end of the first window that it is on
-//! time for; and is removed when the last one has closed. Keys are woken at the end of their next window.
+//! Where windows overlap, a record is kept once, however many windows it is in ([`super::side`]), with the end of the first
+//! window that it is on time for; and is removed when the last one has closed. Keys are woken at the end of their next
+//! window. Where they do not, records are kept by window ([`super::single_windows`]).
 //!
 //! Invariant: the first window of a key that has not closed is one of the earliest record of either side, as later records
 //! are in no earlier window.
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::joined::{JoinInputs, Joined, moment};
 use super::side::{self, JoinKind, JoinSide, KeyRecords, SavedRecord, WaitingRecord};
-use super::waiting_keys::WaitingKeys;
+use super::single_windows::SingleWindows;
+use super::waiting_keys::{AddedRecord, WaitingKeys};
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Record};
 use crate::stream::assign::{EventStamp, PaneRouter, RecordRouter};
@@ -25,7 +28,7 @@ use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::interval::Interval;
 use crate::stream::keyed_stream::Keyed;
 use crate::stream::operator_state::{OperatorState, RoutedRecordOf, StepResultsOf};
-use crate::stream::panes::{Pane, PaneRange, WindowAssigner};
+use crate::stream::panes::{LocatedPane, Pane, PaneRange, WindowAssigner};
 use crate::stream::window::{Window, WindowType};
 use crate::time::{EventTime, Span};
 
@@ -142,8 +145,11 @@ impl<'f, K: Record, L: Record, R: Record> JoinWindowed<'f, K, L, R> {
         let router = || WindowRouter(PaneRouter::<PaneRange>::new(windows.clone(), lateness));
         let routers = (router(), router());
         inputs.step(&detail, lateness, routers, move |start| WindowedState {
-            rule: WindowedRule { kind, row, windows },
-            keys: WaitingKeys::new(Span::ZERO, start.durable),
+            records: match windows.overlap() {
+                true => WindowedRecords::Shared(WaitingKeys::new(true, start.closed, start.durable)),
+                false => WindowedRecords::Single(SingleWindows::new(start.durable)),
+            },
+            rule: WindowedRule { kind, row, windows, last: Cell::new(LocatedPane::EMPTY) },
             closed: start.closed,
             lateness,
             metrics,
@@ -180,21 +186,62 @@ struct WindowedRule<M> {
     /// Makes a row of a pair, or of a record without one.
     row: M,
     windows: WindowAssigner,
+    /// The pane that was found last; most records belong to it too.
+    last: Cell<LocatedPane>,
 }
 
 impl<M> WindowedRule<M> {
+    /// Returns the pane of a time.
+    #[inline]
+    fn pane(&self, time: EventTime) -> LocatedPane {
+        let last = self.last.get();
+        if time >= last.times.start && time < last.times.end {
+            return last;
+        }
+        let found = self.windows.find(time);
+        self.last.set(found);
+        found
+    }
+
     /// Returns the end of a key's first window that ends after `closed`; [`EventTime::MAX`] if there are no records.
     fn next_end<L: Record, R: Record>(&self, records: &WindowRecords<L, R>, closed: EventTime) -> EventTime {
         let times = [records.left.first().map(WaitingRecord::time), records.right.first().map(WaitingRecord::time)];
         let end = |time: EventTime| {
-            let pane = self.windows.find(time);
+            let pane = self.pane(time);
+            if pane.first > closed {
+                return Some(pane.first);
+            }
             self.windows.ends(PaneRange::new(pane.first, pane.last), closed, EventTime::MAX).next()
         };
         times.into_iter().flatten().filter_map(end).min().unwrap_or(EventTime::MAX)
     }
 
     /// Emits the rows of a key in the window that ends at `end`.
-    fn emit<K, L: Record, R: Record, O>(
+    fn emit<'a, K, L: Record, R: Record, O>(
+        &self,
+        (key, end): (&K, EventTime),
+        left: impl Iterator<Item = &'a L> + Clone,
+        right: impl Iterator<Item = &'a R> + Clone,
+        rows: &mut Vec<(EventTime, O)>,
+    ) where
+        M: Fn(Interval, &K, Option<&L>, Option<&R>) -> O,
+    {
+        let window = self.windows.interval(end);
+        let time = moment(EventTime::from_millis(end.millis().saturating_sub(1)));
+        let [no_left, no_right] = [left.clone().next().is_none(), right.clone().next().is_none()];
+        for left in left {
+            rows.extend(right.clone().map(|right| (time, (self.row)(window, key, Some(left), Some(right)))));
+            if no_right && self.kind.emits_left_alone() {
+                rows.push((time, (self.row)(window, key, Some(left), None)));
+            }
+        }
+        if no_left && self.kind.emits_right_alone() {
+            rows.extend(right.map(|right| (time, (self.row)(window, key, None, Some(right)))));
+        }
+    }
+
+    /// Emits the rows of a key in the window that ends at `end`, of records that may be in others too.
+    fn emit_shared<K, L: Record, R: Record, O>(
         &self,
         key: &K,
         records: &WindowRecords<L, R>,
@@ -203,27 +250,11 @@ impl<M> WindowedRule<M> {
     ) where
         M: Fn(Interval, &K, Option<&L>, Option<&R>) -> O,
     {
-        let window = self.windows.interval(end);
-        let last = EventTime::from_millis(end.millis().saturating_sub(1));
-        let time = moment(last);
-        let left = || records.left.data_between(window.start, last).filter(|(first, _)| *first <= end);
-        let right: Vec<&R> = records
-            .right
-            .data_between(window.start, last)
-            .filter(|(first, _)| *first <= end)
-            .map(|(_, data)| data)
-            .collect();
-        let mut is_alone = true;
-        for (_, left) in left() {
-            is_alone = false;
-            rows.extend(right.iter().map(|right| (time, (self.row)(window, key, Some(left), Some(right)))));
-            if right.is_empty() && self.kind.emits_left_alone() {
-                rows.push((time, (self.row)(window, key, Some(left), None)));
-            }
-        }
-        if is_alone && self.kind.emits_right_alone() {
-            rows.extend(right.iter().map(|right| (time, (self.row)(window, key, None, Some(right)))));
-        }
+        let (start, last) = (self.windows.interval(end).start, EventTime::from_millis(end.millis().saturating_sub(1)));
+        let (left, right) = (records.left.within(start, last), records.right.within(start, last));
+        let left = records.left.data_of(left).filter(|(first, _)| *first <= end).map(|(_, data)| data);
+        let right = records.right.data_of(right).filter(|(first, _)| *first <= end).map(|(_, data)| data);
+        self.emit((key, end), left, right, rows);
     }
 
     /// Closes a key's windows that end after `closed` and not after `to`, and removes records whose windows have all
@@ -244,23 +275,27 @@ impl<M> WindowedRule<M> {
             if end > to {
                 break;
             }
-            self.emit(key, records, end, rows);
+            self.emit_shared(key, records, end, rows);
             closed = end;
-            while records.left.next_if(|left| self.windows.find(left.time()).last <= end).is_some() {
-                removed += 1;
-            }
-            while records.right.next_if(|right| self.windows.find(right.time()).last <= end).is_some() {
-                removed += 1;
-            }
+            removed += records.left.remove_while(|left| self.pane(left.time()).last <= end);
+            removed += records.right.remove_while(|right| self.pane(right.time()).last <= end);
         }
         removed
     }
 }
 
+/// The records of a join in windows on one worker.
+enum WindowedRecords<K, L, R> {
+    /// Each is in one window.
+    Single(SingleWindows<K, L, R>),
+    /// Windows overlap.
+    Shared(WaitingKeys<K, FromWindow<L>, FromWindow<R>>),
+}
+
 /// The state of a join in windows on one worker.
 struct WindowedState<K, L, R, O, M> {
     rule: WindowedRule<M>,
-    keys: WaitingKeys<K, FromWindow<L>, FromWindow<R>>,
+    records: WindowedRecords<K, L, R>,
     /// Windows that end at or before this time have closed.
     closed: EventTime,
     lateness: Span,
@@ -268,22 +303,33 @@ struct WindowedState<K, L, R, O, M> {
     results: PhantomData<fn() -> O>,
 }
 
-impl<K: Record, L: Record, R: Record, O, M> WindowedState<K, L, R, O, M> {
-    /// Adds a record of a key, and wakes the key at the end of its next window.
+impl<K: Record, L: Record, R: Record> WindowedRecords<K, L, R> {
+    /// Adds a record of a key, whose first window that is open ends at `end`. `is_new` if it is in no segment yet.
+    #[inline]
     fn insert(
         &mut self,
-        key: K,
-        part: JoinSide<WaitingRecord<FromWindow<L>>, WaitingRecord<FromWindow<R>>>,
-        is_new: bool,
+        (key, part): (K, JoinSide<FromWindow<L>, FromWindow<R>>),
+        stamp: EventStamp,
+        (end, is_new): (EventTime, bool),
     ) {
-        let (rule, closed) = (&self.rule, self.closed);
-        self.keys.update(key, is_new, |_, records| {
-            match part {
-                JoinSide::Left(record) => records.left.insert(record),
-                JoinSide::Right(record) => records.right.insert(record),
+        match self {
+            WindowedRecords::Single(windows) => {
+                let part = match part {
+                    JoinSide::Left((_, data)) => JoinSide::Left(WaitingRecord::kept(stamp, data, is_new)),
+                    JoinSide::Right((_, data)) => JoinSide::Right(WaitingRecord::kept(stamp, data, is_new)),
+                };
+                windows.insert(key, part, (end, is_new));
             }
-            rule.next_end(records, closed)
-        });
+            WindowedRecords::Shared(keys) => {
+                keys.update(key, AddedRecord { is_new, over_at: EventTime::MAX }, |_, records| {
+                    match part {
+                        JoinSide::Left(data) => records.left.insert(WaitingRecord::kept(stamp, data, is_new)),
+                        JoinSide::Right(data) => records.right.insert(WaitingRecord::kept(stamp, data, is_new)),
+                    }
+                    end
+                });
+            }
+        }
     }
 }
 
@@ -317,10 +363,11 @@ where
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
         for (key, (stamp, first), part) in records.drain(..) {
             let part = match part {
-                JoinSide::Left(data) => JoinSide::Left(WaitingRecord::new(stamp, (first, data))),
-                JoinSide::Right(data) => JoinSide::Right(WaitingRecord::new(stamp, (first, data))),
+                JoinSide::Left(data) => JoinSide::Left((first, data)),
+                JoinSide::Right(data) => JoinSide::Right((first, data)),
             };
-            self.insert(key, part, true);
+            // A record that is on time is so for windows that are open.
+            self.records.insert((key, part), stamp, (first, true));
         }
     }
 
@@ -336,30 +383,44 @@ where
     fn load(&mut self, _epoch: u64, mut rows: Vec<Self::SavedRow>, _results: &mut StepResultsOf<Self>) {
         side::consolidate(&mut rows);
         for ((key, stamp, part), change) in rows {
-            let (count, matched_at) = change.parts();
-            if self.rule.windows.find(stamp.0).last <= self.closed {
-                continue;
-            }
+            let (count, _) = change.parts();
+            let pane = self.rule.windows.find(stamp.0);
+            let windows = PaneRange::new(pane.first, pane.last);
+            let Some(end) = self.rule.windows.ends(windows, self.closed, EventTime::MAX).next() else { continue };
             self.metrics.loaded.add(u64::from(count));
             for _ in 0..count {
-                let part = match part.clone() {
-                    JoinSide::Left(data) => JoinSide::Left(WaitingRecord::loaded(stamp, data, matched_at)),
-                    JoinSide::Right(data) => JoinSide::Right(WaitingRecord::loaded(stamp, data, matched_at)),
-                };
-                self.insert(key.clone(), part, false);
+                self.records.insert((key.clone(), part.clone()), stamp, (end, false));
             }
         }
     }
 
     fn seal(&mut self, _epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>) {
         let until = |time| self.rule.windows.find(time).last;
-        (self.closed, self.keys.seal(self.closed, &(until, until)))
+        let rows = match &mut self.records {
+            WindowedRecords::Single(windows) => windows.seal(),
+            WindowedRecords::Shared(keys) => keys.seal(self.closed, &(until, until)),
+        };
+        (self.closed, rows)
     }
 
     fn advance(&mut self, _epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>) {
         let (rule, closed, to) = (&self.rule, self.closed, watermark.minus(self.lateness));
-        let close = |key: &K, records: &mut _| rule.close(key, records, (closed, to), &mut results.closed);
-        let removed = self.keys.advance(to, close, |records| rule.next_end(records, to));
+        let rows = &mut results.closed;
+        let removed = match &mut self.records {
+            WindowedRecords::Single(windows) => {
+                let mut removed = 0;
+                windows.close(to, |end, key, sides| {
+                    removed += sides.len() as u64;
+                    let (left, right) = (sides.left.iter(), sides.right.iter());
+                    rule.emit((key, end), left.map(|left| &left.data), right.map(|right| &right.data), rows);
+                });
+                removed
+            }
+            WindowedRecords::Shared(keys) => {
+                let close = |key: &K, records: &mut _| rule.close(key, records, (closed, to), rows);
+                keys.advance(to, close, |records| rule.next_end(records, to))
+            }
+        };
         self.closed = closed.max(to);
         self.metrics.counted.add(removed);
     }
@@ -368,6 +429,10 @@ where
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<K, L, R, O, M> Drop for WindowedState<K, L, R, O, M> {
     fn drop(&mut self) {
-        self.metrics.counted.add(self.keys.held() as u64);
+        let held = match &self.records {
+            WindowedRecords::Single(windows) => windows.held(),
+            WindowedRecords::Shared(keys) => keys.held(),
+        };
+        self.metrics.counted.add(held as u64);
     }
 }

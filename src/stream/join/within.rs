@@ -9,8 +9,8 @@
 //! * A semi-join emits a left record once, at the event time of its earliest pair, when the watermark has passed that: a
 //!   right record that comes later, but happened earlier, would be an earlier pair.
 //!
-//! The operator keeps records by key and side, sorted by time ([`super::side`]). Keys are woken when their next record is
-//! over: see [`WaitingKeys`].
+//! The operator keeps records by key and side, sorted by time ([`super::side`]). If rows are emitted when a record is over,
+//! its key is woken then; an inner join removes such records when it comes by: see [`WaitingKeys`].
 //!
 //! Invariants:
 //! * All pairs of records that are on time are emitted, each once. A record is on time at epoch e if its time is at least
@@ -19,13 +19,12 @@
 //!   two left records the earlier has the earlier first pair, or is over without one before the later one's first pair.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::joined::{JoinInputs, Joined, moment};
 use super::side::{self, JoinKind, JoinSide, KeyRecords, SavedRecord, WaitingRecord};
-use super::waiting_keys::WaitingKeys;
+use super::waiting_keys::{AddedRecord, WaitingKeys};
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::assign::{EventStamp, TimeRouter};
@@ -159,14 +158,14 @@ impl<'f, K: Record, L: Record, R: Record> JoinWithin<'f, K, L, R> {
         let Reach { before, after } = reach;
         let detail = format!("{kind:?} join within {} ms before to {} ms after", before.millis(), after.millis());
         let rule = WithinRule { kind, reach, row };
-        let granularity = if kind.emits_at_the_end() { Span::ZERO } else { reach.granularity() };
         inputs.step(&detail, lateness, (TimeRouter(lateness), TimeRouter(lateness)), move |start| WithinState {
             rule,
-            keys: WaitingKeys::new(granularity, start.durable),
+            keys: WaitingKeys::new(kind.emits_at_the_end(), start.closed, start.durable),
+            pairs: Vec::new(),
+            removed: 0,
             closed: start.closed,
             lateness,
             metrics,
-            results: PhantomData,
         })
     }
 }
@@ -187,11 +186,6 @@ impl Reach {
     /// Returns the last time at which a right record has a pair.
     fn last_of_right(self, time: EventTime) -> EventTime {
         time.plus(self.before)
-    }
-
-    /// Returns how much later than possible records are removed if that emits nothing: some at a time cost less.
-    fn granularity(self) -> Span {
-        Span::saturating_from_millis(self.before.millis().saturating_add(self.after.millis()) / 8)
     }
 }
 
@@ -254,11 +248,14 @@ impl<M> WithinRule<M> {
 struct WithinState<K, L, R, O, M> {
     rule: WithinRule<M>,
     keys: WaitingKeys<K, L, R>,
+    /// Pairs of the records of the epoch that is not complete.
+    pairs: Vec<(EventTime, O)>,
+    /// Records that were removed since the last watermark.
+    removed: u64,
     /// The time that the join has been advanced to: the watermark, less the allowed lateness.
     closed: EventTime,
     lateness: Span,
     metrics: Arc<StepMetrics>,
-    results: PhantomData<fn() -> O>,
 }
 
 impl<K, L, R, O, M> WithinState<K, L, R, O, M>
@@ -269,17 +266,26 @@ where
     O: Record,
     M: Fn(&K, Option<&L>, Option<&R>) -> O + 'static,
 {
-    /// Adds a record, and emits its pairs with those that are there.
-    fn add(&mut self, key: K, stamp: EventStamp, part: JoinSide<L, R>, rows: &mut Vec<(EventTime, O)>) {
-        let rule = &self.rule;
-        let (emits_pairs, Reach { before, after }) = (rule.kind.emits_pairs(), rule.reach);
-        self.keys.update(key, true, |key, records| {
+    /// Adds a record, and makes its pairs with those that are there.
+    fn add(&mut self, key: K, stamp: EventStamp, part: JoinSide<L, R>) {
+        let WithinState { rule, keys, pairs, removed, closed, .. } = self;
+        let Reach { before, after } = rule.reach;
+        let over_at = match part {
+            JoinSide::Left(_) => rule.reach.last_of_left(stamp.0).next(),
+            JoinSide::Right(_) => rule.reach.last_of_right(stamp.0).next(),
+        };
+        keys.update(key, AddedRecord { is_new: true, over_at }, |key, records| {
+            if records.due <= *closed {
+                // Of an inner join. Other joins have been advanced.
+                *removed += rule.close(key, records, *closed, pairs);
+            }
+            let emits_pairs = rule.kind.emits_pairs();
             let mut pair = |left: &mut WaitingRecord<L>, right: &mut WaitingRecord<R>| {
                 let at = left.time().max(right.time());
                 left.note_match(at);
                 right.note_match(at);
                 if emits_pairs {
-                    rows.push((at, (rule.row)(key, Some(&left.data), Some(&right.data))));
+                    pairs.push((at, (rule.row)(key, Some(&left.data), Some(&right.data))));
                 }
             };
             match part {
@@ -316,6 +322,8 @@ where
     type Closed = (EventTime, O);
     type Value = ();
 
+    const REPORTS_RECORDS: bool = true;
+
     fn saved_rows() -> RowOps<Self::SavedRow> {
         side::saved_records()
     }
@@ -324,17 +332,26 @@ where
         &saved.0.0
     }
 
-    /// Pairs are emitted in the epoch of their records.
     fn tracks_changes(&self) -> bool {
-        true
+        false
     }
 
-    fn absorb(&mut self, _records: &mut Vec<RoutedRecordOf<Self>>) {
-        unreachable!("records of a join are applied when their epoch is complete");
+    fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
+        records.drain(..).for_each(|(key, stamp, part)| self.add(key, stamp, part));
     }
 
-    fn absorb_tracked(&mut self, _epoch: u64, records: Vec<RoutedRecordOf<Self>>, results: &mut StepResultsOf<Self>) {
-        records.into_iter().for_each(|(key, stamp, part)| self.add(key, stamp, part, &mut results.closed));
+    fn absorb_tracked(
+        &mut self,
+        _epoch: u64,
+        mut records: Vec<RoutedRecordOf<Self>>,
+        _results: &mut StepResultsOf<Self>,
+    ) {
+        self.absorb(&mut records);
+    }
+
+    /// Pairs are emitted in the epoch of their records.
+    fn report(&mut self, results: &mut StepResultsOf<Self>) {
+        std::mem::swap(&mut self.pairs, &mut results.closed);
     }
 
     fn load(&mut self, _epoch: u64, mut rows: Vec<Self::SavedRow>, _results: &mut StepResultsOf<Self>) {
@@ -347,6 +364,7 @@ where
                 JoinSide::Left(_) => reach.last_of_left(stamp.0),
                 JoinSide::Right(_) => reach.last_of_right(stamp.0),
             };
+            let added = AddedRecord { is_new: false, over_at: last.next() };
             // The spans of the join may have been longer when the record was saved.
             let is_emitted = kind == JoinKind::Semi && matches!(part, JoinSide::Left(_)) && matched_at < closed;
             if is_emitted || last < closed {
@@ -354,7 +372,7 @@ where
             }
             loaded += u64::from(count);
             let rule = &self.rule;
-            self.keys.update(key, false, |_, records| {
+            self.keys.update(key, added, |_, records| {
                 for _ in 0..count {
                     match part.clone() {
                         JoinSide::Left(data) => records.left.insert(WaitingRecord::loaded(stamp, data, matched_at)),
@@ -378,13 +396,13 @@ where
         let close = |key: &K, records: &mut _| rule.close(key, records, to, &mut results.closed);
         let removed = self.keys.advance(to, close, |records| rule.due(records));
         self.closed = self.closed.max(to);
-        self.metrics.counted.add(removed);
+        self.metrics.counted.add(removed + std::mem::take(&mut self.removed));
     }
 }
 
 /// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<K, L, R, O, M> Drop for WithinState<K, L, R, O, M> {
     fn drop(&mut self) {
-        self.metrics.counted.add(self.keys.held() as u64);
+        self.metrics.counted.add(self.keys.held() as u64 + self.removed);
     }
 }
