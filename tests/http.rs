@@ -327,6 +327,12 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
             line.unwrap_or_else(|| panic!("no {figure}: {figures}")).rsplit_once(' ').unwrap().1.parse().unwrap();
         assert!(value > 0.0, "{figure} is {value}");
     }
+    // Of the two windows the watermark has closed the first; reports come a few times a second.
+    job.wait_until("an open window", |_| {
+        let figures = get(address, "/metrics")?.1;
+        let line = figures.lines().find(|line| line.starts_with("tidegate_step_open_windows{"))?;
+        (line.contains("step=\"totals\"") && line.ends_with(" 1")).then_some(())
+    });
     job.signal(Signal::SIGTERM);
     job.end().code(143);
 }
