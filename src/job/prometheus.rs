@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::metrics::{JobSummary, Metrics, SyncMetrics};
+use crate::metrics::{Counter, JobSummary, Metrics, SyncMetrics};
 use crate::status::ProcessStatus;
 use crate::time::EventTime;
 
@@ -171,6 +171,12 @@ impl Exposition {
             let help = "Time for which a sink has had its oldest unpublished epoch.";
             self.gauge("tidegate_sink_lag_seconds", help, &[("sink", &sink.name)], waiting);
         }
+    }
+
+    /// Adds the counters of the HTTP server.
+    pub(crate) fn add_server(&mut self, wrong_tokens: &Counter) {
+        let help = "Requests over HTTP with a token that is not the job's.";
+        self.counter("tidegate_http_wrong_tokens_total", help, &[], wrong_tokens.get());
     }
 
     /// Adds the counters of the journal.
