@@ -5,18 +5,26 @@
 #![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use differential_dataflow::operators::Iterate;
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
 use tidegate::kafka::{self, KafkaError};
+use tidegate::metrics::SPAN_TARGET;
 use tidegate::source::memory::MemorySource;
 use tidegate::source::{Reader, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
 use tidegate::stream::window::{Disjoint, WindowType};
 use tidegate::testing::{Captured, Script, TestRun};
-use tidegate::{Closed, Collection, Error, Flow, Job, Open, Record, Result, Stream, Window};
+use tidegate::{Closed, Collection, Error, Flow, Job, Open, Record, Result, State, Stream, Window, csv};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 
 use common::cases::within;
 
@@ -239,7 +247,7 @@ fn a_panic_in_a_user_s_function_is_an_error_and_stops_all_workers() {
         }),
     ];
     for query in queries {
-        let (query, source) = (std::sync::Arc::new(query), many());
+        let (query, source) = (Arc::new(query), many());
         all_say(&failures(move |flow| query(flow, &source)), "): no payments of 1500; ");
     }
     let timed =
@@ -432,4 +440,80 @@ fn a_missing_topic_is_told_by_a_kind_and_by_the_brokers_code() {
         let code = kafka_error(&failed).and_then(KafkaError::rdkafka_error_code);
         assert_eq!(code, Some(kafka::RDKafkaErrorCode::UnknownTopicOrPartition));
     }
+}
+
+/// The fields of a span, as text.
+#[derive(Clone, Debug, Default)]
+struct SpanFields(BTreeMap<&'static str, String>);
+
+impl Visit for SpanFields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+/// The name of a span that has ended, `true` if it has a parent, and its fields.
+type EndedSpan = (&'static str, bool, SpanFields);
+
+/// The spans that have ended.
+#[derive(Clone, Default)]
+struct EndedSpans(Arc<Mutex<Vec<EndedSpan>>>);
+
+impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for EndedSpans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = SpanFields::default();
+        attributes.record(&mut fields);
+        context.span(id).expect("it is new").extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &tracing::span::Record<'_>, context: Context<'_, S>) {
+        let span = context.span(id).expect("it has not ended");
+        if let Some(fields) = span.extensions_mut().get_mut::<SpanFields>() {
+            values.record(fields);
+        }
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        let span = context.span(&id).expect("it ends now");
+        let fields = span.extensions().get::<SpanFields>().cloned().unwrap_or_default();
+        self.0.lock().expect("no test panics here").push((span.name(), span.parent().is_some(), fields));
+    }
+}
+
+/// Whoever exports traces sees lives of a job, commits and publications of epochs, and snapshots.
+#[test]
+fn a_job_makes_spans_for_who_wants_them() {
+    let (ended, folder) = (EndedSpans::default(), tempfile::tempdir().unwrap());
+    let wanted = Targets::new().with_target(SPAN_TARGET, LevelFilter::DEBUG);
+    // For all threads, so also for the jobs of other tests.
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(ended.clone().with_filter(wanted)))
+        .unwrap();
+    let source = payments(&[&[payment(1, "a", "b", 5), payment(60_000, "a", "b", 1)]]);
+    let out = csv::Sink::new(folder.path().join("out.csv"));
+    let job = Job::new("spans").state(State::at(folder.path().join("state"))).until_end();
+    job.run(move |flow| per_minute(flow.read("payments", &source)).write("spans out", &out)).unwrap();
+    let ended = ended.0.lock().unwrap().clone();
+    let of = |name: &str, fields: &[(&str, &str)]| {
+        let has = |known: &SpanFields| {
+            fields.iter().all(|(field, value)| known.0.get(field).is_some_and(|known| known.contains(value)))
+        };
+        let found: Vec<_> = ended.iter().filter(|(known, _, all)| *known == name && has(all)).collect();
+        assert!(!found.is_empty(), "no {name} with {fields:?}: {ended:?}");
+        assert!(found.iter().all(|(_, is_child, _)| !is_child), "a trace of all epochs has no end: {found:?}");
+        found[0].2.clone()
+    };
+    of("incarnation", &[("job", "spans"), ("process", "0"), ("number", "1")]);
+    for name in ["epoch_commit", "snapshot"] {
+        let SpanFields(fields) = of(name, &[("incarnation", "1")]);
+        assert!(
+            fields.get("epoch").is_some_and(|epoch| epoch.parse::<u64>().is_ok_and(|epoch| epoch > 0)),
+            "{fields:?}"
+        );
+    }
+    of("publish", &[("sink", "spans out"), ("rows", "")]);
+    let rows = |(name, _, SpanFields(fields)): &EndedSpan| {
+        let is_own = *name == "publish" && fields.get("sink").is_some_and(|sink| sink.contains("spans out"));
+        fields.get("rows").filter(|_| is_own).map_or(0, |rows| rows.parse::<u64>().unwrap())
+    };
+    assert_eq!(ended.iter().map(rows).sum::<u64>(), 2, "{ended:?}");
 }

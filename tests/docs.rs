@@ -34,7 +34,7 @@ const COMMANDS: [&[&str]; 15] = [
     &["man"],
 ];
 /// Flags of other programs that the documentation names.
-const OF_OTHERS: [&str; 23] = [
+const OF_OTHERS: [&str; 24] = [
     "--release",
     "--bin",
     "--bench",
@@ -47,6 +47,7 @@ const OF_OTHERS: [&str; 23] = [
     "--check",
     "--all-targets",
     "--no-fail-fast",
+    "--manifest-path",
     "--kafka-records",
     "--records",
     "--inputs",

@@ -5,6 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 #![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
+#[path = "joins/killed.rs"]
+mod killed;
+#[path = "common/run.rs"]
+mod run;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

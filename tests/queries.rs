@@ -132,6 +132,22 @@ fn totals_of_an_ndjson_file_are_those_of_its_lines_on_any_number_of_workers() {
     }
 }
 
+/// Returns the rows of a file of totals, sorted.
+fn records_between(path: &Path, between: u8) -> Vec<Vec<String>> {
+    let mut reader = ::csv::ReaderBuilder::new().delimiter(between).from_path(path).unwrap();
+    let rows = reader.records().map(|row| row.unwrap().iter().map(str::to_owned).collect());
+    let mut rows: Vec<Vec<String>> = rows.collect();
+    rows.sort();
+    rows
+}
+
+/// Returns the rows of expected totals, sorted.
+fn records_between_of(expected: &Expected) -> Vec<Vec<String>> {
+    let mut rows: Vec<Vec<String>> = expected.totals.iter().map(|total| total.fields().to_vec()).collect();
+    rows.sort();
+    rows
+}
+
 #[test]
 fn fields_may_be_between_other_characters_than_commas() {
     let folder = Folder::new();
@@ -147,15 +163,40 @@ fn fields_may_be_between_other_characters_than_commas() {
         }
         folder.file("in.csv", text.into_inner().unwrap());
         let line = "--csv {}/in.csv --out {}/out.csv --until-end -w 2";
-        let ended = totals(&folder, &format!("{line} --delimiter {flag}"));
+        let ended = totals(&folder, &format!("{line} --delimiter {flag} --out-delimiter ,"));
         check_figures(ended.code(0), &expected, 0);
         check_totals(&folder.path("out.csv"), &expected);
+        // What is written has the same character, unless it is to have another one.
+        let files = "--late {}/late.csv --rejects {}/rejects.csv";
+        totals(&folder, &format!("{line} --delimiter {flag} {files}")).code(0);
+        let columns = |name: &str| {
+            let mut rows = ::csv::ReaderBuilder::new().delimiter(between).from_path(folder.path(name)).unwrap();
+            rows.headers().unwrap().len()
+        };
+        assert_eq!(["out.csv", "late.csv", "rejects.csv"].map(columns), [7, 6, 8], "{flag}");
+        assert_eq!(records_between(&folder.path("out.csv"), between), records_between_of(&expected));
+        let printed = totals(&folder, &format!("--csv {{}}/in.csv --until-end --delimiter {flag}"));
+        assert!(printed.code(0).stdout().starts_with(&format!("window_start{}window_end", char::from(between))));
         check_contains(totals(&folder, line).error(1), &["in.csv", "lacks the columns `id`", "--delimiter"]);
     }
-    for flags in ["--delimiter ;;", "--delimiter \"", "--delimiter 1", "--ndjson {}/in.csv --delimiter ;"] {
-        let input = if flags.contains("ndjson") { "" } else { "--csv {}/in.csv" };
-        totals(&folder, &format!("{input} --until-end {flags}")).code(2);
+    for flags in ["--delimiter ;;", "--delimiter \"", "--delimiter 1", "--out-delimiter x"] {
+        totals(&folder, &format!("--csv {{}}/in.csv --until-end {flags}")).code(2);
     }
+    folder.file("in.ndjson", ndjson_of(&rows));
+    for (flags, flag) in [
+        ("--ndjson {}/in.ndjson --out {}/new.ndjson --delimiter ;", "--delimiter"),
+        ("--ndjson {}/in.ndjson --out {}/new.ndjson --out-delimiter ;", "--out-delimiter"),
+        ("--ndjson {}/in.ndjson --out {}/new.csv --delimiter ; --out-delimiter |", "--delimiter"),
+        ("--csv {}/in.csv --out {}/new.ndjson --late {}/new-late.ndjson --out-delimiter ;", "--out-delimiter"),
+        ("--brokers 127.0.0.1:1 --out {}/new.ndjson --delimiter ;", "--delimiter"),
+    ] {
+        let ended = totals(&folder, &format!("{flags} --until-end"));
+        check_contains(ended.error(2), &[&*format!("{flag}: nothing"), "leave it out"]);
+        assert!(!folder.path("new.ndjson").exists() && !folder.path("new.csv").exists(), "{flags}");
+    }
+    // Of what is JSON alone, a result that is CSV is enough.
+    totals(&folder, "--ndjson {}/in.ndjson --out {}/new.csv --delimiter ; --until-end").code(0);
+    assert_eq!(records_between(&folder.path("new.csv"), b';'), records_between_of(&expected));
 }
 
 #[test]

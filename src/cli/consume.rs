@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::query::{FileFormat, check_outputs, file_sink};
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs};
-use super::{KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
+use super::{DelimiterArgs, KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
 use crate::error::{Error, Result};
 use crate::job::RunReport;
 use crate::metrics::Metrics;
@@ -30,7 +30,6 @@ use crate::record::Record;
 use crate::sink::Sink;
 use crate::sink::lines::LineSink;
 use crate::source::Options;
-use crate::source::csv::Delimiter;
 use crate::source::generator::Transaction;
 use crate::source::kafka::{self, Decode};
 use crate::time::EventTime;
@@ -71,9 +70,9 @@ pub struct ConsumeArgs {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
-    /// Character between the fields of CSV: one ASCII character such as ';' or '|', or tab
-    #[arg(long, value_name = "CHARACTER", default_value = ",")]
-    pub delimiter: Delimiter,
+    /// Flags of the characters between the fields of CSV.
+    #[command(flatten)]
+    pub delimiters: DelimiterArgs,
 
     /// Take one message at a time: each is written and synced before the next is taken
     #[arg(long)]
@@ -124,6 +123,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
         let error = Error::usage("--sync takes one message at a time, which needs one worker in one process");
         return Err(error.help("leave -w and -n out, or --sync"));
     }
+    check_delimiters(args)?;
     args.run.state.as_deref().map_or(Ok(()), check_not_old_state)?;
     if args.format == MessageFormat::Raw {
         if args.metadata {
@@ -133,13 +133,23 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
         let lines = args.run.hooks.wrap_sink(Box::new(LineSink::new(&args.out)));
         return copy(args, watch, kafka::bytes(), lines);
     }
+    let (between, out_between) = (args.delimiters.input(), args.delimiters.output());
+    let out = &args.out;
     if args.metadata {
-        let decoder = args.format.decoder::<Transaction>(&args.registry)?.with_meta(CopiedMessage::new);
-        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, args.delimiter, &args.run))
+        let decoder = args.format.decoder::<Transaction>(&args.registry, between)?.with_meta(CopiedMessage::new);
+        copy(args, watch, decoder, file_sink(out, FileFormat::Csv, out_between, &args.run))
     } else {
-        let decoder = args.format.decoder::<Transaction>(&args.registry)?;
-        copy(args, watch, decoder, file_sink(&args.out, FileFormat::Csv, args.delimiter, &args.run))
+        let decoder = args.format.decoder::<Transaction>(&args.registry, between)?;
+        copy(args, watch, decoder, file_sink(out, FileFormat::Csv, out_between, &args.run))
     }
+}
+
+/// Fails if a delimiter is given, and no fields of CSV are read or written that it could be between.
+fn check_delimiters(args: &ConsumeArgs) -> Result<()> {
+    let is_csv = |path: &Path, otherwise| FileFormat::of(path).unwrap_or(otherwise) == FileFormat::Csv;
+    let copies_csv = args.format != MessageFormat::Raw && is_csv(&args.out, FileFormat::Csv);
+    let rejects_csv = args.rejects.as_ref().is_some_and(|path| is_csv(path, FileFormat::Ndjson));
+    args.delimiters.check(args.format == MessageFormat::Csv, copies_csv || rejects_csv)
 }
 
 /// A transaction, and what its message has beside it.
@@ -191,12 +201,17 @@ fn copy<T: Record>(
     let topic = kafka::Source::new(&args.brokers, &*args.topic, decoder).event_time(|_: &T| 0);
     let topic = topic.configs(args.kafka.properties()?.iter()).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
-    let rejects = args.rejects.as_ref().map(|path| file_sink(path, FileFormat::Ndjson, args.delimiter, &args.run));
+    let rejects =
+        args.rejects.as_ref().map(|path| file_sink(path, FileFormat::Ndjson, args.delimiters.output(), &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
     let job = args.run.job(&name)?.options(options).synchronous(args.sync);
     // What is replayed has to be the same bytes: lines are not replayed as columns, nor the other way round.
     let job = if args.format == MessageFormat::Raw { job.fingerprint_flag("format", "raw") } else { job };
+    let job = match args.delimiters.delimiter.filter(|_| args.format == MessageFormat::Csv) {
+        Some(delimiter) => job.fingerprint_flag("delimiter", &delimiter.to_string()),
+        None => job,
+    };
     let metrics = job.metrics();
     let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
+use super::DelimiterArgs;
 use crate::error::{Error, Result};
 #[cfg(feature = "protobuf")]
 use crate::format::described::DescribedMessage;
@@ -13,6 +14,7 @@ use crate::format::described::DescribedMessage;
 use crate::kafka::{AvroEncoder, AvroSchema, SchemaRegistry, avro};
 use crate::record::Record;
 use crate::sink::kafka::{Encode, encode};
+use crate::source::csv::Delimiter;
 use crate::source::kafka::{Decode, csv, json};
 #[cfg(feature = "protobuf")]
 use crate::source::kafka::{Message, value_of};
@@ -53,15 +55,15 @@ fn not_built_in() -> Error {
 }
 
 impl MessageFormat {
-    /// Returns the decoder of messages of this format.
+    /// Returns the decoder of messages of this format; fields of CSV are between `delimiter`.
     ///
     /// # Errors
     /// Fails if the format needs a schema registry and none is named.
     #[cfg_attr(not(feature = "registry"), expect(unused_variables, reason = "for Avro"))]
-    pub fn decoder<T: Record>(self, registry: &RegistryArgs) -> Result<Box<dyn Decode<T>>> {
+    pub fn decoder<T: Record>(self, registry: &RegistryArgs, delimiter: Delimiter) -> Result<Box<dyn Decode<T>>> {
         Ok(match self {
             MessageFormat::Json => Box::new(json()),
-            MessageFormat::Csv => Box::new(csv()),
+            MessageFormat::Csv => Box::new(csv().delimiter(delimiter)),
             #[cfg(feature = "registry")]
             MessageFormat::Avro => Box::new(avro(&registry.registry("--format")?)),
             #[cfg(feature = "protobuf")]
@@ -76,7 +78,7 @@ impl MessageFormat {
     }
 
     /// Returns the encoder of rows that are written to a topic in this format. The registry gets the schema if it does
-    /// not have it and `register` is `true`.
+    /// not have it and `register` is `true`. Fields of CSV are between `delimiter`.
     ///
     /// # Errors
     /// Fails if the format needs a schema registry and none is named, or if the type of the rows has no schema.
@@ -86,10 +88,11 @@ impl MessageFormat {
         registry: &RegistryArgs,
         topic: &str,
         register: bool,
+        delimiter: Delimiter,
     ) -> Result<Box<dyn Encode<D>>> {
         Ok(match self {
             MessageFormat::Json => Box::new(encode::json()),
-            MessageFormat::Csv => Box::new(encode::csv()),
+            MessageFormat::Csv => Box::new(encode::csv().delimiter(delimiter)),
             #[cfg(feature = "registry")]
             MessageFormat::Avro => {
                 let registry = registry.registry("the format")?;
@@ -189,19 +192,23 @@ pub struct MessageFormatArgs {
 }
 
 impl MessageFormatArgs {
-    /// Returns the decoder of messages that are read.
+    /// Returns the decoder of messages that are read; fields of CSV are between the character that the flags name.
     ///
     /// # Errors
     /// Fails as [`MessageFormat::decoder`] does.
-    pub fn decoder<T: Record>(&self) -> Result<Box<dyn Decode<T>>> {
-        self.format.decoder(&self.registry)
+    pub fn decoder<T: Record>(&self, delimiters: &DelimiterArgs) -> Result<Box<dyn Decode<T>>> {
+        let is_csv = self.format == MessageFormat::Csv;
+        let delimiter = if is_csv { delimiters.for_reading() } else { Delimiter::default() };
+        self.format.decoder(&self.registry, delimiter)
     }
 
-    /// Returns the encoder of rows that are written to a topic.
+    /// Returns the encoder of rows that are written to a topic; fields of CSV are between the character that the flags name.
     ///
     /// # Errors
     /// Fails as [`MessageFormat::encoder`] does.
-    pub fn encoder<D: Record>(&self, topic: &str) -> Result<Box<dyn Encode<D>>> {
+    pub fn encoder<D: Record>(&self, topic: &str, delimiters: &DelimiterArgs) -> Result<Box<dyn Encode<D>>> {
+        let is_csv = self.out_format == MessageFormat::Csv;
+        let delimiter = if is_csv { delimiters.for_writing() } else { Delimiter::default() };
         #[cfg(feature = "registry")]
         let register = !self.no_auto_register;
         #[cfg(not(feature = "registry"))]
@@ -213,8 +220,8 @@ impl MessageFormatArgs {
                 return Err(error.help("add --descriptor FILE and --out-message TYPE"));
             }
             let registry = RegistryArgs { message: self.out_message.clone(), ..self.registry.clone() };
-            return self.out_format.encoder(&registry, topic, register);
+            return self.out_format.encoder(&registry, topic, register, delimiter);
         }
-        self.out_format.encoder(&self.registry, topic, register)
+        self.out_format.encoder(&self.registry, topic, register, delimiter)
     }
 }

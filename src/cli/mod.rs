@@ -6,6 +6,7 @@
 
 mod child_process;
 pub mod consume;
+mod delimiters;
 pub mod demo;
 mod job_access;
 mod kafka_config;
@@ -28,6 +29,7 @@ pub mod why;
 
 use log::print_line;
 
+pub use delimiters::DelimiterArgs;
 pub use job_access::JobAccessArgs;
 pub use kafka_config::{KafkaConfigArgs, Property};
 pub use late_sink::{LateForm, LateSink};

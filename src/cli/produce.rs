@@ -14,10 +14,10 @@ use clap::{Args, ValueEnum};
 
 use super::progress::{CommandProgress, ProgressTotal};
 use super::stop::StopSignal;
-use super::{KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
+use super::{DelimiterArgs, KafkaConfigArgs, MessageFormat, RegistryArgs, note, print_line};
 use crate::error::{Error, ErrorKind, Result, shortened};
 use crate::sink::kafka::{Encode, MessageHeader, Publisher};
-use crate::source::csv::{Csv, Delimiter};
+use crate::source::csv::Csv;
 use crate::source::file::format::RecordFormat;
 use crate::source::file::record_reader::RecordReader;
 use crate::source::generator::{Generator, Transaction};
@@ -65,9 +65,9 @@ pub struct ProduceArgs {
     #[command(flatten)]
     pub input: InputArgs,
 
-    /// Character between the fields of the file that --csv names: one ASCII character such as ';' or '|', or tab
-    #[arg(long, value_name = "CHARACTER", default_value = ",", conflicts_with_all = ["generate", "ndjson", "lines", "whole"])]
-    pub delimiter: Delimiter,
+    /// Flags of the characters between the fields of CSV.
+    #[command(flatten)]
+    pub delimiters: DelimiterArgs,
 
     /// Seed of generated transactions: equal seeds give equal ones
     #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson", "lines", "whole"])]
@@ -273,6 +273,7 @@ enum ProduceInput {
 impl ProduceInput {
     fn open(args: &ProduceArgs) -> Result<Self> {
         let input = &args.input;
+        args.delimiters.check(input.csv.is_some(), args.format == MessageFormat::Csv)?;
         let (path, whole) = match (&input.lines, &input.whole, args.format) {
             (None, None, MessageFormat::Raw) => {
                 let error = Error::usage("--format raw is for bytes, and the input has transactions");
@@ -280,7 +281,9 @@ impl ProduceInput {
             }
             (None, None, _) => {
                 let rows = TransactionInput::open(args)?;
-                let encoder = args.format.encoder::<Transaction>(&args.registry, &args.topic, true)?;
+                let encoder =
+                    args.format.encoder::<Transaction>(&args.registry, &args.topic, true, args.delimiters.output());
+                let encoder = encoder?;
                 return Ok(ProduceInput::Transactions(rows, encoder, args.key));
             }
             (Some(path), ..) => (path, false),
@@ -398,7 +401,7 @@ impl TransactionInput {
     fn open(args: &ProduceArgs) -> Result<Self> {
         match (&args.input.csv, &args.input.ndjson, args.input.generate) {
             (Some(path), _, _) => {
-                let (length, pieces) = open_pieces(Csv { delimiter: args.delimiter }, path)?;
+                let (length, pieces) = open_pieces(Csv { delimiter: args.delimiters.input() }, path)?;
                 Ok(TransactionInput { length, from: InputKind::Csv(path.clone(), pieces) })
             }
             (_, Some(path), _) => {

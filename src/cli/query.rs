@@ -17,7 +17,7 @@ use clap::{Args, Parser};
 use super::child_process::end_with_parent;
 use super::late_sink::{LateForm, LateSink};
 use super::run::{JobFigures, JobRunner, ProgressMode, RunArgs, parse_size};
-use super::{KafkaConfigArgs, MessageFormatArgs, duration, note};
+use super::{DelimiterArgs, KafkaConfigArgs, MessageFormat, MessageFormatArgs, duration, note};
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
@@ -72,16 +72,9 @@ pub struct QueryArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "ndjson", help_heading = "Input")]
     pub csv: Option<PathBuf>,
 
-    /// Character between the fields of the file that --csv names: one ASCII character such as ';' or '|', or tab
-    #[arg(
-        long,
-        value_name = "CHARACTER",
-        default_value = ",",
-        requires = "csv",
-        conflicts_with = "ndjson",
-        help_heading = "Input"
-    )]
-    pub delimiter: Delimiter,
+    /// Flags of the characters between the fields of CSV.
+    #[command(flatten, next_help_heading = "Formats of messages")]
+    pub delimiters: DelimiterArgs,
 
     /// Read a file with one JSON object a line instead of Kafka
     #[arg(long, value_name = "FILE", help_heading = "Input")]
@@ -257,10 +250,14 @@ impl QueryArgs {
     ) -> Result<Box<dyn Source<Item = T>>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
-            (Some(path), ..) => Box::new(source::csv::Source::new(path).delimiter(self.delimiter).event_time(time_of)),
+            (Some(path), ..) => {
+                let file = source::csv::Source::new(path).delimiter(self.delimiters.for_reading());
+                Box::new(file.event_time(time_of))
+            }
             (_, Some(path), _) => Box::new(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
-                let topic = source::kafka::Source::new(brokers, self.topics(), self.messages.decoder()?);
+                let decoder = self.messages.decoder(&self.delimiters)?;
+                let topic = source::kafka::Source::new(brokers, self.topics(), decoder);
                 let topic = topic.event_time(time_of);
                 let topic = topic.from(self.from.clone()).on_gap(self.on_gap).compacted(self.compacted);
                 let topic = self.stop_at.into_iter().fold(topic, source::kafka::Source::stop_at);
@@ -287,7 +284,8 @@ impl QueryArgs {
             let error = Error::usage(format!("the topic {topic} needs the address of its brokers"));
             return Err(error.help("add --brokers HOST:PORT"));
         };
-        let table = source::kafka::Source::new(brokers, topic, self.messages.decoder()?).table(key);
+        let decoder = self.messages.decoder(&self.delimiters)?;
+        let table = source::kafka::Source::new(brokers, topic, decoder).table(key);
         Ok(table.configs(self.kafka.properties()?.iter()))
     }
 
@@ -327,7 +325,8 @@ impl QueryArgs {
     }
 
     fn topic_sink<D: Record>(&self, brokers: &str, topic: &str) -> Result<sink::kafka::Sink<D>> {
-        let output = sink::kafka::Sink::new(brokers, topic, self.messages.encoder(topic)?).create(CREATED_PARTITIONS);
+        let encoder = self.messages.encoder(topic, &self.delimiters)?;
+        let output = sink::kafka::Sink::new(brokers, topic, encoder).create(CREATED_PARTITIONS);
         Ok(output.configs(self.kafka.properties()?.iter()))
     }
 
@@ -399,7 +398,7 @@ impl QueryArgs {
     fn target<D: Record>(&self, flag: &str, target: &str) -> Result<Box<dyn Sink<D>>> {
         self.check_outputs()?;
         if target == "-" {
-            return Ok(Box::new(sink::stdout::Stdout::csv()));
+            return Ok(Box::new(sink::stdout::Stdout::csv_between(self.delimiters.for_writing())));
         }
         if let Some((brokers, topic)) = self.check_topic(flag, target)? {
             return Ok(Box::new(self.topic_sink(brokers, topic)?));
@@ -409,7 +408,8 @@ impl QueryArgs {
             return Err(error.help("name another file: this one would be emptied first"));
         }
         match FileFormat::of(Path::new(target)) {
-            Some(format) => Ok(format.sink(Path::new(target), Delimiter::default())),
+            Some(FileFormat::Csv) => Ok(FileFormat::Csv.sink(Path::new(target), self.delimiters.for_writing())),
+            Some(FileFormat::Ndjson) => Ok(FileFormat::Ndjson.sink(Path::new(target), Delimiter::default())),
             None => {
                 let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
@@ -472,7 +472,15 @@ impl QueryArgs {
             Some(time) => job.fingerprint_flag("stop-at", &time.to_string()),
             None => job,
         };
+        // Messages that are replayed are decoded again. What is between the fields of a file is part of its identity.
+        let are_csv = self.brokers.is_some() && self.messages.format == MessageFormat::Csv;
+        let job = match self.delimiters.delimiter.filter(|_| are_csv) {
+            Some(delimiter) => job.fingerprint_flag("delimiter", &delimiter.to_string()),
+            None => job,
+        };
         let rejects = self.rejects()?;
+        // All sources and sinks that the flags name have been made.
+        self.delimiters.check_used()?;
         let (report, code) = watch.run(job, progress_line, move |flow| {
             flow.build(&query);
             match &rejects {

@@ -57,7 +57,8 @@ pub struct RunArgs {
     pub http_host: Vec<String>,
 
     /// Answer only HTTP requests that carry the token in this file, as `Authorization: Bearer TOKEN`; all but /healthz,
-    /// /readyz and the page itself, which asks for it. It has at least 16 characters, and is read at the start
+    /// /readyz and the page itself, which asks for it. It has at least 16 characters. Another token in the file takes effect
+    /// within seconds
     #[arg(long, value_name = "FILE", requires = "http", help_heading = "Running")]
     pub http_token_file: Option<PathBuf>,
 

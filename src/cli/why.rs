@@ -22,7 +22,7 @@ use crate::status::{
     JobStatus, PartitionStatus, ProcessStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end,
 };
 use crate::time::EventTime;
-use crate::view::http::encoded;
+use crate::view::http::{HttpTarget, encoded};
 
 /// Timeout of a whole request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,12 +65,12 @@ pub struct WhyArgs {
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
     let end = args.window.as_deref().map(parse_window_end).transpose()?;
     if let Some((address, is_encrypted)) = server_at(&args.place, Path::exists) {
-        return ask_job(address, is_encrypted, args);
+        return ask_job(&args.access.target(address, is_encrypted)?, args);
     }
     let disk: Arc<dyn Disk> = OsDisk::shared();
     let dir = StateDir::join(disk, PathBuf::from(&args.place))?;
     if let Some((address, is_encrypted)) = dir.recorded_address().and_then(|at| server_at(&at, |_| false)) {
-        match ask_job(address, is_encrypted, args) {
+        match args.access.recorded_target(address, is_encrypted).and_then(|target| ask_job(&target, args)) {
             Ok(code) => return Ok(code),
             Err(error) => note(format_args!("{error}")),
         }
@@ -109,13 +109,12 @@ fn parse_window_end(window: &str) -> Result<EventTime> {
 }
 
 /// Asks a running job.
-fn ask_job(address: String, is_encrypted: bool, args: &WhyArgs) -> Result<u8> {
+fn ask_job(target: &HttpTarget, args: &WhyArgs) -> Result<u8> {
     let mut path = String::from("/why?format=json");
     if let Some(window) = &args.window {
         path += &format!("&window={}", encoded(window));
     }
-    let target = args.access.target(address, is_encrypted)?;
-    let (status, answer) = ask(&target, &path, REQUEST_TIMEOUT)?;
+    let (status, answer) = ask(target, &path, REQUEST_TIMEOUT)?;
     let refused = || Error::new("the job does not answer the question").at(&target.address).because(answer.trim());
     if status != 200 {
         return Err(refused());

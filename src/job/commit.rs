@@ -27,6 +27,8 @@ use std::time::{Instant, SystemTime};
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::operator::Operator;
+use tracing::Span;
+use tracing::field::Empty;
 
 use crate::durable::background::Background;
 use crate::durable::compaction::{self, MergeGroup, MergeOutcome};
@@ -36,7 +38,7 @@ use crate::durable::recovery::Claim;
 use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::durable::state::StateDir;
 use crate::error::Result;
-use crate::metrics::{Metrics, Snapshot};
+use crate::metrics::{Metrics, SPAN_TARGET, Snapshot};
 use crate::stream::JobFailure;
 use crate::stream::durable_context::{MergeRegistry, SnapshotAck};
 use crate::stream::epochs::EpochBuffer;
@@ -84,8 +86,8 @@ pub(crate) struct Snapshots {
     cut: AtomicU64,
     /// The epoch of the last snapshot, once all sources have ended; `u64::MAX` before.
     last: AtomicU64,
-    /// The time at which the epoch of the pending snapshot ended.
-    ended_at: Mutex<Instant>,
+    /// The time at which the epoch of the pending snapshot ended, and the span from there until its manifest is on disk.
+    ended_at: Mutex<(Instant, Span)>,
     live_segments: Mutex<LiveSegments>,
     /// `true` once the job ends: a merge gives up then.
     ending: AtomicBool,
@@ -132,7 +134,7 @@ impl Snapshots {
             committed: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             last: AtomicU64::new(u64::MAX),
-            ended_at: Mutex::new(Instant::now()),
+            ended_at: Mutex::new((Instant::now(), Span::none())),
             live_segments: Mutex::new(live_segments),
             ending: AtomicBool::new(false),
             manifests: Background::start(ThreadRole::Manifests)?,
@@ -152,7 +154,11 @@ impl Snapshots {
 
     /// Notes that the epoch of the announced snapshot has ended; the snapshot's duration is measured from now.
     pub(crate) fn epoch_ended(&self) {
-        *self.ended_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let incarnation = self.terms.claim.incarnation;
+        let span = tracing::debug_span!(
+            target: SPAN_TARGET, parent: None, "snapshot", incarnation, epoch = Empty, rows = Empty, bytes = Empty
+        );
+        *self.ended_at.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), span);
     }
 
     /// Marks the snapshot of this epoch as the last: all sources have ended.
@@ -191,6 +197,11 @@ impl Snapshots {
     }
 
     fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<SnapshotAck>) -> Result<()> {
+        let (ended_at, span) = {
+            let mut pending = self.ended_at.lock().unwrap_or_else(PoisonError::into_inner);
+            (pending.0, std::mem::replace(&mut pending.1, Span::none()))
+        };
+        let _entered = span.enter();
         let new = |part: &SnapshotAck| match part {
             SnapshotAck::Operator(_, _, Some(segment)) => (segment.rows, segment.bytes),
             _ => (0, 0),
@@ -199,7 +210,8 @@ impl Snapshots {
         let manifest = self.assemble(epoch, parts, &mut self.live_segments());
         let still_current = self.dir.still_current(self.terms.claim.incarnation);
         manifest.write(&**self.dir.disk(), &self.dir.manifests(), &still_current)?;
-        let took = self.ended_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let took = ended_at.elapsed();
+        span.record("epoch", epoch.0).record("rows", rows).record("bytes", bytes);
         self.terms.metrics.snapshots.add(Snapshot { epoch: epoch.0, took, rows, bytes });
         self.committed.store(epoch.0, Ordering::Release);
         // Removes files that nothing names any more, and the journal that no snapshot needs.

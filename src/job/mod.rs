@@ -168,7 +168,8 @@ impl Job {
 
     /// Answers only HTTP requests that carry the token in this file, as `Authorization: Bearer TOKEN`: a word of at least
     /// 16 characters, without the white space around it. `/healthz`, `/readyz` and the page at `/` need none, and tell
-    /// nothing of the job without it. The file is read when the job starts; [`Job::run`] fails if it holds no token.
+    /// nothing of the job without it. [`Job::run`] fails if the file holds no token. It is read again while the job runs, at
+    /// most once a second, when a request comes: another token in it takes effect without a restart.
     #[must_use]
     pub fn http_token_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.http.token_file = Some(path.into());

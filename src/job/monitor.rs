@@ -33,7 +33,7 @@ use super::profile::{JobProfile, Profile};
 use super::prometheus::Exposition;
 use super::view_routes;
 use crate::error::{Error, Result};
-use crate::metrics::{Metrics, SyncMetrics};
+use crate::metrics::{Counter, Metrics, SyncMetrics};
 use crate::status::{
     Blocker, BlockerKind, JobStatus, ProcessStatus, StatusBoard, StepStatus, StreamStatus, Why, WorkerStatus,
     left_out_of_job, why, window_end, windows_of_job,
@@ -70,6 +70,8 @@ pub(crate) struct JobMonitor {
     pub(crate) failure: Arc<JobFailure>,
     /// Address of the HTTP server, once it listens.
     pub(crate) address: OnceLock<SocketAddr>,
+    /// Number of requests to the server that have come with a wrong token.
+    pub(crate) wrong_tokens: OnceLock<Arc<Counter>>,
 }
 
 impl JobMonitor {
@@ -229,6 +231,9 @@ impl JobMonitor {
         figures.add_metrics(&self.metrics);
         figures.add_process(&self.board.status());
         figures.add_journal(&self.syncs);
+        if let Some(wrong) = self.wrong_tokens.get() {
+            figures.add_server(wrong);
+        }
         figures
     }
 }
@@ -318,6 +323,7 @@ impl MonitorHandle {
             let server = Server::start(&Endpoint { address, ..endpoint.clone() }, &answering, is_public)?;
             tracing::info!("watch it at {} ({PATHS})", server.url());
             let _ = watch.address.set(server.address());
+            let _ = watch.wrong_tokens.set(server.wrong_tokens());
             watching.server = Some(server);
         }
         let serves = watching.server.is_some();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::metrics::{JobSummary, Metrics, SyncMetrics};
+use crate::metrics::{Counter, JobSummary, Metrics, SyncMetrics};
 use crate::status::ProcessStatus;
 use crate::time::EventTime;
 
@@ -152,11 +152,31 @@ impl Exposition {
                 None => {}
             }
         }
+        for windows in &process.windows {
+            let of = [("step", windows.step.as_str())];
+            match windows.keys {
+                Some(keys) => {
+                    let help = "Keys with rows of a step whose windows differ by key, as sessions do.";
+                    self.gauge("tidegate_step_open_keys", help, &of, keys as f64);
+                }
+                None => {
+                    let help = "Windows of a step that have rows and are not closed; of a window that several processes \
+                                have rows of, each counts it.";
+                    self.gauge("tidegate_step_open_windows", help, &of, windows.open_count() as f64);
+                }
+            }
+        }
         for sink in &process.sinks {
             let waiting = sink.waiting.map_or(0.0, |_| sink.since_ms as f64 / 1e3);
             let help = "Time for which a sink has had its oldest unpublished epoch.";
             self.gauge("tidegate_sink_lag_seconds", help, &[("sink", &sink.name)], waiting);
         }
+    }
+
+    /// Adds the counters of the HTTP server.
+    pub(crate) fn add_server(&mut self, wrong_tokens: &Counter) {
+        let help = "Requests over HTTP with a token that is not the job's.";
+        self.counter("tidegate_http_wrong_tokens_total", help, &[], wrong_tokens.get());
     }
 
     /// Adds the counters of the journal.
@@ -176,7 +196,7 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{PartitionStatus, WorkerStatus};
+    use crate::status::{OpenWindow, PartitionStatus, StepWindows, WorkerStatus};
 
     #[test]
     fn a_page_has_each_figure_once_with_its_lines_beneath() {
@@ -194,18 +214,29 @@ mod tests {
             ..PartitionStatus::default()
         };
         let worker = WorkerStatus { partitions: vec![partition], ..WorkerStatus::default() };
-        page.add_process(&ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() });
+        let windows = vec![
+            StepWindows { step: "a".into(), open: vec![OpenWindow::default(); 2], more: 3, ..StepWindows::default() },
+            StepWindows { step: "b".into(), keys: Some(4), ..StepWindows::default() },
+        ];
+        page.add_process(&ProcessStatus { process: 1, workers: vec![worker], windows, ..ProcessStatus::default() });
         let text = page.text();
         for line in [
             "# TYPE tidegate_source_records_total counter",
             r#"tidegate_source_records_total{job="job",process="1",source="a\"b"} 3"#,
             r#"tidegate_source_records_total{job="job",process="1",source="c"} 4"#,
             r#"tidegate_partition_lag_records{job="job",process="1",source="c",partition="2"} 3"#,
+            "# TYPE tidegate_step_open_windows gauge",
+            r#"tidegate_step_open_windows{job="job",process="1",step="a"} 5"#,
+            r#"tidegate_step_open_keys{job="job",process="1",step="b"} 4"#,
             r#"tidegate_partition_watermark_seconds{job="job",process="1",source="c",partition="2"} 1.5"#,
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
         }
         assert_eq!(text.matches("# TYPE tidegate_source_records_total").count(), 1);
         assert!(!text.contains("tidegate_source_watermark_seconds"), "there is no watermark yet");
+        for (figure, step) in [("windows", "b"), ("keys", "a")] {
+            let own = |line: &str| line.starts_with(&format!("tidegate_step_open_{figure}{{"));
+            assert!(!text.lines().any(|line| own(line) && line.contains(&format!("step=\"{step}\""))), "{text}");
+        }
     }
 }

@@ -21,6 +21,7 @@ use crate::job::start::{JobContext, StartOutcome, StartedRun};
 use crate::job::state_check::CheckRequest;
 use crate::job::worker_shared::{PlanBuild, Query, QueryPlan, WorkerShared};
 use crate::job::{Cluster, Ending, Job, RunReport, State, StopHandle, start, worker, worker_shared};
+use crate::metrics::SPAN_TARGET;
 use crate::sink::{SinkContext, SinkRows};
 use crate::source;
 use crate::status::StatusBoard;
@@ -198,7 +199,11 @@ impl Job {
         let failure = JobFailure::within_current();
         failure.set_stop(self.stop.flag());
         let entered = failure.enter();
-        let report = guard(|| self.run_query(Arc::new(query), &failure));
+        let process = self.cluster.as_ref().map_or(0, Cluster::process);
+        let span = tracing::debug_span!(
+            target: SPAN_TARGET, "incarnation", job = self.name.as_str(), process, number = tracing::field::Empty
+        );
+        let report = span.in_scope(|| guard(|| self.run_query(Arc::new(query), &failure)));
         drop(entered);
         views.end();
         let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
@@ -328,6 +333,10 @@ impl Job {
         let http = Some(self.http.clone()).filter(Endpoint::is_some);
         let (stall_report_after, watcher) = (self.stall_report_after, self.watcher.clone());
         metrics.begin();
+        if let Some(begun) = &begun {
+            // Of the span that `run` has opened.
+            tracing::Span::current().record("number", begun.life.incarnation);
+        }
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
         let channel = mesh.as_ref().map(|mesh| Arc::clone(&mesh.channel));

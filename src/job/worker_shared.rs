@@ -99,6 +99,7 @@ impl WorkerShared {
             views: Arc::clone(&self.views),
             failure: Arc::clone(&self.failure),
             address: OnceLock::new(),
+            wrong_tokens: OnceLock::new(),
         }
     }
 }

@@ -29,6 +29,20 @@ pub(crate) use summary::after_idle;
 pub use summary::{JobSummary, SinkSummary, SnapshotSummary, SourceSummary, StepSummary, TableSummary};
 pub(crate) use windows::{MOST_WINDOWS, WindowRows, WorkerWindows};
 
+/// Target of the spans that a job makes with the crate `tracing`, at level debug. Without a subscriber that wants them they
+/// cost nothing that could be measured.
+///
+/// | span | from | to | fields |
+/// | --- | --- | --- | --- |
+/// | `incarnation` | [`Job::run`](crate::Job::run) | its end | `job`, `process`; `number`, in a job with state |
+/// | `epoch_commit` | the journal has input of epochs to write | it is synced | `incarnation`, `process`, the last `epoch`, `frames` |
+/// | `publish` | a sink has complete epochs to write | they are published | `sink`, the last `epoch`, `rows` |
+/// | `snapshot` | the snapshot's epoch has ended | its manifest is on disk, and what it replaces is removed | `incarnation`, `epoch`, `rows`, `bytes` |
+///
+/// `incarnation` is a child of the span in which the job is run, if there is one. The others are roots: a trace of a whole
+/// incarnation would grow without end.
+pub const SPAN_TARGET: &str = "tidegate::span";
+
 /// Metrics of one kind by name, in the order in which they were first requested.
 #[derive(Debug)]
 struct MetricsByName<M>(Mutex<Vec<(String, Arc<M>)>>);

@@ -88,7 +88,7 @@ impl Encoder {
     }
 
     /// Sets the delimiter, which was checked.
-    fn delimiter(mut self, delimiter: Delimiter) -> Self {
+    pub(crate) fn delimiter(mut self, delimiter: Delimiter) -> Self {
         self.delimiter = delimiter.byte();
         self
     }

@@ -12,6 +12,7 @@ use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
+use crate::source::csv::Delimiter;
 use crate::time::Epoch;
 
 /// Standard output.
@@ -22,14 +23,19 @@ pub struct Stdout {
 
 #[derive(Clone, Copy, Debug)]
 enum StdoutFormat {
-    Csv,
+    Csv(Delimiter),
     Ndjson,
 }
 
 impl Stdout {
     /// Prints a CSV header, then one line per row.
     pub fn csv() -> Self {
-        Stdout { format: StdoutFormat::Csv }
+        Self::csv_between(Delimiter::COMMA)
+    }
+
+    /// Prints CSV as [`Stdout::csv`] does, with another character between the fields: see [`Delimiter`].
+    pub fn csv_between(delimiter: impl Into<Delimiter>) -> Self {
+        Stdout { format: StdoutFormat::Csv(delimiter.into()) }
     }
 
     /// Prints one JSON object per row, each on a line of its own.
@@ -45,14 +51,20 @@ impl<D: Record> Sink<D> for Stdout {
 
     fn check(&self, rows: SinkRows) -> Result<()> {
         match self.format {
-            StdoutFormat::Csv => csv::Encoder::new::<D>(rows).map(drop),
+            StdoutFormat::Csv(delimiter) => {
+                delimiter.check()?;
+                csv::Encoder::new::<D>(rows).map(drop)
+            }
             StdoutFormat::Ndjson => ndjson::Encoder::new::<D>(rows).map(drop),
         }
     }
 
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         Ok(match self.format {
-            StdoutFormat::Csv => Box::new(Printer::start::<D>(io::stdout(), csv::Encoder::new::<D>(at.rows)?)?),
+            StdoutFormat::Csv(delimiter) => {
+                let encoder = csv::Encoder::new::<D>(at.rows)?.delimiter(delimiter);
+                Box::new(Printer::start::<D>(io::stdout(), encoder)?)
+            }
             StdoutFormat::Ndjson => Box::new(Printer::start::<D>(io::stdout(), ndjson::Encoder::new::<D>(at.rows)?)?),
         })
     }
@@ -167,5 +179,7 @@ mod tests {
     fn rows_that_a_format_cannot_hold_are_refused() {
         assert!(Sink::<(u8, u8)>::check(&Stdout::csv(), SinkRows::Events).is_err());
         assert!(Sink::<(u8, u8)>::check(&Stdout::ndjson(), SinkRows::Events).is_ok());
+        assert!(Sink::<Rejected>::check(&Stdout::csv_between(';'), SinkRows::Events).is_ok());
+        assert!(Sink::<Rejected>::check(&Stdout::csv_between('"'), SinkRows::Events).is_err());
     }
 }

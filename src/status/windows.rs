@@ -62,6 +62,11 @@ pub struct StepWindows {
 }
 
 impl StepWindows {
+    /// Returns the number of open windows.
+    pub(crate) fn open_count(&self) -> u64 {
+        self.open.len() as u64 + self.more
+    }
+
     /// Adds up the reports of a step's workers; `None` if there are none.
     pub(crate) fn of_workers(step: &str, reports: Vec<WorkerWindows>) -> Option<StepWindows> {
         let parts = reports.into_iter().map(|report| {
@@ -94,7 +99,7 @@ impl StepWindows {
     /// Adds the windows of other workers. A window that is among the first of all is among the first of each part that
     /// has it, so its rows are complete.
     fn plus(self, other: StepWindows) -> StepWindows {
-        let all = (self.open.len() as u64 + self.more).max(other.open.len() as u64 + other.more);
+        let all = self.open_count().max(other.open_count());
         let mut open = self.open;
         for window in other.open {
             match open.binary_search_by_key(&window.end, |known| known.end) {

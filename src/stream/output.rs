@@ -32,7 +32,7 @@ use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
 use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::Result;
-use crate::metrics::SinkMetrics;
+use crate::metrics::{SPAN_TARGET, SinkMetrics};
 use crate::record::{Event, Record};
 use crate::sink::{EncodeEvent, EncodedSink, Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::assign::SourcePosition;
@@ -303,10 +303,14 @@ impl WriterProgress {
     /// Writes epochs and publishes them.
     fn publish<D: Record>(&self, writer: &mut dyn SinkWriter<D>, batches: &[EpochBatch<D>]) {
         let Some(last) = batches.last() else { return };
+        let rows: u64 = batches.iter().map(|batch| batch.written).sum();
+        let sink = self.state.name.as_str();
+        let span = tracing::debug_span!(target: SPAN_TARGET, parent: None, "publish", sink, epoch = last.epoch.0, rows);
+        let _entered = span.enter();
         let written = batches.iter().try_for_each(|batch| writer.write(batch.epoch, &batch.rows));
         match written.and_then(|()| writer.publish(&last.ends)) {
             Ok(()) => {
-                self.metrics.rows.add(batches.iter().map(|batch| batch.written).sum());
+                self.metrics.rows.add(rows);
                 self.metrics.epochs.add(batches.len() as u64);
                 self.through.store(last.epoch.0, Ordering::Release);
             }

@@ -124,6 +124,65 @@ fn messages_of_protocol_buffers_are_those_of_a_description_or_transactions() {
     assert!(said.contains("there is no type acme.None; its types are acme.Total, acme.Payment, acme.Odd"), "{said}");
 }
 
+/// CSV in topics, between other characters than commas: from a file, through a query, to messages, and back.
+#[test]
+fn fields_of_messages_may_be_between_other_characters_than_commas() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let (servers, folder) = (broker.servers(), tempfile::tempdir().unwrap());
+    let here = folder.path();
+    let totals = |line: &str| {
+        let line = format!("--brokers {servers} --until-end {line}");
+        run("account_totals", line.split_whitespace())
+    };
+    for (topic, format) in [("json", ""), ("csv", "--format csv --out-delimiter ;")] {
+        broker.create_topic(topic, 2).unwrap();
+        let line =
+            format!("produce --brokers {servers} --topic {topic} --generate 1000 --start-ms 5000 --seed 4 {format}");
+        assert_eq!(tool(&line).unwrap(), 0);
+        let out = format!("--topic {topic} --out {}/{topic}.csv", here.display());
+        totals(&format!("{out} {}", format.replace("out-delimiter", "delimiter"))).code(0);
+    }
+    // The same totals, with the character of the messages between them.
+    let lines = |name: &str| sorted_lines(&here.join(name));
+    assert!(lines("json.csv").len() > 300);
+    assert_eq!(lines("csv.csv"), lines("json.csv").iter().map(|line| line.replace(',', ";")).collect::<Vec<_>>());
+    // Results in a topic, which another job reads; rejected messages say that the fields are too few.
+    broker.create_topic("totals", 1).unwrap();
+    totals("--topic json --out kafka:totals --out-format csv --delimiter |").code(0);
+    let lines_of = |line: &str| {
+        let _ = fs::remove_file(here.join("lines.txt"));
+        tool(&format!("consume --brokers {servers} --until-end --out {}/lines.txt {line}", here.display())).unwrap();
+        lines("lines.txt")
+    };
+    let expected: Vec<_> = lines("json.csv").iter().map(|line| line.replace(',', "|")).collect();
+    let header = expected.iter().position(|line| line.starts_with("window_start")).unwrap();
+    let rows: Vec<_> = expected.into_iter().enumerate().filter(|(at, _)| *at != header).map(|(_, line)| line).collect();
+    assert_eq!(lines_of("--topic totals --format raw"), rows);
+    let copy = |flags: &str| lines_of(&format!("--topic csv --format csv {flags}"));
+    assert!(
+        copy("--delimiter ; --out-delimiter ,")
+            .contains(&String::from("id,account,merchant,amount_cents,currency,at_ms"))
+    );
+    let place = here.display();
+    assert_eq!(copied(&here.join("lines.txt")), generated(4, 1000));
+    copy(&format!("--rejects {place}/rejects.csv"));
+    let rejects = fs::read_to_string(here.join("rejects.csv")).unwrap();
+    assert_eq!(rejects.matches("it has 1 field where 6 columns are named").count(), 1000, "{rejects}");
+    // A flag that would change nothing is refused.
+    for (line, flag) in [
+        ("produce --topic x --generate 1 --delimiter ;", "--delimiter"),
+        ("produce --topic x --generate 1 --format avro --out-delimiter ;", "--out-delimiter"),
+        ("consume --topic csv --format raw --out x.csv --delimiter ;", "--delimiter"),
+        ("consume --topic csv --out x.ndjson --out-delimiter ;", "--out-delimiter"),
+    ] {
+        let (command, rest) = line.split_once(' ').unwrap();
+        let error = tool(&format!("{command} --brokers {servers} {rest}")).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().starts_with(&format!("{flag}: nothing")), "{error}");
+    }
+    let ended = totals(&format!("--topic json --out {place}/x.ndjson --delimiter ;"));
+    check_contains(ended.error(2), &["--delimiter: nothing that is read or written is CSV"]);
+}
+
 #[test]
 fn messages_that_are_not_of_the_type_are_rejected_with_their_place_and_the_copy_goes_on() {
     let broker = EmbeddedBroker::start().unwrap();

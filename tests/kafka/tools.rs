@@ -63,7 +63,6 @@ fn the_command_line_is_sound() {
         "produce --brokers b --generate 3 --rate 0",
         "produce --brokers b --csv f --seed 3",
         "produce --brokers b --csv f --delimiter ab",
-        "produce --brokers b --ndjson f --delimiter ;",
         "produce --brokers b --lines f --whole g",
         "produce --brokers b --lines f --generate 3",
         "produce --brokers b --generate 3 --message acme.A",
@@ -130,7 +129,7 @@ fn what_is_produced_is_consumed() {
     }
     // Whatever is between the fields, the copy is input again.
     for (number, delimiter) in [";", "tab", "|"].into_iter().enumerate() {
-        let out = format!("--out {here}/by-{number}.csv --delimiter {delimiter} --until-end");
+        let out = format!("--out {here}/by-{number}.csv --out-delimiter {delimiter} --until-end");
         tool(&format!("consume --brokers {servers} --topic again-json {out}")).unwrap();
         let text = fs::read_to_string(folder.path().join(format!("by-{number}.csv"))).unwrap();
         let between = if delimiter == "tab" { "\t" } else { delimiter };

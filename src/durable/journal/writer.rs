@@ -25,7 +25,7 @@ use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::recovery::AcceptedFile;
 use crate::durable::{FencingCheck, StateId, disk_error};
 use crate::error::{Error, Result};
-use crate::metrics::SyncMetrics;
+use crate::metrics::{SPAN_TARGET, SyncMetrics};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
@@ -297,6 +297,14 @@ impl JournalWriter {
 
     fn round(&mut self, work: &JournalQueue) -> Result<()> {
         if !work.waiting.is_empty() {
+            let last = work.waiting.last().map_or(0, |frame| frame.epoch.0);
+            let (incarnation, process) = (self.config.incarnation, self.config.process);
+            // A root: a trace of all epochs of an incarnation would have no end.
+            let span = tracing::debug_span!(
+                target: SPAN_TARGET, parent: None, "epoch_commit",
+                incarnation, process, epoch = last, frames = work.waiting.len()
+            );
+            let _entered = span.enter();
             (self.config.still_current)()?;
             if self.length >= self.config.file_limit {
                 self.rotate()?;

@@ -17,6 +17,7 @@ use crate::record::Record;
 use crate::sink::SinkRows;
 use crate::sink::csv;
 use crate::sink::encode::EncodeRows;
+use crate::source::csv::Delimiter;
 
 /// An encoder of rows as values of messages. It must be a function of the row alone: no clock, no counter.
 ///
@@ -87,7 +88,7 @@ pub fn json() -> JsonEncoder {
 /// Returns the encoder of rows as one CSV row each, without a header and without an end of line. Fields are quoted as
 /// in a CSV file.
 pub fn csv<D: Record>() -> CsvEncoder<D> {
-    CsvEncoder { lines: Mutex::new(None), rows: PhantomData }
+    CsvEncoder { lines: Mutex::new(None), delimiter: Delimiter::COMMA, rows: PhantomData }
 }
 
 /// Returns the encoder of rows as the text that they are displayed as.
@@ -118,16 +119,27 @@ impl<D: Serialize> Encode<D> for JsonEncoder {
 pub struct CsvEncoder<D> {
     /// The encoder of lines, made once: that looks at the whole type of the rows.
     lines: Mutex<Option<csv::Encoder>>,
+    delimiter: Delimiter,
     rows: PhantomData<fn(D)>,
 }
 
 impl<D: Record> CsvEncoder<D> {
+    /// Sets the character between the fields, which is a comma otherwise: see [`Delimiter`].
+    #[must_use]
+    pub fn delimiter(self, delimiter: impl Into<Delimiter>) -> Self {
+        CsvEncoder { lines: Mutex::new(None), delimiter: delimiter.into(), rows: PhantomData }
+    }
+
     /// Calls a function with the encoder of lines.
     fn with_lines(&self, use_it: impl FnOnce(&mut csv::Encoder) -> Result<(), Error>) -> Result<(), Error> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *lines {
             Some(lines) => use_it(lines),
-            none => use_it(none.insert(csv::Encoder::new::<D>(SinkRows::Events)?)),
+            none => {
+                self.delimiter.check()?;
+                let lines = csv::Encoder::new::<D>(SinkRows::Events)?.delimiter(self.delimiter);
+                use_it(none.insert(lines))
+            }
         }
     }
 }
@@ -237,6 +249,12 @@ mod tests {
         let row = Row { id: 1, name: String::from("a,\"b"), cents: None };
         assert_eq!(encoded(&json(), &row).unwrap(), r#"{"id":1,"name":"a,\"b","cents":null}"#);
         assert_eq!(encoded(&csv(), &row).unwrap(), r#"1,"a,""b","#);
+        assert_eq!(encoded(&csv().delimiter(';'), &row).unwrap(), r#"1;"a,""b";"#);
+        assert_eq!(
+            encoded(&csv().delimiter('a'), &row).unwrap_err().split(':').next(),
+            Some("fields of CSV cannot be between `a`")
+        );
+        assert!(csv::<Row>().delimiter('a').check().unwrap_err().to_string().contains("cannot be between `a`"));
         assert_eq!(encoded(&text(), &17).unwrap(), "17");
         assert_eq!(encoded(&bytes(), &"x").unwrap(), "x");
         assert!(Encode::<Row>::is_json(&json()) && !csv::<Row>().is_json());

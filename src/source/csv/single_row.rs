@@ -37,14 +37,19 @@ impl Layout {
         Ok(Layout { header, order: None })
     }
 
-    /// Decodes bytes that are one row.
+    /// Decodes bytes that are one row, with fields between `delimiter`.
     ///
     /// # Errors
     /// Fails with the reason if they are no row of these columns, or several rows.
-    pub(crate) fn decode_row<T: DeserializeOwned>(&self, scratch: &mut Scratch, bytes: &[u8]) -> Result<T, String> {
+    pub(crate) fn decode_row<T: DeserializeOwned>(
+        &self,
+        scratch: &mut Scratch,
+        delimiter: Delimiter,
+        bytes: &[u8],
+    ) -> Result<T, String> {
         let Scratch { splitter, record } = scratch;
         let start = rows::begin(bytes, 0).ok_or("there is no row in the message")?;
-        let end = splitter.split(bytes, start, Delimiter::COMMA.byte());
+        let end = splitter.split(bytes, start, delimiter.byte());
         if rows::begin(bytes, end).is_some() {
             return Err("there is more than one row in the message".into());
         }

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::decode::{Decode, DecodeError, value_of};
 use super::message::Message;
 use crate::format::framing;
-use crate::source::csv::{Layout, Scratch};
+use crate::source::csv::{Delimiter, Layout, Scratch};
 
 /// Returns the decoder of messages that are a JSON value each.
 pub fn json<T: DeserializeOwned + 'static>() -> JsonDecoder<T> {
@@ -28,7 +28,7 @@ pub fn bytes() -> BytesDecoder {
 /// Returns the decoder of messages that are one CSV row each, without a header. Fields are quoted as in a CSV file. The
 /// columns are the fields of `T`, in their order, unless [`CsvDecoder::columns`] names them.
 pub fn csv<T: DeserializeOwned + 'static>() -> CsvDecoder<T> {
-    CsvDecoder { layout: Layout::of_fields::<T>(), records: PhantomData }
+    CsvDecoder { layout: Layout::of_fields::<T>(), delimiter: Delimiter::COMMA, records: PhantomData }
 }
 
 /// The decoder of JSON messages: see [`json`].
@@ -95,6 +95,7 @@ impl Decode<Vec<u8>> for BytesDecoder {
 #[derive(Debug)]
 pub struct CsvDecoder<T> {
     layout: Result<Layout, String>,
+    delimiter: Delimiter,
     records: PhantomData<fn() -> T>,
 }
 
@@ -104,6 +105,13 @@ impl<T: DeserializeOwned + 'static> CsvDecoder<T> {
     #[must_use]
     pub fn columns<N: AsRef<str>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.layout = Layout::of_columns::<T>(names);
+        self
+    }
+
+    /// Sets the character between the fields, which is a comma otherwise: see [`Delimiter`].
+    #[must_use]
+    pub fn delimiter(mut self, delimiter: impl Into<Delimiter>) -> Self {
+        self.delimiter = delimiter.into();
         self
     }
 }
@@ -118,12 +126,13 @@ impl<T: DeserializeOwned + 'static> Decode<T> for CsvDecoder<T> {
         let layout = self.layout.as_ref().map_err(String::clone)?;
         let row = value_of(message)?;
         let mut scratch = SCRATCH.take();
-        let decoded = layout.decode_row(&mut scratch, row);
+        let decoded = layout.decode_row(&mut scratch, self.delimiter, row);
         SCRATCH.set(scratch);
         Ok(Some(decoded?))
     }
 
     fn check(&self) -> Result<(), String> {
+        self.delimiter.check().map_err(|why| why.to_string())?;
         self.layout.as_ref().map(drop).map_err(String::clone)
     }
 }
@@ -228,6 +237,10 @@ mod tests {
         let decoder = csv::<Row>().columns(["cents", "more", "id", "name"]);
         assert_eq!(decoder.check(), Ok(()));
         assert_eq!(decoded(&decoder, b"-3,x,7,n\n"), Ok(Some(row(7, "n", Some(-3)))));
+        let decoder = csv::<Row>().delimiter(';');
+        assert_eq!(decoded(&decoder, b"1;\"a;b,c\";-2"), Ok(Some(row(1, "a;b,c", Some(-2)))));
+        assert_eq!(decoded(&decoder, b"1,a,2").unwrap_err(), "it has 1 field where 3 columns are named");
+        assert!(csv::<Row>().delimiter('1').check().unwrap_err().contains("cannot be between `1`"));
         let pairs = csv::<(u64, String)>().columns(["number", "word"]);
         assert_eq!(decoded(&pairs, b"4,four"), Ok(Some((4, "four".into()))));
     }

@@ -2,9 +2,11 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::{Endpoint, PublicPaths, RequestHandler};
 use crate::error::{Error, Result};
+use crate::metrics::Counter;
 
 /// A server, which this build cannot create.
 pub(crate) struct AbsentServer(Infallible);
@@ -17,6 +19,11 @@ impl AbsentServer {
     pub(crate) fn start(endpoint: &Endpoint, _answering: &RequestHandler, _is_public: PublicPaths) -> Result<Self> {
         endpoint.check()?;
         Err(Error::usage("cannot serve HTTP without an address"))
+    }
+
+    /// Returns the number of requests that have come with a wrong token.
+    pub(crate) fn wrong_tokens(&self) -> Arc<Counter> {
+        match self.0 {}
     }
 
     /// Returns the address that it listens at.

@@ -1,17 +1,23 @@
 //! Access to a server: the token that requests carry.
 //!
-//! A token is read from a file when the server starts; to change it, the job is started again. The server keeps only
-//! its keyed hash, and compares hashes in constant time: the time of an answer tells nothing of the token, and no log
-//! line, error or answer can have it.
+//! A token is read from a file when the server starts, and again, at most once in [`TOKEN_INTERVAL`], when a request comes:
+//! who writes another token into the file needs no restart. The server keeps only its keyed hash, and compares hashes in
+//! constant time: the time of an answer tells nothing of the token, and no log line, error or answer can have it.
+//!
+//! Invariant: a server that asks for a token asks for one as long as it runs. A file that cannot be read any more, or has
+//! no token, leaves the last one in force.
 
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use super::limits::TOKEN_INTERVAL;
 use crate::error::{Error, Result};
 
 /// Minimum length of a token, in characters.
@@ -42,8 +48,8 @@ pub(crate) fn read_token(path: &Path) -> Result<String> {
     Ok(token.to_owned())
 }
 
-/// The token of a server, as a keyed hash.
-pub(super) struct BearerToken {
+/// A token, as a keyed hash.
+struct BearerToken {
     key: [u8; 32],
     hash: [u8; 32],
 }
@@ -53,20 +59,83 @@ impl BearerToken {
     ///
     /// # Errors
     /// Fails if the system has no random numbers.
-    pub(super) fn new(token: &str) -> Result<Self> {
+    fn new(token: &str) -> Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|why| Error::new("cannot draw random numbers").because(why))?;
         let hash = keyed(&key, token.as_bytes()).finalize().into_bytes().into();
         Ok(BearerToken { key, hash })
     }
 
+    /// `true` if this is the token.
+    fn is(&self, token: &str) -> bool {
+        keyed(&self.key, token.as_bytes()).verify_slice(&self.hash).is_ok()
+    }
+
     /// `true` if the value of an `Authorization` header has the token.
-    pub(super) fn is_in(&self, header: &[u8]) -> bool {
+    fn is_in(&self, header: &[u8]) -> bool {
         match header.split_at_checked(SCHEME.len()) {
             Some((scheme, given)) if scheme.eq_ignore_ascii_case(SCHEME) => {
                 keyed(&self.key, given.trim_ascii()).verify_slice(&self.hash).is_ok()
             }
             _ => false,
+        }
+    }
+}
+
+/// The token in a file, which may change while the server runs.
+pub(super) struct TokenFile {
+    path: PathBuf,
+    /// `true` for a file that can be read again; a pipe cannot.
+    is_regular: bool,
+    current: Mutex<CurrentToken>,
+}
+
+struct CurrentToken {
+    token: BearerToken,
+    /// The time at which the file was last read.
+    read_at: Instant,
+    /// `true` while the file has no token, which was logged.
+    is_missing: bool,
+}
+
+impl TokenFile {
+    /// Reads the token in a file.
+    ///
+    /// # Errors
+    /// Fails as [`read_token`] and [`BearerToken::new`] do.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let token = BearerToken::new(&read_token(path)?)?;
+        let is_regular = fs::metadata(path).is_ok_and(|file| file.is_file());
+        let current = CurrentToken { token, read_at: Instant::now(), is_missing: false };
+        Ok(TokenFile { path: path.to_owned(), is_regular, current: Mutex::new(current) })
+    }
+
+    /// `true` if the value of an `Authorization` header has the token that is in the file, or was last in it.
+    pub(super) fn is_in(&self, header: &[u8]) -> bool {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if self.is_regular && now.duration_since(current.read_at) >= TOKEN_INTERVAL {
+            current.read_at = now;
+            self.read_again(&mut current);
+        }
+        current.token.is_in(header)
+    }
+
+    /// Takes the token that is in the file now, if there is one.
+    fn read_again(&self, current: &mut CurrentToken) {
+        match read_token(&self.path).and_then(|token| Ok((current.token.is(&token), BearerToken::new(&token)?))) {
+            Ok((is_known, token)) => {
+                if !is_known {
+                    current.token = token;
+                    tracing::info!("{}: HTTP asks for the new token", self.path.display());
+                }
+                current.is_missing = false;
+            }
+            Err(error) if !current.is_missing => {
+                current.is_missing = true;
+                tracing::warn!("{error}; until then HTTP asks for the token that was last there");
+            }
+            Err(_) => {}
         }
     }
 }

@@ -13,6 +13,13 @@ pub(crate) const HEADER_BYTES: usize = 16 << 10;
 pub(crate) const HEADER_LINES: usize = 64;
 /// Maximum time until a request's header is complete, from the connection or from its first byte on.
 pub(crate) const HEADER_TIME: Duration = Duration::from_secs(10);
+/// Minimum time between two readings of the file of the token.
+pub(crate) const TOKEN_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which the answer to a request with a wrong token waits: once for the first on a connection, twice for the
+/// second, and so on.
+pub(crate) const WRONG_TOKEN_TIME: Duration = Duration::from_millis(500);
+/// Number of requests with wrong tokens after which a connection is closed.
+pub(crate) const WRONG_TOKENS: u32 = 3;
 /// Time after which a connection without another request is closed.
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(60);
 /// Time in which a client has to read [`WRITE_BYTES`], or all that waits for it.

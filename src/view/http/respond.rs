@@ -10,16 +10,19 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
-use super::access::BearerToken;
+use super::access::TokenFile;
 use super::body::{AnswerBody, BodyContent, Never};
 use super::end::EndSignal;
 use super::events;
 use super::gate::{Gate, Permit};
 use super::gzip;
 use super::host::Hosts;
-use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
+use super::limits::{
+    CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS, WRONG_TOKEN_TIME, WRONG_TOKENS,
+};
 use super::tracker::ConnectionTracker;
 use super::{AnswerKind, DeferredReply, Encryption, HttpReply, HttpRequest, PublicPaths, RequestHandler, TextPieces};
+use crate::metrics::Counter;
 
 /// Policy for browsers: scripts, styles and data come from this server alone, none of them from the text of a page, and
 /// no page of another server shows an answer inside itself.
@@ -31,11 +34,35 @@ pub(super) struct AccessPolicy {
     /// Names of the server in them.
     pub(super) hosts: Hosts,
     /// The token that they have to carry.
-    pub(super) token: Option<BearerToken>,
+    pub(super) token: Option<TokenFile>,
     /// Those that need no token.
     pub(super) is_public: PublicPaths,
     /// Encryption of the connections that they come on, if there is any.
     pub(super) encryption: Option<Encryption>,
+}
+
+/// What a request says of the server's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenGrant {
+    /// It carries the token, or the server asks for none.
+    Trusted,
+    /// It carries none.
+    Absent,
+    /// It carries something else.
+    Wrong,
+}
+
+impl AccessPolicy {
+    /// Compares the token of a request with the server's.
+    fn grant(&self, request: &Request<Incoming>) -> TokenGrant {
+        let Some(token) = &self.token else { return TokenGrant::Trusted };
+        let mut given = request.headers().get_all(AUTHORIZATION).iter();
+        match (given.next(), given.next()) {
+            (None, _) => TokenGrant::Absent,
+            (Some(header), None) if token.is_in(header.as_bytes()) => TokenGrant::Trusted,
+            _ => TokenGrant::Wrong,
+        }
+    }
 }
 
 /// The state shared by all connections.
@@ -45,6 +72,7 @@ pub(super) struct RequestContext {
     documents: Gate,
     rows: Arc<Gate>,
     streams: Arc<Gate>,
+    wrong_tokens: Arc<Counter>,
 }
 
 impl RequestContext {
@@ -58,11 +86,28 @@ impl RequestContext {
             documents: Gate::new(DOCUMENTS, waiting, "long answers are being sent"),
             rows: Arc::new(Gate::new(ROWS, waiting, "answers with rows of views are being sent")),
             streams: Arc::new(Gate::new(streams, 0, "streams of events are open")),
+            wrong_tokens: Arc::default(),
         }
     }
 }
 
 impl RequestContext {
+    /// Returns the number of requests that have come with a wrong token.
+    pub(super) fn wrong_tokens(&self) -> Arc<Counter> {
+        Arc::clone(&self.wrong_tokens)
+    }
+
+    /// Counts a request with a wrong token, and lets its client wait; returns `true` if its connection is to be closed.
+    async fn delay_guess(&self, pulse: &ConnectionTracker) -> bool {
+        self.wrong_tokens.add(1);
+        let guesses = pulse.count_wrong_token();
+        // Meanwhile the connection can be closed for another one: who guesses takes no room from others.
+        pulse.answered();
+        tokio::time::sleep(WRONG_TOKEN_TIME * guesses).await;
+        pulse.answering();
+        guesses >= WRONG_TOKENS
+    }
+
     /// Returns the encryption of connections, if there is any.
     pub(super) fn encryption(&self) -> Option<Encryption> {
         self.policy.encryption.clone()
@@ -96,7 +141,9 @@ pub(super) async fn respond(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Never> {
     pulse.answering();
-    let answer = match parse_request(&shared.policy, &request) {
+    let grant = shared.policy.grant(&request);
+    let gives_up = grant == TokenGrant::Wrong && shared.delay_guess(&pulse).await;
+    let answer = match parse_request(&shared.policy, &request, grant) {
         Err(refusal) => refusal,
         Ok(asked) => match (shared.answering)(&asked) {
             HttpReply::Later(kind, make) => later(&shared, kind, make, over).await,
@@ -124,14 +171,18 @@ pub(super) async fn respond(
         503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
         _ => {}
     }
-    if close {
+    if close || gives_up {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
 }
 
 /// Converts a request for the handler, or returns its refusal.
-fn parse_request(policy: &AccessPolicy, request: &Request<Incoming>) -> Result<HttpRequest, ResponseParts> {
+fn parse_request(
+    policy: &AccessPolicy,
+    request: &Request<Incoming>,
+    grant: TokenGrant,
+) -> Result<HttpRequest, ResponseParts> {
     let (headers, uri) = (request.headers(), request.uri());
     let has_length = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
     let has_body = has_length || headers.contains_key(TRANSFER_ENCODING);
@@ -159,10 +210,7 @@ fn parse_request(policy: &AccessPolicy, request: &Request<Incoming>) -> Result<H
         accepted.any(|accepted| accepted.split(';').next().is_some_and(|accepted| accepted.trim() == kind))
     };
     let asked = HttpRequest::new(uri.path(), uri.query().unwrap_or(""), accepts);
-    let trusted = policy.token.as_ref().is_none_or(|token| {
-        let mut given = headers.get_all(AUTHORIZATION).iter();
-        given.next().is_some_and(|header| token.is_in(header.as_bytes())) && given.next().is_none()
-    });
+    let trusted = grant == TokenGrant::Trusted;
     if !trusted && !(policy.is_public)(&asked) {
         let help = "send `Authorization: Bearer TOKEN` with the token in the file that --http-token-file names";
         return Err(ResponseParts::text(401, format!("this job asks for a token: {help}")));

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use super::access::{BearerToken, is_beyond_loopback, read_token};
+use super::access::{TokenFile, is_beyond_loopback};
 use super::connection::Connections;
 use super::end::EndSignal;
 use super::host::Hosts;
@@ -26,6 +26,7 @@ use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SO
 use super::respond::{AccessPolicy, RequestContext};
 use super::{Endpoint, PublicPaths, RequestHandler, TlsFiles};
 use crate::error::{Error, Result};
+use crate::metrics::Counter;
 use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Maximum number of connections that the system queues until they are accepted.
@@ -41,6 +42,7 @@ pub(crate) struct Server {
     /// Disconnected when the thread is done.
     done: Receiver<()>,
     thread: Option<ThreadHandle>,
+    wrong_tokens: Arc<Counter>,
 }
 
 impl Server {
@@ -58,8 +60,7 @@ impl Server {
         let runtime = builder.build().map_err(|why| cannot(&why))?;
         let encryption = endpoint.tls.as_ref().map(TlsFiles::open).transpose()?;
         endpoint.warn_of_exposed_files();
-        let token = endpoint.token_file.as_deref().map(read_token).transpose()?;
-        let token = token.as_deref().map(BearerToken::new).transpose()?;
+        let token = endpoint.token_file.as_deref().map(TokenFile::open).transpose()?;
         let listener = listen(&runtime, &endpoint.places()?).map_err(|why| cannot(&why))?;
         let address = listener.local_addr().map_err(|why| cannot(&why))?;
         let is_encrypted = encryption.is_some();
@@ -70,6 +71,7 @@ impl Server {
         let policy =
             AccessPolicy { hosts: Hosts::new(&endpoint.address, &endpoint.hosts), token, is_public, encryption };
         let shared = Arc::new(RequestContext::new(Arc::clone(answering), policy, most));
+        let wrong_tokens = shared.wrong_tokens();
         let (over, is_over) = EndSignal::new();
         let (finished, done) = channel();
         let body = move || {
@@ -79,12 +81,17 @@ impl Server {
             drop::<std::sync::mpsc::Sender<()>>(finished);
         };
         let thread = thread::start(ThreadRole::Http, ThreadRole::Http.name(), body)?;
-        Ok(Server { address, is_encrypted, over, done, thread: Some(thread) })
+        Ok(Server { address, is_encrypted, over, done, thread: Some(thread), wrong_tokens })
     }
 
     /// Returns the URL of its root, without a slash at the end.
     pub(crate) fn url(&self) -> String {
         format!("{}://{}", if self.is_encrypted { "https" } else { "http" }, self.address)
+    }
+
+    /// Returns the number of requests that have come with a wrong token.
+    pub(crate) fn wrong_tokens(&self) -> Arc<Counter> {
+        Arc::clone(&self.wrong_tokens)
     }
 
     /// Returns the address that it listens at.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::limits::{
     CONNECTIONS, CONNECTIONS_FOR_A_STREAM, DESCRIPTORS_FOR_ONE, END_TIME, HEADER_BYTES, HEADER_LINES, ROWS,
-    STREAM_BYTES, STREAMS, WRITE_TIME,
+    STREAM_BYTES, STREAMS, TOKEN_INTERVAL, WRITE_TIME, WRONG_TOKEN_TIME, WRONG_TOKENS,
 };
 use super::*;
 use crate::error::Error;
@@ -159,9 +159,10 @@ fn without_the_token_only_what_is_public_is_answered() {
         Arc::new(|asked: &HttpRequest| HttpReply::text(200, if asked.trusted { "a secret" } else { "nothing" }));
     let endpoint = Endpoint { address: "127.0.0.1:0".into(), token_file: Some(file), ..Endpoint::default() };
     let server = Server::start(&endpoint, &answering, |asked| asked.path == "/public").unwrap();
+    let address = server.address();
     let ask = |path: &str, headers: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
-        exchange(server.address(), &request)
+        exchange(address, &request)
     };
     let good = "Authorization: Bearer correct-horse-battery\r\n";
     for (path, headers, answer) in [
@@ -185,8 +186,14 @@ fn without_the_token_only_what_is_public_is_answered() {
         format!("Authorization: Bearer x\r\n{good}"),
         format!("{good}Authorization: Bearer x\r\n"),
     ] {
-        for path in ["/", "/nothing", "/public/", "//public", "/%2e/public", "/?token=correct-horse-battery"] {
-            let said = ask(path, &headers);
+        let paths = ["/", "/nothing", "/public/", "//public", "/%2e/public", "/?token=correct-horse-battery"];
+        // At once: who has a wrong token waits.
+        let asked = std::thread::scope(|scope| {
+            let (ask, headers) = (&ask, &headers);
+            let asked = paths.map(|path| (path, scope.spawn(move || ask(path, headers))));
+            asked.map(|(path, answer)| (path, answer.join().unwrap()))
+        });
+        for (path, said) in asked {
             let challenge = "www-authenticate: Bearer realm=\"tidegate\"\r\n";
             assert!(said.starts_with("HTTP/1.1 401 ") && said.contains(challenge), "{path} {headers}: {said}");
             assert!(!said.contains("secret") && !said.contains("horse"), "{path} {headers}: {said}");
@@ -200,6 +207,75 @@ fn without_the_token_only_what_is_public_is_answered() {
     assert!(said.ends_with("\r\n\r\ntrue\n"), "{said}");
     assert_eq!(get_with(server.address(), "/", Some("correct-horse-battery")).0, 200);
     assert_eq!(get(&server.address().to_string(), "/", SOON).unwrap().0, 401);
+}
+
+/// Starts a server with a token in a file.
+fn server_with_token(file: &std::path::Path) -> Server {
+    let answering: RequestHandler = Arc::new(|_: &HttpRequest| HttpReply::text(200, "a secret"));
+    let endpoint = Endpoint { address: "127.0.0.1:0".into(), token_file: Some(file.into()), ..Endpoint::default() };
+    Server::start(&endpoint, &answering, |asked| asked.path == "/public").unwrap()
+}
+
+#[test]
+fn another_token_in_the_file_is_the_token_and_a_file_without_one_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "correct-horse-battery\n").unwrap();
+    let server = server_with_token(&file);
+    let status = |token: &str| get_with(server.address(), "/", Some(token)).0;
+    let until = |token: &str, expected: u16| {
+        let begun = Instant::now();
+        while status(token) != expected {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{token} is not answered with {expected}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    assert_eq!(status("correct-horse-battery"), 200);
+    std::fs::write(&file, "another-horse-battery\n").unwrap();
+    until("another-horse-battery", 200);
+    assert_eq!(status("correct-horse-battery"), 401);
+    // Neither of these is a token, so the last one stays: as secrets are written and renamed, there may be none for a while.
+    for nothing in ["", "short\n", "two words that are long"] {
+        std::fs::write(&file, nothing).unwrap();
+        std::thread::sleep(TOKEN_INTERVAL + Duration::from_millis(50));
+        assert_eq!((status("another-horse-battery"), status(nothing.trim())), (200, 401), "{nothing}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    std::thread::sleep(TOKEN_INTERVAL + Duration::from_millis(50));
+    assert_eq!(status("another-horse-battery"), 200);
+    std::fs::write(&file, "correct-horse-battery").unwrap();
+    until("correct-horse-battery", 200);
+}
+
+#[test]
+fn guesses_are_counted_wait_and_end_their_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "correct-horse-battery").unwrap();
+    let server = server_with_token(&file);
+    let wrong = || server.wrong_tokens().get();
+    // Who has no token is refused at once, and has guessed nothing.
+    let none = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let begun = Instant::now();
+    let said =
+        exchange(server.address(), &(none.repeat(20) + &none.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")));
+    assert_eq!((said.matches("HTTP/1.1 401 ").count(), wrong()), (21, 0), "{said}");
+    // Also where no token is needed: the answer might tell more to who has it.
+    let guess = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer incorrect-horse-battery\r\n\r\n")
+    };
+    let without = begun.elapsed();
+    let begun = Instant::now();
+    let said = exchange(server.address(), &[guess("/"), guess("/public"), guess("/"), guess("/"), guess("/")].concat());
+    let took = begun.elapsed();
+    assert_eq!((said.matches("HTTP/1.1 401 ").count(), said.matches("HTTP/1.1 200 ").count()), (2, 1), "{said}");
+    assert!(said.matches("connection: close\r\n").count() == 1 && wrong() == u64::from(WRONG_TOKENS), "{said}");
+    let least = WRONG_TOKEN_TIME * (1..=WRONG_TOKENS).sum::<u32>();
+    assert!(took >= least, "{took:?} for {WRONG_TOKENS} guesses, and {without:?} for 21 requests without one");
+    // Who guesses keeps nobody from being answered.
+    let mut held = connect(server.address());
+    held.write_all(guess("/").as_bytes()).unwrap();
+    assert_eq!(get_with(server.address(), "/", Some("correct-horse-battery")).0, 200);
 }
 
 #[test]

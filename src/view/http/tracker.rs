@@ -39,6 +39,8 @@ struct ConnectionState {
     phase: Phase,
     since: Instant,
     stall: Option<Stall>,
+    /// Number of requests with a wrong token.
+    wrong_tokens: u32,
 }
 
 /// The shared state of a connection.
@@ -52,6 +54,7 @@ impl ConnectionTracker {
             phase: Phase::New,
             since: Instant::now(),
             stall: None,
+            wrong_tokens: 0,
         })))
     }
 
@@ -62,6 +65,13 @@ impl ConnectionTracker {
     fn enter(&self, phase: Phase) {
         let mut state = self.state();
         (state.phase, state.since) = (phase, Instant::now());
+    }
+
+    /// Counts a request with a wrong token; returns the number of those on this connection.
+    pub(super) fn count_wrong_token(&self) -> u32 {
+        let mut state = self.state();
+        state.wrong_tokens = state.wrong_tokens.saturating_add(1);
+        state.wrong_tokens
     }
 
     /// Notes that a request has been received.
