@@ -67,6 +67,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "memory_of_large_windows_is_released",
     },
     Mutation {
+        name: "windows that have closed are counted as open",
+        file: "src/stream/arrange/open_ranges.rs",
+        text: "self.insert(windows, windows.end_after(closed), last);",
+        instead: "self.insert(windows, first, last);\n                return;",
+        tests: "src/stream/arrange/open_ranges.rs",
+        test: "open_windows_are_those_of_all_panes_in_order_and_once",
+    },
+    Mutation {
         name: "records that come out of order wait for those that came in order",
         file: "src/stream/waiting_records.rs",
         text: "(Some(first), Some(Reverse(other))) => other < first,",
