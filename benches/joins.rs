@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use kit::{Environment, Measured, RowChecksum, RunFigures, SharedCheck, measure, timed};
+use kit::{BenchFlags, Environment, Measured, RowChecksum, RunFigures, SharedCheck, measure, timed};
 use tidegate::source::Options;
 use tidegate::source::memory::MemorySource;
 use tidegate::{Job, Window};
@@ -80,27 +80,21 @@ struct Arguments {
     #[arg(long, default_value_t = 5)]
     runs: usize,
 
-    /// Print one JSON object a line, for plotting, instead of a table
-    #[arg(long)]
-    json: bool,
-
-    /// Make one run in this process: for the benchmark itself
-    #[arg(long, hide = true, num_args = 3, value_names = ["JOIN", "PROGRAM", "WORKERS"])]
-    one: Vec<String>,
-
-    /// Passed by cargo to benchmarks.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    flags: BenchFlags,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    kit::exit_code(if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) })
+    let run = arguments.flags.one().and_then(|run| match run {
+        Some(run) => one(&arguments, run),
+        None => measure_all(&arguments),
+    });
+    kit::exit_code(run)
 }
 
 /// Makes one run of one program, and prints its measurements.
-fn one(arguments: &Arguments) -> Result<(), String> {
-    let [join, program, workers] = &arguments.one[..] else { return Err(String::from("--one takes three values")) };
+fn one(arguments: &Arguments, [join, program, workers]: &[String; 3]) -> Result<(), String> {
     let join = Join::from_str(join, true)?;
     let workers: usize = workers.parse().map_err(|_| String::from("the number of workers is no number"))?;
     let streams = Streams::generate(arguments.records, arguments.keys);
@@ -165,7 +159,7 @@ fn name(value: &impl ValueEnum) -> String {
 
 fn measure_all(arguments: &Arguments) -> Result<(), String> {
     let environment = Environment::now();
-    if !arguments.json {
+    if !arguments.flags.json {
         println!("{}", environment.line());
     }
     for join in &arguments.join {
@@ -192,7 +186,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
         measure::check_equal(&title, &measured)?;
         let lines: Vec<_> =
             measured.iter().map(|program| program.line("joins", &title, arguments.records, &environment)).collect();
-        measure::show(&lines, arguments.json)?;
+        measure::show(&lines, arguments.flags.json)?;
     }
     Ok(())
 }

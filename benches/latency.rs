@@ -26,7 +26,7 @@ use clap::{Parser, ValueEnum};
 use hdrhistogram::Histogram;
 use kit::environment::{cpu_seconds, peak_mib};
 use kit::result_file::VERSION;
-use kit::{Distribution, Environment, ResultLine, Sample};
+use kit::{BenchFlags, Distribution, Environment, ResultLine, Sample};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -111,17 +111,12 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     runs: usize,
 
-    /// Print one JSON object a run, for plotting
-    #[arg(long)]
-    json: bool,
-
     /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// Passed by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    flags: BenchFlags,
 }
 
 /// A record, and the row that it becomes.
@@ -146,7 +141,8 @@ fn main() -> ExitCode {
     let dir = dir.join(format!("tidegate-latency-{}", std::process::id()));
     let measured = std::fs::create_dir_all(&dir)
         .map_err(|why| Error::new("cannot create a directory").at(dir.display()).because(why))
-        .and_then(|()| measure(&arguments, &dir));
+        .and_then(|()| arguments.flags.one::<0>().map_err(Error::new))
+        .and_then(|_| measure(&arguments, &dir));
     let _ = std::fs::remove_dir_all(&dir);
     kit::exit_code(measured)
 }
@@ -190,7 +186,7 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
         }
     }
     eprintln!();
-    if arguments.json {
+    if arguments.flags.json {
         return print_json(arguments, &environment, &configurations, &figures);
     }
     println!("{}", environment.line());

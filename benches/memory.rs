@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use kit::{Environment, Measured, ResultLine, RowChecksum, RunFigures, Sample, Spread, environment, measure};
+use kit::{
+    BenchFlags, Environment, Measured, ResultLine, RowChecksum, RunFigures, Sample, Spread, environment, measure,
+};
 use tidegate::{Job, Window};
 
 use state::GeneratedSource;
@@ -48,25 +50,16 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     runs: usize,
 
-    /// Print one JSON object a line, for plotting, instead of a table
-    #[arg(long)]
-    json: bool,
-
-    /// Make one run in this process: for the benchmark itself
-    #[arg(long, hide = true, value_name = "KEYS")]
-    one: Option<u64>,
-
-    /// Passed by cargo to benchmarks.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    flags: BenchFlags,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let run = match arguments.one {
-        Some(keys) => one(keys, arguments.workers),
+    let run = arguments.flags.one().and_then(|run| match run {
+        Some([keys]) => one(keys.parse().map_err(|_| String::from("--one takes a number"))?, arguments.workers),
         None => measure_all(&arguments),
-    };
+    });
     kit::exit_code(run)
 }
 
@@ -150,7 +143,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
     eprintln!();
     let spread = |numbers: &[Vec<f64>], which: usize| Spread::of(numbers[which].iter().copied());
     let base = [spread(&settled, 0).median, spread(&peaks, 0).median];
-    if !arguments.json {
+    if !arguments.flags.json {
         println!(
             "{}\n{} MiB without keys, medians of {}",
             environment.line(),
@@ -166,7 +159,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
         };
         let (bytes, peak) = (of(&settled, base[0]), of(&peaks, base[1]));
         a_key.push(bytes.median);
-        if arguments.json {
+        if arguments.flags.json {
             let mut measured = Measured::new("Tidegate", arguments.workers, 1);
             samples[which].iter().for_each(|figures| measured.add(*figures));
             measured.figures.extend([("bytes_per_key", bytes.median), ("bytes_per_key_least", bytes.least)].map(named));
@@ -179,7 +172,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
             println!("  {keys:>12}{:>26}{:>22}", bytes.text(1), peak.text(1));
         }
     }
-    if !arguments.json {
+    if !arguments.flags.json {
         let Spread { least, median, greatest } = Spread::of(a_key);
         println!("  median of all numbers of keys: {median:.1} bytes a key ({least:.1}–{greatest:.1})");
     }

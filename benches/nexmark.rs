@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use clap::Parser;
-use kit::{Environment, Measured, ResultLine, RowChecksum, RunFigures, Sample, environment, measure};
+use kit::{BenchFlags, Environment, Measured, ResultLine, RowChecksum, RunFigures, Sample, environment, measure};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use generator::Generator;
@@ -61,22 +61,17 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Print one JSON object a line, for plotting, instead of a table
-    #[arg(long)]
-    json: bool,
-
-    /// Make one run in a process of its own: for the benchmark itself
-    #[arg(long, hide = true, num_args = 2, value_names = ["QUERY", "WORKERS"])]
-    one: Vec<String>,
-
-    /// Passed by cargo to benchmarks.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    flags: BenchFlags,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    kit::exit_code(if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) })
+    let run = arguments.flags.one().and_then(|run| match run {
+        Some(run) => one(&arguments, run),
+        None => measure_all(&arguments),
+    });
+    kit::exit_code(run)
 }
 
 /// Returns the path of the program.
@@ -98,8 +93,7 @@ fn build() -> Result<(), String> {
 }
 
 /// Makes one run, and prints its measurements.
-fn one(arguments: &Arguments) -> Result<(), String> {
-    let [query, workers] = &arguments.one[..] else { return Err(String::from("--one takes two values")) };
+fn one(arguments: &Arguments, [query, workers]: &[String; 2]) -> Result<(), String> {
     let begun = Instant::now();
     let (who, cpu_seconds) = if query == EVENTS {
         let generator = Generator::new(arguments.seed, RATE, 1);
@@ -159,7 +153,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
         measured.line("nexmark", &format!("Nexmark {query}"), arguments.events, &environment)
     };
     let lines: Vec<ResultLine> = rows.iter().zip(&measured).map(line).collect();
-    if arguments.json {
+    if arguments.flags.json {
         return measure::show(&lines, true);
     }
     println!("{}\n{} events; medians of {} (range)", environment.line(), arguments.events, arguments.runs.max(1));

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use kit::{BenchFlags, Environment, Measured, RowChecksum, RunFigures, Sample, environment, measure};
 use tidegate::{Error, Flow, Job, Result, State, Window};
 
 use state::{GeneratedSource, bytes_in, median};
@@ -42,17 +43,12 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     runs: usize,
 
-    /// Print one JSON object a line, for plotting
-    #[arg(long)]
-    json: bool,
-
     /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// Passed by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    flags: BenchFlags,
 }
 
 /// Codec of the stored rows.
@@ -73,13 +69,14 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let dir = dir.join(format!("tidegate-recovery-{}", std::process::id()));
-    let measured = measure(&arguments, &dir);
+    let measured = arguments.flags.one::<0>().map_err(Error::new).and_then(|_| measure_all(&arguments, &dir));
     let _ = std::fs::remove_dir_all(&dir);
     kit::exit_code(measured)
 }
 
-fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
-    if !arguments.json {
+fn measure_all(arguments: &Arguments, dir: &Path) -> Result<()> {
+    let environment = Environment::now();
+    if !arguments.flags.json {
         println!("recovery: from the start of the job until every row is in place, median of {}", arguments.runs);
         println!(
             "  {:<12}{:>10}{:>9}{:>14}{:>10}{:>12}{:>20}",
@@ -92,22 +89,26 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
             run(&directory, codec, keys, 1, keys)?;
             let bytes = bytes_in(&directory.join("segments"));
             for &workers in &arguments.workers {
-                let mut seconds = Vec::new();
+                let (mut seconds, mut measured) = (Vec::new(), Measured::new("Tidegate", workers, 1));
                 for _ in 0..arguments.runs {
+                    let cpu = environment::cpu_seconds();
                     let (took, loaded) = run(&directory, codec, keys, workers, 0)?;
                     if loaded != keys {
                         return Err(Error::new(format!("{loaded} rows were loaded of {keys}")));
                     }
                     seconds.push(took);
+                    let cpu_seconds = environment::cpu_seconds() - cpu;
+                    let sample = Sample { seconds: took, cpu_seconds, peak_mib: environment::peak_mib() };
+                    measured.add(RunFigures { sample, check: RowChecksum::default() });
                 }
                 let seconds = median(seconds);
                 let rate = keys as f64 / 1e6 / seconds;
                 let each = rate / workers as f64;
-                if arguments.json {
-                    println!(
-                        "{{\"codec\":\"{codec:?}\",\"keys\":{keys},\"workers\":{workers},\"bytes\":{bytes},\
-                         \"seconds\":{seconds:.4},\"m_keys_per_s\":{rate:.3},\"m_keys_per_s_a_worker\":{each:.3}}}"
-                    );
+                if arguments.flags.json {
+                    measured.figures.insert(String::from("bytes"), bytes as f64);
+                    let title = format!("Recovery of {keys} keys, {codec:?}");
+                    let line = measured.line("recovery", &title, keys, &environment);
+                    measure::show(&[line], true).map_err(Error::new)?;
                 } else {
                     let codec = format!("{codec:?}");
                     println!("  {codec:<12}{keys:>10}{workers:>9}{bytes:>14}{seconds:>10.3}{rate:>12.2}{each:>20.2}");

@@ -16,6 +16,7 @@ mod broker;
 #[path = "state/mod.rs"]
 mod state;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use kit::environment::cpu_seconds;
+use kit::{BenchFlags, Distribution, Environment, Measured, ResultLine, RowChecksum, Spread, measure, timed};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 use serde::{Deserialize, Serialize};
@@ -109,30 +110,41 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',')]
     sinks: Vec<LatencySink>,
 
-    /// Print one JSON object a line, for plotting
-    #[arg(long)]
-    json: bool,
-
     /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// Passed by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    flags: BenchFlags,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let dir = dir.join(format!("tidegate-snapshot-{}", std::process::id()));
-    let measured = arguments.parts.iter().try_for_each(|part| match part {
-        Measurement::Size => size(&arguments, &dir),
-        Measurement::Throughput => throughput(&arguments, &dir),
-        Measurement::Latency => latency(&arguments, &dir),
+    let environment = Environment::now();
+    let all = || {
+        arguments.parts.iter().try_for_each(|part| match part {
+            Measurement::Size => size(&arguments, &dir, &environment),
+            Measurement::Throughput => throughput(&arguments, &environment),
+            Measurement::Latency => latency(&arguments, &dir, &environment),
+        })
+    };
+    let measured = arguments.flags.one().map_err(Error::new).and_then(|run| match run {
+        Some(run) => one(&arguments, &dir, run),
+        None => all(),
     });
     let _ = std::fs::remove_dir_all(&dir);
     kit::exit_code(measured)
+}
+
+fn named(figures: impl IntoIterator<Item = (&'static str, f64)>) -> BTreeMap<String, f64> {
+    figures.into_iter().map(|(name, figure)| (name.to_owned(), figure)).collect()
+}
+
+/// Prints a line of a result file.
+fn print_line(line: ResultLine) -> Result<()> {
+    measure::show(&[line], true).map_err(Error::new)
 }
 
 /// Returns a new empty directory.
@@ -148,8 +160,9 @@ fn until_end() -> Options {
 }
 
 /// Measures snapshots of a state of many keys, of which few change.
-fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
-    let Arguments { changes, snapshots, json, .. } = *arguments;
+fn size(arguments: &Arguments, dir: &Path, environment: &Environment) -> Result<()> {
+    let Arguments { changes, snapshots, .. } = *arguments;
+    let json = arguments.flags.json;
     if !json {
         println!("\nsnapshots: {changes} keys change between two, median of {snapshots}; one worker");
         println!("  {:>10}{:>14}{:>10}{:>16}{:>10}{:>16}", "keys", "ms", "ratio", "bytes", "ratio", "state, bytes");
@@ -175,11 +188,12 @@ fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
         let (ms_at_first, bytes_at_first) = *first.get_or_insert((ms, bytes));
         let (stored, merged) = (bytes_in(&directory.join("segments")), metrics.merged.get());
         if json {
-            println!(
-                "{{\"part\":\"size\",\"keys\":{keys},\"changes\":{changes},\"snapshots\":{},\"ms\":{ms:.3},\"bytes\":{bytes:.0},\
-                 \"stored\":{stored},\"merged\":{merged}}}",
-                steady.len()
-            );
+            let figures = [("keys", keys as f64), ("changes", changes as f64), ("snapshots", steady.len() as f64)];
+            let costs = [("ms", ms), ("bytes", bytes), ("stored", stored as f64), ("merged", merged as f64)];
+            let mut measured = Measured::new(format!("Tidegate, {keys} keys"), 1, 1);
+            measured.figures = named(figures.into_iter().chain(costs));
+            let title = format!("Snapshots of {changes} changes");
+            print_line(measured.line("snapshot", &title, keys + changes * snapshots, environment))?;
         } else {
             let (ms_ratio, bytes_ratio) = (ms / ms_at_first, bytes / bytes_at_first);
             println!(
@@ -225,8 +239,9 @@ struct Total {
 }
 
 /// Measures throughput without state, with the journal, and with snapshots.
-fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
-    let Arguments { records, runs, json, .. } = *arguments;
+fn throughput(arguments: &Arguments, environment: &Environment) -> Result<()> {
+    let Arguments { records, runs, .. } = *arguments;
+    let json = arguments.flags.json;
     if !json {
         println!("\nthroughput: {records} records in memory, totals to a file, median of {runs}");
         println!(
@@ -235,27 +250,29 @@ fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
         );
     }
     for &workers in &arguments.workers {
-        let kinds =
-            [("off", None), ("journal only", Some(Duration::from_secs(3600))), ("full", Some(Duration::from_secs(1)))];
-        let mut figures = kinds.each_ref().map(|_| Vec::new());
+        let mut kinds = DURABILITIES.map(|(name, _)| (Measured::new(name, workers, 1), Vec::new()));
         for _ in 0..runs {
-            for ((_, every), figures) in kinds.iter().zip(&mut figures) {
-                figures.push(one_run(records, workers, *every, dir)?);
+            for (measured, snapshots) in &mut kinds {
+                let numbers = [workers.to_string(), records.to_string()];
+                let words = ["--one", &measured.program, &numbers[0], "--records", &numbers[1]].map(str::to_owned);
+                let dir = arguments.dir.iter().flat_map(|dir| [String::from("--dir"), dir.display().to_string()]);
+                let words: Vec<String> = words.into_iter().chain(dir).collect();
+                let figures = measure::run_apart(&words).map_err(Error::new)?;
+                snapshots.push(figures.check.rows as f64);
+                measured.add(figures);
             }
         }
         let mut base = None;
-        for ((name, _), figures) in kinds.iter().zip(figures) {
-            let rate = median(figures.iter().map(|run| records as f64 / 1e6 / run.seconds).collect());
-            let cpu = median(figures.iter().map(|run| run.cpu_seconds / (records as f64 / 1e6)).collect());
-            let snapshots = median(figures.iter().map(|run| run.snapshots as f64).collect());
+        for (mut measured, snapshots) in kinds {
+            let snapshots = Spread::of(snapshots).median;
+            measured.figures = named([("snapshots", snapshots)]);
+            let line = measured.line("snapshot", "Totals with a state", records, environment);
+            let (rate, cpu) = (line.rate().median, line.cpu().median);
             let ratio = rate / *base.get_or_insert(rate);
             if json {
-                println!(
-                    "{{\"part\":\"throughput\",\"durability\":\"{name}\",\"workers\":{workers},\"records\":{records},\
-                     \"snapshots\":{snapshots},\"median\":{rate:.3},\"ratio\":{ratio:.3},\"cpu_s_per_m\":{cpu:.4}}}"
-                );
+                print_line(line)?;
             } else {
-                println!("  {name:<22}{workers:>8}{snapshots:>12}{rate:>16.2}{ratio:>8.2}{cpu:>12.3}");
+                println!("  {:<22}{workers:>8}{snapshots:>12}{rate:>16.2}{ratio:>8.2}{cpu:>12.3}", line.program);
             }
         }
     }
@@ -265,14 +282,25 @@ fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
 /// A record of throughput runs: account, amount, event time.
 type Deal = (u32, i64, i64);
 
-/// Measurements of one throughput run.
-struct ThroughputRun {
-    seconds: f64,
-    cpu_seconds: f64,
-    snapshots: usize,
+/// The durabilities of throughput runs, with the interval of snapshots; `None` without state.
+const DURABILITIES: [(&str, Option<Duration>); 3] =
+    [("off", None), ("journal only", Some(Duration::from_secs(3600))), ("full", Some(Duration::from_secs(1)))];
+
+/// Makes one throughput run, and prints its measurements. The number of its snapshots is told as that of rows.
+fn one(arguments: &Arguments, dir: &Path, [durability, workers]: &[String; 2]) -> Result<()> {
+    let kind = DURABILITIES.iter().find(|(name, _)| name == durability);
+    let (_, every) = kind.ok_or_else(|| Error::new(format!("there is no durability `{durability}`")))?;
+    let workers = workers.parse().map_err(|_| Error::new("the number of workers is no number"))?;
+    let ran = timed(|| {
+        let snapshots = one_run(arguments.records, workers, *every, dir).map_err(|error| error.to_string())?;
+        Ok(RowChecksum { rows: snapshots, records: arguments.records, hash: 0 })
+    });
+    println!("{}", ran.map_err(Error::new)?.to_line());
+    Ok(())
 }
 
-fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<ThroughputRun> {
+/// Runs totals, and returns the number of snapshots.
+fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<u64> {
     let directory = fresh(dir, "throughput");
     let make = |number: u64| {
         let dice = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -286,7 +314,6 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
         None => job,
     };
     let metrics = job.metrics();
-    let (cpu, begun) = (cpu_seconds(), Instant::now());
     job.run(move |flow| {
         flow.read("deals", &source)
             .key_by(|deal| deal.0)
@@ -296,11 +323,7 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
             .map(|row| Total { window_end: row.window.end, account: row.key, count: row.value.0, sum: row.value.1 })
             .write("totals", &out);
     })?;
-    Ok(ThroughputRun {
-        seconds: begun.elapsed().as_secs_f64(),
-        cpu_seconds: cpu_seconds() - cpu,
-        snapshots: metrics.snapshots.recent().len(),
-    })
+    Ok(metrics.snapshots.recent().len() as u64)
 }
 
 /// A record with the time at which it was due, in microseconds since the run began.
@@ -380,9 +403,9 @@ struct DurabilitySetting {
 }
 
 /// Measures the time from when records were due until they were published, at a steady rate.
-fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
-    let Arguments { rate, seconds, json, .. } = *arguments;
-    if !json {
+fn latency(arguments: &Arguments, dir: &Path, environment: &Environment) -> Result<()> {
+    let Arguments { rate, seconds, .. } = *arguments;
+    if !arguments.flags.json {
         println!("\nlatency: {rate} records a second for {seconds} s, each of them shown; from due to shown, ms");
         println!(
             "  {:<8}{:<16}{:>10}{:>12}{:>10}{:>10}{:>10}",
@@ -415,27 +438,41 @@ fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
                     Some(broker) => to_topic(arguments, manner, &directory, &broker.address)?,
                 };
                 late_ms.sort_by(f64::total_cmp);
-                say_latency(arguments, *sink, manner, &late_ms);
+                say_latency(arguments, *sink, manner, &late_ms, environment)?;
             }
         }
     }
     Ok(())
 }
 
-fn say_latency(arguments: &Arguments, sink: LatencySink, manner: DurabilitySetting, sorted: &[f64]) {
+fn say_latency(
+    arguments: &Arguments,
+    sink: LatencySink,
+    manner: DurabilitySetting,
+    sorted: &[f64],
+    environment: &Environment,
+) -> Result<()> {
     let DurabilitySetting { durability, every, epoch_ms } = manner;
     let (p50, p99, most) = (quantile(sorted, 0.5), quantile(sorted, 0.99), quantile(sorted, 1.0));
     let interval = every.filter(|every| *every < 3600).map_or("-".into(), |every| format!("{every} s"));
     let sink = format!("{sink:?}").to_lowercase();
-    if arguments.json {
-        println!(
-            "{{\"part\":\"latency\",\"sink\":\"{sink}\",\"durability\":\"{durability}\",\"epoch_ms\":{epoch_ms},\
-             \"snapshots\":\"{interval}\",\"rate\":{},\"p50_ms\":{p50:.2},\"p99_ms\":{p99:.2},\"most_ms\":{most:.2}}}",
-            arguments.rate
-        );
-    } else {
+    if !arguments.flags.json {
         println!("  {sink:<8}{durability:<16}{epoch_ms:>7} ms{interval:>12}{p50:>10.1}{p99:>10.1}{most:>10.1}");
+        return Ok(());
     }
+    let program = match every {
+        Some(every) if every < 3600 => format!("{durability}, a snapshot every {every} s"),
+        _ => durability.to_owned(),
+    };
+    let mut measured = Measured::new(program, 1, 1);
+    measured.figures = named([("rate", arguments.rate as f64), ("epoch_ms", epoch_ms as f64)]);
+    // Shares of the records that took longer, down to one in a thousand.
+    let shares = (0..=60).map(|step| 10_f64.powf(-f64::from(step) / 20.0));
+    let ccdf = shares.map(|share| [quantile(sorted, 1.0 - share), share]).collect();
+    let distribution = Distribution { percentiles: vec![[50.0, p50], [99.0, p99], [100.0, most]], ccdf };
+    let title = format!("Latency with a state, {sink}, epochs of {epoch_ms} ms");
+    let line = measured.line("snapshot", &title, sorted.len() as u64, environment);
+    print_line(ResultLine { latencies: vec![distribution], ..line })
 }
 
 /// Runs a query that writes its input, with a state beside it of as many keys as there are records in a second.

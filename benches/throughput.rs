@@ -40,7 +40,7 @@ use clap::{Parser, ValueEnum};
 
 use data::Format;
 use kafka::AvroParser;
-use kit::{Environment, Measured, RunFigures, measure};
+use kit::{BenchFlags, Environment, Measured, RunFigures, measure};
 
 /// The allocator of Tidegate's own programs, for everything that is measured.
 #[global_allocator]
@@ -169,17 +169,12 @@ struct Arguments {
     #[arg(long, default_value_t = 1_000_000)]
     kafka_records: u64,
 
-    /// Print one JSON object a line, for plotting, instead of a table
-    #[arg(long)]
-    json: bool,
-
     /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// Make one run in this process: for the benchmark itself
-    #[arg(long, hide = true, num_args = 4, value_names = ["QUERY", "INPUT", "PROGRAM", "WORKERS"])]
-    one: Vec<String>,
+    #[command(flatten)]
+    flags: BenchFlags,
 
     /// Addresses of the brokers: for the benchmark itself
     #[arg(long, hide = true)]
@@ -188,22 +183,19 @@ struct Arguments {
     /// Number of this process and addresses of all of a run: for the benchmark itself
     #[arg(long, hide = true, num_args = 2.., value_names = ["PROCESS", "ADDRESS"])]
     cluster: Vec<String>,
-
-    /// Passed by cargo to benchmarks.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    kit::exit_code(if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) })
+    let run = arguments.flags.one().and_then(|run| match run {
+        Some(run) => one(&arguments, run),
+        None => measure_all(&arguments),
+    });
+    kit::exit_code(run)
 }
 
 /// Makes one run of one program, and prints its measurements.
-fn one(arguments: &Arguments) -> Result<(), String> {
-    let [query, input, program, workers] = &arguments.one[..] else {
-        return Err(String::from("--one takes four values"));
-    };
+fn one(arguments: &Arguments, [query, input, program, workers]: &[String; 4]) -> Result<(), String> {
     let query = Query::from_str(query, true)?;
     let input = Input::from_str(input, true)?;
     let program = Program::from_str(program, true)?;
@@ -304,7 +296,7 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
         some => some.to_vec(),
     };
     let mut topics = Topics::default();
-    if !arguments.json {
+    if !arguments.flags.json {
         println!("{}", Environment::now().line());
     }
     for &query in &arguments.query {
@@ -383,9 +375,9 @@ fn measure_one(
     measure::check_equal(&title, alike.map(|(_, measured)| measured))?;
     let lines: Vec<_> =
         measured.iter().map(|program| program.line("throughput", &title, records, &environment)).collect();
-    measure::show(&lines, arguments.json)?;
+    measure::show(&lines, arguments.flags.json)?;
     let baseline = measured.first().map(|first| first.program.clone()).unwrap_or_default();
-    if !arguments.json && baseline == "ByHand" {
+    if !arguments.flags.json && baseline == "ByHand" {
         match measure::cost(&lines, "Tidegate", &baseline) {
             Some(workers) => println!("  COST: Tidegate is faster than the program by hand from {workers} workers on"),
             None => println!("  COST: Tidegate is slower than the program by hand at all of these numbers of workers"),

@@ -6,12 +6,13 @@
 //! a crash.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use tidegate::durable::disk::Disk;
+use tidegate::durable::disk::{Disk, DiskFile, Lock};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, StateId};
 use tidegate::error::{Error, Result};
@@ -366,6 +367,173 @@ fn whatever_byte_of_the_results_or_their_commit_is_damaged_it_is_refused() {
             assert!(why.contains(path), "byte {at} of {path}: {why}");
         }
     }
+}
+
+/// A disk that counts the bytes that are read from its files.
+#[derive(Clone, Debug)]
+struct CountingDisk {
+    disk: Arc<dyn Disk>,
+    read: Arc<AtomicU64>,
+}
+
+impl CountingDisk {
+    fn file(&self, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
+        Box::new(CountingFile { file, read: Arc::clone(&self.read) })
+    }
+}
+
+impl Disk for CountingDisk {
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(directory)
+    }
+
+    fn create_directory(&self, directory: &Path) -> io::Result<()> {
+        self.disk.create_directory(directory)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(self.file(self.disk.create(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(self.file(self.disk.open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.link(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.disk.sync_directory(directory)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        self.disk.lock(path)
+    }
+}
+
+#[derive(Debug)]
+struct CountingFile {
+    file: Box<dyn DiskFile>,
+    read: Arc<AtomicU64>,
+}
+
+impl DiskFile for CountingFile {
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+
+    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.file.read_at(position, bytes)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.append(bytes)
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync()
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Opens a file of large rows on a disk; returns the writer, and what was published.
+fn open_large(
+    disk: &Arc<dyn Disk>,
+    lives: &CurrentIncarnation,
+) -> Result<(Box<dyn SinkWriter<String>>, Option<Epoch>)> {
+    let context = SinkContext {
+        state: Some(STATE),
+        disk: Arc::clone(disk),
+        ..SinkContext::new("job", "totals", SinkRows::Events)
+    };
+    let mut writer: Box<dyn SinkWriter<String>> = ndjson::Sink::new("large.ndjson").open(&context)?;
+    let shown = writer.published()?.map(|found| found.epoch);
+    writer.begin(&lives.claim())?;
+    Ok((writer, shown))
+}
+
+/// Writes and publishes a mebibyte and a little more in each of some epochs.
+fn write_large(writer: &mut Box<dyn SinkWriter<String>>, epochs: std::ops::Range<u64>) {
+    for epoch in epochs {
+        let row = char::from(b'a' + (epoch % 26) as u8).to_string().repeat(MIB as usize);
+        writer.write(Epoch(epoch * 2), &[(row, 1)]).unwrap();
+        writer.publish(&JournalEnds::default()).unwrap();
+    }
+}
+
+/// A start reads what is after the prefix that the commit records, also when the incarnations before were killed, and also
+/// if each of them wrote little.
+#[test]
+fn a_start_reads_no_more_of_large_results_than_of_small_ones() {
+    let (inside, read, lives) = (CrashingDisk::new(), Arc::new(AtomicU64::new(0)), CurrentIncarnation::default());
+    let disk: Arc<dyn Disk> = Arc::new(CountingDisk { disk: inside.shared(), read: Arc::clone(&read) });
+    let (mut next, mut most) = (1, 0);
+    for more in [3, 20, 1, 1, 30, 2, 9, 8, 0] {
+        read.store(0, Ordering::Relaxed);
+        let (mut writer, shown) = open_large(&disk, &lives).unwrap();
+        assert_eq!(shown, (next > 1).then(|| Epoch((next - 1) * 2)));
+        most = most.max(read.load(Ordering::Relaxed));
+        write_large(&mut writer, next..next + more);
+        next += more;
+        // What is written and not published is dropped by the next start.
+        writer.write(Epoch(next * 2), &[(String::from("more"), 1)]).unwrap();
+    }
+    let length = inside.bytes(Path::new("large.ndjson")).unwrap().len() as u64;
+    assert!(length > 70 * MIB && (8 * MIB..17 * MIB).contains(&most), "{most} bytes of {length} were read by a start");
+}
+
+#[test]
+fn damage_of_the_end_of_large_results_is_refused_by_a_start() {
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
+    write_large(&mut open_large(&disk.shared(), &lives).unwrap().0, 1..29);
+    let whole = disk.bytes(Path::new("large.ndjson")).unwrap();
+    for (before_end, is_refused) in [(1, true), (4 * MIB, true), (8 * MIB, true), (whole.len() as u64 - 40, false)] {
+        let (damaged, mut bytes) = (disk.after_kill(), whole.clone());
+        let at = whole.len() - before_end as usize;
+        bytes[at] ^= 1;
+        damaged.put(Path::new("large.ndjson"), &bytes);
+        let opened = open_large(&damaged.shared(), &CurrentIncarnation(Arc::new(AtomicU64::new(7))));
+        match opened.map(drop) {
+            Err(why) if is_refused => assert!(why.to_string().contains("has been changed since"), "{why}"),
+            opened => assert!(opened.is_ok() && !is_refused, "{before_end} bytes before the end: {opened:?}"),
+        }
+    }
+}
+
+/// A commit of an earlier version records no prefix: all is read once, and from then on no more than after a prefix.
+#[test]
+fn results_of_an_earlier_version_are_read_whole_once() {
+    let (inside, read, lives) = (CrashingDisk::new(), Arc::new(AtomicU64::new(0)), CurrentIncarnation::default());
+    let disk: Arc<dyn Disk> = Arc::new(CountingDisk { disk: inside.shared(), read: Arc::clone(&read) });
+    write_large(&mut open_large(&disk, &lives).unwrap().0, 1..29);
+    let line = text(&inside, "large.ndjson.commit-1");
+    let (body, _) = line.rsplit_once(",\"check\":").unwrap();
+    let (before, after) = body.split_once(",\"prefix\":[").unwrap();
+    let body = format!("{before}{}", after.split_once(']').unwrap().1).replace("\"format\":3", "\"format\":2");
+    let earlier = format!("{body},\"check\":\"{:08x}\"}}\n", crc32fast::hash(body.as_bytes()));
+    inside.put(Path::new("large.ndjson.commit-1"), earlier.as_bytes());
+    let mut reads = Vec::new();
+    for _ in 0..2 {
+        read.store(0, Ordering::Relaxed);
+        assert_eq!(open_large(&disk, &lives).unwrap().1, Some(Epoch(56)));
+        reads.push(read.load(Ordering::Relaxed) / MIB);
+    }
+    assert!(reads[0] >= 28 && reads[1] < 17, "{reads:?} MiB were read");
 }
 
 #[test]

@@ -67,6 +67,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "memory_of_large_windows_is_released",
     },
     Mutation {
+        name: "windows that have closed are counted as open",
+        file: "src/stream/arrange/open_ranges.rs",
+        text: "self.insert(windows, windows.end_after(closed), last);",
+        instead: "self.insert(windows, first, last);\n                return;",
+        tests: "src/stream/arrange/open_ranges.rs",
+        test: "open_windows_are_those_of_all_panes_in_order_and_once",
+    },
+    Mutation {
         name: "records that come out of order wait for those that came in order",
         file: "src/stream/waiting_records.rs",
         text: "(Some(first), Some(Reverse(other))) => other < first,",
@@ -521,6 +529,22 @@ const MUTATIONS: &[Mutation] = &[
         instead: "names.clear();",
         tests: "src/durable/tests/state.rs",
         test: "starts_that_fail_leave_no_more_than_a_few_records_and_what_counts_stays",
+    },
+    Mutation {
+        name: "a start reads its results from the beginning",
+        file: "src/sink/file/growing_checksum.rs",
+        text: "if self.length.is_multiple_of(STEP) {",
+        instead: "if self.length.is_multiple_of(STEP * 1000) {",
+        tests: "tests/file_sinks.rs",
+        test: "a_start_reads_no_more_of_large_results_than_of_small_ones",
+    },
+    Mutation {
+        name: "a start does not verify the end of its results",
+        file: "src/sink/file/stateful_file.rs",
+        text: "if (sum.length(), sum.checksum()) != (commit.length, commit.checksum) {",
+        instead: "if sum.length() != commit.length {",
+        tests: "tests/file_sinks.rs",
+        test: "damage_of_the_end_of_large_results_is_refused_by_a_start",
     },
     Mutation {
         name: "an earlier incarnation appends to results",

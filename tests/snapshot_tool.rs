@@ -295,6 +295,12 @@ fn a_lost_end_of_a_journal_is_told_by_what_an_output_has_published() {
     running.end_or_killed();
     let verify = "verify {}/state --output {}/out.csv";
     check_contains(folder.tool(verify).code(0).stdout(), &["all are as they were"]);
+    let results = fs::read(folder.path("out.csv")).unwrap();
+    let mut changed = results.clone();
+    changed[results.len() / 4] ^= 4;
+    fs::write(folder.path("out.csv"), changed).unwrap();
+    check_contains(&folder.tool(verify).code(1).stderr, &["out.csv", "has been changed since"]);
+    fs::write(folder.path("out.csv"), results).unwrap();
     let journal = folder.path("state/journal/1-0-0.journal");
     fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(40).unwrap();
     check_contains(

@@ -1,4 +1,5 @@
-//! Code that all benchmarks share: measuring programs against baselines, result files, and the environment of a run.
+//! Code that all benchmarks share: their flags, measuring programs against baselines, result files, and the environment of a
+//! run.
 //!
 //! A result file has one JSON object a line, a [`ResultLine`]: all samples of one program in one configuration, with the
 //! revision and the machine. The program `plot` draws such files.
@@ -7,10 +8,12 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 pub mod environment;
+pub mod flags;
 pub mod measure;
 pub mod result_file;
 
 pub use environment::Environment;
+pub use flags::BenchFlags;
 pub use measure::{Measured, RowChecksum, RunFigures, SharedCheck, timed};
 pub use result_file::{Distribution, ResultLine, Sample, Spread};
 

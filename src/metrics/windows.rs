@@ -1,7 +1,7 @@
 //! The open windows of a step, as its workers last reported them.
 //!
 //! A report is bounded: it has the first windows by their ends, and the number of all. It is made a few times a second,
-//! from numbers that the step keeps anyway: no row is looked at.
+//! from numbers that the step keeps anyway: no row is looked at, and no window but the first ones.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -17,6 +17,7 @@ mod append_file;
 mod commit;
 mod device;
 mod errors;
+mod growing_checksum;
 mod locked_file;
 mod stateful_file;
 
@@ -27,6 +28,7 @@ use self::append_file::AppendFile;
 use self::commit::Commit;
 use self::device::DeviceFile;
 use self::errors::bug;
+use self::growing_checksum::GrowingChecksum;
 use self::locked_file::LockedFile;
 use self::stateful_file::StatefulFile;
 use super::encode::EncodeRows;
@@ -40,6 +42,8 @@ use crate::time::Epoch;
 
 #[cfg(feature = "cli")]
 pub(crate) use self::commit::published_in;
+#[cfg(feature = "cli")]
+pub(crate) use self::stateful_file::verify_published;
 
 /// Capacity of the line buffer that is kept from one epoch to the next, in bytes, if the epoch needed less. Otherwise
 /// what the epoch needed is kept: the next one mostly needs as much, and new memory is a page fault for each 4 KiB.
@@ -103,6 +107,7 @@ impl<E> FileWriter<E> {
                     state,
                     sink,
                     found,
+                    verified: GrowingChecksum::default(),
                     incarnation,
                     unpublished: false,
                     broken: false,
@@ -121,7 +126,8 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
         let mut header = Vec::new();
         encoder.header(&mut header);
         let commit = stateful.held.commits.newest()?;
-        stateful.check(&*file.target, commit.as_ref(), &header).map_err(|error| error.at(place))?;
+        let verified = stateful.check(&*file.target, commit.as_ref(), &header);
+        stateful.verified = verified.map_err(|error| error.at(place))?;
         self.last = commit.as_ref().and_then(|commit| commit.epoch);
         let published = commit.as_ref().and_then(Commit::published);
         stateful.found = Some(commit);
@@ -144,7 +150,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
                 if held.is_of_another {
                     self.file.target = held.copy(&*self.file.target, 0, 0, incarnation)?;
                 }
-                self.file.begin(0, 0)?;
+                self.file.begin(GrowingChecksum::default())?;
                 self.file.append(&header)?;
                 if self.synced {
                     let synced = held.disk.sync_directory(parent(&held.path));

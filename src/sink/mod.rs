@@ -21,7 +21,7 @@ pub mod stdout;
 pub(crate) mod unique_key;
 
 #[cfg(feature = "cli")]
-pub(crate) use file::published_in;
+pub(crate) use file::{published_in, verify_published};
 pub(crate) use interface::EncodeEvent;
 pub use interface::{EncodedSink, Sink, SinkContext, SinkRows, SinkWriter};
 pub use unique_key::UniqueKey;

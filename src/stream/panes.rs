@@ -262,25 +262,15 @@ impl WindowAssigner {
         })
     }
 
-    /// Returns the ends of the windows of any of these panes that are after `after` and not after `through`, in
-    /// order, each once.
-    ///
-    /// Panes of one step overlap by nearly all of their windows, so each adds only the windows that the previous ones
-    /// lack.
-    pub(crate) fn ends_of_panes<T: Pane>(
-        &self,
-        panes: impl Iterator<Item = T>,
-        mut after: EventTime,
-        through: EventTime,
-    ) -> Vec<EventTime> {
-        let mut panes: Vec<T> = panes.collect();
-        panes.sort_unstable_by_key(|pane| pane.first());
-        let mut ends = Vec::new();
-        for pane in panes {
-            ends.extend(self.ends(pane, after, through));
-            after = after.max(pane.last());
-        }
-        ends
+    /// Returns the number of windows from the one that ends at `first` to the one that ends at `last`.
+    pub(crate) fn count(&self, first: EventTime, last: EventTime) -> u64 {
+        let step = match self {
+            WindowAssigner::Sliding { slide, .. } => *slide,
+            WindowAssigner::Cumulative { step, .. } => *step,
+            // A pane has one window.
+            _ => return 1,
+        };
+        last.millis().saturating_sub(first.millis()).unsigned_abs() / step.unsigned_abs() + 1
     }
 
     /// Returns the window that ends at `end`.
@@ -431,32 +421,6 @@ mod tests {
                 (time, count) = (found.end, count + 1);
             }
             assert!((47_480..47_490).contains(&count), "{zone} has {count} days");
-        }
-    }
-
-    /// Compares the windows of several panes with the set of the windows of each.
-    #[test]
-    fn windows_of_several_slots_are_told_in_order_and_once() {
-        let at = EventTime::from_millis;
-        let mut random = fastrand::Rng::with_seed(7);
-        for (size, slide) in [(60, 10), (50, 20), (7, 3), (10, 10), (12, 1)] {
-            for windows in [
-                WindowAssigner::Sliding { size, slide, offset: 2 },
-                WindowAssigner::Cumulative { size, step: 1, offset: 2 },
-            ] {
-                for _ in 0..100 {
-                    let pane = |time| {
-                        let found = windows.find(at(time));
-                        PaneRange::new(found.first, found.last)
-                    };
-                    let panes: Vec<_> = (0..random.usize(0..6)).map(|_| pane(random.i64(0..200))).collect();
-                    let (after, through) = (at(random.i64(-50..150)), at(random.i64(100..300)));
-                    let each = panes.iter().flat_map(|pane| windows.ends(*pane, after, through));
-                    let expected: std::collections::BTreeSet<_> = each.collect();
-                    let told = windows.ends_of_panes(panes.iter().copied(), after, through);
-                    assert_eq!(told, Vec::from_iter(expected), "{panes:?} of {windows:?}, {after} to {through}");
-                }
-            }
         }
     }
 

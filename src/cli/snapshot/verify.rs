@@ -12,13 +12,15 @@ use crate::durable::inspect::{IntegrityReport, verify_files};
 use crate::durable::recovery::ReportedSink;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
-use crate::sink::published_in;
+use crate::sink::{published_in, verify_published};
 
 /// Flags of `tidegate snapshot verify`.
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Verifies the identity of the state, the claims of its incarnations, the snapshots that count, every
-segment that they name, block by block, and the journal; and that a job can resume from them.
+segment that they name, block by block, and the journal; and that a job can resume from them. Of
+results files that are named with --output, every byte that was published: a job that starts
+reads no more than their last 16 MiB.
 Every bad file is named on standard error. A torn tail of the journal is what a process was
 writing when it ended, and is ignored. It is damage if a result that depends on it was
 published, which only the output can tell: name results files with --output.
@@ -34,8 +36,8 @@ pub struct VerifyArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
 
-    /// Results file of the state, CSV or NDJSON: verify that the journal has everything that was published in it. Can
-    /// be given several times
+    /// Results file of the state, CSV or NDJSON: verify that it is as it was published, and that the journal has
+    /// everything that was. Can be given several times
     #[arg(long = "output", value_name = "FILE")]
     pub outputs: Vec<PathBuf>,
 }
@@ -65,10 +67,15 @@ fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<ReportedSink>> {
 pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     let dir = open_for_reading(&args.state)?;
     let bar = bytes_bar();
-    let checked = verify_files(&dir, &outputs_of(&dir, &args.outputs)?, &mut |bytes, all| {
+    let mut progress = |bytes, all| {
         bar.set_length(all);
         bar.inc(bytes);
-    })?;
+    };
+    let mut checked = verify_files(&dir, &outputs_of(&dir, &args.outputs)?, &mut progress)?;
+    for output in &args.outputs {
+        bar.reset();
+        checked.wrong.extend(verify_published(dir.disk(), output, &mut progress).err());
+    }
     bar.finish_and_clear();
     let IntegrityReport { snapshots, claims, journals, segments, bytes, wrong, torn, resume_point } = &checked;
     for error in wrong {

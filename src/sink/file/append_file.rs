@@ -1,11 +1,12 @@
 //! A file that lines are appended to, all or none.
 //!
-//! Invariant: the file has its lines whole up to [`AppendFile::length`], whose checksum is known. An append that fails is
+//! Invariant: the file has its lines whole up to the length of [`AppendFile::written`], whose checksum is known. An append that fails is
 //! truncated; if that fails too, nothing is ever appended again.
 
 use std::fmt;
 use std::io;
 
+use super::growing_checksum::GrowingChecksum;
 use crate::durable::disk::DiskFile;
 use crate::durable::io_reason;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,9 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct AppendFile {
     pub(super) target: Box<dyn DiskFile>,
     pub(super) place: String,
-    /// Length of the file without appends that failed.
-    pub(super) length: u64,
-    pub(super) checksum: crc32fast::Hasher,
+    /// Length and checksum of the file, without appends that failed.
+    pub(super) written: GrowingChecksum,
     /// `true` if there are changes that are not synced.
     pub(super) unsynced: bool,
     /// `true` if the file contains a part of an epoch that could not be truncated.
@@ -25,7 +25,7 @@ pub(super) struct AppendFile {
 
 impl AppendFile {
     pub(super) fn to(target: Box<dyn DiskFile>, place: String) -> Self {
-        AppendFile { target, place, length: 0, checksum: crc32fast::Hasher::new(), unsynced: false, torn: false }
+        AppendFile { target, place, written: GrowingChecksum::default(), unsynced: false, torn: false }
     }
 
     pub(super) fn failed(&self, to: &str, why: impl fmt::Display) -> Error {
@@ -36,15 +36,15 @@ impl AppendFile {
         self.failed(to, io_reason(&why)).caused_by(why)
     }
 
-    /// Truncates the file to its first `length` bytes, whose checksum is given; appending continues there.
-    pub(super) fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
+    /// Truncates the file to its first bytes, whose length and checksum are given; appending continues there.
+    pub(super) fn begin(&mut self, written: GrowingChecksum) -> Result<()> {
+        let length = written.length();
         let found = self.target.length().map_err(|why| self.failed_by("begin the results file", why))?;
         if found != length {
             self.target.truncate(length).map_err(|why| self.failed_by("begin the results file", why))?;
             self.unsynced = true;
         }
-        self.length = length;
-        self.checksum = crc32fast::Hasher::new_with_initial_len(checksum, length);
+        self.written = written;
         Ok(())
     }
 
@@ -59,16 +59,16 @@ impl AppendFile {
         self.unsynced = true;
         if let Err(why) = self.target.append(lines) {
             let failed = self.failed_by("write the results", why);
-            return Err(match self.target.truncate(self.length) {
+            return Err(match self.target.truncate(self.written.length()) {
                 Ok(()) => failed,
                 Err(why) => {
                     self.torn = true;
-                    failed.help(format!("cut the file back to {} bytes, as that failed too: {why}", self.length))
+                    let length = self.written.length();
+                    failed.help(format!("cut the file back to {length} bytes, as that failed too: {why}"))
                 }
             });
         }
-        self.length += lines.len() as u64;
-        self.checksum.update(lines);
+        self.written.update(lines);
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! The commit file beside a results file: records how far that file is published, and by which incarnation.
 //!
 //! * A [`Commit`] is one line of JSON: the state, the sink and the incarnation that wrote it, the last published epoch,
-//!   the length of the results file up to there and the CRC-32 of those bytes, and finally its own CRC-32. Its file is
-//!   called `<results file>.commit-<incarnation>`.
+//!   the length of the results file up to there and the CRC-32 of those bytes, the same of a prefix of it, and finally its
+//!   own CRC-32. Its file is called `<results file>.commit-<incarnation>`. A start reads what is after the prefix.
 //! * The **newest** commit, of the greatest incarnation, is valid; the next writer removes the others.
 //!
 //! Invariants: a commit file is swapped in whole, and is durable when the call returns. It is written under a temporary
@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::growing_checksum::Prefix;
 use crate::durable::disk::{Disk, is_temporary, parent};
 use crate::durable::journal::JournalEnds;
 use crate::durable::recovery::ReportedSink;
@@ -26,9 +27,9 @@ use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// Version of the format.
-const FORMAT: u32 = 2;
-/// Version that had no ends of journals; it can still be read.
-const FORMAT_WITHOUT_ENDS: u32 = 1;
+const FORMAT: u32 = 3;
+/// First version; it had no ends of journals. The second had no prefix. Both can still be read.
+const FIRST_FORMAT: u32 = 1;
 /// Text between the checksummed part of a line and the checksum.
 const CHECKSUM_KEY: &str = ",\"check\":\"";
 const LINE_END: &str = "\"}\n";
@@ -47,6 +48,8 @@ pub(super) struct Commit {
     pub(super) length: u64,
     /// CRC-32 of those bytes.
     pub(super) checksum: u32,
+    /// Prefix of those bytes, of which the next start need not read more than what is after it.
+    pub(super) prefix: Prefix,
     /// Id of the process that wrote the commit.
     pub(super) process: u32,
     /// Ends of the incarnation's journals at the epoch.
@@ -73,6 +76,9 @@ struct CommitLine {
     epoch: Option<u64>,
     length: u64,
     crc32: String,
+    /// Length of the prefix, and its CRC-32; before the third version nothing.
+    #[serde(default)]
+    prefix: Option<(u64, String)>,
     process: u32,
     #[serde(default)]
     journal: JournalEnds,
@@ -96,6 +102,7 @@ impl Commit {
             epoch: self.epoch.map(|epoch| epoch.0),
             length: self.length,
             crc32: format!("{:08x}", self.checksum),
+            prefix: Some((self.prefix.length, format!("{:08x}", self.prefix.checksum))),
             process: self.process,
             journal: self.ends.clone(),
         };
@@ -117,19 +124,25 @@ impl Commit {
         }
         let body = format!("{body}}}");
         let CommitHeader { tidegate, format } = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
-        if format != FORMAT && format != FORMAT_WITHOUT_ENDS {
+        if !(FIRST_FORMAT..=FORMAT).contains(&format) {
             return Err(format!(
-                "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {FORMAT_WITHOUT_ENDS} and {FORMAT}"
+                "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {FIRST_FORMAT} to {FORMAT}"
             ));
         }
         let line: CommitLine = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
+        let crc32 = |text: &str| u32::from_str_radix(text, 16).map_err(damaged);
+        let prefix = match line.prefix {
+            Some((length, checksum)) => Prefix { length, checksum: crc32(&checksum)? },
+            None => Prefix::default(),
+        };
         Ok(Commit {
             state: StateId(u64::from_str_radix(&line.state, 16).map_err(damaged)?),
             sink: line.sink,
             incarnation: line.incarnation,
             epoch: line.epoch.map(Epoch),
             length: line.length,
-            checksum: u32::from_str_radix(&line.crc32, 16).map_err(damaged)?,
+            checksum: crc32(&line.crc32)?,
+            prefix,
             process: line.process,
             ends: line.journal,
         })
@@ -309,6 +322,7 @@ mod tests {
             epoch: Some(Epoch(1_700_000_000_000)),
             length: 77,
             checksum: 0x00ab_cdef,
+            prefix: Prefix { length: 70, checksum: 0x0fed_cba9 },
             process: 4_711,
             ends: [WorkerEnd { process: 0, worker: 1, epoch: Epoch(1_699_999_999_998) }].into_iter().collect(),
         }
@@ -320,8 +334,9 @@ mod tests {
         let expected = concat!(
             r#"{"tidegate":""#,
             env!("CARGO_PKG_VERSION"),
-            r#"","format":2,"state":"feed000000000001","sink":"totals, \"late\"","incarnation":12,"#,
-            r#""epoch":1700000000000,"length":77,"crc32":"00abcdef","process":4711,"journal":[[0,1,1699999999998]],"check":""#
+            r#"","format":3,"state":"feed000000000001","sink":"totals, \"late\"","incarnation":12,"#,
+            r#""epoch":1700000000000,"length":77,"crc32":"00abcdef","prefix":[70,"0fedcba9"],"process":4711,"#,
+            r#""journal":[[0,1,1699999999998]],"check":""#
         );
         assert!(line.starts_with(expected), "{line}");
         assert!(line.lines().count() == 1 && line.ends_with("\"}\n"), "{line}");
@@ -345,11 +360,24 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_earlier_formats_are_read() {
+        let first = r#"{"tidegate":"0.1.0","format":1,"state":"feed000000000001","sink":"totals, \"late\"","incarnation":12,"epoch":1700000000000,"length":77,"crc32":"00abcdef","process":4711"#;
+        let second = first.replace("format\":1", "format\":2") + r#","journal":[[0,1,1699999999998]]"#;
+        let read = |body: &str| {
+            let line = format!("{body}{CHECKSUM_KEY}{:08x}{LINE_END}", crc32fast::hash(body.as_bytes()));
+            Commit::from_line(line.as_bytes())
+        };
+        let expected = Commit { prefix: Prefix::default(), ..commit() };
+        assert_eq!(read(&second), Ok(expected.clone()));
+        assert_eq!(read(first), Ok(Commit { ends: JournalEnds::default(), ..expected }));
+    }
+
+    #[test]
     fn a_later_format_is_told_from_damage() {
-        let body = r#"{"tidegate":"9.1.0","format":3,"new":true"#;
+        let body = r#"{"tidegate":"9.1.0","format":4,"new":true"#;
         let line = format!("{body}{CHECKSUM_KEY}{:08x}{LINE_END}", crc32fast::hash(body.as_bytes()));
         let why = Commit::from_line(line.as_bytes()).unwrap_err();
-        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 3; this program reads the formats 1 and 2");
+        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 4; this program reads the formats 1 to 3");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,8 +82,13 @@ impl LockedFile {
         let path = self.commits.path_of_copy(incarnation.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
         let lock = self.disk.lock(&path).unwrap_or_default();
-        let copied = read_through(from, length, |piece| copy.append(piece)).map_err(failed)?;
-        if copied != checksum {
+        let mut copied = crc32fast::Hasher::new();
+        let append = |piece: &[u8]| {
+            copied.update(piece);
+            copy.append(piece)
+        };
+        read_through(from, 0..length, append).map_err(failed)?;
+        if copied.finalize() != checksum {
             return Err(failed(io::Error::other("it was changed meanwhile")));
         }
         copy.sync().map_err(failed)?;
@@ -98,21 +104,20 @@ fn has_no_locks(why: &io::Error) -> bool {
     why.kind() == io::ErrorKind::Unsupported || why.raw_os_error() == Some(nix::errno::Errno::ENOLCK as i32)
 }
 
-/// Reads the first `length` bytes of a file piece by piece, and returns their checksum.
+/// Reads bytes of a file piece by piece.
 pub(super) fn read_through(
     file: &dyn DiskFile,
-    length: u64,
+    bytes: Range<u64>,
     mut each: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<u32> {
-    let mut checksum = crc32fast::Hasher::new();
-    let (mut piece, mut at) = (vec![0; READ_SIZE.min(usize::try_from(length).unwrap_or(READ_SIZE))], 0);
-    while at < length {
-        let size = piece.len().min(usize::try_from(length - at).unwrap_or(READ_SIZE));
+) -> io::Result<()> {
+    let Range { start: mut at, end } = bytes;
+    let mut piece = vec![0; READ_SIZE.min(usize::try_from(end.saturating_sub(at)).unwrap_or(READ_SIZE))];
+    while at < end {
+        let size = piece.len().min(usize::try_from(end - at).unwrap_or(READ_SIZE));
         let piece = &mut piece[..size];
         file.read_at(at, piece)?;
-        checksum.update(piece);
         each(piece)?;
         at += size as u64;
     }
-    Ok(checksum.finalize())
+    Ok(())
 }

@@ -4,19 +4,91 @@
 //! are never dropped: a file that has contents and no commit of this sink is refused. After a commit that failed nothing
 //! is published any more, as the contents of the disk are then unknown.
 //!
+//! What a start reads of the results is bounded, whatever their size: it verifies the length of the published part, and the
+//! bytes after the prefix that the commit records ([`super::growing_checksum`]); of commits of earlier formats, which record
+//! none, all bytes once. Nothing that an incarnation does depends on earlier bytes: they were synced before they were
+//! published, and are never read for anything but to be verified. Damage further back is found by [`verify_published`],
+//! which reads all. An incarnation that leaves the file to a holder of its lock reads all too, as it goes on in a copy.
+//!
 //! An incarnation checks that it is still the current one before it appends, not only before it publishes: if locks are
 //! unreliable, its rows would otherwise stand where a later incarnation appends. At most one append can slip in between
-//! the check and the write; if a later incarnation has published rows there by then, the file's checksum refuses it.
+//! the check and the write. If a later incarnation has published rows there by then, the file's checksum tells: the next
+//! start refuses the file if the place is after the prefix by then, and [`verify_published`] wherever it is.
+
+use std::path::Path;
+use std::sync::Arc;
 
 use super::append_file::AppendFile;
-use super::commit::Commit;
+use super::commit::{Commit, Commits, resolved};
 use super::errors::{bug, refused};
+use super::growing_checksum::{GrowingChecksum, Prefix};
 use super::locked_file::{LockedFile, read_through};
-use crate::durable::disk::{DiskFile, parent};
+use crate::durable::disk::{Disk, DiskFile, parent};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, StateId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::Epoch;
+
+fn unreadable(why: std::io::Error) -> Error {
+    Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why)
+}
+
+/// Returns what to do with a file that is not as it was published.
+fn restore(commit: &Path) -> String {
+    format!("restore it, or move it and {} away and begin anew, with a new state directory", commit.display())
+}
+
+/// Verifies that a file is as long as what its commit, which is at `path`, publishes.
+fn check_length(length: u64, commit: &Commit, path: &Path) -> Result<()> {
+    if length < commit.length {
+        let (shown, name) = (commit.length, path.display());
+        let why = format!("it has {length} bytes, and {shown} were published, as {name} says");
+        return Err(refused(why).help(restore(path)));
+    }
+    Ok(())
+}
+
+/// Verifies the published bytes after a prefix, which is known to be good, and returns the checksum of all. `each` is called
+/// with the number of bytes of each piece.
+fn check_bytes(
+    file: &dyn DiskFile,
+    commit: &Commit,
+    path: &Path,
+    prefix: Prefix,
+    each: &mut dyn FnMut(u64),
+) -> Result<GrowingChecksum> {
+    let mut sum = GrowingChecksum::after(prefix);
+    let add = |piece: &[u8]| {
+        sum.update(piece);
+        each(piece.len() as u64);
+        Ok(())
+    };
+    read_through(file, prefix.length..commit.length, add).map_err(unreadable)?;
+    if (sum.length(), sum.checksum()) != (commit.length, commit.checksum) {
+        let why = format!("its published part has been changed since, according to {}", path.display());
+        return Err(refused(why).help(restore(path)));
+    }
+    Ok(sum)
+}
+
+/// Verifies every byte that a results file of a job with a state has published; a file without commit file has published
+/// nothing. `each` is called with the number of bytes of each piece, and the number of all. Nothing is locked or written.
+///
+/// # Errors
+/// Fails if the published part is not as it was written, or cannot be read.
+#[cfg_attr(not(feature = "cli"), expect(dead_code, reason = "the command-line tool uses it"))]
+pub(crate) fn verify_published(disk: &Arc<dyn Disk>, file: &Path, each: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let target = resolved(file);
+    let commits = Commits::of(disk, &target);
+    let Some(commit) = commits.newest()? else { return Ok(()) };
+    let path = commits.path(commit.incarnation);
+    let mut verified = || {
+        let opened = disk.open(&target).map_err(unreadable)?;
+        check_length(opened.length().map_err(unreadable)?, &commit, &path)?;
+        check_bytes(&*opened, &commit, &path, Prefix::default(), &mut |bytes| each(bytes, commit.length))
+    };
+    verified().map(drop).map_err(|error| error.at(file.display()))
+}
 
 /// A file whose published epochs are recorded in a commit file.
 pub(super) struct StatefulFile {
@@ -26,6 +98,8 @@ pub(super) struct StatefulFile {
     /// Newest commit when [`SinkWriter::published`] was called: `None` before that, `Some(None)` if there was no
     /// commit.
     pub(super) found: Option<Option<Commit>>,
+    /// Checksum of what that commit publishes.
+    pub(super) verified: GrowingChecksum,
     pub(super) incarnation: Option<Incarnation>,
     /// `true` if anything was written since the last commit.
     pub(super) unpublished: bool,
@@ -34,14 +108,13 @@ pub(super) struct StatefulFile {
 }
 
 impl StatefulFile {
-    /// Verifies that a file is what its commit records; `header` is the one that the file would begin with now.
-    pub(super) fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<()> {
-        let length = file
-            .length()
-            .map_err(|why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why))?;
+    /// Verifies that a file is what its commit records; `header` is the one that the file would begin with now. Returns the
+    /// checksum of the published part.
+    pub(super) fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<GrowingChecksum> {
+        let length = file.length().map_err(unreadable)?;
         let Some(commit) = commit else {
             if length == 0 {
-                return Ok(());
+                return Ok(GrowingChecksum::default());
             }
             return Err(refused("it is there already, and was not written with this state")
                 .help("move it away, or name another file: with a state, no file is replaced"));
@@ -58,14 +131,7 @@ impl StatefulFile {
                 "say `flow.output_was(\"{ours}\", \"{theirs}\")` if it is the same output; otherwise {aside}"
             )));
         }
-        let again =
-            format!("restore it, or move it and {} away and begin anew, with a new state directory", path.display());
-        if length < commit.length {
-            let (shown, name) = (commit.length, path.display());
-            let why = format!("it has {length} bytes, and {shown} were published, as {name} says");
-            return Err(refused(why).help(again));
-        }
-        let unreadable = |why| Error::of(ErrorKind::SinkFailed, "cannot read the results file").caused_by(why);
+        check_length(length, commit, &path)?;
         let mut begin = vec![0; header.len().min(usize::try_from(commit.length).unwrap_or(usize::MAX))];
         file.read_at(0, &mut begin).map_err(unreadable)?;
         if !begin.is_empty() && begin != header {
@@ -76,11 +142,7 @@ impl StatefulFile {
                 self.sink
             )));
         }
-        if read_through(file, commit.length, |_| Ok(())).map_err(unreadable)? != commit.checksum {
-            let why = format!("its published part has been changed since, according to {}", path.display());
-            return Err(refused(why).help(again));
-        }
-        Ok(())
+        check_bytes(file, commit, &path, commit.prefix, &mut |_| {})
     }
 
     /// Returns the commit that [`SinkWriter::published`] found; fails if there is another one by now.
@@ -107,11 +169,12 @@ impl StatefulFile {
     pub(super) fn begin(&mut self, file: &mut AppendFile, incarnation: &Incarnation, header: &[u8]) -> Result<()> {
         let found = self.check_unchanged(file, incarnation)?;
         self.incarnation = Some(incarnation.clone());
-        let (length, checksum) = found.as_ref().map_or((0, 0), |commit| (commit.length, commit.checksum));
+        let written = self.verified.clone();
+        let (length, checksum) = (written.length(), written.checksum());
         if self.held.is_of_another {
             file.target = self.held.copy(&*file.target, length, checksum, incarnation)?;
         }
-        file.begin(length, checksum)?;
+        file.begin(written)?;
         if found.is_none() {
             // The file's name is durable before there is a commit, and there is a commit before the file has contents:
             // so a file with contents has a commit, or is not ours.
@@ -146,8 +209,9 @@ impl StatefulFile {
             sink: self.sink.clone(),
             incarnation: incarnation.incarnation,
             epoch,
-            length: file.length,
-            checksum: file.checksum.clone().finalize(),
+            length: file.written.length(),
+            checksum: file.written.checksum(),
+            prefix: file.written.prefix(),
             process: std::process::id(),
             ends: ends.clone(),
         };

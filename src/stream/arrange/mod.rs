@@ -20,6 +20,7 @@
 //! * Rows of a snapshot at epoch c are one batch of the trace, through c. Their counts are ≥ 1.
 
 mod idle_merge;
+mod open_ranges;
 mod pane_row;
 mod running_window;
 mod spare_maps;

@@ -20,6 +20,7 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::OperatorInfo;
 use timely::progress::{Antichain, Stamp};
 
+use super::open_ranges::OpenRanges;
 use super::pane_row::{PaneMap, PaneRow, Saved};
 use super::running_window::{RunningWindow, remove_from};
 use super::spare_maps::SpareMaps;
@@ -83,6 +84,7 @@ pub(super) struct PaneStore<T: Pane, K: Record, S: Accumulator> {
     retracted: Vec<RowUpdate<T, K, S>>,
     sealed: BTreeMap<T, SealedPane<K>>,
     running: RunningWindow<T, K, S>,
+    open: OpenRanges,
     /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
     /// `retracted`.
     pub(super) closed: EventTime,
@@ -112,6 +114,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             retracted: Vec::new(),
             sealed: BTreeMap::new(),
             running: RunningWindow::new(),
+            open: OpenRanges::default(),
             closed,
             windows,
             trace,
@@ -132,6 +135,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             // Neighbours are mostly of one pane: look the map up once a run.
             let map = self.memtable.entry(pane).or_insert_with(|| {
                 self.running.note(pane, self.closed);
+                self.open.note(&self.windows, pane, self.closed);
                 let spare = self.spare.take();
                 spare.unwrap_or_else(|| PaneMap::with_capacity_and_hasher(self.usual_size, FixedState::default()))
             });
@@ -219,6 +223,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             self.metrics.loaded.add(total.count.unsigned_abs());
             if self.sealed.last_key_value().is_none_or(|(pane, _)| *pane != row.0) {
                 self.running.note(row.0, self.closed);
+                self.open.note(&self.windows, row.0, self.closed);
             }
             let sealed = note_key(&mut self.sealed, row.0, &row.1);
             (sealed.rows, sealed.batches) = (sealed.rows + 1, 1);
@@ -287,13 +292,12 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
 
     /// Returns the ends of windows that have rows, after `after` and not after `through`, in order.
     pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
-        self.windows.ends_of_panes(self.memtable.keys().chain(self.sealed.keys()).copied(), after, through)
+        self.open.ends(&self.windows, after, through).collect()
     }
 
     /// Returns the first open windows with the numbers of their rows, and the number of all.
     pub(super) fn open_windows(&self) -> WorkerWindows {
-        let ends = self.ends(self.closed, EventTime::MAX);
-        let first = ends.iter().take(MOST_WINDOWS).map(|&end| {
+        let first = self.open.ends(&self.windows, self.closed, EventTime::MAX).take(MOST_WINDOWS).map(|end| {
             let (mut rows, mut parts) = (0, 0);
             for (_, map) in panes_of(&self.memtable, &self.windows, end).filter(|(_, map)| !map.is_empty()) {
                 (rows, parts) = (rows + map.len() as u64, parts + 1);
@@ -304,7 +308,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             let Interval { start, end } = self.windows.interval(end);
             WindowRows { start, end, rows, exact: parts <= 1 }
         });
-        WorkerWindows { first: first.collect(), open: ends.len() as u64, ..WorkerWindows::default() }
+        WorkerWindows { first: first.collect(), open: self.open.count(), ..WorkerWindows::default() }
     }
 
     /// Returns the rows of an open window, by key; [`PaneStore::give_back`] takes the map back.
@@ -348,6 +352,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         } else {
             self.forget(watermark, epoch, |pane, key, total| each(pane.last(), key, total));
         }
+        self.open.close(&self.windows, self.closed);
     }
 
     /// Closes windows one after the other, each by what enters and leaves: see [`super::running_window`].
