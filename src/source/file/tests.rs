@@ -10,6 +10,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -243,6 +244,18 @@ impl SimulatedWorker {
         polled.busy
     }
 
+    /// Describes the worker's progress, for a failure.
+    fn state(&self) -> String {
+        let SimulatedWorker { reader, intake, epoch, to_bind, bound, ended, .. } = self;
+        format!(
+            "in epoch {epoch:?}, to close {:?}, closed {bound:?}, ended {ended}, {:?}, all chunks dealt: {}, {:?}",
+            to_bind.front(),
+            reader.initial_progress(intake),
+            reader.exhausted(intake),
+            reader.partitions(intake)
+        )
+    }
+
     fn turn_to(&mut self, epoch: Epoch) {
         if self.resume.is_none() && self.journal.is_empty() && epoch > self.epoch {
             self.to_bind.push_back(self.epoch);
@@ -304,6 +317,9 @@ fn in_turns(workers: &mut [SimulatedWorker], seed: u64, first: Epoch) -> ReadRes
     run
 }
 
+/// Maximum time of a run on threads; most take some milliseconds.
+const AT_MOST: Duration = Duration::from_secs(120);
+
 /// Runs each worker on a thread of its own.
 fn on_threads<F: RecordFormat>(input: &FileSource<F, TestRow>, count: usize, case: &FileCase) -> ReadResult {
     let seed = case.seed;
@@ -311,6 +327,7 @@ fn on_threads<F: RecordFormat>(input: &FileSource<F, TestRow>, count: usize, cas
     let work = |at: usize| {
         let (mut run, mut rng) = (ReadResult::default(), fastrand::Rng::with_seed(seed + at as u64));
         let mut worker = SimulatedWorker::new(input, at, count, &case.options, Epoch(2));
+        let begun = Instant::now();
         while worker.bound.is_none_or(|bound| bound.0 < last.load(Ordering::SeqCst)) {
             if at == 0 && rng.u8(0..30) == 0 {
                 now.fetch_add(2, Ordering::SeqCst);
@@ -320,6 +337,11 @@ fn on_threads<F: RecordFormat>(input: &FileSource<F, TestRow>, count: usize, cas
             worker.bind(&mut run);
             // A thread that waits for another one yields to it: there may be fewer cores than threads.
             std::thread::yield_now();
+            assert!(
+                begun.elapsed() < AT_MOST,
+                "seed {seed}, worker {at} of {count}: it does not end: {}",
+                worker.state()
+            );
             if at == 0 && worker.ended && !done.swap(true, Ordering::SeqCst) {
                 last.store(worker.bound.unwrap().0, Ordering::SeqCst);
             }

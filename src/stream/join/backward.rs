@@ -142,9 +142,9 @@ where
         self.rule.tolerance.map_or(EventTime::MAX, |tolerance| version.plus(tolerance).next())
     }
 
-    fn add_version(&mut self, key: K, stamp: EventStamp, version: R) {
+    fn add_version(&mut self, key: &K, stamp: EventStamp, version: R) {
         self.sweep.note(self.over_at(stamp.0));
-        let held = match self.keys.get_mut(&key) {
+        let held = match self.keys.get_mut(key) {
             Some(held) => held,
             None => self.keys.entry(key.clone()).or_default(),
         };
@@ -152,7 +152,7 @@ where
             self.removed += held.prune(self.rule, self.closed);
         }
         insert_version(&mut held.versions, (stamp, version));
-        note_change(&mut self.unsealed, &key, held);
+        note_change(&mut self.unsealed, key, held);
     }
 
     /// Puts records that wait to the versions of their keys.
@@ -264,7 +264,7 @@ where
         for (key, stamp, part) in records.drain(..) {
             match part {
                 JoinSide::Left(record) => self.recent.add(stamp.0, (key, stamp.1, record)),
-                JoinSide::Right(version) => self.add_version(key, stamp, version),
+                JoinSide::Right(version) => self.add_version(&key, stamp, version),
             }
         }
     }
