@@ -227,6 +227,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "messages_are_dropped_when_their_epochs_are_complete",
     },
     Mutation {
+        name: "a chunk of a file is passed on though its event times were not checked",
+        file: "src/source/file/reader.rs",
+        text: "        self.judge(carry, intake)?;",
+        instead: "        if self.first_carry().is_none() {\n            self.judge(carry, intake)?;\n        }",
+        tests: "src/source/file/tests.rs",
+        test: "workers_together_read_what_one_reads_csv",
+    },
+    Mutation {
         name: "of a message there are as many letters as late records",
         file: "src/stream/letters.rs",
         text: "            if is_repeated {",

@@ -19,7 +19,7 @@ mod input_file;
 mod limits;
 mod shared_file;
 
-pub(crate) use chunk::{Chunk, ChunkSummary, NextChunk};
+pub(crate) use chunk::{Chunk, ChunkStart, ChunkSummary, NextChunk};
 pub(crate) use file_progress::{FileEpochEnd, FileProgress};
 #[cfg(feature = "cli")]
 pub(crate) use limits::format_bytes;

@@ -6,6 +6,8 @@
 //!
 //! With `--max-ahead`, an event time is compared with the greatest one before it: a chunk is checked when the watermark
 //! before it is known, and summed up only then. Such chunks are parsed in parallel, but checked one after the other.
+//! Whether it is known is looked up once for each chunk, as another worker may make it known meanwhile: a chunk that was
+//! passed on without a check would never be summed up, and nobody would read on.
 //!
 //! Invariants: held chunks are passed on in the order in which they were dealt, and so in order of epochs; an epoch is
 //! not committed while a chunk of it is held; the events of one poll are of one epoch. The module does not know where
@@ -23,7 +25,7 @@ use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
-use super::chunks::{Chunk, ChunkSummary, FileEpochEnd, FileProgress, NextChunk, SharedFile};
+use super::chunks::{Chunk, ChunkStart, ChunkSummary, FileEpochEnd, FileProgress, NextChunk, SharedFile};
 use super::format::RecordFormat;
 
 /// Number of a file's only partition.
@@ -144,10 +146,18 @@ impl<F: RecordFormat, T: Record> FileReader<F, T> {
         self.shared.summarize(chunk.index, ChunkSummary { watermark, lines })
     }
 
-    /// Checks the event times of the first held chunk, and sums the chunk up.
-    fn judge(&mut self, intake: &mut PartitionTracker<T>) -> Result<()> {
+    /// Returns the watermark and the lines before the first held chunk; `None` if there is none, or they are not known yet.
+    fn first_carry(&self) -> Option<ChunkStart> {
+        let carry = self.held.front()?.chunk.carry.get().copied();
+        // Another worker may make it known at any time: between two looks, if there were two.
+        #[cfg(test)]
+        self.shared.advance_at_random();
+        carry
+    }
+
+    /// Checks the event times of the first held chunk, before which is `carry`, and sums the chunk up.
+    fn judge(&mut self, carry: ChunkStart, intake: &mut PartitionTracker<T>) -> Result<()> {
         let Some(held) = self.held.front_mut() else { return Ok(()) };
-        let Some(carry) = held.chunk.carry.get().copied() else { return Ok(()) };
         let Some((ends, bytes)) = held.unjudged.take() else { return Ok(()) };
         let watermark = held.judge(&ends, carry.watermark, intake);
         intake.count_read(held.events.len() as u64, bytes);
@@ -160,9 +170,10 @@ impl<F: RecordFormat, T: Record> FileReader<F, T> {
     fn pass_on(&mut self, intake: &mut PartitionTracker<T>) -> Result<Option<Epoch>> {
         #[cfg(test)]
         self.shared.advance_at_random();
-        self.judge(intake)?;
+        // It is looked up once: a chunk that is passed on has been checked.
+        let Some(carry) = self.first_carry() else { return Ok(None) };
+        self.judge(carry, intake)?;
         let Some(held) = self.held.front_mut() else { return Ok(None) };
-        let Some(carry) = held.chunk.carry.get().copied() else { return Ok(None) };
         if !held.settled {
             let lines = if held.rejects.is_empty() { 0 } else { self.shared.lines_before()? + carry.lines };
             held.settle(lines, carry.watermark, intake)?;
