@@ -671,15 +671,15 @@ impl SingleWorker {
     /// Returns the ids that are read within about `millis` milliseconds.
     fn ids(&mut self, millis: u64) -> Vec<u64> {
         let before: usize = self.run.epochs.values().map(Vec::len).sum();
-        let end = std::time::Instant::now() + Duration::from_millis(millis);
-        while self.worker.poll(100, &mut self.run) || std::time::Instant::now() < end {}
+        let end = Instant::now() + Duration::from_millis(millis);
+        while self.worker.poll(100, &mut self.run) || Instant::now() < end {}
         let all = self.run.epochs.values().flatten().skip(before);
         all.map(|outcome| outcome.accepted.as_ref().map_or(0, |(_, row)| row.id)).collect()
     }
 
     /// Returns the next `count` ids; fails if they take longer than 20 seconds.
     fn next_ids(&mut self, count: usize) -> Vec<u64> {
-        let (begun, mut ids) = (std::time::Instant::now(), Vec::new());
+        let (begun, mut ids) = (Instant::now(), Vec::new());
         while ids.len() < count {
             assert!(begun.elapsed() < Duration::from_secs(20), "only {ids:?}");
             ids.extend(self.ids(1));
@@ -688,13 +688,13 @@ impl SingleWorker {
     }
 
     fn error(&mut self) -> String {
-        let end = std::time::Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(5);
         loop {
             let polled = self.worker.reader.poll(self.worker.epoch, 10, &mut self.worker.intake);
             if let Err(error) = polled {
                 return error.to_string();
             }
-            assert!(std::time::Instant::now() < end, "no error came");
+            assert!(Instant::now() < end, "no error came");
         }
     }
 }
