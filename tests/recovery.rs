@@ -42,7 +42,7 @@ fn a_run_whose_partitions_fall_silent_and_wake_goes_on_after_crashes() {
 fn a_run_that_is_stopped_goes_on_without_repeating_anything() {
     for_seeds(4, |seed| {
         let mut random = Rng::with_seed(seed);
-        let (data, disk) = (Data::random(&mut random, 300), CrashingDisk::new());
+        let (data, disk) = (Data::random(&mut random, 120), CrashingDisk::new());
         let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
         plain.run(&data, TestRun::new().seed(seed))?;
         let mut disk = disk;

@@ -269,7 +269,7 @@ impl Case {
     fn start(&self, workers: usize, up: usize, more: &str) -> Running {
         self.wait_for_locks();
         let line = "--ndjson {}/left.ndjson --right {}/right.ndjson --folder {} --out {}/versioned.csv --until-end \
-                    --in-flight 64KiB --epoch 5ms --progress off";
+                    --in-flight 1MiB --epoch 5ms --progress off";
         let line = format!("{line} -w {workers} {more}").replace("{}", self.folder.path().to_str().unwrap());
         let (own, processes) = (std::env::current_exe().unwrap(), up.to_string());
         let program = ["-c", SCRIPT, own.to_str().unwrap()].into_iter().chain(line.split_whitespace());
