@@ -137,11 +137,10 @@ fn every_fault_is_found() {
 #[test]
 fn the_checks_pass_without_a_fault() {
     for fault in Fault::ALL {
-        for seed in 1..=3 {
-            let (check, _) = finder(fault);
-            let result = within(Duration::from_secs(60), move || check(seed, TestRun::new()));
-            assert_eq!(result, Some(Ok(())), "the check for {fault:?}, seed {seed}");
-        }
+        // One seed: each check has a test of its own with many.
+        let (check, _) = finder(fault);
+        let result = within(Duration::from_secs(60), move || check(1, TestRun::new()));
+        assert_eq!(result, Some(Ok(())), "the check for {fault:?}");
     }
 }
 
