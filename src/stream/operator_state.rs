@@ -96,15 +96,24 @@ pub(crate) trait OperatorState: 'static {
     fn key_of(saved: &Self::SavedRow) -> &Self::Key;
 
     /// Returns `true` if rows are compared before and after an epoch. The epoch's records are then applied at once,
-    /// when it is complete.
-    fn tracks_changes(&self) -> bool;
+    /// when it is complete. They are not by default.
+    fn tracks_changes(&self) -> bool {
+        false
+    }
 
     /// Applies records, in any order, and leaves the vector empty.
     fn absorb(&mut self, records: &mut Vec<RoutedRecord<Self::Key, Self::Place, Self::Part>>);
 
-    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `tracks_changes` returns
-    /// `true`.
-    fn absorb_tracked(&mut self, epoch: u64, records: Vec<RoutedRecordOf<Self>>, results: &mut StepResultsOf<Self>);
+    /// Applies all records of an epoch, and reports how they changed the rows; by default there is nothing to report. Only
+    /// called if `tracks_changes` returns `true`.
+    fn absorb_tracked(
+        &mut self,
+        _epoch: u64,
+        mut records: Vec<RoutedRecordOf<Self>>,
+        _results: &mut StepResultsOf<Self>,
+    ) {
+        self.absorb(&mut records);
+    }
 
     /// Moves the final results of the records of an epoch that is complete into `results`, which are empty; nothing by
     /// default.

@@ -1,7 +1,7 @@
 //! A file that lines are appended to, all or none.
 //!
-//! Invariant: the file has its lines whole up to the length of [`AppendFile::written`], whose checksum is known. An append that fails is
-//! truncated; if that fails too, nothing is ever appended again.
+//! Invariant: the file has its lines whole up to the length of [`AppendFile::written`], whose checksum is known. An append
+//! that fails is truncated; if that fails too, nothing is ever appended again.
 
 use std::fmt;
 use std::io;

@@ -4,7 +4,7 @@
 //! are never dropped: a file that has contents and no commit of this sink is refused. After a commit that failed nothing
 //! is published any more, as the contents of the disk are then unknown.
 //!
-//! What a start reads of the results is bounded, whatever their size: it verifies the length of the published part, and the
+//! A start reads a bounded part of the results, whatever their size: it verifies the length of the published part, and the
 //! bytes after the prefix that the commit records ([`super::growing_checksum`]); of commits of earlier formats, which record
 //! none, all bytes once. Nothing that an incarnation does depends on earlier bytes: they were synced before they were
 //! published, and are never read for anything but to be verified. Damage further back is found by [`verify_published`],

@@ -6,7 +6,7 @@
 //!
 //! With `--max-ahead`, an event time is compared with the greatest one before it: a chunk is checked when the watermark
 //! before it is known, and summed up only then. Such chunks are parsed in parallel, but checked one after the other.
-//! Whether it is known is looked up once for each chunk, as another worker may make it known meanwhile: a chunk that was
+//! That is looked up once for each chunk, as another worker may make it known meanwhile: a chunk that was
 //! passed on without a check would never be summed up, and nobody would read on.
 //!
 //! Invariants: held chunks are passed on in the order in which they were dealt, and so in order of epochs; an epoch is

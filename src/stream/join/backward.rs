@@ -256,10 +256,6 @@ where
         &saved.0
     }
 
-    fn tracks_changes(&self) -> bool {
-        false
-    }
-
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
         for (key, stamp, part) in records.drain(..) {
             match part {
@@ -267,15 +263,6 @@ where
                 JoinSide::Right(version) => self.add_version(&key, stamp, version),
             }
         }
-    }
-
-    fn absorb_tracked(
-        &mut self,
-        _epoch: u64,
-        mut records: Vec<RoutedRecordOf<Self>>,
-        _results: &mut StepResultsOf<Self>,
-    ) {
-        self.absorb(&mut records);
     }
 
     fn load(&mut self, _epoch: u64, rows: Vec<Self::SavedRow>, _results: &mut StepResultsOf<Self>) {

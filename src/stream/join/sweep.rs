@@ -1,8 +1,9 @@
 //! The times at which all keys of a join are looked at for what is over.
 //!
-//! Where nothing is emitted of records that are over, it does not matter when they are removed. To wake each key for
-//! them costs more than to look at all keys, one behind the other in memory, when as many records have come as there
-//! were left the last time: so a record costs one look, and no more than half of what is held is over. All of it is removed when all is over, however few records come.
+//! Records that are over, and of which nothing is emitted, may be removed at any time. To wake each key for them costs
+//! more than to look at all keys, one behind the other in memory, when as many records have come as there were left the
+//! last time: so a record costs one look, and no more than half of what is held is over. All of it is removed when all is
+//! over, however few records come.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};

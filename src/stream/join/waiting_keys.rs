@@ -1,6 +1,6 @@
 //! The keys of a join whose records wait: the records, the times at which something is due, and what is not sealed yet.
 //!
-//! Where something is emitted at a time, keys are **woken**: a wheel has an entry for the time at which each is next due. A
+//! Keys are **woken** if something is emitted at a time: a wheel has an entry for the time at which each is next due. A
 //! key has one entry that counts, the earliest; later ones are stale and skipped. Otherwise records are removed when they
 //! are in the way: when their key gets another, and when all keys are looked at (see [`SweepSchedule`]).
 

@@ -5,9 +5,9 @@
 //! a window closes, each left record of a key in it is paired with each right one, and those of either side that have no
 //! other are emitted by outer joins. Rows happen in the window's last millisecond.
 //!
-//! Where windows overlap, a record is kept once, however many windows it is in ([`super::side`]), with the end of the first
+//! Of windows that overlap, a record is kept once, however many windows it is in ([`super::side`]), with the end of the first
 //! window that it is on time for; and is removed when the last one has closed. Keys are woken at the end of their next
-//! window. Where they do not, records are kept by window ([`super::single_windows`]).
+//! window. If windows do not overlap, records are kept by window ([`super::single_windows`]).
 //!
 //! Invariant: the first window of a key that has not closed is one of the earliest record of either side, as later records
 //! are in no earlier window.
@@ -356,10 +356,6 @@ where
         &saved.0.0
     }
 
-    fn tracks_changes(&self) -> bool {
-        false
-    }
-
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
         for (key, (stamp, first), part) in records.drain(..) {
             let part = match part {
@@ -369,15 +365,6 @@ where
             // A record that is on time is so for windows that are open.
             self.records.insert((key, part), stamp, (first, true));
         }
-    }
-
-    fn absorb_tracked(
-        &mut self,
-        _epoch: u64,
-        mut records: Vec<RoutedRecordOf<Self>>,
-        _results: &mut StepResultsOf<Self>,
-    ) {
-        self.absorb(&mut records);
     }
 
     fn load(&mut self, _epoch: u64, mut rows: Vec<Self::SavedRow>, _results: &mut StepResultsOf<Self>) {

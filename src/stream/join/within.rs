@@ -332,21 +332,8 @@ where
         &saved.0.0
     }
 
-    fn tracks_changes(&self) -> bool {
-        false
-    }
-
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
         records.drain(..).for_each(|(key, stamp, part)| self.add(key, stamp, part));
-    }
-
-    fn absorb_tracked(
-        &mut self,
-        _epoch: u64,
-        mut records: Vec<RoutedRecordOf<Self>>,
-        _results: &mut StepResultsOf<Self>,
-    ) {
-        self.absorb(&mut records);
     }
 
     /// Pairs are emitted in the epoch of their records.

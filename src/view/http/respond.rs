@@ -41,7 +41,7 @@ pub(super) struct AccessPolicy {
     pub(super) encryption: Option<Encryption>,
 }
 
-/// What a request says of the server's token.
+/// The right of a request to what the server's token protects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenGrant {
     /// It carries the token, or the server asks for none.
