@@ -2,6 +2,8 @@
 //! can act on: never with a panic, a hang, or a value in the format of `Debug`. A bad record affects no other record.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/transactions.rs"]
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ports::free_address;
 use run::{ProgramOutput, check_contains, run};
 use tempfile::TempDir;
 use transactions::{COLUMNS, START_MS, TOTALS, Transaction, csv_line, csv_of, expected_of, json_of, rows_of, tidy};
@@ -602,10 +605,9 @@ fn a_file_that_becomes_shorter_while_it_is_followed_is_an_error() {
 #[test]
 fn a_broker_that_is_not_there_is_named_soon() {
     // A port without a listener, and one whose listener does not answer.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let case = Case::csv(csv_of(&tidy(10, 10), &COLUMNS));
-    let [free, silent_one] = [free, silent.local_addr().unwrap()].map(|address| address.to_string());
+    let (free, silent_one) = (free_address(), silent.local_addr().unwrap().to_string());
     let (input, rejects) = (case.path("in").display().to_string(), case.path("rejects.csv").display().to_string());
     let (begun, mut started) = (Instant::now(), Vec::new());
     for address in [&free, &silent_one, "no.such.host.invalid:9092"] {

@@ -3,6 +3,8 @@
 
 #[path = "common/children.rs"]
 mod children;
+#[path = "common/ports.rs"]
+mod ports;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -7,6 +7,8 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/proxy.rs"]
 mod proxy;
 #[path = "common/run.rs"]

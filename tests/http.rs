@@ -7,13 +7,15 @@
 #![cfg(feature = "http")]
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/run.rs"]
 mod run;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use ports::free_port;
 use run::{ProgramOutput, Running, check_contains, run, start, start_with};
 use tidegate::{Job, Window, csv};
 
@@ -602,8 +605,7 @@ fn a_job_is_ready_when_its_views_answer_and_not_before() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in.csv");
     fs::write(&path, "account,at_ms\na,1000\nb,2000\n").unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let at = SocketAddr::from(([127, 0, 0, 1], port));
+    let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let door = Arc::<HttpGate>::default();
     let job = Job::new("door").http(&at.to_string());
     let stop = job.stopper();

@@ -15,6 +15,8 @@ mod generator;
 #[expect(dead_code, reason = "the program uses all of it")]
 #[path = "../queries/nexmark/model.rs"]
 mod model;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/python.rs"]
 mod python;
 #[path = "common/run.rs"]

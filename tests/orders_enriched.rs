@@ -4,6 +4,8 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/python.rs"]
 mod python;
 #[path = "common/registry.rs"]

@@ -7,6 +7,8 @@
 
 #[path = "common/children.rs"]
 mod children;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/transactions.rs"]

@@ -7,6 +7,8 @@
 
 #[path = "common/children.rs"]
 mod children;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/sql.rs"]
@@ -15,7 +17,6 @@ mod sql;
 mod transactions;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ use children::{children, write_hosts};
 use common::cases::{Data, for_seeds};
 use common::checks::check_data;
 use common::oracle::Windows;
+use ports::free_address;
 use run::{Running, check_contains, run, start};
 use sql::{database, merchants_csv, queries, rows};
 use transactions::{COLUMNS, csv_of, rows_of, same_rows};
@@ -70,8 +72,7 @@ fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::RunReport> {
 
 #[test]
 fn who_does_not_come_is_named() {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
-    let other = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
+    let (free, other) = (free_address(), free_address());
     let patience = |cluster: Cluster| cluster.timeouts(Duration::from_millis(200), Duration::from_secs(1));
     let addresses = vec![free, other.clone()];
     let error = endless(patience(Cluster::new(0, addresses.clone()).unwrap())).unwrap_err();

@@ -8,6 +8,8 @@
 mod broker;
 #[path = "registry/errors.rs"]
 mod errors;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/python.rs"]
 mod python;
 #[path = "common/registry.rs"]
@@ -22,6 +24,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ports::free_address;
 use registry::Parts;
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
@@ -341,9 +344,7 @@ fn a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fai
     let Some(parts) = Parts::secured() else { return };
     let id = parts.registry().register("away-value", kafka::SchemaKind::Avro, SCHEMA).unwrap();
     parts.send("away", &[&framed(id, PAYMENT)]);
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = free_address();
     let (_, rest) = parts.registry.url.split_once("://").unwrap();
     let (host, path) = rest.split_once('/').unwrap();
     let away = SchemaRegistry::new(&format!("http://me:secret@{address}/{path}"));

@@ -2,17 +2,19 @@
 #![cfg(feature = "http")]
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/run.rs"]
 mod run;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::pty::{OpenptyResult, Winsize, openpty};
+use ports::{free_address, free_ports};
 use run::{Running, start};
 use tempfile::TempDir;
 
@@ -39,8 +41,7 @@ impl Job {
     fn start() -> Job {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("in.csv"), ROWS).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut job = Job { folder, address: free.to_string(), running: None };
+        let mut job = Job { folder, address: free_address(), running: None };
         job.run();
         job
     }
@@ -92,21 +93,10 @@ fn one_frame_shows_windows_and_what_was_left_out() {
     assert!(!frame.contains('\u{1b}'), "{frame}");
 }
 
-/// Returns an address from which on three ports are free.
-fn three_free_ports() -> String {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if port < u16::MAX - 2 && free(port + 1) && free(port + 2) {
-            return format!("127.0.0.1:{port}");
-        }
-    }
-}
-
 /// Process 0 of several that `tidegate up` runs knows the windows and the records left out of all.
 #[test]
 fn one_address_shows_all_processes_that_up_runs() {
-    let (folder, address) = (tempfile::tempdir().unwrap(), three_free_ports());
+    let (folder, address) = (tempfile::tempdir().unwrap(), format!("127.0.0.1:{}", free_ports(3)));
     let rows = (0..60).map(|id| format!("{id},account-{id},m,5,EUR,{}\n", 11_000 + id)).collect::<String>();
     fs::write(folder.path().join("in.csv"), format!("{ROWS}{rows}")).unwrap();
     let folder = folder.path().display();
@@ -129,7 +119,7 @@ fn one_address_shows_all_processes_that_up_runs() {
 
 #[test]
 fn what_cannot_be_shown_is_said_in_a_line() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = free_address();
     let (code, _, errors) = top(&[&free, "--once"]);
     assert!(code == Some(1) && errors.starts_with("error: cannot ask"), "{errors}");
     let (code, _, errors) = top(&[&free]);

@@ -4,8 +4,10 @@
 //! be visible in an answer; and no reader may hold the job back.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+#[path = "common/ports.rs"]
+mod ports;
+
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -24,6 +26,7 @@ use tidegate::{Collection, Error, EventTime, Flow, Job, Stream, Window};
 
 use common::cases::{Data, for_seeds, within};
 use common::views::{check_views, check_views_over_lives};
+use ports::free_address;
 
 #[test]
 fn every_answer_is_of_one_complete_epoch() {
@@ -403,9 +406,7 @@ fn a_total_that_is_nothing_is_nothing_in_every_answer() {
 /// Runs two processes, of which the first or the second has views; returns the refusal of the second process, and
 /// `true` if the first one has them.
 fn of_two(first: bool, second: bool) -> (Refusal, bool) {
-    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(listeners);
+    let addresses: Vec<_> = (0..2).map(|_| free_address()).collect();
     let source = payments(100, 10);
     let answers = [first, second].into_iter().enumerate().map(|(process, asks)| {
         let cluster = Cluster::new(process, addresses.clone()).unwrap();

@@ -8,6 +8,8 @@
 mod broker;
 #[path = "common/children.rs"]
 mod children;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/run.rs"]
 mod run;
 
@@ -15,12 +17,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use broker::Broker;
 use nix::sys::signal::Signal;
+use ports::free_ports;
 use run::{Running, check_contains, run, start};
 use tempfile::TempDir;
 
@@ -270,22 +273,11 @@ fn balances(answer: &str) -> (u64, BTreeMap<String, i64>) {
     (answer["epoch"].as_u64().unwrap(), balances)
 }
 
-/// Returns the first of three consecutive free ports.
-fn free_ports() -> u16 {
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().port();
-        let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if port < 65_000 && (port..port + 3).all(free) {
-            return port;
-        }
-    }
-}
-
 #[test]
 fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are_killed() {
     let Some(broker) = Broker::shared() else { return };
     let (topic, folder) = (broker.topic(3), tempfile::tempdir().unwrap());
-    let address = format!("127.0.0.1:{}", free_ports());
+    let address = format!("127.0.0.1:{}", free_ports(3));
     let produce =
         format!("produce --brokers {} --topic {topic} --generate 1000000 --rate 500 --accounts 50", broker.servers);
     let mut producing = start(TIDEGATE, produce.split_whitespace());

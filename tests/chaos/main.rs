@@ -18,6 +18,8 @@
 mod broker;
 #[path = "../common/children.rs"]
 mod children;
+#[path = "../common/ports.rs"]
+mod ports;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/sql.rs"]

@@ -4,15 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 
 use nix::unistd::Pid;
 
-/// Writes a hostfile for so many processes, with ports of this machine that are free now.
+use crate::ports::free_address;
+
+/// Writes a hostfile for so many processes of this machine.
 pub(crate) fn write_hosts(file: &Path, processes: usize) {
-    let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let lines = listeners.iter().map(|listener| format!("{}\n", listener.local_addr().unwrap()));
+    let lines = (0..processes).map(|_| free_address() + "\n");
     fs::write(file, lines.collect::<String>()).unwrap();
 }
 

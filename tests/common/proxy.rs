@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::ports::free_port;
+
 /// API keys of requests.
 pub const PRODUCE: i16 = 0;
 pub const END_TXN: i16 = 26;
@@ -43,9 +45,8 @@ impl Proxy {
     pub fn listen() -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let shared = Arc::new(ProxyState {
-            broker: AtomicU16::new(free),
+            broker: AtomicU16::new(free_port()),
             is_down: AtomicBool::new(false),
             connections: Mutex::default(),
             wanted: Mutex::default(),

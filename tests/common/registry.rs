@@ -5,11 +5,11 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::broker::Broker;
+use crate::ports::free_port;
 use crate::python::{Python, printed, script};
 
 /// Broker, registry and clients, shared by the tests of a program.
@@ -32,7 +32,7 @@ impl Parts {
     pub fn secured() -> Option<&'static Parts> {
         static SECURED: OnceLock<Option<Parts>> = OnceLock::new();
         let start = || {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+            let port = free_port().to_string();
             let secure = format!("127.0.0.1:{port}");
             let broker = || Broker::start_with(&["--secure", &port]).map(|broker| &*Box::leak(Box::new(broker)));
             Parts::start(broker, Some(secure))

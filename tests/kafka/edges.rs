@@ -1,6 +1,5 @@
 //! Edge cases of reading topics: transaction markers, groups that may not be used, leaders that cannot be reached.
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use rdkafka::mocking::MockCluster;
@@ -10,6 +9,7 @@ use tidegate::sink::kafka::Publisher;
 use tidegate::{Job, Transaction, csv, kafka};
 
 use crate::broker::{Broker, send_all};
+use crate::ports::free_port;
 use crate::run;
 use crate::run::{check_contains, run};
 
@@ -125,8 +125,7 @@ fn no_right_on_a_group_is_needed() {
 /// Brokers often advertise an address that only they can reach.
 #[test]
 fn a_leader_that_cannot_be_reached_is_named_with_the_address_that_was_tried() {
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (listening, advertised) = (free(), free());
+    let (listening, advertised) = (free_port(), free_port());
     let Some(broker) = Broker::start_with(&["--proxied", &format!("{listening}:{advertised}")]) else { return };
     broker.create("transaction", 1);
     let servers = format!("127.0.0.1:{listening}");

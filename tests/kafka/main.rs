@@ -12,6 +12,8 @@ mod children;
 mod drive;
 #[path = "../common/foreign.rs"]
 mod foreign;
+#[path = "../common/ports.rs"]
+mod ports;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/transactions.rs"]

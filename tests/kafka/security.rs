@@ -4,7 +4,7 @@
 //! A client library that was built without one of these says so only when it is used.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tempfile::TempDir;
 
 use crate::broker::{Broker, committed};
+use crate::ports::free_port;
 use crate::run::{ProgramOutput, TIDEGATE, check_contains, run, start, start_with};
 use crate::transactions::{
     DISORDER_MS, Expected, TOTALS, Transaction, expected, json_of, of_json, rows_of, same_rows, wild,
@@ -37,7 +38,7 @@ impl Secured {
     }
 
     fn start() -> Option<Secured> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let broker = Broker::start_with(&["--secure", &port.to_string()])?;
         Some(Secured { broker, port })
     }
@@ -306,7 +307,7 @@ fn a_secret_is_neither_in_the_state_nor_in_what_a_running_job_tells() {
     let Some(secured) = Secured::shared() else { return };
     let secrets = Secrets::prepare(secured, "told", &dealt(&wild(5, 2_000), 2));
     let of_file = secrets.properties("file", "sasl.password=${file:{}/password}");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let rest = format!(
         "--kafka-config-file {of_file} --state {{}}/state --epoch 10ms --snapshot-every 50ms --progress plain \
          --http 127.0.0.1:{port}"

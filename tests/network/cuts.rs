@@ -12,6 +12,7 @@ use tidegate::job::Job;
 use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
 
+use super::ports::free_address;
 use super::proxy::{Fate, Plan, Toward};
 use super::run::{Running, check_contains};
 use super::{Cluster, Limits, SLACK, end_within, stop};
@@ -123,9 +124,8 @@ fn endless(process: usize, addresses: Vec<String>, limits: Limits) -> tidegate::
 
 #[test]
 fn a_process_0_that_accepts_and_is_silent_is_named_when_the_join_timeout_is_over() {
-    let (silent, own) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let addresses = vec![silent.local_addr().unwrap().to_string(), own.local_addr().unwrap().to_string()];
-    drop(own);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = vec![silent.local_addr().unwrap().to_string(), free_address()];
     let limits = Limits { join: Duration::from_secs(2), heartbeat: Duration::from_secs(2) };
     let (tell, told) = mpsc::channel();
     let asked = addresses.clone();

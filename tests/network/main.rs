@@ -10,6 +10,8 @@
 
 mod cuts;
 mod pauses;
+#[path = "../common/ports.rs"]
+mod ports;
 mod proxy;
 #[path = "../common/run.rs"]
 mod run;
@@ -22,12 +24,11 @@ mod transactions;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use ports::free_address;
 use proxy::{Plan, Proxy};
 use run::{ProgramOutput, Running, start};
 use sql::{database, queries, rows};
@@ -78,7 +79,7 @@ impl Cluster {
 
     /// Gives each process an address, and a hostfile in which the others are behind proxies.
     pub fn new_hosts(&mut self, plan: impl Fn(usize, usize) -> Option<Plan>) {
-        let own: Vec<_> = (0..self.processes).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        let own: Vec<_> = (0..self.processes).map(|_| free_address()).collect();
         fs::write(self.path("hosts"), own.join("\n")).unwrap();
         self.proxies.clear();
         for dialer in 0..self.processes {
@@ -163,18 +164,6 @@ impl Cluster {
         let expected = totals.answer(&database([&self.rows[..self.written]]), 0);
         assert!(expected.len() > 100, "{} rows", expected.len());
         same_rows(&totals.answered(&self.path("out.csv")), &expected);
-    }
-}
-
-/// Returns a free port that no other test of this program gets, outside the range of ports of outgoing connections.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let port = 10_000
-            + (std::process::id() as u16).wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::SeqCst)) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

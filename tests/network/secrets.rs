@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
+use super::ports::free_port;
 use super::run::{Running, check_contains};
 use super::{Cluster, Limits, end_within, stop};
 
@@ -122,7 +123,7 @@ fn processes_that_others_can_reach_say_once_that_they_have_no_secret() {
         check_contains(ended.error(1), &["process 1 has not come"]);
         ended.stderr.lines().filter(|line| line.contains("the processes have no secret")).count()
     };
-    let port = super::free_port();
+    let port = free_port();
     assert_eq!(warns(&format!("0.0.0.0:{port}\nother-machine:2101\n"), ""), 1);
     assert_eq!(warns(&format!("0.0.0.0:{port}\nother-machine:2101\n"), &secret), 0);
     assert_eq!(warns(&format!("127.0.0.1:{port}\nlocalhost:2101\n"), ""), 0);
