@@ -3,7 +3,7 @@
 //! after that.
 //!
 //! A whole incarnation is crashed at each of its writes, syncs, renames, links and removals, one after the other: at
-//! every 240th by default, at all of them with `TIDEGATE_STRIDE=1`. A seed decides what survives of everything that was
+//! every 480th by default, at all of them with `TIDEGATE_STRIDE=1`. A seed decides what survives of everything that was
 //! not synced: lost, kept, torn, in any order. Then the state resumes, perhaps on more workers, and the files and the
 //! captured rows must be those of a run without state.
 //!
@@ -129,7 +129,7 @@ fn survivors(act: usize) -> Vec<u64> {
 
 /// Returns the distance of the operations to crash at: 1 takes half an hour.
 fn stride() -> usize {
-    std::env::var("TIDEGATE_STRIDE").map_or(240, |text| text.parse().unwrap())
+    std::env::var("TIDEGATE_STRIDE").map_or(480, |text| text.parse().unwrap())
 }
 
 /// Returns the operations to crash at: all, or the selected one.

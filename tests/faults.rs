@@ -111,12 +111,22 @@ fn finder(fault: Fault) -> (Check, &'static str) {
     }
 }
 
+/// Returns a seed whose check has found the fault, as far as the pace of threads let it: the search for one begins there.
+/// Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record after it.
+fn first_seed(fault: Fault) -> u64 {
+    match fault {
+        Fault::SkipGate => 38,
+        Fault::LookUpEarly => 80,
+        Fault::LoseSegment => 9,
+        _ => 3,
+    }
+}
+
 /// Returns the first error that the check reports of the fault.
 fn found(fault: Fault) -> String {
     let (check, expected) = finder(fault);
     let mut said = Vec::new();
-    // Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record after it.
-    for seed in 1..=400 {
+    for seed in (first_seed(fault)..).take(400) {
         let result = within(Duration::from_secs(60), move || check(seed, TestRun::new().fault(fault)));
         match result.expect("it ends") {
             Err(why) if why.contains(expected) => return why,

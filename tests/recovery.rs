@@ -12,7 +12,7 @@ use common::incarnations::{QueryCaptures, check_crashes, check_crashes_of, on};
 
 #[test]
 fn a_run_with_state_is_as_one_without() {
-    for_seeds(8, |seed| {
+    for_seeds(5, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, disk) = (Data::random(&mut random, 200), CrashingDisk::new());
         let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
@@ -27,14 +27,14 @@ fn a_run_with_state_is_as_one_without() {
 
 #[test]
 fn a_run_that_crashes_goes_on_to_the_same_results() {
-    for_seeds(16, |seed| check_crashes(seed, TestRun::new));
+    for_seeds(8, |seed| check_crashes(seed, TestRun::new));
 }
 
 /// Partitions become idle and wake, and between turns all are idle: the watermark is then the greatest of the
 /// partitions' watermarks, in every incarnation.
 #[test]
 fn a_run_whose_partitions_fall_silent_and_wake_goes_on_after_crashes() {
-    for_seeds(6, |seed| check_crashes_of(&Data::in_turns(seed, 150), (seed, Rng::with_seed(seed)), TestRun::new));
+    for_seeds(3, |seed| check_crashes_of(&Data::in_turns(seed, 150), (seed, Rng::with_seed(seed)), TestRun::new));
 }
 
 /// A run that was stopped cleanly has published everything that it committed, and has nothing to replay.

@@ -127,12 +127,12 @@ fn two(seed: u64, most: usize) -> (Data, Data) {
 
 #[test]
 fn a_random_run_can_be_repeated_on_any_workers() {
-    for_seeds(10, |seed| check(&two(seed, 120), TestRun::new().workers(1 + seed as usize % 4).seed(seed), seed));
+    for_seeds(6, |seed| check(&two(seed, 120), TestRun::new().workers(1 + seed as usize % 4).seed(seed), seed));
 }
 
 #[test]
 fn a_run_in_which_all_partitions_fall_silent_and_wake_can_be_repeated_on_any_workers() {
-    for_seeds(4, |seed| {
+    for_seeds(3, |seed| {
         let data = (Data::in_turns(seed, 120), Data::random(&mut Rng::with_seed(seed), 60).renumbered(1_000_000));
         let recorded = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
         let silent = epochs_of_silence(&run(&data, recorded())?.1.journal, "one");
@@ -145,7 +145,7 @@ fn a_run_in_which_all_partitions_fall_silent_and_wake_can_be_repeated_on_any_wor
 
 #[test]
 fn a_run_by_the_clock_can_be_repeated_on_any_workers() {
-    for_seeds(4, |seed| {
+    for_seeds(3, |seed| {
         let run = TestRun::new().workers(1 + seed as usize % 3).clock().in_flight(20_000).options(small_drift(100));
         check(&two(seed, 400), run, seed)
     });
@@ -153,7 +153,7 @@ fn a_run_by_the_clock_can_be_repeated_on_any_workers() {
 
 #[test]
 fn scripts_with_idle_and_late_found_partitions_can_be_repeated_on_any_workers() {
-    for_seeds(10, |seed| {
+    for_seeds(6, |seed| {
         let (data, mut random) = (two(seed, 60), Rng::with_seed(seed));
         let run = TestRun::new().workers(1 + seed as usize % 3);
         let run = run.script("one", data.0.script(&mut random)).script("two", data.1.script(&mut random));

@@ -87,7 +87,7 @@ fn check_lives<Q: DurableQuery>(seed: u64, records: u32) -> Result<(), String> {
 
 #[test]
 fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
-    for_seeds(6, |seed| check_lives::<DurableQueryOutputs>(seed, 150));
+    for_seeds(4, |seed| check_lives::<DurableQueryOutputs>(seed, 150));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn of_step(report: &RunReport, name: &str) -> (u64, u64) {
 
 #[test]
 fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
-    for_seeds(5, |seed| {
+    for_seeds(3, |seed| {
         let (data, kept, disk) = (steady(seed, 200), DurableQueryOutputs::default(), new_disk());
         if matches!(checks::windows_of(&data), Windows::Sliding { .. } | Windows::Cumulative { .. }) {
             // A record counts in several windows: the number of stored records cannot be derived from the published
