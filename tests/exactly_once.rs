@@ -34,9 +34,9 @@ use transactions::{COLUMNS, Transaction, json_of, ndjson_of, of_json, rows_of, s
 const PROGRAMS: [&str; 4] = ["account_totals", "spend_by_minute", "account_sessions", "silent_accounts"];
 
 /// Minimum number of kills of each kind, on files and on a broker.
-const OF_EACH: usize = 2;
+const OF_EACH: usize = 3;
 /// Number of kills from outside.
-const OUTSIDE: usize = 4;
+const OUTSIDE: usize = 6;
 /// Maximum number of states until there were enough kills.
 const STATES: u64 = 60;
 

@@ -48,7 +48,7 @@ const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 /// The programs, in turns.
 const PROGRAMS: [&str; 4] = ["account_totals", "account_sessions", "spend_by_minute", "silent_accounts"];
 /// Default numbers of rounds: in CI, and elsewhere.
-const ROUNDS: (u64, u64) = (6, 3);
+const ROUNDS: (u64, u64) = (8, 4);
 /// Number of records sent between two events.
 const CHUNK: usize = 400;
 /// Number of rounds that run at a time.
