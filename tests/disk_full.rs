@@ -45,7 +45,10 @@ fn check_room(
     let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
     disk.set_room(Some(room));
     let workers = 1 + room as usize % 2;
-    let said = kept.run(data, on(&disk, workers, 16)).err()?;
+    let Err(said) = kept.run(data, on(&disk, workers, 16)) else {
+        assert!(room > 0, "a run needs no room");
+        return None;
+    };
     let kind = named(&said).unwrap_or_else(|why| panic!("{room} bytes of room: {why}"));
     // It is still full, and the error is the same.
     let disk = disk.after_kill();
@@ -77,7 +80,7 @@ fn rooms(data: &Data) -> BTreeMap<&'static str, Vec<u64>> {
     for of_kind in places.values_mut() {
         *of_kind = of_kind.iter().copied().step_by(of_kind.len().div_ceil(OF_EACH)).collect();
     }
-    places.insert("anything", (0..used).step_by(STEP).collect());
+    places.insert("anything", (0..used).step_by(STEP).skip(1).collect());
     places
 }
 
@@ -88,10 +91,12 @@ fn a_full_disk_is_told_and_the_state_goes_on_when_there_is_room() {
     let mut told = BTreeSet::new();
     // Threads have their own pace, so that a place may be another's in the next run: kinds that were missed are tried again.
     for round in 0..5 {
-        let missed = |kind: &str| KINDS.contains(&kind) && !told.contains(kind);
-        let again = rooms(&data).into_iter().filter(|(kind, _)| round == 0 || missed(kind));
-        let cases: Vec<_> = again.flat_map(|(_, rooms)| rooms).collect();
-        told.extend(cases.into_iter().filter_map(|room| check_room(room, &data, &expected)));
+        let missed: Vec<_> = KINDS.into_iter().filter(|kind| !told.contains(kind)).collect();
+        if missed.is_empty() {
+            break;
+        }
+        let again = rooms(&data).into_iter().filter(|(kind, _)| round == 0 || missed.contains(kind));
+        told.extend(again.flat_map(|(_, rooms)| rooms).filter_map(|room| check_room(room, &data, &expected)));
     }
     for kind in KINDS {
         assert!(told.contains(kind), "no full disk at a {kind}: {told:?}");

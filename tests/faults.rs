@@ -111,8 +111,8 @@ fn finder(fault: Fault) -> (Check, &'static str) {
     }
 }
 
-/// Returns a seed whose check has found the fault, as far as the pace of threads let it: the search for one begins there.
-/// Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record after it.
+/// Returns the seed at which the search begins. Some faults need a rare schedule, such as a delete in a snapshot, a crash,
+/// and an older record after it: theirs is one that has found them. Threads have their own pace, so it may not do so again.
 fn first_seed(fault: Fault) -> u64 {
     match fault {
         Fault::SkipGate => 38,

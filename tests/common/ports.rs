@@ -3,7 +3,6 @@
 //! The system gives ports of its own range to outgoing connections and to whoever asks for any port, at any moment: one
 //! of them that was just free may be taken before its user listens at it. So ports are taken from below that range.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
