@@ -343,3 +343,32 @@ impl Lock for OsLock {
         self.0.write_all_at(who.as_bytes(), 0)
     }
 }
+
+impl Drop for OsLock {
+    /// Unlocks the file. To close it is not enough: a child process that another thread is starting has a copy of the
+    /// descriptor until it runs its program, and would keep the lock for that moment.
+    fn drop(&mut self) {
+        // Where it fails, the lock ends with the last copy.
+        let _ = self.0.unlock();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_with_its_holder_whoever_has_a_copy_of_its_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        let file = fs::File::create(&path).unwrap();
+        file.try_lock().unwrap();
+        // What a child process has between its start and its program.
+        let copy = file.try_clone().unwrap();
+        let lock = OsLock(file);
+        assert!(OsDisk::shared().lock(&path).unwrap().is_none());
+        drop(lock);
+        assert!(OsDisk::shared().lock(&path).unwrap().is_some());
+        drop(copy);
+    }
+}

@@ -74,14 +74,14 @@ fn refusals() -> [Case; 6] {
                 "error 409: Schema being registered is incompatible",
                 "; change the schema, or the subject's compatibility level",
             ],
-            1,
+            2,
         ),
         (
             answer(409, &[], r#"{"message": "no code"}"#),
             Question::Register,
             SchemaRefused,
             ["the schema is incompatible", "error 409: no code", "; change the schema"],
-            1,
+            2,
         ),
         (
             refusal(422, 42201, "Invalid schema"),
@@ -181,6 +181,21 @@ fn what_a_registry_refuses_is_told_with_the_place_and_the_remedy() {
     // An id that is unknown is no failure.
     let server = Server::start(|_, _| refusal(404, 40403, "Schema not found"));
     ask(&server, Duration::ZERO, Question::Id).unwrap();
+}
+
+#[test]
+fn a_conflict_with_the_same_schema_is_no_failure() {
+    // The first request took effect and its answer was lost, so it is sent again.
+    let server = Server::start(|asked, before| match (before, asked.line.contains("/versions?")) {
+        (0, _) => answer(503, &[], "busy"),
+        (_, true) => refusal(409, 409, "An artifact with ID 's/x-value' in group 'default' already exists."),
+        (_, false) => answer(200, &[], r#"{"id": 7}"#),
+    });
+    let registry = SchemaRegistry::new(&format!("http://{}", server.address));
+    assert_eq!(registry.register("s/x-value", SchemaKind::Avro, SCHEMA).unwrap(), 7);
+    let lines: Vec<_> = server.asked().into_iter().map(|asked| asked.line).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[2].starts_with("POST /subjects/s%2Fx-value?"), "{lines:?}");
 }
 
 #[test]

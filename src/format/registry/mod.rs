@@ -390,6 +390,9 @@ impl SchemaRegistry {
 
     /// Adds a schema to a subject, if it is not there, and returns its id.
     ///
+    /// A conflict may be one with this very schema: with a request that took effect though its answer was lost, or
+    /// with another job that registers the same. So the schema is looked up before a conflict is a failure.
+    ///
     /// # Errors
     /// Fails if the registry cannot be reached until retries are over, refuses access, or refuses the schema because it
     /// is incompatible with earlier versions.
@@ -397,7 +400,11 @@ impl SchemaRegistry {
         let path = format!("/subjects/{}/versions?normalize=true", encoded(subject));
         match self.client()?.post(&path, &body_of(kind, text))? {
             RegistryAnswer::Value(value) => self.id_in(&path, &value),
-            RegistryAnswer::Refused { code, message } => Err(self.refused(&path, code, &message)),
+            RegistryAnswer::Refused { code, message } => {
+                // If that fails too, the refusal says more.
+                let known = if code == 409 { self.look_up(subject, kind, text).ok().flatten() } else { None };
+                known.ok_or_else(|| self.refused(&path, code, &message))
+            }
         }
     }
 
