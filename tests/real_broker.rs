@@ -13,8 +13,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
-use nix::sys::signal::Signal;
+use broker::{Broker, committed};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -22,8 +23,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use run::{ProgramOutput, Running, check_contains, run, start};
 use transactions::{
-    COLUMNS, DISORDER_MS, Expected, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, rows_of, same_rows,
-    sorted_by_window, tidy, whole_records, wild,
+    COLUMNS, DISORDER_MS, Expected, START_MS, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, of_json,
+    rows_of, same_rows, sorted_by_window, tidy, whole_records, wild,
 };
 
 const ACCOUNT_TOTALS: &str = "account_totals";
@@ -366,6 +367,50 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     let ended = run(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "--until-end"));
     check_contains(ended.error(1), &[&broker.servers, "start the broker"]);
     assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+}
+
+/// Returns the id of the process of a broker.
+fn process_of(broker: &Broker) -> Pid {
+    Pid::from_raw(fs::read_to_string(broker.data().join("broker.pid")).unwrap().trim().parse().unwrap())
+}
+
+/// A cluster whose only broker has missed its heartbeats, as on a laptop that was asleep, tells clients of no broker for a
+/// moment. The client library may then never connect again, so clients are replaced.
+#[test]
+fn a_broker_that_is_suspended_again_and_again_keeps_no_client_waiting() {
+    let Some(broker) = Broker::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let topic = broker.topic(4);
+    let (out, process) = (format!("{topic}-out"), process_of(&broker));
+    broker.create(&out, 2);
+    let line = format!("-w 2 --out kafka:{out} --state {{}}/state --epoch 20ms --snapshot-every 100ms");
+    let mut running = start(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), &line));
+    let (mut partitions, mut now_ms, mut waits) = (vec![Vec::new(); 4], START_MS, Vec::new());
+    for round in 0..5 {
+        let rows = (0..2_000).map(|at| Transaction::new(round * 2_000 + at, "a", at as i64, now_ms + at as i64 * 20));
+        let mut chunk = dealt(rows.collect(), 4);
+        now_ms += 40_000;
+        append(&mut chunk, &closing(now_ms, 4));
+        send_rows(&broker, &topic, &chunk);
+        if round > 0 {
+            // Its session lasts for three seconds.
+            kill(process, Signal::SIGSTOP).unwrap();
+            std::thread::sleep(Duration::from_millis(2_500 + round * 700));
+            kill(process, Signal::SIGCONT).unwrap();
+        }
+        append(&mut partitions, &chunk);
+        let (begun, expected) = (Instant::now(), closed(&partitions, now_ms).rows());
+        let found = running.wait_until(&format!("{} rows after pause {round}", expected.len()), |_| {
+            let found = of_json(&committed(&broker.servers, &out), &TOTALS);
+            (found.len() >= expected.len()).then_some(found)
+        });
+        waits.push(begun.elapsed());
+        same_rows(&found, &expected);
+    }
+    assert!(waits.iter().all(|wait| *wait < PATIENCE), "{waits:?}\n{}", running.stderr());
+    running.signal(Signal::SIGTERM);
+    running.end().code(143);
+    same_rows(&of_json(&committed(&broker.servers, &out), &TOTALS), &closed(&partitions, now_ms).rows());
 }
 
 /// A file is produced to a topic, the topic is read by a query and by a copy, and the copy is read by the query again.

@@ -208,10 +208,7 @@ fn copy<T: Record>(
     let job = args.run.job(&name)?.options(options).synchronous(args.sync);
     // What is replayed has to be the same bytes: lines are not replayed as columns, nor the other way round.
     let job = if args.format == MessageFormat::Raw { job.fingerprint_flag("format", "raw") } else { job };
-    let job = match args.delimiters.delimiter.filter(|_| args.format == MessageFormat::Csv) {
-        Some(delimiter) => job.fingerprint_flag("delimiter", &delimiter.to_string()),
-        None => job,
-    };
+    let job = args.delimiters.bind(job, args.format == MessageFormat::Csv);
     let metrics = job.metrics();
     let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::source::csv::Delimiter;
 
 /// The flags of the characters between the fields of CSV that is read and written, in files, in messages and on standard
@@ -56,6 +57,15 @@ impl DelimiterArgs {
     pub(super) fn for_writing(&self) -> Delimiter {
         self.used.writes.store(true, Ordering::Relaxed);
         self.output()
+    }
+
+    /// Adds the character between the fields of a topic's messages, if these are CSV, to what a state is bound to: messages
+    /// that are replayed are decoded again. That of a file is part of the file's identity.
+    pub(super) fn bind(&self, job: Job, messages_are_csv: bool) -> Job {
+        match self.delimiter.filter(|_| messages_are_csv) {
+            Some(delimiter) => job.fingerprint_flag("delimiter", &delimiter.to_string()),
+            None => job,
+        }
     }
 
     /// Checks that each flag that is given has been used.

@@ -472,12 +472,8 @@ impl QueryArgs {
             Some(time) => job.fingerprint_flag("stop-at", &time.to_string()),
             None => job,
         };
-        // Messages that are replayed are decoded again. What is between the fields of a file is part of its identity.
-        let are_csv = self.brokers.is_some() && self.messages.format == MessageFormat::Csv;
-        let job = match self.delimiters.delimiter.filter(|_| are_csv) {
-            Some(delimiter) => job.fingerprint_flag("delimiter", &delimiter.to_string()),
-            None => job,
-        };
+        let messages_are_csv = self.brokers.is_some() && self.messages.format == MessageFormat::Csv;
+        let job = self.delimiters.bind(job, messages_are_csv);
         let rejects = self.rejects()?;
         // All sources and sinks that the flags name have been made.
         self.delimiters.check_used()?;

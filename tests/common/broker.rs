@@ -25,7 +25,10 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 /// Timeout of a request to the broker.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Timeout of one client, after which another one asks.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Maximum time to wait for markers of transactions; tests may leave a transaction open on purpose.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -258,28 +261,48 @@ pub fn send_all(producer: &BaseProducer, topic: &str, texts: impl IntoIterator<I
     producer.flush(Duration::from_secs(20)).unwrap();
 }
 
+/// Asks with one client after the other until there is an answer: a client may lose a broker for good that says for a
+/// moment that there is none.
+fn until_answered<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "no answer: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Returns all committed messages of a topic, read with `read_committed`.
 pub fn committed(servers: &str, topic: &str) -> Vec<String> {
     settle(servers, topic);
+    until_answered(&format!("all messages of {topic}"), || read_committed(servers, topic))
+}
+
+/// Reads all committed messages; `None` if the broker does not answer for a while.
+fn read_committed(servers: &str, topic: &str) -> Option<Vec<String>> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("group.id", "test").set("enable.partition.eof", "true");
     config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
     let consumer: BaseConsumer = config.create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER).ok()?;
     let (mut list, mut open) = (rdkafka::TopicPartitionList::new(), metadata.topics()[0].partitions().len());
     for partition in metadata.topics()[0].partitions() {
         list.add_partition_offset(topic, partition.id(), rdkafka::Offset::Beginning).unwrap();
     }
     consumer.assign(&list).unwrap();
-    let (mut texts, begun) = (Vec::new(), Instant::now());
+    let (mut texts, mut last) = (Vec::new(), Instant::now());
     while open > 0 {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => texts.push(String::from_utf8(message.payload().unwrap_or_default().to_vec()).unwrap()),
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-            _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
+            _ if last.elapsed() > ANSWER => return None,
+            _ => continue,
         }
+        last = Instant::now();
     }
-    texts
+    (!metadata.topics()[0].partitions().is_empty()).then_some(texts)
 }
 
 /// Returns the end offset of each partition of a topic, uncommitted records and transaction markers included.
@@ -288,12 +311,15 @@ pub fn high_watermarks(servers: &str, topic: &str) -> BTreeMap<i32, i64> {
 }
 
 fn ends(servers: &str, topic: &str, isolation: &str) -> BTreeMap<i32, i64> {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", servers).set("isolation.level", isolation);
-    let consumer: BaseConsumer = config.create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
-    let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
-    partitions.map(|id| (id, consumer.fetch_watermarks(topic, id, PATIENCE).unwrap().1)).collect()
+    until_answered(&format!("the ends of {topic}"), || {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", servers).set("isolation.level", isolation);
+        let consumer: BaseConsumer = config.create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), ANSWER).ok()?;
+        let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
+        let end = |id: i32| Some((id, consumer.fetch_watermarks(topic, id, ANSWER).ok()?.1));
+        partitions.map(end).collect::<Option<BTreeMap<_, _>>>().filter(|ends| !ends.is_empty())
+    })
 }
 
 /// Waits until no transaction is open on a topic, for some seconds at most: a broker answers that a transaction is

@@ -159,7 +159,7 @@ pub fn seeds(default: u64) -> Vec<u64> {
 /// Runs a check for every seed; fails at the first that fails, panics or hangs.
 pub fn for_seeds(default: u64, check: fn(u64) -> Result<(), String>) {
     for seed in seeds(default) {
-        let result = within(Duration::from_secs(60), move || check(seed));
+        let result = within(Duration::from_secs(180), move || check(seed));
         if let Err(why) = result.unwrap_or_else(|| Err(String::from("it hangs, or panics"))) {
             panic!("TIDEGATE_SEED={seed} fails: {why}");
         }

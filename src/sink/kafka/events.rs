@@ -30,6 +30,8 @@ pub(super) struct ProducerEvents {
     reached: Option<Mutex<ReachedOffsets>>,
     /// Number of lost connections and of requests that timed out.
     doubts: AtomicU64,
+    /// Number of events of all kinds.
+    served: AtomicU64,
 }
 
 /// The first message that was not delivered.
@@ -82,6 +84,15 @@ impl ProducerEvents {
         self.doubts.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of events of all kinds so far.
+    pub(super) fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    fn note_served(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns the offset after the last acknowledged message of each partition of a topic.
     pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         self.reached().and_then(|reached| reached.ends.get(topic).cloned()).unwrap_or_default()
@@ -131,12 +142,14 @@ impl ProducerEvents {
 
 impl ClientContext for ProducerEvents {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, _line: &str) {
+        self.note_served();
         if matches!(facility, "FAIL" | "REQTMOUT") {
             self.doubts.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.note_served();
         self.last_error.set(&error, reason);
     }
 }
@@ -145,6 +158,7 @@ impl ProducerContext for ProducerEvents {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        self.note_served();
         match result {
             Ok(message) => self.acknowledged(message.topic(), message.partition(), message.offset()),
             Err((error, message)) => {
@@ -182,6 +196,6 @@ mod tests {
         for facility in ["STATE", "FAIL", "CONNECT", "REQTMOUT"] {
             reports.log(RDKafkaLogLevel::Debug, facility, "a line");
         }
-        assert_eq!(reports.doubts(), 2);
+        assert_eq!((reports.doubts(), reports.served()), (2, 4));
     }
 }

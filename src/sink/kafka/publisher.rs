@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
+pub(super) use self::transaction::INIT_TIMEOUT;
 use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
 use super::message::{MessageHeader, OutgoingMessage};
 use super::send_errors::{is_fenced, is_permanent, lost_records, remedy};
@@ -50,9 +51,6 @@ const NEEDED: &[(&str, &str)] =
 /// Waits for the broker longer than this are logged.
 const LOG_WAIT_AFTER_PUBLISH: Duration = Duration::from_secs(2);
 
-/// Largest number of the client library's events that are served at once.
-const EVENTS: usize = 256;
-
 /// Pause between two looks for acknowledgements, and the time after which the pause is long: brokers that answer do so
 /// within a few milliseconds, and a commit waits for them.
 const SHORT_PAUSE: Duration = Duration::from_micros(200);
@@ -61,6 +59,15 @@ const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval of checks that the transaction can still succeed, while messages are not acknowledged.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longest wait of a transaction for any acknowledgement, before it is repeated by a new producer. The library may lose
+/// the brokers for good: when their list was empty for a moment, as it is while the only one of them starts or has
+/// missed its heartbeats, a producer of transactions may never connect again
+/// (<https://github.com/confluentinc/librdkafka/issues/5301>).
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Greatest value that the limit grows to, by doublings, while transactions fail for it: slow brokers get more time.
+const MOST_SILENCE: Duration = Duration::from_secs(160);
 
 /// Longest wait for the brokers to report whether a topic still exists.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,6 +81,8 @@ pub struct Publisher {
     wait_logged: bool,
     /// Transaction timeout; `None` if messages are not sent in transactions.
     limit: Option<Duration>,
+    /// Longest wait of a transaction for any acknowledgement.
+    silence_limit: Duration,
     /// Start of the open transaction; `None` if none is open.
     transaction_start: Option<Instant>,
     /// Value of the producer's `doubts` when the transaction began.
@@ -133,6 +142,7 @@ impl Publisher {
             created: false,
             wait_logged: false,
             limit,
+            silence_limit: SILENCE_LIMIT,
             transaction_start: None,
             doubts: 0,
             doubtful: false,
@@ -263,7 +273,7 @@ impl Publisher {
     /// # Errors
     /// Fails if a message was not delivered.
     pub fn poll(&mut self) -> Result<()> {
-        self.serve_acknowledgements();
+        self.serve_events();
         self.check()
     }
 
@@ -286,7 +296,7 @@ impl Publisher {
     /// Waits a moment for acknowledgements; logs, once, a wait that is long.
     fn wait(&mut self, waiting: &mut Option<DeliveryWait>) -> Result<()> {
         let before = self.delivered();
-        self.serve_acknowledgements();
+        self.serve_events();
         let now = Instant::now();
         let DeliveryWait { since, asked, told } =
             waiting.get_or_insert(DeliveryWait { since: now, asked: now, told: now });
@@ -305,12 +315,16 @@ impl Publisher {
             *asked = now;
             self.abort_reason().map_or(Ok(()), Err)?;
         }
+        let silence = now - *since;
         if now - *told > LOG_WAIT_AFTER_PUBLISH {
             *told = now;
             self.check_current()?;
             self.check_topics()?;
         }
-        Ok(())
+        match self.transaction_start {
+            Some(_) if silence > self.silence_limit => Err(self.silent("send messages in a transaction")),
+            _ => Ok(()),
+        }
     }
 
     /// Checks that the brokers still know the topics of the messages that are waited for. The library waits for a topic
@@ -340,24 +354,20 @@ impl Publisher {
         self.still_current.as_ref().map_or(Ok(()), |still_current| still_current())
     }
 
-    /// Serves acknowledgements until no more arrive.
+    /// Serves the library's events, acknowledgements among them, until no more are there: a call of the library serves
+    /// one, and while brokers cannot be reached it logs hundreds a second.
     ///
     /// The library's own waits are not used: its `flush` sleeps in steps of 100 ms, and its `poll` with a time limit spins
     /// through the last millisecond of the limit, and never returns before it.
-    fn serve_acknowledgements(&self) {
+    fn serve_events(&self) {
+        let served = || self.producer.context().served();
         loop {
-            let before = self.delivered();
+            let before = served();
             self.producer.poll(Duration::ZERO);
-            if self.delivered() == before {
+            if served() == before {
                 return;
             }
         }
-    }
-
-    /// Serves the library's events that have arrived so far.
-    fn serve_events(&self) {
-        // Each call serves one event; without any it returns at once.
-        (0..EVENTS).for_each(|_| self.producer.poll(Duration::ZERO));
     }
 
     /// Returns the offset after the last acknowledged message of each partition of a topic.

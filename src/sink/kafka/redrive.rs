@@ -17,7 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::dead_letter::{OriginalMessage, original};
 use super::message::OutgoingMessage;
-use super::publisher::Publisher;
+use super::publisher::{INIT_TIMEOUT, Publisher};
 use crate::durable::journal::JournaledRecord;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::Message;
@@ -352,7 +352,11 @@ impl Redriver {
 
 /// Creates the producer of a group's transactions, which ends those of any other.
 fn fenced_publisher(config: &RedriveConfig) -> Result<Publisher> {
-    Publisher::transactional(config.letters.clone(), &format!("tidegate-redrive-{}", config.group), false)
+    let id = format!("tidegate-redrive-{}", config.group);
+    let mut publisher = Publisher::transactional(config.letters.clone(), &id, false, INIT_TIMEOUT)?;
+    // A transaction that is given up ends the program.
+    publisher.be_most_patient();
+    Ok(publisher)
 }
 
 fn unreadable(letters: &TopicConfig, error: &KafkaError) -> Error {

@@ -8,8 +8,9 @@
 //! The first version of the protocol does not tell a producer's transactions apart: such a request to commit would
 //! commit a part of the *next* transaction. So after any doubt the producer is opened anew before the next transaction:
 //! the brokers give it a new producer epoch and refuse delayed requests of the old one. Progress is then read, and
-//! shows whether a commit in doubt took place; if not, the messages, which are kept until then, are sent again. A
-//! broker that is unreachable is waited for as long as the incarnation is the current one.
+//! shows whether a commit in doubt took place; if not, the messages, which are kept until then, are sent again.
+//! A broker that is unreachable is waited for as long as the incarnation is the current one, by one producer after the
+//! other: the client library may lose its brokers for good.
 //!
 //! Invariants: the record of an epoch's number is committed with its rows, or not at all. An incarnation begins with a
 //! record of its own, so a copy of the state directory that starts the same incarnation again is detected. A process
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use super::message::{OutgoingMessage, PendingMessages};
 use super::progress::{self, SinkProgress};
-use super::publisher::Publisher;
+use super::publisher::{INIT_TIMEOUT, Publisher};
 use super::send_errors::lost_records;
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch, StateId};
@@ -34,6 +35,9 @@ use crate::time::Epoch;
 
 /// Number of consecutive failures of a transaction, none of them in doubt, after which the sink fails.
 const ATTEMPTS: usize = 3;
+
+/// Longest wait for the broker to accept another producer while the job runs; then a further one is tried.
+const REINIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause before unreachable brokers are tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -67,7 +71,7 @@ impl TransactionalWriter {
     /// is created only if nothing was published in it.
     pub(super) fn open(output: &TopicConfig, create: Option<u32>, state: StateId, sink: &str) -> Result<Self> {
         let (progress, key) = (progress::topic_of(output), progress::key(state, sink));
-        let mut publisher = Publisher::transactional(output.clone(), &id_of(&key), create.is_some())?;
+        let mut publisher = Publisher::transactional(output.clone(), &id_of(&key), create.is_some(), INIT_TIMEOUT)?;
         // Created at once if it seems to be missing, which is harmless: a topic is not read before its existence is
         // certain.
         publisher.ensure_topic(&progress, 1, progress::SETTINGS)?;
@@ -171,6 +175,7 @@ impl TransactionalWriter {
         }
         self.check_usable()?;
         self.commit_with_retries(journal).map_err(|error| self.fail(error))?;
+        self.publisher.reset_patience();
         self.pending.clear();
         (self.unpublished, self.committed) = (false, self.attempt.take());
         Ok(())
@@ -267,7 +272,8 @@ impl TransactionalWriter {
                 }
             }
         };
-        self.publisher = publisher;
+        let former = std::mem::replace(&mut self.publisher, publisher);
+        self.publisher.be_more_patient_than(&former);
         self.publisher.wait_while(Arc::clone(&incarnation.still_current));
         if found.last.is_some() && found.last == self.attempt {
             return Ok(true);
@@ -288,7 +294,7 @@ impl TransactionalWriter {
 
     /// Creates a new producer, which fences the one before, and reads the committed progress.
     fn open_anew(&self) -> Result<(Publisher, progress::ProgressTopic)> {
-        let publisher = Publisher::transactional(self.output.clone(), &id_of(&self.key), true)?;
+        let publisher = Publisher::transactional(self.output.clone(), &id_of(&self.key), true, REINIT_TIMEOUT)?;
         for topic in [&self.output, &self.progress] {
             if !publisher.topic_exists(topic)? {
                 return Err(deleted_topic(topic));

@@ -80,13 +80,18 @@ pub(super) fn connect_reader(
     at: &WorkerContext,
 ) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
     let (consumer, ids) = connect_within(topic_config, &at.job, PrefetchLimits::of(0))?;
-    let limits = PrefetchLimits::of(topics * (ids.len() * at.threads).div_ceil(at.workers.max(1)));
+    let limits = reader_limits(topics, ids.len(), at);
     if limits == PrefetchLimits::of(0) {
         return Ok((consumer, ids));
     }
     // Limits cannot be changed once a client is there.
     drop(consumer);
     connect_within(topic_config, &at.job, limits)
+}
+
+/// Returns the limits of one worker's reader of one of `topics` topics, which has so many partitions.
+pub(super) fn reader_limits(topics: usize, partitions: usize, at: &WorkerContext) -> PrefetchLimits {
+    PrefetchLimits::of(topics * (partitions * at.threads).div_ceil(at.workers.max(1)))
 }
 
 /// Connects to read a few records, and finds the partitions of the topic.

@@ -57,6 +57,8 @@ pub(super) struct FetchedPartition {
     pub(super) idleness_is_due: bool,
     /// Time since which its broker has not answered; `None` if it answers.
     pub(super) silent_since: Option<Instant>,
+    /// Time since which the client is not connected to its broker; `None` if it is.
+    pub(super) lost_since: Option<Instant>,
     /// Position after the transaction markers that follow the last record that was taken.
     pub(super) position: Option<u64>,
     /// Group offset that was committed last, for lag monitors.
@@ -93,6 +95,7 @@ impl FetchedPartition {
             quiet_since: None,
             idleness_is_due: false,
             silent_since: None,
+            lost_since: None,
             position: None,
             committed: 0,
         })
@@ -107,6 +110,7 @@ impl FetchedPartition {
     pub(super) fn observe(&mut self, report: &TopicStatus, now: Instant) {
         self.idleness_is_due = true;
         self.silent_since = if report.answers(self.id) { None } else { self.silent_since.or(Some(now)) };
+        self.lost_since = if report.is_connected(self.id) { None } else { self.lost_since.or(Some(now)) };
         if self.at_end {
             self.position = self.position.max(report.drained_offset(self.id));
         }

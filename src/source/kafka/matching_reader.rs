@@ -30,6 +30,7 @@ use super::positions::{ReadOptions, StartOffset};
 use super::prefetch::PrefetchLimits;
 use super::reader::KafkaReader;
 use super::reader_group::ReaderGroup;
+use super::replacement::discard;
 use super::statistics::ConsumerEvents;
 use super::topic_lookup::{TopicList, UNKNOWN_TOPIC_TIMEOUT, find_topics, look_up_topics};
 use super::topic_pattern::{TopicPattern, gone, no_match, not_matched, not_of_pattern};
@@ -44,6 +45,9 @@ use crate::time::Epoch;
 
 /// Interval between requests for topics.
 const INTERVAL: Duration = Duration::from_secs(3);
+
+/// Number of successive requests without an answer after which another client asks.
+const LOST_TIMES: u32 = 3;
 
 /// The means by which a worker finds its topics.
 #[derive(Clone)]
@@ -264,7 +268,7 @@ impl PatternWatch {
         let (sender, found) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let body = move || watch(&client, &finder, wanted, &stopped, &sender);
+        let body = move || watch(client, &finder, wanted, &stopped, &sender);
         let thread = thread::start(ThreadRole::KafkaWatch, ThreadRole::KafkaWatch.name(), body)?;
         Ok(PatternWatch { found, stop, thread })
     }
@@ -279,12 +283,13 @@ impl Drop for PatternWatch {
 }
 
 fn watch(
-    client: &BaseConsumer<ConsumerEvents>,
+    mut client: Arc<BaseConsumer<ConsumerEvents>>,
     finder: &TopicFinder,
     mut wanted: BTreeSet<String>,
     stopped: &AtomicBool,
     sender: &Sender<Result<ConnectedTopic>>,
 ) {
+    let mut unanswered = 0;
     loop {
         thread::mark_iteration();
         std::thread::park_timeout(INTERVAL);
@@ -293,10 +298,20 @@ fn watch(
         }
         // Tokens that grant access are renewed by events, too. Statistics, of which nothing is read here, are more than
         // the silent polls of one round.
-        (0..100).for_each(|_| ConsumerEvents::serve_event(client));
-        ConsumerEvents::serve_events(client);
+        (0..100).for_each(|_| ConsumerEvents::serve_event(&client));
+        ConsumerEvents::serve_events(&client);
         // Without an answer it is asked again; the readers detect an outage themselves.
-        let Ok(topics) = look_up_topics(client.client(), Duration::from_secs(2)) else { continue };
+        let Ok(topics) = look_up_topics(client.client(), Duration::from_secs(2)) else {
+            unanswered += 1;
+            // The client may have lost the brokers for good: see `replacement`.
+            if unanswered % LOST_TIMES == 0
+                && let Ok(new) = consumer::create(&finder.brokers, &finder.at.job, PrefetchLimits::of(0))
+            {
+                discard(std::mem::replace(&mut client, new));
+            }
+            continue;
+        };
+        unanswered = 0;
         let new = topics.iter().filter(|(name, _)| finder.pattern.is_match(name) && !wanted.contains(*name));
         let mut added = Vec::new();
         for (name, ids) in new {

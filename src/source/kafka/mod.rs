@@ -43,6 +43,7 @@ pub(crate) mod properties;
 mod protobuf;
 mod reader;
 mod reader_group;
+mod replacement;
 mod statistics;
 mod stored_message;
 mod table;

@@ -4,6 +4,7 @@
 //! * A topic is **verified** by its id; a topic without one by the last record that was taken of each partition.
 //! * A partition's end, if it has one, is **confirmed** when the topic was asked for after the partition was read to
 //!   its end, and was still the same. No epoch with an unconfirmed end is committed.
+//! * A client that has **lost** its brokers is replaced: see `reconnect`.
 //! * Records of a compacted topic are kept **by value** in the journal, and replayed from there.
 //!
 //! Invariants: an offset below the intake's next one is never taken again; the clock is read only to judge idleness and
@@ -11,6 +12,7 @@
 
 mod gaps;
 mod group_offsets;
+mod reconnect;
 mod replay;
 mod restore;
 mod take;
@@ -26,12 +28,14 @@ use rdkafka::message::Message as _;
 use super::broker_errors::is_refusal;
 use super::client::TopicConfig;
 use super::connected_topic::ConnectedTopic;
-use super::consumer::{self, list};
+use super::consumer::{self, list, reader_limits};
 use super::fetched_partition::FetchedPartition;
 use super::identity::{self, missing_partition, recreated};
 use super::mapping::MapMessages;
 use super::partition_numbers::PartitionNumbers;
 use super::positions::{Gap, ReadOptions, StartOffset, check_named_offset, no_such_partition};
+use super::prefetch::PrefetchLimits;
+use super::replacement::ClientReplacement;
 use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::PartitionProgress;
@@ -74,6 +78,12 @@ pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<ConsumerEvents>>,
     target: TopicConfig,
     place: WorkerContext,
+    /// Limits of the client, for another one in its place.
+    limits: PrefetchLimits,
+    /// Search for another client, while this one hears nothing.
+    replacement: Option<ClientReplacement>,
+    /// Time since which this client is used.
+    client_since: Instant,
     /// Numbers of the partitions in the source.
     numbers: PartitionNumbers,
     /// `true` if the source reads several topics.
@@ -140,15 +150,17 @@ impl<T: Record> KafkaReader<T> {
             };
             partitions.push(FetchedPartition::open(&consumer, topic_config, id, (first, low, end))?);
         }
-        let (place, own) = (at.clone(), numbers.clone());
-        let mine = move |id: u32| own.is_of(&place, id);
-        let watch = TopicWatch::start(Arc::clone(&consumer), (topic_config, &at.job), ids, mine)?;
+        let limits = reader_limits(topics, ids.len(), at);
+        let watch = start_watch(&consumer, topic_config, &numbers, at, ids)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
             by_value: compacted,
             confirmation: Confirmation::default(),
             consumer,
             place: at.clone(),
+            limits,
+            replacement: None,
+            client_since: Instant::now(),
             is_of_several: topics > 1 || numbers.is_given(),
             until_end: at.options.until_end,
             stops_at_end,
@@ -395,6 +407,7 @@ impl<T: Record> KafkaReader<T> {
         has_state: bool,
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
+        self.replace_lost_client(Instant::now(), intake)?;
         self.wait(Instant::now())?;
         if self.confirmation.waiting.is_some() {
             return Ok(false); // The epoch before is not committed yet, and must not get later records.
@@ -424,6 +437,19 @@ impl<T: Record> KafkaReader<T> {
     }
 }
 
+/// Starts the watch of a topic, of which the partitions in `known` are known.
+fn start_watch(
+    consumer: &Arc<BaseConsumer<ConsumerEvents>>,
+    topic_config: &TopicConfig,
+    numbers: &PartitionNumbers,
+    at: &WorkerContext,
+    known: Vec<u32>,
+) -> Result<TopicWatch> {
+    let (place, own) = (at.clone(), numbers.clone());
+    let mine = move |id: u32| own.is_of(&place, id);
+    TopicWatch::start(Arc::clone(consumer), (topic_config, &at.job), known, mine)
+}
+
 impl<T: Record> Reader<T> for KafkaReader<T> {
     fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<T>) -> Result<()> {
         self.resume_topic(epoch, places, !places.is_empty(), intake)
@@ -431,6 +457,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
 
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<T>) -> Result<Polled> {
         let now = Instant::now();
+        self.replace_lost_client(now, intake)?;
         self.handle_topic_events()?;
         if let Some((epoch, _)) = self.confirmation.waiting {
             self.serve(now)?;

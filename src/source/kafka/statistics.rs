@@ -56,6 +56,8 @@ pub(super) struct TopicStatus {
 struct PartitionReport {
     /// `true` if the partition's broker answers.
     answers: bool,
+    /// `true` if the client is connected to the partition's broker.
+    connected: bool,
     /// `true` if the partition is being fetched, so that its end is known.
     fetched: bool,
     /// `true` if no broker leads the partition.
@@ -76,6 +78,11 @@ impl TopicStatus {
     /// `true` if a partition's broker answers, or if nothing was reported of the partition yet.
     pub(super) fn answers(&self, partition: u32) -> bool {
         self.partitions.get(&partition).is_none_or(|heard| heard.answers)
+    }
+
+    /// `true` if the client is connected to a partition's broker, or if nothing was reported of the partition yet.
+    pub(super) fn is_connected(&self, partition: u32) -> bool {
+        self.partitions.get(&partition).is_none_or(|heard| heard.connected)
     }
 
     /// Returns the offset to be fetched next of a partition; `None` if earlier records wait in its queue. It is past
@@ -163,18 +170,25 @@ impl ConsumerEvents {
         let topic = statistics.topics.get(&self.topic)?;
         for partition in topic.partitions.values() {
             let Ok(id) = u32::try_from(partition.partition) else { continue };
-            let broker = statistics.brokers.values().find(|broker| broker.nodeid == partition.leader);
+            // Coordinators are listed, too, with the node of a partition without a leader.
+            let leader = (partition.leader >= 0).then_some(partition.leader);
+            let broker = statistics.brokers.values().find(|broker| Some(broker.nodeid) == leader);
             let up = broker.is_some_and(|broker| matches!(broker.state.as_str(), "UP" | "UPDATE"));
             let fresh = broker.is_some_and(|b| u128::try_from(b.rxidle).is_ok_and(|us| us <= self.silence.as_micros()));
             let fetched = partition.desired && partition.fetch_state == "active";
-            if let Some(broker) = broker.filter(|_| fetched && !up) {
-                report.silent = Some(broker.name.rsplit_once('/').map_or(&*broker.name, |(name, _)| name).to_owned());
+            if fetched && !up {
+                let name = |broker: &BrokerStatistics| {
+                    broker.name.rsplit_once('/').map_or(&*broker.name, |(name, _)| name).to_owned()
+                };
+                report.silent = Some(broker.map_or_else(|| format!("to lead {}", self.topic), name));
             }
             let open = partition.ls_offset < partition.hi_offset;
             let end = u64::try_from(partition.ls_offset).ok();
             let drained = u64::try_from(partition.next_offset).ok().filter(|_| partition.fetchq_cnt == 0);
             let (answers, orphaned) = (up && fresh, partition.leader < 0);
-            report.partitions.insert(id, PartitionReport { answers, fetched, orphaned, open, drained, end });
+            report
+                .partitions
+                .insert(id, PartitionReport { answers, connected: up, fetched, orphaned, open, drained, end });
         }
         Some(report)
     }
@@ -316,6 +330,20 @@ mod tests {
             assert_eq!((long.end, long.note.as_deref()), (Some(ls), Some("its broker does not answer")));
             // A short outage is not noted, an open transaction is.
             assert_eq!(moment.note.is_some(), ls == 9);
+            assert_eq!((report.is_connected(0), report.is_connected(1)), (state == "UP", true));
         }
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_is_not_taken_for_one_of_the_coordinator() {
+        let listener = ConsumerEvents::new("t", "g", Duration::from_millis(500));
+        let text = r#"{"brokers":{"GroupCoordinator":{"name":"GroupCoordinator","nodeid":-1,"state":"UP","rxidle":1}},
+            "topics":{"t":{"partitions":{"0":{"partition":0,"leader":-1,"desired":true,"fetch_state":"active",
+            "hi_offset":10,"ls_offset":10}}}}}"#;
+        listener.stats_raw(text.as_bytes());
+        let report = listener.take().unwrap();
+        assert_eq!(report.silent.as_deref(), Some("to lead t"));
+        assert!(!report.is_connected(0) && !report.answers(0) && !report.is_quiescent(0));
+        assert_eq!(report.note(0, None, Some(NOTED_OUTAGE)).note.as_deref(), Some("no broker leads it"));
     }
 }

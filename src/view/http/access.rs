@@ -67,17 +67,15 @@ impl BearerToken {
     }
 
     /// `true` if this is the token.
-    fn is(&self, token: &str) -> bool {
-        keyed(&self.key, token.as_bytes()).verify_slice(&self.hash).is_ok()
+    fn is(&self, token: &[u8]) -> bool {
+        keyed(&self.key, token).verify_slice(&self.hash).is_ok()
     }
 
     /// `true` if the value of an `Authorization` header has the token.
     fn is_in(&self, header: &[u8]) -> bool {
         match header.split_at_checked(SCHEME.len()) {
-            Some((scheme, given)) if scheme.eq_ignore_ascii_case(SCHEME) => {
-                keyed(&self.key, given.trim_ascii()).verify_slice(&self.hash).is_ok()
-            }
-            _ => false,
+            Some((scheme, given)) => scheme.eq_ignore_ascii_case(SCHEME) && self.is(given.trim_ascii()),
+            None => false,
         }
     }
 }
@@ -123,9 +121,14 @@ impl TokenFile {
 
     /// Takes the token that is in the file now, if there is one.
     fn read_again(&self, current: &mut CurrentToken) {
-        match read_token(&self.path).and_then(|token| Ok((current.token.is(&token), BearerToken::new(&token)?))) {
-            Ok((is_known, token)) => {
-                if !is_known {
+        let known = |token: &str| current.token.is(token.as_bytes());
+        let changed = read_token(&self.path).and_then(|token| match known(&token) {
+            true => Ok(None),
+            false => BearerToken::new(&token).map(Some),
+        });
+        match changed {
+            Ok(changed) => {
+                if let Some(token) = changed {
                     current.token = token;
                     tracing::info!("{}: HTTP asks for the new token", self.path.display());
                 }

@@ -14,13 +14,13 @@ use rdkafka::producer::{Producer, PurgeConfig};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::super::send_errors::{is_fenced, is_permanent, transaction_error_text};
-use super::{LOG_WAIT_AFTER_PUBLISH, Publisher, SHORT_PAUSE};
+use super::{LOG_WAIT_AFTER_PUBLISH, MOST_SILENCE, Publisher, SHORT_PAUSE, SILENCE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::client::TopicConfig;
 use crate::source::kafka::topic_lookup::{TopicLookup, UNKNOWN_TOPIC_TIMEOUT, no_topic};
 
 /// Longest wait for the broker to end the transaction of an earlier producer with the same id.
-const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(in crate::sink::kafka) const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait for an abort of a transaction. The broker aborts it later in any case.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,11 +30,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 impl Publisher {
     /// Creates a producer of transactions with this transactional id. It ends the open transaction of any other
-    /// producer of this id, and fences that producer. The topic may be missing only if `may_be_new` is `true`.
+    /// producer of this id, and fences that producer; that may take as long as `limit`. The topic may be missing only if
+    /// `may_be_new` is `true`.
     ///
     /// # Errors
     /// Fails if no broker is reachable, if the topic is missing, or if the brokers do not allow transactions.
-    pub(in crate::sink::kafka) fn transactional(topic_config: TopicConfig, id: &str, may_be_new: bool) -> Result<Self> {
+    pub(in crate::sink::kafka) fn transactional(
+        topic_config: TopicConfig,
+        id: &str,
+        may_be_new: bool,
+        limit: Duration,
+    ) -> Result<Self> {
         let mut publisher = Publisher::with(topic_config, Some(id))?;
         let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_TOPIC_TIMEOUT };
         publisher.partitions = match publisher.look_up(patience)? {
@@ -51,7 +57,7 @@ impl Publisher {
         loop {
             match publisher.producer.init_transactions(LOG_WAIT_AFTER_PUBLISH) {
                 Ok(()) => return Ok(publisher),
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_TIMEOUT => {
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < limit => {
                     publisher.serve_events();
                     std::thread::sleep(RETRY_PAUSE);
                 }
@@ -107,8 +113,11 @@ impl Publisher {
         loop {
             match self.producer.commit_transaction(LOG_WAIT_AFTER_PUBLISH) {
                 Ok(()) => break,
-                Err(KafkaError::Transaction(error))
-                    if error.is_retriable() && since.elapsed() < self.limit.unwrap_or_default() + INIT_TIMEOUT => {}
+                Err(KafkaError::Transaction(error)) if error.is_retriable() => {
+                    if since.elapsed() > self.silence_limit {
+                        return Err(self.silent("commit a transaction"));
+                    }
+                }
                 Err(error) => return Err(self.failed("commit a transaction", &error)),
             }
             self.doubtful = true;
@@ -159,7 +168,7 @@ impl Publisher {
         self.producer.purge(PurgeConfig::default().queue().inflight());
         let since = Instant::now();
         while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_TIMEOUT {
-            self.producer.poll(Duration::ZERO);
+            self.serve_events();
             std::thread::sleep(SHORT_PAUSE);
         }
         // If it fails, the brokers abort the transaction at its timeout, or when the next producer of its id is opened.
@@ -181,6 +190,29 @@ impl Publisher {
             }
             _ => None,
         }
+    }
+
+    /// Returns the error of a transaction whose brokers have not answered for the limit, which is in doubt from then on.
+    pub(super) fn silent(&mut self, to: &str) -> Error {
+        self.doubtful = true;
+        let error = Error::of(ErrorKind::SinkFailed, format!("cannot {to}")).at(self.target.describe());
+        let why = format!("the brokers have not accepted anything for {} s", self.silence_limit.as_secs());
+        error.because(self.with_last_error(&why)).help("check that the brokers are up and reachable").transient()
+    }
+
+    /// Takes the place of a producer whose transaction was given up: it waits twice as long for the brokers.
+    pub(in crate::sink::kafka) fn be_more_patient_than(&mut self, former: &Publisher) {
+        self.silence_limit = (former.silence_limit * 2).min(MOST_SILENCE);
+    }
+
+    /// Waits for the brokers as long as a producer ever does.
+    pub(in crate::sink::kafka) fn be_most_patient(&mut self) {
+        self.silence_limit = MOST_SILENCE;
+    }
+
+    /// Waits as long for the brokers as at first, as they have answered.
+    pub(in crate::sink::kafka) fn reset_patience(&mut self) {
+        self.silence_limit = SILENCE_LIMIT;
     }
 
     /// Returns the error of a failed transaction.
