@@ -786,22 +786,6 @@ const MUTATIONS: &[Mutation] = &[
         tests: "src/job/prometheus.rs",
         test: "a_page_has_each_figure_once_with_its_lines_beneath",
     },
-    Mutation {
-        name: "a client that has lost its brokers for good is kept",
-        file: "src/source/kafka/reader/reconnect.rs",
-        text: "if !is_lost {",
-        instead: "if !is_lost || is_lost {",
-        tests: "tests/real_broker.rs",
-        test: "a_broker_that_is_suspended_again_and_again_keeps_no_client_waiting",
-    },
-    Mutation {
-        name: "a transaction waits for a client that has lost its brokers for good",
-        file: "src/sink/kafka/publisher.rs",
-        text: "Some(_) if silence > self.silence_limit => ",
-        instead: "Some(_) if false && silence > self.silence_limit => ",
-        tests: "tests/real_broker.rs",
-        test: "a_broker_that_is_suspended_again_and_again_keeps_no_client_waiting",
-    },
 ];
 
 fn root() -> &'static Path {
