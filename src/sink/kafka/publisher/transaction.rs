@@ -206,6 +206,7 @@ impl Publisher {
     }
 
     /// Waits for the brokers as long as a producer ever does.
+    #[cfg(feature = "cli")]
     pub(in crate::sink::kafka) fn be_most_patient(&mut self) {
         self.silence_limit = MOST_SILENCE;
     }
