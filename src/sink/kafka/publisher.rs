@@ -13,7 +13,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-pub(super) use self::transaction::INIT_TIMEOUT;
 use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
 use super::message::{MessageHeader, OutgoingMessage};
 use super::send_errors::{is_fenced, is_permanent, lost_records, remedy};
@@ -59,6 +58,9 @@ const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval of checks that the transaction can still succeed, while messages are not acknowledged.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longest wait for the broker to end the transaction of an earlier producer with the same id.
+pub(super) const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait of a transaction for any acknowledgement, before it is repeated by a new producer. The library may lose
 /// the brokers for good: when their list was empty for a moment, as it is while the only one of them starts or has

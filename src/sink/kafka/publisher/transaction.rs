@@ -14,13 +14,10 @@ use rdkafka::producer::{Producer, PurgeConfig};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::super::send_errors::{is_fenced, is_permanent, transaction_error_text};
-use super::{LOG_WAIT_AFTER_PUBLISH, MOST_SILENCE, Publisher, SHORT_PAUSE, SILENCE_LIMIT};
+use super::{INIT_TIMEOUT, LOG_WAIT_AFTER_PUBLISH, MOST_SILENCE, Publisher, SHORT_PAUSE, SILENCE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::client::TopicConfig;
 use crate::source::kafka::topic_lookup::{TopicLookup, UNKNOWN_TOPIC_TIMEOUT, no_topic};
-
-/// Longest wait for the broker to end the transaction of an earlier producer with the same id.
-pub(in crate::sink::kafka) const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait for an abort of a transaction. The broker aborts it later in any case.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
