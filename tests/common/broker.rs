@@ -144,9 +144,14 @@ impl Broker {
     pub fn create_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-        for result in wait_for(self.admin().create_topics([&topic], &patient())).unwrap() {
-            result.unwrap();
-        }
+        until_answered(&format!("whether {name} is created"), || {
+            let results = wait_for(self.admin().create_topics([&topic], &patient())).unwrap();
+            match results.into_iter().next().unwrap() {
+                // It was starved, and the cluster has no broker for a moment.
+                Err((_, RDKafkaErrorCode::InvalidReplicationFactor)) => None,
+                result => Some(result.unwrap()),
+            }
+        });
     }
 
     /// Closes the segment of all messages of partition 0, because the last one is never compacted: by large messages,
