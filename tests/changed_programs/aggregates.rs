@@ -29,6 +29,11 @@ impl Outputs {
     }
 }
 
+/// Returns the row of a window of this kind.
+fn row_of<V>(kind: u8, row: Closed<u8, V>, show: fn(V) -> Shown) -> Row {
+    (kind, row.window.start.millis(), row.window.end.millis(), row.key, show(row.value))
+}
+
 /// A program with every kind of windows, and these aggregates.
 fn program<A: Aggregate<Sale>>(
     build: fn(Each<Sale>) -> A,
@@ -45,9 +50,10 @@ fn program<A: Aggregate<Sale>>(
         let sessions = keyed().window(Window::session(millis(45))).aggregate("sessions", build).on_close();
         let counts = keyed().window(Window::count(9)).aggregate("counts", build).on_close();
         let firings = keyed().window(Window::tumbling(millis(500))).every_n(5).aggregate("firings", build).all();
-        let closed = [tumbling, sliding, sessions, counts].into_iter().zip(0u8..).map(|(closed, kind)| {
-            closed.map(move |row| (kind, row.window.start.millis(), row.window.end.millis(), row.key, show(row.value)))
-        });
+        let closed = [tumbling, sliding, sessions, counts]
+            .into_iter()
+            .zip(0u8..)
+            .map(|(closed, kind)| closed.map(move |row| row_of(kind, row, show)));
         let firings = firings.map(move |row| {
             let (start, end) = (row.window.start.millis() * 1000, row.window.end.millis());
             (4, start + row.number as i64, end, row.key, show(row.value))
@@ -69,10 +75,7 @@ fn tumbling<A: Aggregate<Sale>>(
         sales.clone().write("read", &read);
         let windows = sales.key_by(|sale| sale.0).window(Window::tumbling(millis(500)));
         let closed = windows.aggregate("tumbling", build).on_close();
-        let row = move |row: Closed<u8, A::Value>| {
-            (0, row.window.start.millis(), row.window.end.millis(), row.key, show(row.value))
-        };
-        closed.map(row).write("rows", &rows);
+        closed.map(move |row| row_of(0, row, show)).write("rows", &rows);
     }
 }
 

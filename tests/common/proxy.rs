@@ -1,5 +1,6 @@
 //! A proxy between clients and a broker that can hold back one Kafka request, and take the brokers out of the answers to
-//! requests for metadata. It parses only the length and the head of requests, and those answers. A broker started with `--proxied` advertises the proxy's address.
+//! requests for metadata. It parses only the length and the head of requests, and those answers. A broker started with
+//! `--proxied` advertises the proxy's address.
 //!
 //! A request that is held is removed from its connection, which breaks. It reaches the broker only when the test
 //! delivers it, over a connection of its own, like a packet that was delayed in a network.

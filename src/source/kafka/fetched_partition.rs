@@ -77,10 +77,7 @@ impl FetchedPartition {
         id: u32,
         (start, low, end): (u64, u64, u64),
     ) -> Result<Self> {
-        // The queue is created before the partition is assigned, so that no record goes to the common one.
-        let queue = consumer.split_partition_queue(&topic_config.topic, id as i32);
-        let queue = queue
-            .ok_or_else(|| Error::new("the client library has no queue for a partition").at(&topic_config.topic))?;
+        let queue = FetchedPartition::open_queue(consumer, topic_config, id)?;
         Ok(FetchedPartition {
             id,
             start,
@@ -99,6 +96,25 @@ impl FetchedPartition {
             position: None,
             committed: 0,
         })
+    }
+
+    /// Opens the queue of a partition at a client, before the partition is assigned, so that no record goes to the common
+    /// queue.
+    ///
+    /// # Errors
+    /// Fails if the client library has no queue for it.
+    pub(super) fn open_queue(
+        consumer: &Arc<BaseConsumer<ConsumerEvents>>,
+        topic_config: &TopicConfig,
+        id: u32,
+    ) -> Result<PartitionQueue<ConsumerEvents>> {
+        let queue = consumer.split_partition_queue(&topic_config.topic, id as i32);
+        queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&topic_config.topic))
+    }
+
+    /// Returns the handle if there is more to read; `None` if it is not tracked yet, or read to its end.
+    pub(super) fn unread_handle<T: Record>(&self, intake: &PartitionTracker<T>) -> Option<PartitionHandle> {
+        self.handle.filter(|handle| !intake.ended(*handle) && !self.caught_up)
     }
 
     /// Starts the idle timeout anew.

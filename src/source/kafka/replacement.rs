@@ -3,8 +3,8 @@
 //! The client library drops brokers that a list of the cluster does not name. An answer without any broker, as a cluster
 //! gives that has just fenced its only one or is starting, may leave a client without an address to connect to: it then
 //! stays silent for ever, while any other client is answered
-//! (<https://github.com/confluentinc/librdkafka/issues/5301>). So while a reader is connected to no broker, a thread tries whether a
-//! new client is answered, and hands it over. While the brokers cannot be reached, none is.
+//! (<https://github.com/confluentinc/librdkafka/issues/5301>). So while a reader is connected to no broker, a thread tries
+//! whether a new client is answered, and hands it over. While the brokers cannot be reached, none is.
 //!
 //! Invariant: a client is handed over only after a broker has told it the ends of a partition that the reader reads.
 
@@ -79,6 +79,10 @@ impl Drop for ClientReplacement {
         // Not joined: it may be waiting for a broker that is not reachable.
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
+        // One that was found and is not wanted would be closed on the worker.
+        if let Some(client) = self.take() {
+            discard(client);
+        }
     }
 }
 

@@ -24,10 +24,7 @@ impl<T: Record> KafkaReader<T> {
     /// Fails if the topic is another one, or if the client library fails.
     pub(super) fn replace_lost_client(&mut self, now: Instant, intake: &PartitionTracker<T>) -> Result<()> {
         let passed = |since: Instant| now.saturating_duration_since(since) >= LOST_AFTER;
-        let mut read = self
-            .partitions
-            .iter()
-            .filter(|partition| partition.handle.is_some_and(|handle| !intake.ended(handle) && !partition.caught_up));
+        let mut read = self.partitions.iter().filter(|partition| partition.unread_handle(intake).is_some());
         let is_lost = passed(self.client_since)
             && read.clone().next().is_some()
             && read.clone().all(|partition| partition.lost_since.is_some_and(passed));
@@ -63,16 +60,13 @@ impl<T: Record> KafkaReader<T> {
         tracing::info!("{} is read by another client: the brokers answer it", self.target.describe());
         let (mut assigned, mut queues) = (Vec::new(), Vec::new());
         for partition in &mut self.partitions {
-            let (id, low) = (partition.id, partition.low);
-            let opened = FetchedPartition::open(&client, &self.target, id, (partition.start, low, partition.end))?;
-            queues.push(std::mem::replace(&mut partition.queue, opened.queue));
+            let queue = FetchedPartition::open_queue(&client, &self.target, partition.id)?;
+            queues.push(std::mem::replace(&mut partition.queue, queue));
             (partition.at_end, partition.silent_since, partition.lost_since) = (false, None, None);
             partition.reset_idleness();
-            let Some(handle) = partition.handle.filter(|handle| !intake.ended(*handle) && !partition.caught_up) else {
-                continue;
-            };
+            let Some(handle) = partition.unread_handle(intake) else { continue };
             let held = partition.held.as_ref().map_or(0, |held| held.offset + 1);
-            assigned.push((id, intake.next(handle).max(held)));
+            assigned.push((partition.id, intake.next(handle).max(held)));
         }
         let known = self.partitions.iter().map(|partition| partition.id).collect();
         let watch = start_watch(&client, &self.target, &self.numbers, &self.place, known)?;

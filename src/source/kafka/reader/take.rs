@@ -126,10 +126,7 @@ impl<T: Record> KafkaReader<T> {
                 self.turn = (self.turn + 1) % count;
                 let at = self.turn;
                 let partition = &self.partitions[at];
-                let Some(handle) = partition.handle.filter(|handle| !intake.ended(*handle) && !partition.caught_up)
-                else {
-                    continue;
-                };
+                let Some(handle) = partition.unread_handle(intake) else { continue };
                 if intake.is_paused(handle) {
                     self.partitions[at].reset_idleness();
                     continue;
