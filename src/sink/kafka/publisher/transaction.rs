@@ -14,7 +14,9 @@ use rdkafka::producer::{Producer, PurgeConfig};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::super::send_errors::{is_fenced, is_permanent, transaction_error_text};
-use super::{INIT_TIMEOUT, LOG_WAIT_AFTER_PUBLISH, MOST_SILENCE, Publisher, SHORT_PAUSE, SILENCE_LIMIT};
+#[cfg(feature = "cli")]
+use super::INIT_TIMEOUT;
+use super::{LOG_WAIT_AFTER_PUBLISH, MOST_SILENCE, Publisher, SHORT_PAUSE, SILENCE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::kafka::client::TopicConfig;
 use crate::source::kafka::topic_lookup::{TopicLookup, UNKNOWN_TOPIC_TIMEOUT, no_topic};
