@@ -29,6 +29,12 @@ const MAX_REPORTED: u64 = 10;
 /// Maximum span of event time of generated transactions, in seconds, without `--rate`.
 const MAX_EVENT_TIME_SPAN_S: u64 = 3600;
 
+/// Longest wait of the client library for a batch to fill, in milliseconds, while messages are sent as fast as they can
+/// be, and with `--rate`. Waiting costs no throughput, as only some messages of a partition are in flight at a time; but
+/// with messages that have waited longer than this, and can still not be sent, the library takes a whole processor.
+const LINGER_MS: &str = "25";
+const LINGER_MS_AT_RATE: &str = "5";
+
 /// Number of messages that may be in flight at any rate.
 const MIN_IN_FLIGHT: usize = 64;
 
@@ -191,7 +197,10 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     input.check()?;
     let header = |(name, value): &(String, String)| (name.clone(), Some(value.clone().into_bytes()));
     let headers: Vec<MessageHeader> = args.header.iter().map(header).collect();
-    let mut publisher = Publisher::open(&args.brokers, &args.topic, properties.iter(), Some(args.partitions))?;
+    let linger = ("linger.ms", args.rate.map_or(LINGER_MS, |_| LINGER_MS_AT_RATE));
+    let defaults = [linger].into_iter().filter(|_| !properties.contains("queue.buffering.max.ms"));
+    let properties = defaults.chain(properties.iter());
+    let mut publisher = Publisher::open(&args.brokers, &args.topic, properties, Some(args.partitions))?;
     drop(beginning);
     if let (partitions, true) = publisher.partitions() {
         note(format_args!("created the topic {} with {partitions} partitions", args.topic));

@@ -24,6 +24,17 @@ pub(crate) struct TopicConfig {
     pub(crate) properties: ClientProperties,
 }
 
+/// Second names that the library has for properties that are set here, with the name that is used here. Of two names of
+/// one property the library would take the one that it is told last, and a map has no last.
+const SECOND_NAMES: &[(&str, &str)] = &[
+    ("metadata.broker.list", "bootstrap.servers"),
+    ("request.required.acks", "acks"),
+    ("auto.commit.enable", "enable.auto.commit"),
+    ("compression.codec", "compression.type"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+];
+
 impl TopicConfig {
     pub(crate) fn new(brokers: &str, topic: &str) -> Self {
         TopicConfig { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: ClientProperties::default() }
@@ -70,14 +81,7 @@ impl TopicConfig {
             config.set(*key, *value);
         }
         for (key, value) in self.properties.iter() {
-            // The library has second names for some properties.
-            let name = match key {
-                "metadata.broker.list" => "bootstrap.servers",
-                "request.required.acks" => "acks",
-                "auto.commit.enable" => "enable.auto.commit",
-                "compression.codec" => "compression.type",
-                name => name,
-            };
+            let name = SECOND_NAMES.iter().find(|(second, _)| *second == key).map_or(key, |(_, name)| name);
             match needed.iter().chain([&brokers]).find(|(key, _)| *key == name) {
                 Some((_, needed)) if *needed == value => {}
                 Some((_, needed)) => {
@@ -139,6 +143,17 @@ mod tests {
             topic_config.properties.set(key, value);
             let error = topic_config.configure(&[], &needed).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_property_wins_over_the_default_by_each_of_its_names() {
+        for (second, name) in SECOND_NAMES.iter().filter(|(_, name)| *name != "bootstrap.servers") {
+            let mut topic_config = TopicConfig::new("localhost:1", "t");
+            topic_config.properties.set(second, "mine");
+            let config = topic_config.configure(&[(name, "default")], &[]).unwrap();
+            assert_eq!((config.get(name), config.get(second)), (Some("mine"), None), "{second}");
+            assert!(topic_config.configure(&[], &[(name, "needed")]).is_err(), "{second}");
         }
     }
 

@@ -77,3 +77,191 @@ impl<T: Record> KafkaReader<T> {
         self.assign(&assigned)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use rdkafka::config::ClientConfig;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+    use super::super::super::message::Message;
+    use super::super::super::partition_numbers::PartitionNumbers;
+    use super::super::super::positions::ReadOptions;
+    use super::super::super::{EmbeddedBroker, Source, text};
+    use super::*;
+    use crate::metrics::SourceMetrics;
+    use crate::record::Event;
+    use crate::source::{Options, Reader, WatermarkView, WorkerContext};
+    use crate::time::Epoch;
+
+    const PARTITIONS: u32 = 3;
+    const EPOCH: Epoch = Epoch(1);
+
+    /// A reader of a topic that takes a few records at a time, and what it has taken of each partition.
+    struct SteppedReader {
+        reader: KafkaReader<String>,
+        intake: PartitionTracker<String>,
+        taken: Vec<Vec<(u64, String)>>,
+        /// Time at which clients are judged: each change makes it later.
+        judged_at: Instant,
+    }
+
+    impl SteppedReader {
+        fn open(broker: &EmbeddedBroker, topic: &str) -> Self {
+            let source: Source<String> = Source::new(broker.servers(), topic, text()).event_time_of_message();
+            let place = WorkerContext {
+                worker: 0,
+                workers: 1,
+                threads: 1,
+                job: String::from("test"),
+                options: Options::default(),
+                known_partitions: Arc::default(),
+            };
+            let (view, metrics) = (Rc::new(WatermarkView::default()), Arc::new(SourceMetrics::default()));
+            let intake = crate::source::track(&source, ("s", 0), &place.options, view, metrics);
+            let numbers = (PartitionNumbers::Following(0), 1);
+            let (mapping, options) = (Arc::clone(&source.mapping), ReadOptions::default());
+            let reader = KafkaReader::open(&source.topic_config, mapping, options, numbers, &place).unwrap();
+            let taken = vec![Vec::new(); PARTITIONS as usize];
+            SteppedReader { reader, intake, taken, judged_at: Instant::now() }
+        }
+
+        fn read_some(&mut self, budget: usize) {
+            self.reader.poll(EPOCH, budget, &mut self.intake).unwrap();
+            let (_bytes, events, rejects) = self.intake.finish_poll();
+            assert!(rejects.is_empty());
+            for Event { origin, data, .. } in events.drain(..) {
+                self.taken[origin.partition as usize].push((origin.offset, data));
+            }
+        }
+
+        /// Reads until `total` records are taken.
+        fn read_until(&mut self, total: usize, budget: usize) {
+            let begun = Instant::now();
+            while self.taken.iter().map(Vec::len).sum::<usize>() < total {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", self.taken);
+                self.read_some(budget);
+            }
+        }
+
+        /// Takes a record of a partition from its client before its epoch, as a replay does.
+        fn hold_one(&mut self, at: usize) {
+            let begun = Instant::now();
+            let partition = &mut self.reader.partitions[at];
+            while partition.held.is_none() && begun.elapsed() < Duration::from_secs(30) {
+                if let Some(Ok(message)) = partition.queue.poll(Duration::from_millis(10)) {
+                    partition.held = Some(Message::fetched("t", partition.id, &message).to_record());
+                }
+            }
+            assert!(partition.held.is_some());
+        }
+
+        /// Judges the client as if it had been connected to none of its brokers for long; returns `true` once another one
+        /// is used.
+        fn judge_lost(&mut self) -> Result<bool> {
+            let before = Arc::clone(&self.reader.consumer);
+            for partition in &mut self.reader.partitions {
+                partition.lost_since = Some(self.judged_at);
+            }
+            let later = self.judged_at + LOST_AFTER;
+            self.reader.client_since = self.judged_at;
+            self.reader.replace_lost_client(later, &self.intake)?;
+            Ok(!Arc::ptr_eq(&before, &self.reader.consumer))
+        }
+
+        /// Loses the client, and waits for another one.
+        fn change_client(&mut self) -> Result<()> {
+            let begun = Instant::now();
+            while !self.judge_lost()? {
+                assert!(begun.elapsed() < Duration::from_secs(60), "no client was found");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        }
+    }
+
+    /// Writes `count` records to each partition: their offsets.
+    fn fill(broker: &EmbeddedBroker, topic: &str, count: u64) {
+        broker.create_topic(topic, PARTITIONS).unwrap();
+        let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", broker.servers()).create().unwrap();
+        for partition in 0..PARTITIONS as i32 {
+            for offset in 0..count {
+                let value = offset.to_string();
+                producer.send(BaseRecord::<(), str>::to(topic).partition(partition).payload(&value)).unwrap();
+            }
+        }
+        producer.flush(Duration::from_secs(30)).unwrap();
+    }
+
+    #[test]
+    fn whenever_a_client_is_replaced_each_record_is_taken_once_and_in_order() {
+        const COUNT: u64 = 400;
+        let broker = EmbeddedBroker::start().unwrap();
+        fill(&broker, "t", COUNT);
+        let total = COUNT as usize * PARTITIONS as usize;
+        // Before the first record, with many in the queues of the client, with a record held, at the end of all.
+        for (seed, stops) in [[0, 1, 7], [100, 500, 900], [total - 1, total, total]].into_iter().enumerate() {
+            let mut run = SteppedReader::open(&broker, "t");
+            run.read_some(0);
+            for (number, stop) in stops.into_iter().enumerate() {
+                run.read_until(stop, 1 + number * 6);
+                let at = (seed + number) % PARTITIONS as usize;
+                if run.taken[at].len() < COUNT as usize && number > 0 {
+                    run.hold_one(at);
+                }
+                run.change_client().unwrap();
+            }
+            run.read_until(total, 50);
+            run.read_some(50);
+            let expected: Vec<_> = (0..COUNT).map(|offset| (offset, offset.to_string())).collect();
+            for taken in run.taken {
+                assert_eq!(taken, expected, "clients replaced after {stops:?} records");
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_is_replaced_only_if_all_that_is_still_read_is_lost_and_another_one_is_answered() {
+        let broker = EmbeddedBroker::start().unwrap();
+        fill(&broker, "t", 2);
+        let mut run = SteppedReader::open(&broker, "t");
+        // Nothing is read yet.
+        assert!(!run.judge_lost().unwrap() && run.reader.replacement.is_none());
+        run.read_until(2 * PARTITIONS as usize, 1);
+        assert!(!run.judge_lost().unwrap() && run.reader.replacement.is_some());
+        // A connection of one partition is enough to end the search.
+        run.reader.partitions[1].lost_since = None;
+        run.reader.replace_lost_client(run.judged_at + LOST_AFTER, &run.intake).unwrap();
+        assert!(run.reader.replacement.is_none());
+        // So is a client that is new, or was connected a moment ago.
+        for partition in &mut run.reader.partitions {
+            partition.lost_since = Some(run.judged_at);
+        }
+        let early = run.judged_at + LOST_AFTER - Duration::from_millis(1);
+        run.reader.replace_lost_client(early, &run.intake).unwrap();
+        assert!(run.reader.replacement.is_none());
+        // No client is answered while no broker is there.
+        broker.set_reachable(false).unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(4) {
+            assert!(!run.judge_lost().unwrap() && run.reader.replacement.is_some());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        broker.set_reachable(true).unwrap();
+        run.change_client().unwrap();
+        assert!(run.reader.replacement.is_none());
+    }
+
+    #[test]
+    fn another_client_does_not_go_on_with_another_topic_of_the_same_name() {
+        let broker = EmbeddedBroker::start().unwrap();
+        fill(&broker, "t", 1);
+        let mut run = SteppedReader::open(&broker, "t");
+        run.read_until(PARTITIONS as usize, 5);
+        run.reader.id = Some(String::from("the id of the topic that was read"));
+        let error = run.change_client().unwrap_err().to_string();
+        assert!(error.contains("was deleted and created again"), "{error}");
+    }
+}
