@@ -233,3 +233,69 @@ impl Publisher {
         if code.is_some_and(is_permanent) { failed } else { failed.transient() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::INIT_TIMEOUT;
+    use super::*;
+    use crate::source::kafka::EmbeddedBroker;
+
+    const LIMIT: Duration = Duration::from_millis(1_500);
+
+    fn broker() -> EmbeddedBroker {
+        let broker = EmbeddedBroker::start().unwrap();
+        broker.create_topic("t", 1).unwrap();
+        broker
+    }
+
+    /// A producer with a transaction in which a row was accepted, and that waits for [`LIMIT`].
+    fn begun(broker: &EmbeddedBroker) -> Publisher {
+        let topic = TopicConfig::new(broker.servers(), "t");
+        let mut publisher = Publisher::transactional(topic, "id", false, INIT_TIMEOUT).unwrap();
+        publisher.silence_limit = LIMIT;
+        publisher.begin().unwrap();
+        publisher.send(None, b"accepted", None).unwrap();
+        publisher.flush().unwrap();
+        assert!(!publisher.is_doubtful());
+        publisher
+    }
+
+    /// Checks that a step fails once the brokers have been silent for the limit, with the transaction in doubt.
+    fn check_silence(publisher: &mut Publisher, step: fn(&mut Publisher) -> Result<()>) {
+        let since = Instant::now();
+        let error = step(publisher).unwrap_err();
+        assert!(since.elapsed() >= LIMIT && error.is_transient(), "{error} after {:?}", since.elapsed());
+        assert!(error.to_string().contains("the brokers have not accepted anything for 1 s"), "{error}");
+        assert!(publisher.is_doubtful());
+    }
+
+    #[test]
+    fn a_transaction_whose_messages_nobody_accepts_is_in_doubt_and_its_successor_waits_twice_as_long() {
+        let broker = broker();
+        let mut first = begun(&broker);
+        broker.set_reachable(false).unwrap();
+        first.send(None, b"not accepted", None).unwrap();
+        check_silence(&mut first, Publisher::flush);
+        broker.set_reachable(true).unwrap();
+        let mut second = begun(&broker);
+        second.be_more_patient_than(&first);
+        assert_eq!(second.silence_limit, 2 * LIMIT);
+        second.commit().unwrap();
+        second.reset_patience();
+        assert_eq!(second.silence_limit, SILENCE_LIMIT);
+    }
+
+    #[test]
+    fn a_commit_that_nobody_answers_is_in_doubt_and_no_successor_waits_longer_than_the_most() {
+        let broker = broker();
+        let mut first = begun(&broker);
+        broker.set_reachable(false).unwrap();
+        check_silence(&mut first, Publisher::commit);
+        broker.set_reachable(true).unwrap();
+        first.silence_limit = MOST_SILENCE / 2 + Duration::from_secs(1);
+        let mut second = begun(&broker);
+        second.be_more_patient_than(&first);
+        assert_eq!(second.silence_limit, MOST_SILENCE);
+        second.commit().unwrap();
+    }
+}
