@@ -19,6 +19,7 @@ use std::io::{PipeReader, Read, pipe};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
@@ -35,6 +36,20 @@ const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 /// Time limit for a program to end that has nothing to finish. It takes half a second if the machine has nothing else
 /// to do.
 const AT_ONCE: Duration = Duration::from_secs(6);
+
+/// Held by each test while it runs: a job of a thousand threads leaves little of the machine to other programs, which are to
+/// end soon.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Waits for tests that need the machine for themselves.
+fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for all other tests.
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A folder with an input.
 struct SignalCase(TempDir);
@@ -89,6 +104,7 @@ fn insist(running: &Running, signal: Signal) {
 
 #[test]
 fn a_signal_that_comes_twice_is_one_request_and_the_last_snapshot_is_made() {
+    let _machine = beside_others();
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let place = SignalCase::new();
         let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h -w 2";
@@ -102,6 +118,7 @@ fn a_signal_that_comes_twice_is_one_request_and_the_last_snapshot_is_made() {
 
 #[test]
 fn a_group_that_is_signalled_as_a_whole_stops_cleanly() {
+    let _machine = beside_others();
     let place = SignalCase::new();
     let query = "account_totals --csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h";
     let mut running = place.start(TIDEGATE, &format!("up -n 2 -- {query}"));
@@ -116,6 +133,7 @@ fn a_group_that_is_signalled_as_a_whole_stops_cleanly() {
 
 #[test]
 fn a_later_repeat_ends_a_stop_that_takes_too_long_and_is_no_clean_one() {
+    let _machine = beside_others();
     let place = SignalCase::new();
     let (reader, writer) = pipe().unwrap();
     // Nobody reads the results, so they are never published completely.
@@ -135,6 +153,7 @@ fn a_later_repeat_ends_a_stop_that_takes_too_long_and_is_no_clean_one() {
 
 #[test]
 fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
+    let _machine = beside_others();
     let place = SignalCase::new();
     let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 5ms --snapshot-every 1h";
     // The tests themselves may have been started by `nohup`.
@@ -167,6 +186,7 @@ fn unread() -> Stdio {
 
 #[test]
 fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
+    let _machine = beside_others();
     for more in ["--progress-every 10ms", "--progress off", "--progress-every 10ms --state {}/state"] {
         let place = SignalCase::new();
         let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --epoch 5ms --tell-when-quiet 50ms {more}");
@@ -197,6 +217,7 @@ fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
 
 #[test]
 fn a_reader_of_results_that_goes_away_fails_the_job_with_one_line() {
+    let _machine = beside_others();
     let place = SignalCase::new();
     let line = "--csv {}/in.csv --out - --until-end --epoch 5ms";
     let running = place.start_with(ACCOUNT_TOTALS, line, |command| {
@@ -222,6 +243,7 @@ fn ends_at_once(mut running: Running, wait: Duration) -> ProgramOutput {
 
 #[test]
 fn results_that_nobody_opens_keep_nobody_from_stopping() {
+    let _machine = beside_others();
     for state in ["", "--state {}/state"] {
         for wait in [0, 400] {
             let place = SignalCase::new();
@@ -234,6 +256,7 @@ fn results_that_nobody_opens_keep_nobody_from_stopping() {
 
 #[test]
 fn a_broker_that_does_not_answer_keeps_nobody_from_stopping() {
+    let _machine = beside_others();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let brokers = silent.local_addr().unwrap();
     let place = SignalCase::new();
@@ -251,6 +274,7 @@ fn a_broker_that_does_not_answer_keeps_nobody_from_stopping() {
 
 #[test]
 fn a_job_of_a_thousand_workers_or_partitions_stops_at_once() {
+    let _machine = alone();
     for wait in [0, 700] {
         let place = SignalCase::new();
         let line = "--csv {}/in.csv --out {}/out.csv -w 1000";
@@ -267,6 +291,7 @@ fn a_job_of_a_thousand_workers_or_partitions_stops_at_once() {
 
 #[test]
 fn lines_of_the_log_have_colours_only_where_they_are_wanted() {
+    let _machine = beside_others();
     let said = |variable: &str, value: &str| {
         let terminal = openpty(None, None).unwrap();
         let place = SignalCase::new();
