@@ -34,7 +34,7 @@ const COMMANDS: [&[&str]; 15] = [
     &["man"],
 ];
 /// Flags of other programs that the documentation names.
-const OF_OTHERS: [&str; 24] = [
+const OF_OTHERS: [&str; 25] = [
     "--release",
     "--bin",
     "--bench",
@@ -52,6 +52,7 @@ const OF_OTHERS: [&str; 24] = [
     "--records",
     "--inputs",
     "--query",
+    "--dbsp",
     "--version",
     "--help",
     "--keys",

@@ -25,8 +25,8 @@ use broker::{Broker, committed, high_watermarks};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike;
-use proxy::{END_TXN, PRODUCE, Proxy};
-use run::{Running, start};
+use proxy::{CREATE_TOPICS, END_TXN, PRODUCE, Proxy};
+use run::{Running, run, start};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, StateId};
@@ -147,6 +147,20 @@ fn show(writer: &mut Box<dyn SinkWriter<Row>>, epoch: u64) {
 
 fn whole(epochs: impl IntoIterator<Item = u64>) -> BTreeMap<u64, usize> {
     epochs.into_iter().map(|epoch| (epoch, ROWS)).collect()
+}
+
+#[test]
+fn a_topic_is_created_though_the_first_request_is_lost_and_arrives_late() {
+    let Some(network) = Network::shared() else { return };
+    let topic = "created-once";
+    network.proxy.hold(CREATE_TOPICS);
+    let line = format!("produce --brokers {} --topic {topic} --partitions 3 --generate 10", network.proxy.servers);
+    let produced = run(TIDEGATE, line.split(' '));
+    assert!(network.proxy.holds(), "no request was lost");
+    assert!(produced.code(0).stdout().contains("10 messages"));
+    network.proxy.deliver();
+    assert_eq!(high_watermarks(&network.broker.servers, topic).len(), 3);
+    assert_eq!(network.committed(topic).len(), 10);
 }
 
 #[test]

@@ -451,6 +451,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_client_is_replaced_only_if_all_that_is_still_read_is_lost_and_another_one_is_answered",
     },
     Mutation {
+        name: "the creation of a topic is not repeated when its request is lost",
+        file: "src/sink/kafka/topics.rs",
+        text: "code => is_transient(code) && since < CREATE_PATIENCE,",
+        instead: "code => is_transient(code) && since > CREATE_PATIENCE,",
+        tests: "tests/doubtful_commits.rs",
+        test: "a_topic_is_created_though_the_first_request_is_lost_and_arrives_late",
+    },
+    Mutation {
         name: "a property is one of two with its second name",
         file: "src/source/kafka/client.rs",
         text: ".map_or(key, |(_, name)| name);",

@@ -19,6 +19,7 @@ use crate::ports::free_port;
 /// API keys of requests.
 pub const PRODUCE: i16 = 0;
 pub const END_TXN: i16 = 26;
+pub const CREATE_TOPICS: i16 = 19;
 const METADATA: i16 = 3;
 
 /// The error of a partition without a leader.

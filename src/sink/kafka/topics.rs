@@ -4,19 +4,25 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::events::ProducerEvents;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::kafka::admin::{administrator, block_on};
-use crate::source::kafka::broker_errors::{code_text, error_text};
+use crate::source::kafka::admin::{block_on, request};
+use crate::source::kafka::broker_errors::{code_of, error_text, is_transient};
 use crate::source::kafka::client::TopicConfig;
 use crate::source::kafka::topic_lookup::{TopicLookup, find_new_topic, find_topic, look_up_topic, no_topic};
 
 /// Longest wait for the brokers to report whether a topic exists, before it is created.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest time for which the creation of a topic is repeated, while brokers do not answer.
+const CREATE_PATIENCE: Duration = Duration::from_secs(40);
+
+/// The same while there are fewer brokers than replicas, which may be a mistake in the brokers' configuration.
+const NO_BROKER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Finds a topic, or creates it. Returns its number of partitions, and `true` if it was created.
 pub(super) fn find_or_create(
@@ -59,20 +65,25 @@ fn create_topic(topic_config: &TopicConfig, partitions: u32, settings: &[(&str, 
         let what = format!("cannot create the topic {}", topic_config.topic);
         Error::of(ErrorKind::SinkFailed, what).at(&topic_config.brokers).because(because)
     };
-    let admin = administrator(topic_config)?;
     let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
     let topic = NewTopic::new(&topic_config.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-    let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
-    let results = block_on(admin.create_topics([&topic], &options))
-        .map_err(|error| failed(error_text(&error)).caused_by(error))?;
-    let mut created = false;
-    for result in results {
-        match result {
-            Ok(_) => created = true,
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(failed(code_text(code)).caused_by(KafkaError::AdminOp(code))),
+    let passes = |code, since| match code {
+        // Fewer brokers than replicas: there is none while the only one starts or has missed its heartbeats.
+        RDKafkaErrorCode::InvalidReplicationFactor => since < NO_BROKER_PATIENCE,
+        code => is_transient(code) && since < CREATE_PATIENCE,
+    };
+    let created = request(topic_config, passes, |admin, options| {
+        match block_on(admin.create_topics([&topic], options))?.into_iter().find_map(std::result::Result::err) {
+            None => Ok(true),
+            // Whoever created it: an earlier request may have, whose answer did not come.
+            Some((_, RDKafkaErrorCode::TopicAlreadyExists)) => Ok(false),
+            Some((_, code)) => Err(KafkaError::AdminOp(code)),
         }
-    }
-    Ok(created)
+    })?;
+    created.map_err(|error| {
+        let is_silence = code_of(&error).is_some_and(is_transient);
+        let failed = failed(error_text(&error)).caused_by(error);
+        if is_silence { failed.help("check that the brokers are up and reachable") } else { failed }
+    })
 }

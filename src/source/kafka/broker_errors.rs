@@ -5,14 +5,17 @@ use std::sync::{Mutex, PoisonError};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-/// Formats an error of the library without its constant's name.
-pub(crate) fn error_text(error: &KafkaError) -> String {
-    let code = match error {
-        // The library does not return the code of this variant.
+/// Returns the code of an error, also of an administrative request, for which the library returns none.
+pub(crate) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
         KafkaError::AdminOp(code) => Some(*code),
         error => error.rdkafka_error_code(),
-    };
-    code.map_or_else(|| error.to_string(), code_text)
+    }
+}
+
+/// Formats an error of the library without its constant's name.
+pub(crate) fn error_text(error: &KafkaError) -> String {
+    code_of(error).map_or_else(|| error.to_string(), code_text)
 }
 
 /// Describes an error code in words.

@@ -6,17 +6,17 @@
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::admin::ResourceSpecifier;
 use rdkafka::client::Client;
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::admin::{administrator, block_on};
-use super::broker_errors::{code_text, error_text};
+use super::admin::{block_on, request};
+use super::broker_errors::{code_of, code_text, error_text, is_transient};
 use super::client::TopicConfig;
 use crate::error::{Error, Result};
 
-/// Longest wait for the brokers to report a topic's settings.
-const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for which the brokers are asked again for a topic's settings, while they do not answer.
+const SETTINGS_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Prefix of an embedded broker's cluster id, and longest wait for that id, which arrives with the partitions.
 const EMBEDDED: &str = "mockCluster";
@@ -39,12 +39,12 @@ pub(super) fn refuse_compacted<C: ClientContext>(client: &Client<C>, topic_confi
         );
         Ok(())
     };
-    let admin = administrator(topic_config)?;
-    let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
-    let asked = block_on(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
+    let passes = |code, since| is_transient(code) && since < SETTINGS_PATIENCE;
+    let topic = ResourceSpecifier::Topic(&topic_config.topic);
+    let asked = request(topic_config, passes, |admin, options| block_on(admin.describe_configs([&topic], options)))?;
     let settings = match asked {
         // A broker without settings has no compaction either.
-        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
+        Err(error) if code_of(&error) == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
         Err(error) => return unknown(&error_text(&error)),
         Ok(mut settings) => settings.pop(),
     };
