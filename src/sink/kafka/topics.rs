@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 
@@ -21,8 +22,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for which the creation of a topic is repeated, while brokers do not answer.
 const CREATE_PATIENCE: Duration = Duration::from_secs(40);
 
-/// The same while there are fewer brokers than replicas, which may be a mistake in the brokers' configuration.
-const NO_BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// The same while there are fewer brokers than replicas: some may be starting, or the brokers' configuration is wrong.
+const TOO_FEW_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Finds a topic, or creates it. Returns its number of partitions, and `true` if it was created.
 pub(super) fn find_or_create(
@@ -69,8 +70,7 @@ fn create_topic(topic_config: &TopicConfig, partitions: u32, settings: &[(&str, 
     let topic = NewTopic::new(&topic_config.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let passes = |code, since| match code {
-        // Fewer brokers than replicas: there is none while the only one starts or has missed its heartbeats.
-        RDKafkaErrorCode::InvalidReplicationFactor => since < NO_BROKER_PATIENCE,
+        RDKafkaErrorCode::InvalidReplicationFactor => since < TOO_FEW_PATIENCE,
         code => is_transient(code) && since < CREATE_PATIENCE,
     };
     let created = request(topic_config, passes, |admin, options| {
@@ -78,6 +78,9 @@ fn create_topic(topic_config: &TopicConfig, partitions: u32, settings: &[(&str, 
             None => Ok(true),
             // Whoever created it: an earlier request may have, whose answer did not come.
             Some((_, RDKafkaErrorCode::TopicAlreadyExists)) => Ok(false),
+            Some((_, RDKafkaErrorCode::InvalidReplicationFactor)) if names_no_broker(admin) => {
+                Err(KafkaError::AdminOp(RDKafkaErrorCode::BrokerNotAvailable))
+            }
             Some((_, code)) => Err(KafkaError::AdminOp(code)),
         }
     })?;
@@ -86,4 +89,9 @@ fn create_topic(topic_config: &TopicConfig, partitions: u32, settings: &[(&str, 
         let failed = failed(error_text(&error)).caused_by(error);
         if is_silence { failed.help("check that the brokers are up and reachable") } else { failed }
     })
+}
+
+/// `true` if the cluster has no broker at the moment: the only one starts, or has missed its heartbeats.
+fn names_no_broker(admin: &AdminClient<DefaultClientContext>) -> bool {
+    admin.inner().fetch_metadata(None, LOOKUP_TIMEOUT).is_ok_and(|cluster| cluster.brokers().is_empty())
 }
