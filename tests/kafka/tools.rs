@@ -255,7 +255,7 @@ fn a_copy_has_every_message_once_across_kills() {
     let Some(broker) = Broker::shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (servers, here) = (&broker.servers, folder.path().display());
-    for (topic, count, sync, step) in [("many", 300_000, "", 2_000_000), ("few", 400, "--sync", 2_000)] {
+    for (topic, count, sync, step) in [("many", 100_000, "", 700_000), ("few", 400, "--sync", 2_000)] {
         let line = format!("produce --brokers {servers} --topic {topic} --generate {count} --start-ms 5000 --seed 9");
         tool(&line).unwrap();
         let line = format!(
@@ -339,10 +339,10 @@ fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_a
     let Some(broker) = Broker::shared() else { return };
     let copies = Copies { folder: tempfile::tempdir().unwrap(), servers: broker.servers.clone(), topic: "shared" };
     broker.create(copies.topic, 3);
-    let each = 40_000;
+    let each = 20_000;
     let produce = |first: u64| {
         let (servers, topic) = (&copies.servers, copies.topic);
-        let line = format!("produce --brokers {servers} --topic {topic} --generate {each} --rate 10000");
+        let line = format!("produce --brokers {servers} --topic {topic} --generate {each} --rate 5000");
         copies.start(&format!("{line} --first-id {first}"))
     };
     let producers = [produce(0), produce(each)];
