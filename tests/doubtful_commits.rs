@@ -380,7 +380,7 @@ fn an_advertised_address_that_leads_nowhere_is_named() {
         opened.err().expect("refused").to_string()
     });
     let flags = ["produce", "--brokers", &found, "--topic", &topic, "--generate", "10"];
-    let ended = run::run(TIDEGATE, flags);
+    let ended = run(TIDEGATE, flags);
     network.proxy.go_up();
     for error in errors.iter().map(String::as_str).chain([ended.error(1)]) {
         let what = format!("cannot reach {}", network.proxy.servers);
