@@ -19,6 +19,8 @@ mod run;
 #[path = "../common/transactions.rs"]
 mod transactions;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod edges;
 mod formats;
 mod io;
@@ -31,3 +33,10 @@ mod sinks;
 mod tables;
 mod tools;
 mod topics;
+
+/// Waits for other tests that keep all processors busy with programs of many threads. Two of them at a time, on two
+/// processors, keep the shared broker and its clients from answering for ten seconds, and the tests beside them fail.
+fn alone_among_heavy() -> MutexGuard<'static, ()> {
+    static HEAVY: Mutex<()> = Mutex::new(());
+    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
+}

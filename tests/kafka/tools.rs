@@ -253,6 +253,7 @@ fn killed(line: &str, copy: &Path, step: u64) -> u32 {
 #[test]
 fn a_copy_has_every_message_once_across_kills() {
     let Some(broker) = Broker::shared() else { return };
+    let _heavy = crate::alone_among_heavy();
     let folder = tempfile::tempdir().unwrap();
     let (servers, here) = (&broker.servers, folder.path().display());
     for (topic, count, sync, step) in [("many", 100_000, "", 700_000), ("few", 400, "--sync", 2_000)] {
@@ -337,6 +338,7 @@ fn kill_one(copies: &Copies, name: &str, mut group: Vec<Running>, victim: usize,
 #[test]
 fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_are_killed_and_change_in_number() {
     let Some(broker) = Broker::shared() else { return };
+    let _heavy = crate::alone_among_heavy();
     let copies = Copies { folder: tempfile::tempdir().unwrap(), servers: broker.servers.clone(), topic: "shared" };
     broker.create(copies.topic, 3);
     let each = 20_000;
@@ -449,6 +451,7 @@ fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
 fn a_rate_that_brokers_cannot_keep_slows_producers_down() {
     const RATE: u64 = 500;
     let Some(broker) = Broker::start() else { return };
+    let _heavy = crate::alone_among_heavy();
     let folder = tempfile::tempdir().unwrap();
     let (servers, here) = (&broker.servers, folder.path().display());
     let pid = fs::read_to_string(broker.data().join("broker.pid")).unwrap();

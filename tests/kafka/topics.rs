@@ -133,6 +133,7 @@ fn typed(broker: &Broker, topics: &[&str], folder: &Path, line: &str) -> Vec<Str
 #[test]
 fn totals_of_a_list_are_exact_whatever_is_killed_on_any_number_of_workers() {
     let Some(broker) = Broker::shared() else { return };
+    let _heavy = crate::alone_among_heavy();
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut rng = Rng::with_seed(seed);
@@ -344,6 +345,7 @@ fn a_pattern_that_matches_nothing_waits_unless_the_job_reads_to_an_end() {
 #[test]
 fn totals_of_a_pattern_are_exact_whatever_is_killed_and_whichever_topics_come() {
     let Some(broker) = Broker::shared() else { return };
+    let _heavy = crate::alone_among_heavy();
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut rng = Rng::with_seed(seed);
