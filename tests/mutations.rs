@@ -460,9 +460,9 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "a property is one of two with its second name",
-        file: "src/source/kafka/client.rs",
-        text: ".map_or(key, |(_, name)| name);",
-        instead: ".map_or(key, |_| key);",
+        file: "src/source/kafka/properties.rs",
+        text: ".map_or(key, |(_, name)| name)",
+        instead: ".map_or(key, |_| key)",
         tests: "src/source/kafka/client.rs",
         test: "a_property_wins_over_the_default_by_each_of_its_names",
     },

@@ -198,7 +198,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let header = |(name, value): &(String, String)| (name.clone(), Some(value.clone().into_bytes()));
     let headers: Vec<MessageHeader> = args.header.iter().map(header).collect();
     let linger = ("linger.ms", args.rate.map_or(LINGER_MS, |_| LINGER_MS_AT_RATE));
-    let defaults = [linger].into_iter().filter(|_| !properties.contains("queue.buffering.max.ms"));
+    let defaults = [linger].into_iter().filter(|_| !properties.contains("linger.ms"));
     let properties = defaults.chain(properties.iter());
     let mut publisher = Publisher::open(&args.brokers, &args.topic, properties, Some(args.partitions))?;
     drop(beginning);

@@ -25,7 +25,7 @@ use dbsp::circuit::CircuitConfig;
 use dbsp::{IndexedZSetReader, Runtime, ZWeight};
 
 use generator::Generator;
-use queries::Query;
+use queries::{OverBids, Query};
 
 /// Number of events per second of event time, as Tidegate's program has it.
 const RATE: u64 = 10_000;
@@ -77,14 +77,14 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     match arguments.query.as_str() {
-        "q0" => answer::<queries::PassThrough>(arguments),
-        "q1" => answer::<queries::Currency>(arguments),
+        "q0" => answer::<OverBids<queries::PassThrough>>(arguments),
+        "q1" => answer::<OverBids<queries::Currency>>(arguments),
         "q2" => answer::<queries::Selection>(arguments),
         "q3" => answer::<queries::LocalItems>(arguments),
         "q4" => answer::<queries::CategoryPrices>(arguments),
         "q5" => answer::<queries::HotItems>(arguments),
         "q6" => answer::<queries::SellerPrices>(arguments),
-        "q7" => answer::<queries::HighestBids>(arguments),
+        "q7" => answer::<OverBids<queries::HighestBids>>(arguments),
         "q8" => answer::<queries::NewUsers>(arguments),
         other => Err(format!("there is no query {other} here: q0 to q8 are").into()),
     }

@@ -5,6 +5,7 @@
 //! and `_keys`).
 
 use std::cmp::Ordering;
+use std::marker::PhantomData;
 
 use dbsp::algebra::UnimplementedSemigroup;
 use dbsp::dynamic::DynData;
@@ -87,15 +88,26 @@ fn bid_fields(Tup5(auction, bidder, price, date_time, extra): &BidRow) -> Vec<St
     vec![auction.to_string(), bidder.to_string(), price.to_string(), time(*date_time), extra.clone()]
 }
 
-/// Query 0: passing through.
-pub(crate) struct PassThrough(Table<BidRow>);
+/// A query over all bids whose rows are bids.
+pub(crate) trait BidQuery: Send + 'static {
+    /// Returns the answer.
+    fn rows(bids: Rows<BidRow>) -> Rows<BidRow>;
 
-impl Query for PassThrough {
+    /// Returns the fields of a row, as Tidegate writes them.
+    fn fields(row: &BidRow) -> Vec<String> {
+        bid_fields(row)
+    }
+}
+
+/// Such a query with its table.
+pub(crate) struct OverBids<Q>(Table<BidRow>, PhantomData<Q>);
+
+impl<Q: BidQuery> Query for OverBids<Q> {
     type Row = BidRow;
 
     fn build(circuit: &RootCircuit) -> (Self, Rows<BidRow>) {
         let (table, bids) = Table::create(circuit);
-        (PassThrough(table), bids)
+        (OverBids(table, PhantomData), Q::rows(bids))
     }
 
     fn take(&mut self, event: Event) {
@@ -109,32 +121,27 @@ impl Query for PassThrough {
     }
 
     fn fields(row: &BidRow) -> Vec<String> {
-        bid_fields(row)
+        Q::fields(row)
+    }
+}
+
+/// Query 0: passing through.
+pub(crate) struct PassThrough;
+
+impl BidQuery for PassThrough {
+    fn rows(bids: Rows<BidRow>) -> Rows<BidRow> {
+        bids
     }
 }
 
 /// Query 1: currency conversion. The price is in thousandths of a cent.
-pub(crate) struct Currency(Table<BidRow>);
+pub(crate) struct Currency;
 
-impl Query for Currency {
-    type Row = BidRow;
-
-    fn build(circuit: &RootCircuit) -> (Self, Rows<BidRow>) {
-        let (table, bids) = Table::<BidRow>::create(circuit);
-        let converted = bids.map(|Tup5(auction, bidder, price, date_time, extra): &BidRow| {
+impl BidQuery for Currency {
+    fn rows(bids: Rows<BidRow>) -> Rows<BidRow> {
+        bids.map(|Tup5(auction, bidder, price, date_time, extra): &BidRow| {
             Tup5(*auction, *bidder, price * 908, *date_time, extra.clone())
-        });
-        (Currency(table), converted)
-    }
-
-    fn take(&mut self, event: Event) {
-        if let Event::Bid(bid) = event {
-            self.0.insert(bid_row(bid));
-        }
-    }
-
-    fn flush(&mut self) {
-        self.0.flush();
+        })
     }
 
     fn fields(row: &BidRow) -> Vec<String> {
@@ -396,7 +403,7 @@ impl Query for SellerPrices {
 }
 
 /// Query 7: highest bid.
-pub(crate) struct HighestBids(Table<BidRow>);
+pub(crate) struct HighestBids;
 
 /// The highest price of a window, and the bids that have it: auction, bidder, time, filler.
 type Highest = Tup2<i64, Vec<Tup4<u64, u64, Millis, String>>>;
@@ -417,11 +424,8 @@ fn raise(mut highest: Highest, bid: &PricedBid, times: i64) -> Highest {
     highest
 }
 
-impl Query for HighestBids {
-    type Row = BidRow;
-
-    fn build(circuit: &RootCircuit) -> (Self, Rows<BidRow>) {
-        let (table, bids) = Table::<BidRow>::create(circuit);
+impl BidQuery for HighestBids {
+    fn rows(bids: Rows<BidRow>) -> Rows<BidRow> {
         let by_window: Stream<_, OrdIndexedZSet<Millis, PricedBid>> =
             bids.map_index(|Tup5(auction, bidder, price, at, extra)| {
                 (start(*at, WINDOW), Tup5(*price, *auction, *bidder, *at, extra.clone()))
@@ -430,27 +434,12 @@ impl Query for HighestBids {
             |bid, times| raise(Tup2(i64::MIN, Vec::new()), bid, times),
             |highest: Highest, bid, times| raise(highest, bid, times),
         );
-        let rows = highest.flat_map(|(_, Tup2(price, bids))| {
+        highest.flat_map(|(_, Tup2(price, bids))| {
             let price = *price;
             bids.clone()
                 .into_iter()
                 .map(move |Tup4(auction, bidder, at, extra)| Tup5(auction, bidder, price, at, extra))
-        });
-        (HighestBids(table), rows)
-    }
-
-    fn take(&mut self, event: Event) {
-        if let Event::Bid(bid) = event {
-            self.0.insert(bid_row(bid));
-        }
-    }
-
-    fn flush(&mut self) {
-        self.0.flush();
-    }
-
-    fn fields(row: &BidRow) -> Vec<String> {
-        bid_fields(row)
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
 use super::broker_errors::{error_text, without_codes};
-use super::properties::{ClientProperties, displayed};
+use super::properties::{ClientProperties, displayed, name_of};
 use crate::error::{Error, Result};
 use crate::source::TopicAddress;
 
@@ -23,17 +23,6 @@ pub(crate) struct TopicConfig {
     pub(crate) topic: String,
     pub(crate) properties: ClientProperties,
 }
-
-/// Second names that the library has for properties that are set here, with the name that is used here. Of two names of
-/// one property the library would take the one that it is told last, and a map has no last.
-const SECOND_NAMES: &[(&str, &str)] = &[
-    ("metadata.broker.list", "bootstrap.servers"),
-    ("request.required.acks", "acks"),
-    ("auto.commit.enable", "enable.auto.commit"),
-    ("compression.codec", "compression.type"),
-    ("queue.buffering.max.ms", "linger.ms"),
-    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
-];
 
 impl TopicConfig {
     pub(crate) fn new(brokers: &str, topic: &str) -> Self {
@@ -81,7 +70,7 @@ impl TopicConfig {
             config.set(*key, *value);
         }
         for (key, value) in self.properties.iter() {
-            let name = SECOND_NAMES.iter().find(|(second, _)| *second == key).map_or(key, |(_, name)| name);
+            let name = name_of(key);
             match needed.iter().chain([&brokers]).find(|(key, _)| *key == name) {
                 Some((_, needed)) if *needed == value => {}
                 Some((_, needed)) => {
@@ -128,6 +117,7 @@ pub(crate) fn client_not_created(topic_config: &TopicConfig, error: &KafkaError)
 
 #[cfg(test)]
 mod tests {
+    use super::super::properties::SECOND_NAMES;
     use super::*;
 
     #[test]
@@ -154,6 +144,7 @@ mod tests {
             let config = topic_config.configure(&[(name, "default")], &[]).unwrap();
             assert_eq!((config.get(name), config.get(second)), (Some("mine"), None), "{second}");
             assert!(topic_config.configure(&[], &[(name, "needed")]).is_err(), "{second}");
+            assert!(topic_config.properties.contains(name), "{second}");
         }
     }
 

@@ -24,6 +24,22 @@ const SECRET_ENDINGS: &[&str] = &["password", "secret", "key.pem", "token", "jaa
 /// Values that are shorter are not looked for in texts: they would occur by chance.
 const SHORTEST_REDACTED: usize = 4;
 
+/// Second names that the library has for properties that are set here, with the name that is used here. Of two names of
+/// one property the library would take the one that it is told last, and a map has no last.
+pub(super) const SECOND_NAMES: &[(&str, &str)] = &[
+    ("metadata.broker.list", "bootstrap.servers"),
+    ("request.required.acks", "acks"),
+    ("auto.commit.enable", "enable.auto.commit"),
+    ("compression.codec", "compression.type"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+];
+
+/// Returns the name that is used here for a property.
+pub(super) fn name_of(key: &str) -> &str {
+    SECOND_NAMES.iter().find(|(second, _)| *second == key).map_or(key, |(_, name)| name)
+}
+
 /// Properties of the client library librdkafka, by name.
 ///
 /// A value that is read from a file or parsed by [`ClientProperties::parse`] may contain `${env:NAME}`, which stands for
@@ -100,9 +116,9 @@ impl ClientProperties {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// `true` if the property is set.
-    pub(crate) fn contains(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+    /// `true` if the property is set, by any of its names.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.0.keys().any(|key| name_of(key) == name)
     }
 
     /// Keeps the properties for whose names `keep` returns `true`.

@@ -96,6 +96,7 @@ mod tests {
     use crate::source::{Options, Reader, WatermarkView, WorkerContext};
     use crate::time::Epoch;
 
+    const TOPIC: &str = "t";
     const PARTITIONS: u32 = 3;
     const EPOCH: Epoch = Epoch(1);
 
@@ -104,13 +105,13 @@ mod tests {
         reader: KafkaReader<String>,
         intake: PartitionTracker<String>,
         taken: Vec<Vec<(u64, String)>>,
-        /// Time at which clients are judged: each change makes it later.
+        /// Time since which the client counts as lost, whenever it is judged.
         judged_at: Instant,
     }
 
     impl SteppedReader {
-        fn open(broker: &EmbeddedBroker, topic: &str) -> Self {
-            let source: Source<String> = Source::new(broker.servers(), topic, text()).event_time_of_message();
+        fn open(broker: &EmbeddedBroker) -> Self {
+            let source: Source<String> = Source::new(broker.servers(), TOPIC, text()).event_time_of_message();
             let place = WorkerContext {
                 worker: 0,
                 workers: 1,
@@ -152,7 +153,7 @@ mod tests {
             let partition = &mut self.reader.partitions[at];
             while partition.held.is_none() && begun.elapsed() < Duration::from_secs(30) {
                 if let Some(Ok(message)) = partition.queue.poll(Duration::from_millis(10)) {
-                    partition.held = Some(Message::fetched("t", partition.id, &message).to_record());
+                    partition.held = Some(Message::fetched(TOPIC, partition.id, &message).to_record());
                 }
             }
             assert!(partition.held.is_some());
@@ -183,13 +184,13 @@ mod tests {
     }
 
     /// Writes `count` records to each partition: their offsets.
-    fn fill(broker: &EmbeddedBroker, topic: &str, count: u64) {
-        broker.create_topic(topic, PARTITIONS).unwrap();
+    fn fill(broker: &EmbeddedBroker, count: u64) {
+        broker.create_topic(TOPIC, PARTITIONS).unwrap();
         let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", broker.servers()).create().unwrap();
         for partition in 0..PARTITIONS as i32 {
             for offset in 0..count {
                 let value = offset.to_string();
-                producer.send(BaseRecord::<(), str>::to(topic).partition(partition).payload(&value)).unwrap();
+                producer.send(BaseRecord::<(), str>::to(TOPIC).partition(partition).payload(&value)).unwrap();
             }
         }
         producer.flush(Duration::from_secs(30)).unwrap();
@@ -199,11 +200,11 @@ mod tests {
     fn whenever_a_client_is_replaced_each_record_is_taken_once_and_in_order() {
         const COUNT: u64 = 400;
         let broker = EmbeddedBroker::start().unwrap();
-        fill(&broker, "t", COUNT);
+        fill(&broker, COUNT);
         let total = COUNT as usize * PARTITIONS as usize;
         // Before the first record, with many in the queues of the client, with a record held, at the end of all.
         for (seed, stops) in [[0, 1, 7], [100, 500, 900], [total - 1, total, total]].into_iter().enumerate() {
-            let mut run = SteppedReader::open(&broker, "t");
+            let mut run = SteppedReader::open(&broker);
             run.read_some(0);
             for (number, stop) in stops.into_iter().enumerate() {
                 run.read_until(stop, 1 + number * 6);
@@ -225,8 +226,8 @@ mod tests {
     #[test]
     fn a_client_is_replaced_only_if_all_that_is_still_read_is_lost_and_another_one_is_answered() {
         let broker = EmbeddedBroker::start().unwrap();
-        fill(&broker, "t", 2);
-        let mut run = SteppedReader::open(&broker, "t");
+        fill(&broker, 2);
+        let mut run = SteppedReader::open(&broker);
         // Nothing is read yet.
         assert!(!run.judge_lost().unwrap() && run.reader.replacement.is_none());
         run.read_until(2 * PARTITIONS as usize, 1);
@@ -235,12 +236,15 @@ mod tests {
         run.reader.partitions[1].lost_since = None;
         run.reader.replace_lost_client(run.judged_at + LOST_AFTER, &run.intake).unwrap();
         assert!(run.reader.replacement.is_none());
-        // So is a client that is new, or was connected a moment ago.
+        // So is one that was connected a moment ago, and a client that is new.
         for partition in &mut run.reader.partitions {
             partition.lost_since = Some(run.judged_at);
         }
         let early = run.judged_at + LOST_AFTER - Duration::from_millis(1);
         run.reader.replace_lost_client(early, &run.intake).unwrap();
+        assert!(run.reader.replacement.is_none());
+        run.reader.client_since = run.judged_at + Duration::from_millis(1);
+        run.reader.replace_lost_client(run.judged_at + LOST_AFTER, &run.intake).unwrap();
         assert!(run.reader.replacement.is_none());
         // No client is answered while no broker is there.
         broker.set_reachable(false).unwrap();
@@ -257,8 +261,8 @@ mod tests {
     #[test]
     fn another_client_does_not_go_on_with_another_topic_of_the_same_name() {
         let broker = EmbeddedBroker::start().unwrap();
-        fill(&broker, "t", 1);
-        let mut run = SteppedReader::open(&broker, "t");
+        fill(&broker, 1);
+        let mut run = SteppedReader::open(&broker);
         run.read_until(PARTITIONS as usize, 5);
         run.reader.id = Some(String::from("the id of the topic that was read"));
         let error = run.change_client().unwrap_err().to_string();
