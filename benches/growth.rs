@@ -9,7 +9,7 @@
 //!
 //! Each run is a process of its own.
 //!
-//! `cargo bench --bench growth` ; `cargo bench --bench growth -- --parts sliding --repeat 3 --json`
+//! `cargo bench -p benches --bench growth` ; `cargo bench -p benches --bench growth -- --parts sliding --repeat 3 --json`
 
 #[path = "state/mod.rs"]
 mod state;
@@ -77,9 +77,9 @@ impl GrowthPart {
 /// Measures costs that should not depend on a size
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
-  cargo bench --bench growth
-  cargo bench --bench growth -- --parts sliding,in-order --repeat 3 --scale 4
-  cargo bench --bench growth -- --json > figures.ndjson")]
+  cargo bench -p benches --bench growth
+  cargo bench -p benches --bench growth -- --parts sliding,in-order --repeat 3 --scale 4
+  cargo bench -p benches --bench growth -- --json > figures.ndjson")]
 struct Arguments {
     /// Parts to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "maps,on-change,in-order,sliding,sliding-state")]

@@ -9,7 +9,7 @@
 //! thread with integer keys, hash maps with a fast hasher, and a watermark of its own. Each run is a process of its own; runs
 //! alternate; and before figures are shown, all programs have given equal rows.
 //!
-//! `cargo bench --bench joins -- --records 4000000 --workers 1,2`
+//! `cargo bench -p benches --bench joins -- --records 4000000 --workers 1,2`
 
 #[path = "joins/by_hand.rs"]
 mod by_hand;
@@ -57,8 +57,8 @@ enum JoinProgram {
 /// Measures the throughput of joins, beside programs written by hand
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
-  cargo bench --bench joins
-  cargo bench --bench joins -- --join within --records 10000000 --runs 9 --json > figures.ndjson")]
+  cargo bench -p benches --bench joins
+  cargo bench -p benches --bench joins -- --join within --records 10000000 --runs 9 --json > figures.ndjson")]
 struct Arguments {
     /// Records of each run, of both streams, a hundred thousand a second of event time
     #[arg(long, default_value_t = 2_000_000)]

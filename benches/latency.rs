@@ -9,7 +9,7 @@
 //!
 //! The first seconds of each run are left out, so that no latency is that of a start; `--warm-up 0` has them in it.
 //!
-//! `cargo bench --bench latency` ; with `--json` one object a run, with the points of its distribution
+//! `cargo bench -p benches --bench latency` ; with `--json` one object a run, with the points of its distribution
 
 #[path = "broker/mod.rs"]
 mod broker;
@@ -71,9 +71,9 @@ enum Durability {
 /// Measures the latency of results
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = "Examples:
-  cargo bench --bench latency
-  cargo bench --bench latency -- --output kafka --epoch-ms 20 --seconds 30 --runs 5
-  cargo bench --bench latency -- --json > latency.ndjson")]
+  cargo bench -p benches --bench latency
+  cargo bench -p benches --bench latency -- --output kafka --epoch-ms 20 --seconds 30 --runs 5
+  cargo bench -p benches --bench latency -- --json > latency.ndjson")]
 struct Arguments {
     /// Records a second
     #[arg(long, default_value_t = 50_000)]

@@ -7,7 +7,7 @@
 //! of keys that are measured by default, which are spread evenly between two doublings, is that of a state which grows. Peak
 //! memory has the moment of growth in it, when the old table and the new one are both there.
 //!
-//! `cargo bench --bench memory`
+//! `cargo bench -p benches --bench memory`
 
 #[path = "state/mod.rs"]
 mod state;

@@ -8,7 +8,7 @@
 //! With `--dbsp` the program of `benches/dbsp` answers q0 to q8 of the same events in turn with Tidegate's. It is built first,
 //! outside the workspace, and nothing is measured unless the answers of both are equal.
 //!
-//! `cargo bench --bench nexmark -- --query q0,q5 --events 10000000 --workers 1,2`
+//! `cargo bench -p benches --bench nexmark -- --query q0,q5 --events 10000000 --workers 1,2`
 
 #[expect(dead_code, reason = "the program uses all of it")]
 #[path = "../queries/nexmark/generator.rs"]
@@ -47,10 +47,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures the Nexmark queries, each run in a process of its own
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
-  cargo bench --bench nexmark
-  cargo bench --bench nexmark -- --query q0,q5 --events 10000000 --workers 1,2
-  cargo bench --bench nexmark -- --dbsp --workers 1
-  cargo bench --bench nexmark -- --runs 5 --json > figures.ndjson")]
+  cargo bench -p benches --bench nexmark
+  cargo bench -p benches --bench nexmark -- --query q0,q5 --events 10000000 --workers 1,2
+  cargo bench -p benches --bench nexmark -- --dbsp --workers 1
+  cargo bench -p benches --bench nexmark -- --runs 5 --json > figures.ndjson")]
 struct Arguments {
     /// Events of each run
     #[arg(long, default_value_t = 1_000_000)]
@@ -162,7 +162,7 @@ fn target_directory() -> Result<PathBuf, String> {
     Ok(target.to_owned())
 }
 
-/// Builds the programs: Tidegate's with the features of the library that the benchmarks have, so that it is built once.
+/// Builds the programs.
 fn build(with_dbsp: bool) -> Result<(), String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
@@ -170,7 +170,7 @@ fn build(with_dbsp: bool) -> Result<(), String> {
         let mut command = Command::new(&cargo);
         finish(command.args(["build", "--release"]).args(words).current_dir(root))
     };
-    build(&["--package", "tidegate", "--features", "nexmark,protobuf", "--bin", "nexmark"])?;
+    build(&["--package", "tidegate", "--features", "nexmark", "--bin", "nexmark"])?;
     if with_dbsp {
         let target = target_directory()?.join("dbsp");
         let target = target.to_str().ok_or("the path of the target directory is not UTF-8")?;

@@ -3,7 +3,7 @@
 //! A state of a number of keys is made once and stopped cleanly; then a job resumes from it. The measured time is from
 //! the start of the job until every row is loaded and on the worker of its key, sorted and indexed.
 //!
-//! `cargo bench --bench recovery` ; with `--features abomonation` both codecs
+//! `cargo bench -p benches --bench recovery` ; with `--features abomonation` both codecs
 
 #[path = "state/mod.rs"]
 mod state;
@@ -27,9 +27,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures the duration of resuming from a snapshot
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
-  cargo bench --bench recovery
-  cargo bench --bench recovery -- --keys 1000000 --workers 1,2,4 --json > figures.ndjson
-  cargo bench --bench recovery --features abomonation")]
+  cargo bench -p benches --bench recovery
+  cargo bench -p benches --bench recovery -- --keys 1000000 --workers 1,2,4 --json > figures.ndjson
+  cargo bench -p benches --bench recovery --features abomonation")]
 struct Arguments {
     /// Numbers of keys in the state
     #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,10000000")]

@@ -9,7 +9,7 @@
 //!   record was due until its epoch was published in a file and synced, or until a `read_committed` consumer has it
 //!   from the topic of a real broker. The interval of snapshots is listed too: results do not wait for them.
 //!
-//! `cargo bench --bench snapshot`
+//! `cargo bench -p benches --bench snapshot`
 
 #[path = "broker/mod.rs"]
 mod broker;
@@ -67,8 +67,8 @@ enum LatencySink {
 /// Measures the cost of durable state
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
-  cargo bench --bench snapshot
-  cargo bench --bench snapshot -- --parts size --keys 10000,1000000 --json > figures.ndjson")]
+  cargo bench -p benches --bench snapshot
+  cargo bench -p benches --bench snapshot -- --parts size --keys 10000,1000000 --json > figures.ndjson")]
 struct Arguments {
     /// Parts to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "size,throughput,latency")]

@@ -4,7 +4,7 @@
 //! with dummies: 1, "1", an element, a variant. The recorder chooses how many elements a collection has and which
 //! variant an enum is, and refuses what it does not follow.
 //!
-//! There are four recorders:
+//! There are five recorders:
 //!
 //! | recorder of | where | what it follows |
 //! | --- | --- | --- |
@@ -12,14 +12,16 @@
 //! | a schema, to display rows | `src/durable/codec/schema.rs` | everything, until each variant is known everywhere |
 //! | columns of a row | `src/sink/fields.rs` | one field of a row, with one variant |
 //! | fields that a CSV header must name | `src/source/csv/shape.rs` | a row with the header's columns |
+//! | an Avro schema | `src/format/avro/derive.rs` | everything, once for each number of a variant |
 //!
 //! They share requests and answers, but no walk, and no result is derived from another: a shape's text contains each
 //! request in the order of its walk, is cut off at depths of its own, and is stored; the walk of a schema learns from
 //! earlier passes. The module does not keep results.
 
+use std::any::type_name;
 use std::fmt;
 
-use serde::de::value::{StrDeserializer, U32Deserializer};
+use serde::de::value::{BytesDeserializer, StrDeserializer, U32Deserializer};
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
     VariantAccess, Visitor,
@@ -121,33 +123,60 @@ impl de::Error for ProbeStop {
     }
 }
 
+/// A value that answers the request of whatever comes next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AnyValue {
+    Flag(bool),
+    Signed(i64),
+    Unsigned(u64),
+    Text(&'static str),
+}
+
+/// A key of an entry that a recorder gives.
+#[derive(Clone, Debug)]
+pub(crate) enum EntryKey {
+    Text(&'static str),
+    /// A text as bytes that may be no UTF-8.
+    Bytes(Vec<u8>),
+}
+
 /// A recorder of a type's requests, which decides how they are answered. A refusal ends the probe.
-pub(crate) trait Recorder: Sized {
+///
+/// Nothing in it is generic: a type's code that asks is compiled once for all recorders, not for each, and for a program
+/// of many types that is much.
+pub(crate) trait Recorder {
     /// `true` if a type is told that the format is for people; variants then have names, not numbers.
-    const HUMAN_READABLE: bool;
+    fn is_human_readable(&self) -> bool;
 
     /// Records the request of a single value; returns the dummy that answers it.
     fn leaf(&mut self, leaf: Leaf) -> Result<Dummy, ProbeStop>;
 
-    /// Records a request around its answer. `answer` takes the number of elements of a collection, of entries of a
-    /// map, of parts of an option, tuple or struct, or the number of an enum's variant; others ignore it.
-    fn within<V>(
-        &mut self,
-        branch: Branch,
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop>;
+    /// Begins a request that has parts. Returns the number of elements of a collection, of entries of a map, of parts of an
+    /// option, tuple or struct, or the number of an enum's variant; others ignore it.
+    fn begin(&mut self, branch: Branch) -> Result<usize, ProbeStop>;
 
-    /// Records the requests of part `at` of `whole`; an enum's part has the number of the variant.
-    fn part<V>(
-        &mut self,
-        whole: Branch,
-        at: usize,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop>;
+    /// Ends the request that was begun last and has not ended; `is_answered` is `false` if the type refused the answer. It
+    /// is called after each `begin` that returned a number.
+    fn end(&mut self, branch: Branch, is_answered: bool) -> Result<(), ProbeStop> {
+        let _ = (branch, is_answered);
+        Ok(())
+    }
 
-    /// Answers a request of whatever comes next.
-    fn any<'de, V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, ProbeStop> {
-        visitor.visit_str(self.leaf(Leaf::Any)?.text)
+    /// Begins the requests of part `at` of `whole`; an enum's part has the number of the variant.
+    fn begin_part(&mut self, whole: Branch, at: usize) -> Result<(), ProbeStop> {
+        let _ = (whole, at);
+        Ok(())
+    }
+
+    /// Ends the requests of a part that was begun; `is_answered` is `false` if the type refused an answer.
+    fn end_part(&mut self, at: usize, is_answered: bool) {
+        let _ = (at, is_answered);
+    }
+
+    /// Answers a request of whatever comes next, by a visitor whose type has this name.
+    fn any(&mut self, visitor: &'static str) -> Result<AnyValue, ProbeStop> {
+        let _ = visitor;
+        self.leaf(Leaf::Any).map(|dummy| AnyValue::Text(dummy.text))
     }
 
     /// `true` if structs and maps are answered with entries whose keys the recorder gives. There is then no limit to
@@ -156,19 +185,55 @@ pub(crate) trait Recorder: Sized {
         false
     }
 
-    /// Answers the request of the key of an entry; `None` if there are no more entries.
-    fn key<'de, S: DeserializeSeed<'de>>(&mut self, _entry: usize, _seed: S) -> Result<Option<S::Value>, ProbeStop> {
+    /// Returns the key of an entry; `None` if there are no more entries.
+    fn key(&mut self, entry: usize) -> Result<Option<EntryKey>, ProbeStop> {
+        let _ = entry;
         Ok(None)
     }
 }
 
+/// Answers a request that has parts.
+fn within<'r, V>(
+    recorder: &mut (dyn Recorder + 'r),
+    branch: Branch,
+    answer: impl FnOnce(&mut (dyn Recorder + 'r), usize) -> Result<V, ProbeStop>,
+) -> Result<V, ProbeStop> {
+    let count = recorder.begin(branch)?;
+    let value = answer(recorder, count);
+    let ended = recorder.end(branch, value.is_ok());
+    match value {
+        Ok(value) => ended.map(|()| value),
+        refused => refused,
+    }
+}
+
+/// Answers the requests of a part.
+fn part<'r, V>(
+    recorder: &mut (dyn Recorder + 'r),
+    (whole, at): (Branch, usize),
+    answer: impl FnOnce(&mut (dyn Recorder + 'r)) -> Result<V, ProbeStop>,
+) -> Result<V, ProbeStop> {
+    recorder.begin_part(whole, at)?;
+    let value = answer(recorder);
+    recorder.end_part(at, value.is_ok());
+    value
+}
+
 /// Deserialises a type from a probe.
-pub(crate) fn probe<T: DeserializeOwned>(recorder: &mut impl Recorder) -> Result<T, ProbeStop> {
+pub(crate) fn probe<T: DeserializeOwned>(recorder: &mut dyn Recorder) -> Result<T, ProbeStop> {
     T::deserialize(Probe(recorder))
 }
 
+/// A probe of a type whose value is dropped: what is done with it need not be compiled for each type.
+pub(crate) type ProbeOfType = fn(&mut dyn Recorder) -> Result<(), ProbeStop>;
+
+/// Probes a type and drops the value.
+pub(crate) fn probe_and_drop<T: DeserializeOwned>(recorder: &mut dyn Recorder) -> Result<(), ProbeStop> {
+    probe::<T>(recorder).map(drop)
+}
+
 /// A deserializer that answers one request.
-struct Probe<'r, R>(&'r mut R);
+struct Probe<'r>(&'r mut dyn Recorder);
 
 /// Implements requests of single values.
 macro_rules! leaves {
@@ -180,7 +245,7 @@ macro_rules! leaves {
     )* };
 }
 
-impl<'de, R: Recorder> Deserializer<'de> for Probe<'_, R> {
+impl<'de> Deserializer<'de> for Probe<'_> {
     type Error = ProbeStop;
 
     leaves! {
@@ -206,7 +271,12 @@ impl<'de, R: Recorder> Deserializer<'de> for Probe<'_, R> {
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStop> {
-        self.0.any(visitor)
+        match self.0.any(type_name::<V>())? {
+            AnyValue::Flag(value) => visitor.visit_bool(value),
+            AnyValue::Signed(value) => visitor.visit_i64(value),
+            AnyValue::Unsigned(value) => visitor.visit_u64(value),
+            AnyValue::Text(value) => visitor.visit_str(value),
+        }
     }
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStop> {
@@ -220,14 +290,14 @@ impl<'de, R: Recorder> Deserializer<'de> for Probe<'_, R> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStop> {
-        self.0.within(Branch::Option, |recorder, parts| match parts {
+        within(self.0, Branch::Option, |recorder, parts| match parts {
             0 => visitor.visit_none(),
-            _ => recorder.part(Branch::Option, 0, |recorder| visitor.visit_some(Probe(recorder))),
+            _ => part(recorder, (Branch::Option, 0), |recorder| visitor.visit_some(Probe(recorder))),
         })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, ProbeStop> {
-        self.0.within(Branch::UnitStruct(name), |_, _| visitor.visit_unit())
+        within(self.0, Branch::UnitStruct(name), |_, _| visitor.visit_unit())
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -235,7 +305,7 @@ impl<'de, R: Recorder> Deserializer<'de> for Probe<'_, R> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, ProbeStop> {
-        self.0.within(Branch::Newtype(name), |recorder, _| visitor.visit_newtype_struct(Probe(recorder)))
+        within(self.0, Branch::Newtype(name), |recorder, _| visitor.visit_newtype_struct(Probe(recorder)))
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ProbeStop> {
@@ -275,20 +345,20 @@ impl<'de, R: Recorder> Deserializer<'de> for Probe<'_, R> {
         visitor: V,
     ) -> Result<V::Value, ProbeStop> {
         let whole = Branch::Enum(name, variants);
-        self.0.within(whole, |recorder, number| {
+        within(self.0, whole, |recorder, number| {
             let name = variants.get(number).copied();
             visitor.visit_enum(ChosenVariant { recorder, whole, number, name })
         })
     }
 
     fn is_human_readable(&self) -> bool {
-        R::HUMAN_READABLE
+        self.0.is_human_readable()
     }
 }
 
 /// The parts of a collection, a tuple or a struct.
-struct Parts<'r, R> {
-    recorder: &'r mut R,
+struct Parts<'r> {
+    recorder: &'r mut dyn Recorder,
     whole: Branch,
     next: usize,
     end: usize,
@@ -296,9 +366,13 @@ struct Parts<'r, R> {
     keyed: bool,
 }
 
-impl<R: Recorder> Parts<'_, R> {
-    fn visit<'de, V: Visitor<'de>>(recorder: &mut R, whole: Branch, visitor: V) -> Result<V::Value, ProbeStop> {
-        recorder.within(whole, |recorder, count| {
+impl Parts<'_> {
+    fn visit<'de, V: Visitor<'de>>(
+        recorder: &mut dyn Recorder,
+        whole: Branch,
+        visitor: V,
+    ) -> Result<V::Value, ProbeStop> {
+        within(recorder, whole, |recorder, count| {
             let is_map = whole == Branch::Map;
             let keyed = recorder.gives_keys() && (is_map || matches!(whole, Branch::Struct(..)));
             let end = if keyed { usize::MAX } else { count * (1 + usize::from(is_map)) };
@@ -308,7 +382,7 @@ impl<R: Recorder> Parts<'_, R> {
     }
 }
 
-impl<'de, R: Recorder> SeqAccess<'de> for Parts<'_, R> {
+impl<'de> SeqAccess<'de> for Parts<'_> {
     type Error = ProbeStop;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStop> {
@@ -316,7 +390,7 @@ impl<'de, R: Recorder> SeqAccess<'de> for Parts<'_, R> {
             return Ok(None);
         }
         self.next += 1;
-        self.recorder.part(self.whole, self.next - 1, |recorder| seed.deserialize(Probe(recorder)).map(Some))
+        part(self.recorder, (self.whole, self.next - 1), |recorder| seed.deserialize(Probe(recorder)).map(Some))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -324,7 +398,7 @@ impl<'de, R: Recorder> SeqAccess<'de> for Parts<'_, R> {
     }
 }
 
-impl<'de, R: Recorder> MapAccess<'de> for Parts<'_, R> {
+impl<'de> MapAccess<'de> for Parts<'_> {
     type Error = ProbeStop;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ProbeStop> {
@@ -332,7 +406,11 @@ impl<'de, R: Recorder> MapAccess<'de> for Parts<'_, R> {
             return self.next_element_seed(seed);
         }
         self.next += 1;
-        self.recorder.key(self.next / 2, seed)
+        match self.recorder.key(self.next / 2)? {
+            Some(EntryKey::Text(key)) => seed.deserialize(StrDeserializer::new(key)).map(Some),
+            Some(EntryKey::Bytes(key)) => seed.deserialize(BytesDeserializer::new(&key)).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ProbeStop> {
@@ -345,25 +423,28 @@ impl<'de, R: Recorder> MapAccess<'de> for Parts<'_, R> {
 }
 
 /// The variant of an enum that was chosen.
-struct ChosenVariant<'r, R> {
-    recorder: &'r mut R,
+struct ChosenVariant<'r> {
+    recorder: &'r mut dyn Recorder,
     whole: Branch,
     number: usize,
     name: Option<&'static str>,
 }
 
-impl<R: Recorder> ChosenVariant<'_, R> {
-    fn contents<V>(self, answer: impl FnOnce(&mut R) -> Result<V, ProbeStop>) -> Result<V, ProbeStop> {
-        self.recorder.part(self.whole, self.number, answer)
+impl<'r> ChosenVariant<'r> {
+    fn contents<V>(
+        self,
+        answer: impl FnOnce(&mut (dyn Recorder + 'r)) -> Result<V, ProbeStop>,
+    ) -> Result<V, ProbeStop> {
+        part(self.recorder, (self.whole, self.number), answer)
     }
 }
 
-impl<'de, R: Recorder> EnumAccess<'de> for ChosenVariant<'_, R> {
+impl<'de> EnumAccess<'de> for ChosenVariant<'_> {
     type Error = ProbeStop;
     type Variant = Self;
 
     fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), ProbeStop> {
-        let variant = if R::HUMAN_READABLE {
+        let variant = if self.recorder.is_human_readable() {
             seed.deserialize(StrDeserializer::new(self.name.ok_or(ProbeStop::Refused)?))
         } else {
             let number = u32::try_from(self.number).map_err(|_| ProbeStop::Stopped)?;
@@ -374,7 +455,7 @@ impl<'de, R: Recorder> EnumAccess<'de> for ChosenVariant<'_, R> {
     }
 }
 
-impl<'de, R: Recorder> VariantAccess<'de> for ChosenVariant<'_, R> {
+impl<'de> VariantAccess<'de> for ChosenVariant<'_> {
     type Error = ProbeStop;
 
     fn unit_variant(self) -> Result<(), ProbeStop> {
@@ -382,8 +463,9 @@ impl<'de, R: Recorder> VariantAccess<'de> for ChosenVariant<'_, R> {
     }
 
     fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, ProbeStop> {
-        let inside = |recorder: &mut R, _| seed.deserialize(Probe(recorder));
-        self.contents(|recorder| recorder.within(Branch::NewtypeVariant, inside))
+        self.contents(|recorder| {
+            within(recorder, Branch::NewtypeVariant, |recorder, _| seed.deserialize(Probe(recorder)))
+        })
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ProbeStop> {

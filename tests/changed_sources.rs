@@ -1,7 +1,7 @@
 //! A state resumes only with the sources that it has read: a query that lacks one, has an additional one, or reads
 //! another one under its name would lose the positions in it, or read records twice. This holds even if nothing is to
 //! be replayed, so also after a clean stop. A file that was only moved is accepted. The same for topics is in
-//! `source_identity`.
+//! `brokers/source_identity.rs`.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/transactions.rs"]

@@ -21,7 +21,7 @@ use tidegate::job::Ending;
 use tidegate::testing::CrashingDisk;
 use tidegate::testing::disk::{DiskOperation, OperationKind};
 
-use common::cases::{Data, seeds, within};
+use common::cases::{Data, in_parallel, seeds, within};
 use common::checks::KINDS;
 use common::durable_joins::DurableJoins;
 use common::durable_query::{DurableQuery, DurableQueryOutputs, files, kind_of, new_disk, on, steady};
@@ -244,7 +244,7 @@ fn all_that_is_done() -> BTreeSet<(&'static str, &'static str)> {
 /// sometimes it crashes a third time.
 #[test]
 fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
-    for seed in seeds(KINDS.len() as u64) {
+    in_parallel(seeds(KINDS.len() as u64), |seed| {
         let subject =
             Subject::<DurableQueryOutputs>::new(100 + seed, (100 + seed) * SHORT_EPOCHS, steady(100 + seed, RECORDS));
         let whole = new_disk();
@@ -276,7 +276,7 @@ fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
                 });
             }
         }
-    }
+    });
 }
 
 /// Returns the number of operations of a recovery, up to its first snapshot.

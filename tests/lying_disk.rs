@@ -21,7 +21,7 @@ use tidegate::testing::durable::OpenedState;
 use tidegate::testing::{CrashingDisk, TestRun};
 use tidegate::{Window, csv};
 
-use common::cases::{Data, Deal, seeds, within};
+use common::cases::{Data, Deal, in_parallel, seeds, within};
 use common::checks::{KINDS, small_drift};
 use common::durable_query::{CLOSED, ClosedRow, DurableQuery, DurableQueryOutputs, FinalOutputs, new_disk, on, steady};
 
@@ -128,10 +128,9 @@ fn after_lost_sync(subject: &Subject, number: usize, loss: SyncLoss) -> Option<b
 
 #[test]
 fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
-    let mut ended = Vec::new();
     let losses = || [SyncLoss::Later, SyncLoss::AtOnce].into_iter().cycle();
-    for seed in seeds(KINDS.len() as u64) {
-        let subject = Subject::new(200 + seed);
+    let ended = in_parallel(seeds(KINDS.len() as u64), |seed| {
+        let (subject, mut ended) = (Subject::new(200 + seed), Vec::new());
         let some = (seed as usize % stride()..).step_by(stride()).zip(losses());
         ended.extend(some.map_while(|(number, loss)| after_lost_sync(&subject, number, loss)));
         // In some runs the last syncs too, when the job has published everything and closes its files.
@@ -141,7 +140,9 @@ fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
             let last = (disk.syncs().saturating_sub(4)..disk.syncs()).zip(losses());
             ended.extend(last.filter_map(|(number, loss)| after_lost_sync(&subject, number, loss)));
         }
-    }
+        ended
+    });
+    let ended = ended.concat();
     let exact = ended.iter().filter(|exact| **exact).count();
     assert!(ended.len() > 20 && exact * 10 > ended.len() * 7, "of {} lives {exact} came to exact results", ended.len());
 }

@@ -407,7 +407,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/format/registry/http.rs",
         text: "let asked = job.stop_asked_at()?;",
         instead: "let asked = job.stop_asked_at().filter(|_| false)?;",
-        tests: "tests/registry/errors.rs",
+        tests: "tests/brokers/schema_registry/errors.rs",
         test: "a_job_that_waits_for_a_registry_stops_when_it_is_told_to_and_goes_on_with_what_it_waited_for",
     },
     Mutation {
@@ -455,7 +455,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/sink/kafka/topics.rs",
         text: "code => is_transient(code) && since < CREATE_PATIENCE,",
         instead: "code => is_transient(code) && since > CREATE_PATIENCE,",
-        tests: "tests/doubtful_commits.rs",
+        tests: "tests/brokers/doubtful_commits.rs",
         test: "a_topic_is_created_though_the_first_request_is_lost_and_arrives_late",
     },
     Mutation {
@@ -495,7 +495,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/prefetch.rs",
         text: "(BUDGET / partitions.max(1)).clamp(LEAST, MOST);",
         instead: "if partitions == 0 { LEAST } else { MOST };",
-        tests: "tests/kafka_partitions.rs",
+        tests: "tests/brokers/kafka_partitions.rs",
         test: "a_thousand_partitions_are_fetched_within_a_budget_and_none_starves",
     },
     Mutation {
@@ -511,7 +511,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/sink/kafka/redrive.rs",
         text: "publisher.send_offsets(&offsets, &group)?;",
         instead: "let _ = (&offsets, &group);",
-        tests: "tests/dead_letters.rs",
+        tests: "tests/brokers/dead_letters.rs",
         test: "poison_is_dead_letters_once_each_and_is_sent_back_once_each_whatever_is_killed",
     },
     Mutation {
@@ -663,7 +663,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/mapping.rs",
         text: "(Err(DecodeError::Failed(error)), _) => return Err(error),",
         instead: "(Err(DecodeError::Failed(error)), _) => intake.reject(epoch, slot, found, &error.to_string())?,",
-        tests: "tests/registry.rs",
+        tests: "tests/brokers/schema_registry/mod.rs",
         test: "a_registry_that_is_away_rejects_nothing_it_is_waited_for_and_then_the_job_fails",
     },
     Mutation {
@@ -671,7 +671,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/format/registry/registration.rs",
         text: "registry.check_compatible(subject, *kind, text)?;",
         instead: "",
-        tests: "tests/registry.rs",
+        tests: "tests/brokers/schema_registry/mod.rs",
         test: "a_schema_that_is_missing_or_incompatible_fails_before_anything_is_written",
     },
     Mutation {

@@ -15,7 +15,7 @@ use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 
-use common::cases::{Data, for_seeds};
+use common::cases::{Data, for_seeds, in_parallel};
 use common::checks::small_drift;
 use common::tables::{self, check_tables};
 
@@ -140,18 +140,19 @@ fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u
 /// A resumed job emits the whole table; outputs drop what they have published.
 #[test]
 fn an_output_that_is_new_to_a_snapshot_gets_the_whole_table() {
-    let mut late = 0;
-    for seed in 0..20 {
+    let late = in_parallel((0..20).collect(), |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 600);
         let (disk, old, new) = (CrashingDisk::new(), Captured::new(), Captured::new());
         let stopped = live(&data, &disk, random.u32(1..200), std::slice::from_ref(&old)) == Ending::Stopped;
-        if stopped && live(&data, &disk.after_kill(), 0, &[old.clone(), new.clone()]) == Ending::Complete {
-            // `all` would panic if a missing row were retracted.
-            assert_eq!(new.all(), old.all(), "seed {seed}");
-            late += usize::from(new.epochs().keys().next() > old.epochs().keys().next());
+        if !stopped || live(&data, &disk.after_kill(), 0, &[old.clone(), new.clone()]) != Ending::Complete {
+            return false;
         }
-    }
+        // `all` would panic if a missing row were retracted.
+        assert_eq!(new.all(), old.all(), "seed {seed}");
+        new.epochs().keys().next() > old.epochs().keys().next()
+    });
+    let late = late.into_iter().filter(|is_late| *is_late).count();
     assert!(late > 3, "only {late} outputs were new to a snapshot");
 }
 

@@ -8,6 +8,8 @@ use tidegate::Transaction;
 use tidegate::kafka::AvroSchema;
 use tidegate::sink::kafka::Publisher;
 
+use crate::protobuf;
+
 /// Maximum disorder within a partition, in milliseconds; no record is late.
 pub(crate) const DISORDER: i64 = 2_000;
 /// Length of a window, in milliseconds.
@@ -104,7 +106,7 @@ pub(crate) enum Format {
     Json,
     /// An Avro datum of [`AVRO_SCHEMA`], without a frame.
     Avro,
-    /// A [`ProtobufTransaction`], without a frame.
+    /// A message of Protocol Buffers, without a frame.
     Protobuf,
 }
 
@@ -123,23 +125,6 @@ pub(crate) struct AvroTransaction {
     pub(crate) merchant: String,
     pub(crate) amount_cents: i64,
     pub(crate) currency: String,
-    pub(crate) at_ms: i64,
-}
-
-/// A transaction as a message of Protocol Buffers.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, prost::Message)]
-pub(crate) struct ProtobufTransaction {
-    #[prost(uint64, tag = "1")]
-    pub(crate) id: u64,
-    #[prost(string, tag = "2")]
-    pub(crate) account: String,
-    #[prost(string, tag = "3")]
-    pub(crate) merchant: String,
-    #[prost(sint64, tag = "4")]
-    pub(crate) amount_cents: i64,
-    #[prost(string, tag = "5")]
-    pub(crate) currency: String,
-    #[prost(int64, tag = "6")]
     pub(crate) at_ms: i64,
 }
 
@@ -162,11 +147,7 @@ impl Format {
         match self {
             Format::Json => serde_json::to_writer(out, &transaction).map_err(|why| why.to_string()),
             Format::Avro => schema.encode(&transaction, out),
-            Format::Protobuf => {
-                let Transaction { id, account, merchant, amount_cents, currency, at_ms } = transaction;
-                let message = ProtobufTransaction { id, account, merchant, amount_cents, currency, at_ms };
-                prost::Message::encode(&message, out).map_err(|why| why.to_string())
-            }
+            Format::Protobuf => protobuf::encode(transaction, out),
         }
     }
 }

@@ -17,8 +17,9 @@ use tidegate::durable::journal::JournaledRecord;
 use tidegate::kafka::{AvroSchema, Decode};
 use tidegate::{Record, Transaction, kafka};
 
-use crate::data::{AVRO_SCHEMA, AvroTransaction, Format, ProtobufTransaction, TOPIC_PARTITIONS};
+use crate::data::{AVRO_SCHEMA, AvroTransaction, Format, TOPIC_PARTITIONS};
 use crate::programs::{RunParameters, job, totals};
+use crate::protobuf;
 
 /// Longest wait for a message.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,10 +93,7 @@ pub(crate) fn by_hand(setting: &RunParameters, format: Format, parser: AvroParse
     let read = |parse: &ParseAmount<'_>| read_twice(setting, format, |setting, topic| discard(setting, topic, parse));
     match (format, parser) {
         (Format::Json, _) => read(&|value| amount(serde_json::from_slice(value))),
-        (Format::Protobuf, _) => read(&|value| {
-            let message: ProtobufTransaction = prost::Message::decode(value).map_err(|why| why.to_string())?;
-            Ok(std::hint::black_box(message).amount_cents)
-        }),
+        (Format::Protobuf, _) => read(&protobuf::parse_amount),
         (Format::Avro, AvroParser::Usual) => apache_avro(&read),
         (Format::Avro, AvroParser::Own) => {
             let decoder = kafka::avro_schema(schema()?);
@@ -152,14 +150,12 @@ pub(crate) fn drop_tidegate(setting: &RunParameters, format: Format) -> Result<R
             let source = kafka::Source::new(&setting.brokers, topic, kafka::avro_schema(schema()?));
             drop_records(setting, source.event_time(|t: &AvroTransaction| t.at_ms), |t| t.amount_cents)
         }
-        Format::Protobuf => {
-            let source = kafka::Source::new(&setting.brokers, topic, kafka::protobuf());
-            drop_records(setting, source.event_time(|t: &ProtobufTransaction| t.at_ms), |t| t.amount_cents)
-        }
+        Format::Protobuf => protobuf::drop_tidegate(setting, topic),
     })
 }
 
-fn drop_records<T: Record + DeserializeOwned>(
+/// Runs a job that reads a topic and drops the records.
+pub(crate) fn drop_records<T: Record + DeserializeOwned>(
     setting: &RunParameters,
     source: kafka::Source<T>,
     amount: fn(&T) -> i64,

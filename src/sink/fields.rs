@@ -13,11 +13,10 @@
 
 use std::any::type_name;
 
-use serde::de::value::StrDeserializer;
-use serde::de::{DeserializeOwned, DeserializeSeed, Visitor};
+use serde::de::DeserializeOwned;
 
 use crate::error::{self, Error};
-use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
+use crate::probe::{self, AnyValue, Branch, Dummy, EntryKey, Leaf, ProbeStop, Recorder};
 use crate::record::Record;
 
 /// Columns of a row type.
@@ -174,45 +173,37 @@ impl RowRecorder {
 }
 
 impl Recorder for RowRecorder {
-    const HUMAN_READABLE: bool = true;
+    fn is_human_readable(&self) -> bool {
+        true
+    }
 
     fn leaf(&mut self, _: Leaf) -> Result<Dummy, ProbeStop> {
         if self.in_field { Ok(Dummy::ONE) } else { Err(ProbeStop::Stopped) }
     }
 
-    fn within<V>(
-        &mut self,
-        branch: Branch,
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
-        let count = if self.in_field { self.field(branch)? } else { self.row(branch)? };
-        answer(self, count)
+    fn begin(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
+        if self.in_field { self.field(branch) } else { self.row(branch) }
     }
 
-    fn part<V>(
-        &mut self,
-        whole: Branch,
-        at: usize,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+    fn begin_part(&mut self, whole: Branch, at: usize) -> Result<(), ProbeStop> {
         if matches!(whole, Branch::Struct(..)) && at > 1 {
             return Err(ProbeStop::Stopped);
         }
         self.in_field = true;
-        answer(self)
+        Ok(())
     }
 
-    fn any<'de, V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, ProbeStop> {
-        visitor.visit_i64(self.leaf(Leaf::Any)?.number.into())
+    fn any(&mut self, _: &'static str) -> Result<AnyValue, ProbeStop> {
+        self.leaf(Leaf::Any).map(|dummy| AnyValue::Signed(dummy.number.into()))
     }
 
     fn gives_keys(&self) -> bool {
         true
     }
 
-    fn key<'de, S: DeserializeSeed<'de>>(&mut self, entry: usize, seed: S) -> Result<Option<S::Value>, ProbeStop> {
+    fn key(&mut self, entry: usize) -> Result<Option<EntryKey>, ProbeStop> {
         let key = self.key.filter(|_| entry < 2).ok_or(ProbeStop::Stopped)?;
-        seed.deserialize(StrDeserializer::new(key)).map(Some)
+        Ok(Some(EntryKey::Text(key)))
     }
 }
 

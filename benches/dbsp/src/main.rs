@@ -4,7 +4,7 @@
 //! batch of events is one transaction. Each query has the tables that it reads, and these have the columns that it reads, as
 //! Feldera's compiler of SQL leaves all others out. The allocator is the one that dbsp brings.
 //!
-//! `cargo bench --bench nexmark -- --dbsp` builds this program, compares its answers with Tidegate's, and measures both.
+//! `cargo bench -p benches --bench nexmark -- --dbsp` builds this program, compares its answers with Tidegate's, and measures both.
 
 #[expect(dead_code, reason = "Tidegate's program uses all of it")]
 #[path = "../../../queries/nexmark/generator.rs"]

@@ -10,12 +10,11 @@
 use std::collections::BTreeMap;
 use std::mem;
 
-use serde::de::value::StrDeserializer;
-use serde::de::{DeserializeOwned, DeserializeSeed};
+use serde::de::DeserializeOwned;
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
+use crate::probe::{self, Branch, Dummy, EntryKey, Leaf, ProbeOfType, ProbeStop, Recorder};
 use crate::record::Real;
 use crate::time::EventTime;
 
@@ -90,6 +89,10 @@ pub(crate) enum Schema {
 impl Schema {
     /// The schema of a type, found by probing it.
     pub(crate) fn of<T: DeserializeOwned>() -> Schema {
+        Schema::of_probed(probe::probe_and_drop::<T>)
+    }
+
+    fn of_probed(probe: ProbeOfType) -> Schema {
         let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
         let mut names = FieldNames::new();
         for _ in 0..MAX_PASSES {
@@ -99,10 +102,10 @@ impl Schema {
                 field_names: names.clone(),
                 ..SchemaRecorder::default()
             };
-            let failed = probe::probe::<T>(&mut pass).is_err();
+            let failed = probe(&mut pass).is_err();
             if let Some(aliased) = pass.aliased {
                 // Its fields were taken for others: begin again, with their names.
-                names.insert(aliased, names_of_fields::<T>(aliased, &names));
+                names.insert(aliased, names_of_fields(probe, aliased, &names));
                 (schema, candidates) = (Schema::Unknown, BTreeMap::new());
                 continue;
             }
@@ -326,16 +329,20 @@ struct SchemaRecorder {
     by_name: bool,
     /// Number of parts that the current struct has taken.
     taken: usize,
+    /// The requests that have begun and not ended, outermost first.
+    open_requests: Vec<OpenRequest>,
+    /// The parts that have begun and not ended, outermost first.
+    open_parts: Vec<OpenPart>,
 }
 
-/// Returns the names under which the fields of a struct within `T` are serialised: each of its names is given to it
+/// Returns the names under which the fields of a struct within a type are serialised: each of its names is given to it
 /// twice, and it says which field is there twice.
-fn names_of_fields<T: DeserializeOwned>(aliased: StructNames, known: &FieldNames) -> Vec<&'static str> {
+fn names_of_fields(probe: ProbeOfType, aliased: StructNames, known: &FieldNames) -> Vec<&'static str> {
     let mut fields = Vec::new();
     for name in aliased.1 {
         let mut pass =
             SchemaRecorder { field_names: known.clone(), asked: Some((aliased, name)), ..SchemaRecorder::default() };
-        if let Err(ProbeStop::DuplicateField(field)) = probe::probe::<T>(&mut pass)
+        if let Err(ProbeStop::DuplicateField(field)) = probe(&mut pass)
             && !fields.contains(&field)
         {
             fields.push(field);
@@ -348,44 +355,70 @@ fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
     names.iter().map(|name| ((*name).to_owned(), Schema::Unknown)).collect()
 }
 
+/// What the end of a request undoes or completes.
+#[derive(Default)]
+struct OpenRequest {
+    /// `true` if the request is a level of its own.
+    is_followed: bool,
+    /// `true` if it is named; and `true` if it is nested too deep.
+    named: Option<bool>,
+    /// Schema that is recorded instead of that of the requests in between.
+    replacement: Option<Schema>,
+    /// Of halves: the schema before, which stays if the type refuses them.
+    halves: Option<Schema>,
+    fields: Option<OpenFields>,
+    variant: Option<OpenVariant>,
+}
+
+/// A struct whose fields are asked for.
+struct OpenFields {
+    names: StructNames,
+    count: usize,
+    /// `true` if the names of its fields are known from passes that asked for them.
+    is_known: bool,
+    outer_by_name: bool,
+    outer_taken: usize,
+}
+
+/// An enum whose variant is asked for.
+struct OpenVariant {
+    name: &'static str,
+    count: usize,
+    number: usize,
+    candidate: usize,
+    /// `true` if the shortest way out of a recursion is taken.
+    is_escaping: bool,
+}
+
+/// The value around a part, and what is restored behind the part.
+enum OpenPart {
+    ByName { whole: Schema },
+    ByNumber { whole: Schema, taken: usize },
+}
+
 impl SchemaRecorder {
-    /// Follows a named type; beyond [`MAX_NESTING`] levels of the same name its schema is cut.
-    fn named<V>(
-        &mut self,
-        name: &'static str,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+    /// Begins a named type; beyond [`MAX_NESTING`] levels of the same name its schema is cut.
+    fn begin_named(&mut self, name: &'static str, open: &mut OpenRequest) -> Result<(), ProbeStop> {
         let deep = self.names.iter().filter(|other| **other == name).count() >= MAX_NESTING;
         self.names.push(name);
         self.escaping += usize::from(deep);
-        let answer = |recorder: &mut Self| recorder.follow(answer);
-        let value = if deep { self.instead(Schema::Cut, answer)? } else { answer(self)? };
-        self.escaping -= usize::from(deep);
-        self.names.pop();
-        Ok(value)
+        open.named = Some(deep);
+        if deep {
+            self.node = Schema::Unknown;
+            open.replacement = Some(Schema::Cut);
+        }
+        self.follow(open)
     }
 
-    /// Records `schema` instead of the schema of the requests in between.
-    fn instead<V>(
-        &mut self,
-        schema: Schema,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
-        self.node = Schema::Unknown;
-        let result = answer(self);
-        self.node = schema;
-        result
-    }
-
-    fn follow<V>(&mut self, answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>) -> Result<V, ProbeStop> {
+    /// Begins a level.
+    fn follow(&mut self, open: &mut OpenRequest) -> Result<(), ProbeStop> {
         self.depth += 1;
         self.requests += 1;
         if self.depth > MAX_TYPE_DEPTH || self.requests > MAX_REQUESTS {
             return Err(ProbeStop::Stopped);
         }
-        let value = answer(self)?;
-        self.depth -= 1;
-        Ok(value)
+        open.is_followed = true;
+        Ok(())
     }
 
     /// Records a collection, and returns its number of elements.
@@ -401,20 +434,16 @@ impl SchemaRecorder {
         usize::from(fills)
     }
 
-    /// Records a tuple, and answers with all its elements.
-    fn tuple<V>(&mut self, length: usize, answer: impl FnOnce(&mut Self, usize) -> V) -> V {
+    /// Records a tuple, and returns its number of elements.
+    fn tuple(&mut self, length: usize) -> usize {
         if !matches!(&self.node, Schema::Tuple(parts) if parts.len() == length) {
             self.node = Schema::Tuple(vec![Schema::Unknown; length]);
         }
-        answer(self, length)
+        length
     }
 
-    /// Records a struct, and answers with all its fields.
-    fn fields<V>(
-        &mut self,
-        (name, names): StructNames,
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+    /// Records a struct, and returns the number of its fields.
+    fn begin_fields(&mut self, (name, names): StructNames, open: &mut OpenRequest) -> usize {
         let fields = self.field_names.get(&(name, names)).map_or(names, Vec::as_slice);
         if !matches!(&self.node, Schema::Struct(_, known) if known.len() == fields.len()) {
             self.node = Schema::Struct(name.to_owned(), unknown(fields));
@@ -422,52 +451,110 @@ impl SchemaRecorder {
         let (count, is_known) = (fields.len(), fields.len() < names.len());
         let by_name = self.asked.is_some_and(|(asked, _)| asked == (name, names));
         let (outer_by_name, outer_taken) = (mem::replace(&mut self.by_name, by_name), mem::take(&mut self.taken));
-        let value = answer(self, count);
-        let taken = mem::replace(&mut self.taken, outer_taken);
-        self.by_name = outer_by_name;
-        if value.is_ok() && taken < count && !is_known && self.asked.is_none() {
-            self.aliased.get_or_insert((name, names));
-        }
-        value
+        open.fields = Some(OpenFields { names: (name, names), count, is_known, outer_by_name, outer_taken });
+        count
     }
 
-    /// Records an enum, and answers with the variant of which least is known.
-    fn variant<V>(
+    fn end_fields(&mut self, fields: &OpenFields, is_answered: bool) {
+        let taken = mem::replace(&mut self.taken, fields.outer_taken);
+        self.by_name = fields.outer_by_name;
+        if is_answered && taken < fields.count && !fields.is_known && self.asked.is_none() {
+            self.aliased.get_or_insert(fields.names);
+        }
+    }
+
+    /// Records an enum, and returns the number of the variant of which least is known.
+    fn begin_variant(
         &mut self,
         name: &'static str,
         names: &[&str],
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+        open: &mut OpenRequest,
+    ) -> Result<usize, ProbeStop> {
         if !matches!(&self.node, Schema::Enum(_, variants) if variants.len() == names.len()) {
             self.node = Schema::Enum(name.to_owned(), unknown(names));
         }
         let Schema::Enum(_, variants) = &self.node else { return Err(ProbeStop::Stopped) };
-        let escaping = self.escaping > 0;
-        let open = || variants.iter().position(|(_, body)| body.is_open());
-        let known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
+        let first_open = || variants.iter().position(|(_, body)| body.is_open());
+        let first_known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
         let candidate = self.candidates.get(name).copied().unwrap_or(0);
-        let number = if escaping { candidate } else { open().or_else(known).unwrap_or(0) };
+        let is_escaping = self.escaping > 0;
+        let number = if is_escaping { candidate } else { first_open().or_else(first_known).unwrap_or(0) };
         if number >= names.len() {
             return Err(ProbeStop::Stopped);
         }
-        let value = answer(self, number);
-        if value.is_err() && !self.found_dead_end {
-            if !escaping {
-                if let Some(body) = self.node.part(number) {
-                    *body = Schema::Cut;
-                }
-                self.found_dead_end = true;
-            } else if candidate + 1 < names.len() {
-                self.candidates.insert(name, candidate + 1);
-                self.found_dead_end = true;
-            }
+        open.variant = Some(OpenVariant { name, count: names.len(), number, candidate, is_escaping });
+        Ok(number)
+    }
+
+    fn end_variant(&mut self, variant: &OpenVariant, is_answered: bool) {
+        if is_answered || self.found_dead_end {
+            return;
         }
-        value
+        if !variant.is_escaping {
+            if let Some(body) = self.node.part(variant.number) {
+                *body = Schema::Cut;
+            }
+            self.found_dead_end = true;
+        } else if variant.candidate + 1 < variant.count {
+            self.candidates.insert(variant.name, variant.candidate + 1);
+            self.found_dead_end = true;
+        }
+    }
+
+    /// Begins a request, and notes in `open` what its end is to do.
+    fn begin_open(&mut self, branch: Branch, open: &mut OpenRequest) -> Result<usize, ProbeStop> {
+        Ok(match branch {
+            Branch::Option | Branch::List | Branch::Map => {
+                let count = self.collection(branch);
+                self.follow(open)?;
+                count
+            }
+            Branch::Tuple(length) | Branch::TupleVariant(length) => {
+                self.follow(open)?;
+                self.tuple(length)
+            }
+            Branch::TupleStruct(name, length) => {
+                self.begin_named(name, open)?;
+                self.tuple(length)
+            }
+            Branch::UnitStruct(_) => {
+                self.node = Schema::Unit;
+                0
+            }
+            Branch::Newtype(EventTime::TYPE) => {
+                self.node = Schema::Unknown;
+                open.replacement = Some(Schema::Time);
+                1
+            }
+            Branch::Newtype(name) => {
+                self.begin_named(name, open)?;
+                1
+            }
+            Branch::NewtypeVariant => 1,
+            Branch::Struct(name, names) if (name, names) == HALVES => {
+                open.halves = Some(mem::take(&mut self.node));
+                self.begin_fields((name, names), open)
+            }
+            Branch::Struct(name, names) => {
+                self.begin_named(name, open)?;
+                self.begin_fields((name, names), open)
+            }
+            Branch::StructVariant(names) => {
+                self.follow(open)?;
+                self.begin_fields(("", names), open)
+            }
+            Branch::Enum(name, names) => {
+                self.begin_named(name, open)?;
+                self.begin_variant(name, names, open)?
+            }
+        })
     }
 }
 
 impl Recorder for SchemaRecorder {
-    const HUMAN_READABLE: bool = false;
+    fn is_human_readable(&self) -> bool {
+        false
+    }
 
     fn leaf(&mut self, leaf: Leaf) -> Result<Dummy, ProbeStop> {
         self.node = match leaf {
@@ -487,36 +574,66 @@ impl Recorder for SchemaRecorder {
         Ok(Dummy::ONE)
     }
 
-    fn within<V>(
-        &mut self,
-        branch: Branch,
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
-        match branch {
-            Branch::Option | Branch::List | Branch::Map => {
-                let count = self.collection(branch);
-                self.follow(|recorder| answer(recorder, count))
+    fn begin(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
+        let mut open = OpenRequest::default();
+        let begun = self.begin_open(branch, &mut open);
+        match begun {
+            Ok(_) => self.open_requests.push(open),
+            // What is nested too deep is cut, whatever becomes of it.
+            Err(_) => self.node = open.replacement.take().unwrap_or_else(|| mem::take(&mut self.node)),
+        }
+        begun
+    }
+
+    fn end(&mut self, _: Branch, is_answered: bool) -> Result<(), ProbeStop> {
+        let open = self.open_requests.pop().unwrap_or_default();
+        if let Some(fields) = &open.fields {
+            self.end_fields(fields, is_answered);
+        }
+        if let Some(variant) = &open.variant {
+            self.end_variant(variant, is_answered);
+        }
+        if let Some(before) = open.halves {
+            self.node = if is_answered { Schema::Halves } else { before };
+        }
+        if let Some(schema) = open.replacement {
+            self.node = schema;
+        }
+        // After a refusal the pass is over: nobody asks for depths and names again.
+        if is_answered {
+            self.depth -= usize::from(open.is_followed);
+            if let Some(deep) = open.named {
+                self.escaping -= usize::from(deep);
+                self.names.pop();
             }
-            Branch::Tuple(length) | Branch::TupleVariant(length) => {
-                self.follow(|recorder| recorder.tuple(length, answer))
+        }
+        Ok(())
+    }
+
+    fn begin_part(&mut self, _: Branch, at: usize) -> Result<(), ProbeStop> {
+        let open = if self.by_name {
+            // Fields by name are not recorded: only the name that the struct answers with counts.
+            self.by_name = false;
+            OpenPart::ByName { whole: mem::take(&mut self.node) }
+        } else {
+            let part = mem::take(self.node.part(at).ok_or(ProbeStop::Stopped)?);
+            OpenPart::ByNumber { whole: mem::replace(&mut self.node, part), taken: mem::take(&mut self.taken) }
+        };
+        self.open_parts.push(open);
+        Ok(())
+    }
+
+    fn end_part(&mut self, at: usize, _: bool) {
+        match self.open_parts.pop() {
+            Some(OpenPart::ByName { whole }) => (self.node, self.by_name) = (whole, true),
+            Some(OpenPart::ByNumber { whole, taken }) => {
+                self.taken = taken + 1;
+                let part = mem::replace(&mut self.node, whole);
+                if let Some(place) = self.node.part(at) {
+                    *place = part;
+                }
             }
-            Branch::TupleStruct(name, length) => self.named(name, |recorder| recorder.tuple(length, answer)),
-            Branch::UnitStruct(_) => {
-                self.node = Schema::Unit;
-                answer(self, 0)
-            }
-            Branch::Newtype(EventTime::TYPE) => self.instead(Schema::Time, |recorder| answer(recorder, 1)),
-            Branch::Newtype(name) => self.named(name, |recorder| answer(recorder, 1)),
-            Branch::NewtypeVariant => answer(self, 1),
-            Branch::Struct(name, names) if (name, names) == HALVES => {
-                let before = mem::take(&mut self.node);
-                let value = self.fields((name, names), answer);
-                self.node = if value.is_ok() { Schema::Halves } else { before };
-                value
-            }
-            Branch::Struct(name, names) => self.named(name, |recorder| recorder.fields((name, names), answer)),
-            Branch::StructVariant(names) => self.follow(|recorder| recorder.fields(("", names), answer)),
-            Branch::Enum(name, names) => self.named(name, |recorder| recorder.variant(name, names, answer)),
+            None => {}
         }
     }
 
@@ -524,34 +641,8 @@ impl Recorder for SchemaRecorder {
         self.by_name
     }
 
-    fn key<'de, S: DeserializeSeed<'de>>(&mut self, entry: usize, seed: S) -> Result<Option<S::Value>, ProbeStop> {
-        let Some((_, name)) = self.asked.filter(|_| entry < 2) else { return Ok(None) };
-        seed.deserialize(StrDeserializer::new(name)).map(Some)
-    }
-
-    fn part<V>(
-        &mut self,
-        _: Branch,
-        at: usize,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
-        if self.by_name {
-            // Fields by name are not recorded: only the name that the struct answers with counts.
-            let (whole, by_name) = (mem::take(&mut self.node), mem::take(&mut self.by_name));
-            let value = answer(self);
-            (self.node, self.by_name) = (whole, by_name);
-            return value;
-        }
-        let part = mem::take(self.node.part(at).ok_or(ProbeStop::Stopped)?);
-        let whole = mem::replace(&mut self.node, part);
-        let taken = mem::take(&mut self.taken);
-        let value = answer(self);
-        self.taken = taken + 1;
-        let part = mem::replace(&mut self.node, whole);
-        if let Some(place) = self.node.part(at) {
-            *place = part;
-        }
-        value
+    fn key(&mut self, entry: usize) -> Result<Option<EntryKey>, ProbeStop> {
+        Ok(self.asked.filter(|_| entry < 2).map(|(_, name)| EntryKey::Text(name)))
     }
 }
 

@@ -13,7 +13,7 @@ use std::fmt::Write;
 
 use serde::de::DeserializeOwned;
 
-use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
+use crate::probe::{self, Branch, Dummy, Leaf, ProbeOfType, ProbeStop, Recorder};
 use crate::time::EventTime;
 
 /// Depth up to which options and collections are given an element.
@@ -36,10 +36,14 @@ pub(super) struct TypeShape {
 
 /// Probes a type for its shape.
 pub(super) fn shape_of<T: DeserializeOwned>() -> TypeShape {
+    shape_of_probed(probe::probe_and_drop::<T>)
+}
+
+fn shape_of_probed(probe: ProbeOfType) -> TypeShape {
     let mut seen = ShapeRecorder { text: String::new(), needs_self_describing: false, depth: 0, variant: 0, most: 1 };
     let mut refused = false;
     while seen.variant < seen.most && seen.text.len() < MAX_SHAPE_LENGTH {
-        if probe::probe::<T>(&mut seen).is_err() {
+        if probe(&mut seen).is_err() {
             refused = true;
             seen.text.push('!');
         }
@@ -62,7 +66,9 @@ struct ShapeRecorder {
 }
 
 impl Recorder for ShapeRecorder {
-    const HUMAN_READABLE: bool = false;
+    fn is_human_readable(&self) -> bool {
+        false
+    }
 
     fn leaf(&mut self, leaf: Leaf) -> Result<Dummy, ProbeStop> {
         // Writing to a string does not fail.
@@ -85,15 +91,11 @@ impl Recorder for ShapeRecorder {
         Ok(Dummy::ONE)
     }
 
-    fn within<V>(
-        &mut self,
-        branch: Branch,
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+    fn begin(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
         let filled = usize::from(self.depth < FILLED);
         let (name, count) = match branch {
             // Recorded as before the newtype had a name: files contain fingerprints of shapes.
-            Branch::Newtype(EventTime::TYPE) => return answer(self, 1),
+            Branch::Newtype(EventTime::TYPE) => return Ok(1),
             Branch::Option => ("option", filled),
             Branch::List => ("seq", filled),
             Branch::Map => ("map", filled),
@@ -119,23 +121,23 @@ impl Recorder for ShapeRecorder {
             let variant = variants.get(count).copied().unwrap_or_default();
             let _ = write!(self.text, "{count}/{} {variant}:", variants.len());
         }
-        let value = answer(self, count)?;
-        self.text.push('}');
-        self.depth -= 1;
-        Ok(value)
+        Ok(count)
     }
 
-    fn part<V>(
-        &mut self,
-        whole: Branch,
-        at: usize,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+    fn end(&mut self, branch: Branch, is_answered: bool) -> Result<(), ProbeStop> {
+        if is_answered && branch != Branch::Newtype(EventTime::TYPE) {
+            self.text.push('}');
+            self.depth -= 1;
+        }
+        Ok(())
+    }
+
+    fn begin_part(&mut self, whole: Branch, at: usize) -> Result<(), ProbeStop> {
         if let Branch::Struct(_, fields) | Branch::StructVariant(fields) = whole {
             self.text.push_str(fields[at]);
             self.text.push(':');
         }
-        answer(self)
+        Ok(())
     }
 }
 

@@ -7,12 +7,12 @@
 use std::any::type_name;
 use std::collections::BTreeMap;
 
-use serde::de::{DeserializeOwned, Visitor};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::schema::AvroSchema;
 use crate::error::{Error, Result};
-use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
+use crate::probe::{self, AnyValue, Branch, Dummy, Leaf, ProbeStop, Recorder};
 
 /// Maximum number of passes: the variants of the largest enum.
 const MOST_PASSES: usize = 1_000;
@@ -141,7 +141,9 @@ impl TypeRecorder {
 }
 
 impl Recorder for TypeRecorder {
-    const HUMAN_READABLE: bool = true;
+    fn is_human_readable(&self) -> bool {
+        true
+    }
 
     fn leaf(&mut self, leaf: Leaf) -> std::result::Result<Dummy, ProbeStop> {
         let kind = match leaf {
@@ -162,22 +164,14 @@ impl Recorder for TypeRecorder {
         Ok(Dummy::ONE)
     }
 
-    fn within<V>(
-        &mut self,
-        branch: Branch,
-        answer: impl FnOnce(&mut Self, usize) -> std::result::Result<V, ProbeStop>,
-    ) -> std::result::Result<V, ProbeStop> {
+    fn begin(&mut self, branch: Branch) -> std::result::Result<usize, ProbeStop> {
         // Newtypes and options have no names by which those that contain themselves are known.
         self.depth += 1;
         if self.depth > DEEPEST_TYPE {
             return self.fail("it is nested too deep, or contains itself");
         }
         let count = match branch {
-            Branch::Newtype(_) => {
-                let value = answer(self, 1)?;
-                self.depth -= 1;
-                return Ok(value);
-            }
+            Branch::Newtype(_) => return Ok(1),
             Branch::Option | Branch::List | Branch::Map => 1,
             Branch::Struct(name, _) if self.open.contains(&name) => {
                 return self.fail(format!("`{name}` contains itself"));
@@ -192,8 +186,7 @@ impl Recorder for TypeRecorder {
             }
             Branch::UnitStruct(_) => {
                 self.found = Some(json!("null"));
-                self.depth -= 1;
-                return answer(self, 0);
+                return Ok(0);
             }
             Branch::Tuple(_) | Branch::TupleStruct(..) => return self.fail("it has a tuple"),
             Branch::Enum(..) | Branch::NewtypeVariant | Branch::TupleVariant(_) | Branch::StructVariant(_) => {
@@ -201,36 +194,41 @@ impl Recorder for TypeRecorder {
             }
         };
         self.parts.push(Vec::new());
-        let value = answer(self, count)?;
+        Ok(count)
+    }
+
+    fn end(&mut self, branch: Branch, is_answered: bool) -> std::result::Result<(), ProbeStop> {
+        if !is_answered {
+            return Ok(());
+        }
         self.depth -= 1;
+        if matches!(branch, Branch::Newtype(_) | Branch::UnitStruct(_)) {
+            return Ok(());
+        }
         if matches!(branch, Branch::Struct(..)) {
             self.open.pop();
         }
         let parts = self.parts.pop().unwrap_or_default();
         self.found = Some(self.compose(branch, &parts)?);
-        Ok(value)
+        Ok(())
     }
 
-    fn part<V>(
-        &mut self,
-        _: Branch,
-        _: usize,
-        answer: impl FnOnce(&mut Self) -> std::result::Result<V, ProbeStop>,
-    ) -> std::result::Result<V, ProbeStop> {
-        let value = answer(self)?;
+    fn end_part(&mut self, _: usize, is_answered: bool) {
+        if !is_answered {
+            return;
+        }
         if let (Some(kind), Some(parts)) = (self.found.take(), self.parts.last_mut()) {
             parts.push(kind);
         }
-        Ok(value)
     }
 
-    fn any<'de, V: Visitor<'de>>(&mut self, visitor: V) -> std::result::Result<V::Value, ProbeStop> {
+    fn any(&mut self, visitor: &'static str) -> std::result::Result<AnyValue, ProbeStop> {
         // Only this visitor tells an event time from what takes anything, in formats for people.
-        if type_name::<V>() == EVENT_TIME_VISITOR {
+        if visitor == EVENT_TIME_VISITOR {
             self.found = Some(json!({ "type": "long", "logicalType": "timestamp-millis" }));
-            return visitor.visit_i64(1);
+            return Ok(AnyValue::Signed(1));
         }
-        visitor.visit_str(self.leaf(Leaf::Any)?.text)
+        self.leaf(Leaf::Any).map(|dummy| AnyValue::Text(dummy.text))
     }
 }
 

@@ -13,10 +13,9 @@
 //! at a file's rows.
 
 use csv::ByteRecord;
-use serde::de::value::BytesDeserializer;
-use serde::de::{DeserializeOwned, DeserializeSeed, Visitor};
+use serde::de::DeserializeOwned;
 
-use crate::probe::{self, Branch, Dummy, Leaf, ProbeStop, Recorder};
+use crate::probe::{self, AnyValue, Branch, Dummy, EntryKey, Leaf, ProbeStop, Recorder};
 
 /// Returns the names of the fields of `T`, in their order, those of aliases included; `None` if `T` is no struct.
 #[cfg(feature = "kafka")]
@@ -130,7 +129,9 @@ impl<'a> TrialRow<'a> {
 }
 
 impl Recorder for TrialRow<'_> {
-    const HUMAN_READABLE: bool = true;
+    fn is_human_readable(&self) -> bool {
+        true
+    }
 
     fn leaf(&mut self, leaf: Leaf) -> Result<Dummy, ProbeStop> {
         let tried = self.tried()?;
@@ -141,70 +142,55 @@ impl Recorder for TrialRow<'_> {
         Ok(Dummy { flag: tried % 2 == 1, number: tried as u8, letter, text: TEXTS[tried] })
     }
 
-    fn within<V>(
-        &mut self,
-        branch: Branch,
-        answer: impl FnOnce(&mut Self, usize) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
-        let count = match branch {
-            Branch::Newtype(_) => self.deeper()?,
+    fn begin(&mut self, branch: Branch) -> Result<usize, ProbeStop> {
+        match branch {
+            Branch::Newtype(_) => self.deeper(),
             Branch::Struct(_, fields) if !self.in_row => {
                 (self.in_row, self.fields) = (true, Some(fields));
                 // One more than there are: a type that asks for it is not decoded by position.
-                self.tries.len() + 1
+                Ok(self.tries.len() + 1)
             }
             Branch::Map if !self.in_row && self.names.is_some() => {
                 self.in_row = true;
-                1
+                Ok(1)
             }
-            Branch::Option if self.in_row => self.deeper()?,
+            Branch::Option if self.in_row => self.deeper(),
             Branch::Enum(_, variants) if self.in_row => {
                 let tried = self.tried()?;
-                if tried >= variants.len() {
-                    return Err(ProbeStop::Refused);
-                }
-                tried
+                if tried < variants.len() { Ok(tried) } else { Err(ProbeStop::Refused) }
             }
-            Branch::NewtypeVariant | Branch::TupleVariant(_) | Branch::StructVariant(_) => {
-                return Err(ProbeStop::Refused);
-            }
-            _ => return Err(ProbeStop::Stopped),
-        };
-        answer(self, count)
+            Branch::NewtypeVariant | Branch::TupleVariant(_) | Branch::StructVariant(_) => Err(ProbeStop::Refused),
+            _ => Err(ProbeStop::Stopped),
+        }
     }
 
-    fn part<V>(
-        &mut self,
-        whole: Branch,
-        at: usize,
-        answer: impl FnOnce(&mut Self) -> Result<V, ProbeStop>,
-    ) -> Result<V, ProbeStop> {
+    fn begin_part(&mut self, whole: Branch, at: usize) -> Result<(), ProbeStop> {
         if matches!(whole, Branch::Struct(..) | Branch::Map) {
             self.asked += 1;
             self.at = Some(if self.names.is_some() { at / 2 } else { at });
             self.depth = 0;
             self.tried()?;
         }
-        answer(self)
+        Ok(())
     }
 
-    fn any<'de, V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, ProbeStop> {
+    fn any(&mut self, _: &'static str) -> Result<AnyValue, ProbeStop> {
         let dummy = self.leaf(Leaf::Any)?;
-        match self.tried()? {
-            0 | 2 => visitor.visit_u64(dummy.number.into()),
-            9 => visitor.visit_bool(true),
-            _ => visitor.visit_str(dummy.text),
-        }
+        Ok(match self.tried()? {
+            0 | 2 => AnyValue::Unsigned(dummy.number.into()),
+            9 => AnyValue::Flag(true),
+            _ => AnyValue::Text(dummy.text),
+        })
     }
 
     fn gives_keys(&self) -> bool {
         self.names.is_some()
     }
 
-    fn key<'de, S: DeserializeSeed<'de>>(&mut self, entry: usize, seed: S) -> Result<Option<S::Value>, ProbeStop> {
+    fn key(&mut self, entry: usize) -> Result<Option<EntryKey>, ProbeStop> {
         self.at = None;
         let name = self.names.and_then(|names| names.get(entry));
-        name.map(|name| seed.deserialize(BytesDeserializer::new(name))).transpose()
+        Ok(name.map(|name| EntryKey::Bytes(name.clone())))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tests of decoding: every type, logical types, hostile data. `tests/registry.rs` compares with another library.
+//! Tests of decoding: every type, logical types, hostile data. `tests/brokers/schema_registry/mod.rs` compares with another library.
 
 mod writing;
 

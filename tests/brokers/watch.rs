@@ -2,16 +2,6 @@
 //!
 //! Three processes read a topic of a real broker, of which one partition is silent, and one process is suspended for a
 //! while. Then views are read while records arrive and processes are killed.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/children.rs"]
-mod children;
-#[path = "common/ports.rs"]
-mod ports;
-#[path = "common/run.rs"]
-mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -21,10 +11,10 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use broker::Broker;
+use crate::broker::Broker;
+use crate::ports::free_ports;
+use crate::run::{Running, check_contains, run, start};
 use nix::sys::signal::Signal;
-use ports::free_ports;
-use run::{Running, check_contains, run, start};
 use tempfile::TempDir;
 
 const TOTALS: &str = "account_totals";
@@ -65,7 +55,7 @@ struct Watched {
 impl Watched {
     fn start(servers: &str, topic: &str) -> Watched {
         let folder = tempfile::tempdir().unwrap();
-        children::write_hosts(&folder.path().join("hosts"), PROCESSES);
+        crate::children::write_hosts(&folder.path().join("hosts"), PROCESSES);
         let mut watched = Watched { folder, running: Vec::new(), addresses: Vec::new() };
         for process in 0..PROCESSES {
             let line = format!(
@@ -130,7 +120,7 @@ impl Watched {
         panic!("{name} is {} instead of {value}", self.figure(name, label));
     }
 
-    fn why(&self, place: impl Display, more: &str) -> run::ProgramOutput {
+    fn why(&self, place: impl Display, more: &str) -> crate::run::ProgramOutput {
         let line = format!("why {place} {more}");
         run(TIDEGATE, line.split_whitespace())
     }
@@ -306,7 +296,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
             (seen.len() >= 6).then_some(())
         });
         if kills < 2 {
-            let (process, _) = children::children(folder.path()).swap_remove(kills);
+            let (process, _) = crate::children::children(folder.path()).swap_remove(kills);
             nix::sys::signal::kill(process, Signal::SIGKILL).unwrap();
         }
     }

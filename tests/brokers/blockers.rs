@@ -1,10 +1,6 @@
 //! Every kind of blocker is reported when it really occurs: a stuck worker, a disk that does not sync, a sink whose
 //! broker is gone, a file to which nobody writes. (A process that sends no heartbeat is in `watch`.) The analysis of a
 //! status is tested beside its code; here nothing is simulated but the stuck part itself.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -13,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
+use crate::broker::Broker;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tidegate::durable::disk::{Disk, OsDisk};
@@ -303,7 +299,7 @@ fn a_topic_of_results_whose_broker_is_gone_is_the_cause() {
     running.append(&text(2, 10_000));
     let read = |count: usize| {
         let begun = Instant::now();
-        while broker::committed(&broker.servers, "counts").len() < count {
+        while crate::broker::committed(&broker.servers, "counts").len() < count {
             assert!(begun.elapsed() < PATIENCE, "no {count} rows came");
         }
     };

@@ -4,25 +4,17 @@
 //!
 //! `SOURCE_IDENTITY_ROUNDS=10` repeats each case ten times, with other gaps, partitions and moments; the default is
 //! once.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/run.rs"]
-mod run;
-#[path = "common/transactions.rs"]
-mod transactions;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
+use crate::broker::Broker;
+use crate::run::{Running, check_contains, run, start};
+use crate::transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{Running, check_contains, run, start};
-use transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -249,7 +241,7 @@ fn a_topic_that_is_made_again_while_nobody_reads_is_refused_though_its_records_a
 fn compact(case: &Case<'_>, partitions: &[Vec<Transaction>]) {
     case.broker.close_segment(&case.topic);
     let begun = Instant::now();
-    let left = || broker::committed(&case.broker.servers, &case.topic).len();
+    let left = || crate::broker::committed(&case.broker.servers, &case.topic).len();
     let sent: usize = partitions.iter().map(Vec::len).sum();
     while left() >= sent * 9 / 10 {
         assert!(begun.elapsed() < PATIENCE, "the topic is not compacted: {} of {sent} records", left());
@@ -275,7 +267,7 @@ fn what_was_read_of_a_compacted_topic_is_replayed_though_the_topic_has_lost_it()
     for round in 0..rounds() {
         // After a kill everything is replayed; after a stop the last counted record may be gone.
         for (signal, flags) in [(Signal::SIGKILL, JOURNAL), (Signal::SIGTERM, STATE)] {
-            let case = Case::new(broker, 1, &broker::COMPACTED, &format!("{flags} --compacted"));
+            let case = Case::new(broker, 1, &crate::broker::COMPACTED, &format!("{flags} --compacted"));
             let rows = tidy(round + 7, 600);
             let (old, all) = (dealt(&rows[..300], 1), dealt(&rows, 1));
             // Keys repeat, also those of the last records.
@@ -288,7 +280,7 @@ fn what_was_read_of_a_compacted_topic_is_replayed_though_the_topic_has_lost_it()
             send(broker, &case.topic, &[rows[300..].to_vec()], key);
             compact(&case, &all);
             // The broker decides what is left of the second half; the first half has been read.
-            let left = broker::committed(&broker.servers, &case.topic);
+            let left = crate::broker::committed(&broker.servers, &case.topic);
             let second = rows[300..].iter().filter(|row| left.contains(&json_of(row)));
             let read: Vec<_> = rows[..300].iter().chain(second).cloned().collect();
             assert!(left.len() < 500, "{} records are left", left.len());

@@ -11,7 +11,7 @@ use tidegate::error::ErrorKind;
 use tidegate::kafka::{self, AvroSchema, SchemaKind, SchemaRegistry};
 use tidegate::source::kafka::EmbeddedBroker;
 
-use super::run::{TIDEGATE, run, start};
+use crate::run::{TIDEGATE, run, start};
 use super::server::{Asked, Server, answer, certificate, refusal, registry};
 
 const SCHEMA: &str = r#"{"type": "record", "name": "a.One", "fields": [{"name": "x", "type": "long"}]}"#;
@@ -282,7 +282,7 @@ fn over_tls_the_registry_has_to_have_a_certificate_of_an_authority_that_is_trust
 }
 
 /// Writes 500 transactions to the topic `transaction` in Avro.
-fn produce(broker: &EmbeddedBroker, registry: &str, more: &[String]) -> super::run::ProgramOutput {
+fn produce(broker: &EmbeddedBroker, registry: &str, more: &[String]) -> crate::run::ProgramOutput {
     let line = format!(
         "produce --brokers {} --generate 500 --start-ms 1700000000000 --format avro --registry {registry}",
         broker.servers()

@@ -3,37 +3,25 @@
 //! next transaction is open, which the protocol version of the client library cannot tell apart.
 //!
 //! `DOUBT_ROUNDS` is the number of requests that the test of a whole job holds back (2 by default).
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/ports.rs"]
-mod ports;
-#[path = "common/proxy.rs"]
-mod proxy;
-#[path = "common/run.rs"]
-mod run;
-#[path = "common/transactions.rs"]
-mod transactions;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use broker::{Broker, committed, high_watermarks};
+use crate::broker::{Broker, committed, high_watermarks};
+use crate::proxy::{CREATE_TOPICS, END_TXN, PRODUCE, Proxy};
+use crate::run::{Running, run, start};
+use crate::transactions::{DISORDER_MS, Transaction, expected, json_of, tidy};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike;
-use proxy::{CREATE_TOPICS, END_TXN, PRODUCE, Proxy};
-use run::{Running, run, start};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, StateId};
 use tidegate::sink::kafka;
 use tidegate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use tidegate::time::Epoch;
-use transactions::{DISORDER_MS, Transaction, expected, json_of, tidy};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
@@ -350,7 +338,7 @@ fn results_of_a_job_are_exact_whatever_arrives_late() {
     let mut found: Vec<Vec<String>> = (network.committed(&out).iter())
         .map(|message| {
             let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(message).unwrap();
-            transactions::TOTALS
+            crate::transactions::TOTALS
                 .map(|name| row[name].as_str().map_or_else(|| row[name].to_string(), String::from))
                 .to_vec()
         })
@@ -384,6 +372,6 @@ fn an_advertised_address_that_leads_nowhere_is_named() {
     network.proxy.go_up();
     for error in errors.iter().map(String::as_str).chain([ended.error(1)]) {
         let what = format!("cannot reach {}", network.proxy.servers);
-        run::check_contains(error, &[&what, "advertised.listeners"]);
+        crate::run::check_contains(error, &[&what, "advertised.listeners"]);
     }
 }

@@ -2,27 +2,19 @@
 //! and late messages are in theirs; `tidegate redrive` sends each back once, as it was, whatever kills that.
 //!
 //! `TIDEGATE_POISON` sets the number of poison messages (10000 by default).
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/foreign.rs"]
-mod foreign;
-#[path = "common/run.rs"]
-mod run;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use broker::{Broker, high_watermarks};
+use crate::broker::{Broker, high_watermarks};
+use crate::foreign::{Read, read};
+use crate::run::{run, start};
 use fastrand::Rng;
-use foreign::{Read, read};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use run::{run, start};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
@@ -269,7 +261,7 @@ fn what_cannot_be_sent_back_is_told_and_nothing_is_sent() {
         (format!("--topic {dead} --partition 7"), 2, vec!["there is no partition 7"]),
     ] {
         let ended = redrive(&line);
-        run::check_contains(ended.error(code), &parts);
+        crate::run::check_contains(ended.error(code), &parts);
     }
     redrive(&format!("--topic {dead} --offsets 3..3")).code(2);
     // Times of letters are those at which they were written.

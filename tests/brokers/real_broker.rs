@@ -1,35 +1,23 @@
 //! The query programs on topics of a real broker: the figures are those of the records, whatever the number of workers,
 //! and whatever happens to partitions and to the broker meanwhile. An embedded broker is too simple for this.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "common/ports.rs"]
-mod ports;
-#[path = "common/proxy.rs"]
-mod proxy;
-#[path = "common/run.rs"]
-mod run;
-#[path = "common/transactions.rs"]
-mod transactions;
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use broker::{Broker, committed};
+use crate::broker::{Broker, committed};
+use crate::proxy::Proxy;
+use crate::run::{ProgramOutput, Running, check_contains, run, start};
+use crate::transactions::{
+    COLUMNS, DISORDER_MS, Expected, START_MS, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, of_json,
+    rows_of, same_rows, sorted_by_window, tidy, whole_records, wild,
+};
 use nix::sys::signal::Signal;
-use proxy::Proxy;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
-use run::{ProgramOutput, Running, check_contains, run, start};
-use transactions::{
-    COLUMNS, DISORDER_MS, Expected, START_MS, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, of_json,
-    rows_of, same_rows, sorted_by_window, tidy, whole_records, wild,
-};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
 const BALANCES: &str = "balances";
@@ -224,7 +212,7 @@ fn until_rows(running: &mut Running, path: &Path, expected: &Expected) {
 /// Returns the final results when each partition has had a record at `end_ms`, which stays in an open window.
 fn closed(partitions: &[Vec<Transaction>], end_ms: i64) -> Expected {
     let mut all = expected_of(partitions);
-    all.totals.retain(|total| total.start_ms + transactions::SIZE_MS <= end_ms - DISORDER_MS);
+    all.totals.retain(|total| total.start_ms + crate::transactions::SIZE_MS <= end_ms - DISORDER_MS);
     all
 }
 

@@ -2,30 +2,14 @@
 //! with SCRAM and access control, a real registry, and the Avro and Protocol Buffers of Python.
 //!
 //! Our own encoder could share a mistake with our own decoder, and a stand-in of a registry one with its client.
-#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
-
-#[path = "common/broker.rs"]
-mod broker;
-#[path = "registry/errors.rs"]
-mod errors;
-#[path = "common/ports.rs"]
-mod ports;
-#[path = "common/python.rs"]
-mod python;
-#[path = "common/registry.rs"]
-mod registry;
-#[path = "common/run.rs"]
-mod run;
-#[path = "registry/server.rs"]
-mod server;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ports::free_address;
-use registry::Parts;
+use crate::ports::free_address;
+use crate::registry::Parts;
 use serde::{Deserialize, Serialize};
 use tidegate::error::ErrorKind;
 use tidegate::kafka::{self, AvroSchema, Decode, Message, SchemaRegistry};

@@ -2,15 +2,11 @@
 //!
 //! It exists because each partition has a queue of its own, so that memory grows with their number unless something
 //! shares it out. The broker is in this process.
-#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
-
-#[path = "common/drive.rs"]
-mod drive;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use drive::{ReaderDriver, Tick, worker_context};
+use crate::drive::{ReaderDriver, Tick, worker_context};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tidegate::kafka;
