@@ -56,6 +56,14 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker")
 }
 
+/// Returns a call of the script. Brokers of tests live for a short time, in which a JVM does not get back what it takes to
+/// optimise its code.
+fn call(command: &str) -> Command {
+    let mut call = Command::new(script());
+    call.arg(command).env("KAFKA_JVM_OPTS", "-XX:TieredStopAtLevel=1");
+    call
+}
+
 /// Options of requests to the broker of a test, which may share its machine with a build.
 fn patient() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(Duration::from_secs(180)))
@@ -81,7 +89,7 @@ impl Broker {
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());
         let mut watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let output = Command::new(script()).args(["start", "-p", "0", "-d"]).arg(&data).args(options).output().unwrap();
+        let output = call("start").args(["-p", "0", "-d"]).arg(&data).args(options).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(0) => {}
@@ -118,12 +126,12 @@ impl Broker {
     /// Changes the permissions of users of its secure listener.
     pub fn acl<'a>(&self, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
-        let output = Command::new(script()).args(["acl", "-d"]).arg(&self.data).args(words).output().unwrap();
+        let output = call("acl").arg("-d").arg(&self.data).args(words).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     fn run(&self, command: &str, options: &[String]) {
-        let output = Command::new(script()).args([command, "-d"]).arg(&self.data).args(options).output().unwrap();
+        let output = call(command).arg("-d").arg(&self.data).args(options).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
