@@ -495,7 +495,7 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/kafka/prefetch.rs",
         text: "(BUDGET / partitions.max(1)).clamp(LEAST, MOST);",
         instead: "if partitions == 0 { LEAST } else { MOST };",
-        tests: "tests/brokers/kafka_partitions.rs",
+        tests: "tests/kafka_partitions.rs",
         test: "a_thousand_partitions_are_fetched_within_a_budget_and_none_starves",
     },
     Mutation {
@@ -817,6 +817,14 @@ const MUTATIONS: &[Mutation] = &[
         instead: "self.open.len() as u64\n",
         tests: "src/job/prometheus.rs",
         test: "a_page_has_each_figure_once_with_its_lines_beneath",
+    },
+    Mutation {
+        name: "a signal is heard by a flag before anybody acts on it",
+        file: "src/cli/stop.rs",
+        text: "        let mut signals = Signals::new(&wanted).map_err(cannot)?;\n        let delivered = Arc::<AtomicUsize>::default();\n        for signal in &wanted {\n            flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;\n        }\n",
+        instead: "        let delivered = Arc::<AtomicUsize>::default();\n        for signal in &wanted {\n            flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;\n        }\n        let mut signals = Signals::new(&wanted).map_err(cannot)?;\n",
+        tests: "tests/signals.rs",
+        test: "a_request_that_comes_while_a_program_begins_to_listen_is_no_less_heard",
     },
 ];
 

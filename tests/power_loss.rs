@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run::{TIDEGATE, run};
+use run::{TIDEGATE, has_strace, run};
 use transactions::{TOTALS, expected_of, ndjson_of, rows_of, same_rows, wild};
 
 const ACCOUNT_TOTALS: &str = "account_totals";
@@ -175,17 +175,6 @@ fn wrong_segment<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Opti
     let syncs = [Call::Sync(path.to_owned()), Call::Sync(path.parent().unwrap().to_owned())];
     let follows = later[last + 1..].iter().take(2).copied().eq(&syncs);
     (!follows).then(|| format!("{} is not synced and named: {:?}", path.display(), later.get(last + 1..last + 3)))
-}
-
-/// Returns `true` if `strace`, which traces system calls, is installed.
-fn has_strace() -> bool {
-    let has = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).output();
-    if has.is_ok_and(|ended| ended.status.success()) {
-        return true;
-    }
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "there is no strace that works");
-    eprintln!("SKIPPED: there is no strace that works");
-    false
 }
 
 #[test]

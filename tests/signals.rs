@@ -17,6 +17,7 @@ mod transactions;
 use std::fs;
 use std::io::{PipeReader, Read, pipe};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
-use run::{ProgramOutput, Running, check_contains, run, start_with};
+use run::{ProgramOutput, Running, check_contains, has_strace, run, start_with};
 use tempfile::TempDir;
 use tidegate::source::kafka::EmbeddedBroker;
 use transactions::{COLUMNS, csv_of, wild};
@@ -114,6 +115,36 @@ fn a_signal_that_comes_twice_is_one_request_and_the_last_snapshot_is_made() {
         assert_ne!(running.end().code(code).figures("transactions: ")[0], 0);
         place.has_last_snapshot();
     }
+}
+
+/// SIGTERM comes at each call by which the program changes what a signal does: before, it kills the program, and from then
+/// on it stops it. There is nothing in between.
+#[test]
+fn a_request_that_comes_while_a_program_begins_to_listen_is_no_less_heard() {
+    if !has_strace() {
+        return;
+    }
+    let _machine = beside_others();
+    let place = SignalCase::new();
+    let traced = |asked: &str, more: &str| {
+        format!(
+            "-f -qq -e trace=rt_sigaction {asked} -o {{}}/trace {TIDEGATE} account_totals --csv {{}}/in.csv --out {{}}/out.csv {more}"
+        )
+    };
+    place.start("strace", &traced("", "--until-end")).end().code(0);
+    let calls = fs::read_to_string(place.path("trace")).unwrap().lines().count();
+    let mut stopped = 0;
+    for call in 1..=calls {
+        fs::remove_file(place.path("out.csv")).ok();
+        // The file is followed: nothing else ends the program.
+        let line = traced(&format!("-e inject=rt_sigaction:signal=SIGTERM:when={call}"), "");
+        let ended = place.start("strace", &line).end_or_killed();
+        let is_killed = ended.status.signal() == Some(Signal::SIGTERM as i32);
+        assert!(is_killed || ended.status.code() == Some(143), "call {call}: {:?}:\n{}", ended.status, ended.stderr);
+        assert!(!is_killed || stopped == 0, "call {call} kills a program that the one before stopped");
+        stopped += usize::from(!is_killed);
+    }
+    assert!(stopped > 2, "only {stopped} calls came while it listened");
 }
 
 #[test]

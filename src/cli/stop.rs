@@ -8,7 +8,8 @@
 //!   others, so it gets [`CLUSTER_STARTUP_GRACE`].
 //! * SIGHUP is left alone if the process was started with it ignored, as by `nohup`.
 //!
-//! Invariant: exit codes 130 and 143 mean that everything the command had begun was finished.
+//! Invariants: exit codes 130 and 143 mean that everything the command had begun was finished; from the moment at which a
+//! signal no longer kills the process, it stops the command.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,12 +83,12 @@ impl StopSignal {
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
         let wanted: Vec<_> = wanted.collect();
         let cannot = |why: std::io::Error| Error::new("cannot listen for signals").because(why);
+        // What the thread hears first: a signal that only set `delivered` would stop nothing, and its sender would wait for ever.
+        let mut signals = Signals::new(&wanted).map_err(cannot)?;
         let delivered = Arc::<AtomicUsize>::default();
         for signal in &wanted {
             flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;
         }
-        let signals = Signals::new(&wanted);
-        let mut signals = signals.map_err(cannot)?;
         let shared = Arc::new(SignalState {
             delivered,
             first: OnceLock::new(),

@@ -8,8 +8,6 @@
 mod broker;
 #[path = "../common/children.rs"]
 mod children;
-#[path = "../common/drive.rs"]
-mod drive;
 #[path = "../common/foreign.rs"]
 mod foreign;
 #[path = "../common/ports.rs"]
@@ -31,7 +29,6 @@ mod blockers;
 mod dead_letters;
 mod doubtful_commits;
 mod exactly_once;
-mod kafka_partitions;
 mod orders_enriched;
 mod real_broker;
 mod schema_registry;

@@ -92,6 +92,17 @@ pub fn command(program: impl AsRef<Path>) -> Command {
     command
 }
 
+/// Returns `true` if `strace`, which traces system calls, is installed.
+pub fn has_strace() -> bool {
+    let has = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
+    if has.is_ok_and(|ended| ended.status.success()) {
+        return true;
+    }
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "there is no strace that works");
+    eprintln!("SKIPPED: there is no strace that works");
+    false
+}
+
 /// Starts a program with arguments; `adjust` may change the command before.
 pub fn start_with<A: AsRef<OsStr>>(
     program: impl AsRef<Path>,
