@@ -819,10 +819,10 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_page_has_each_figure_once_with_its_lines_beneath",
     },
     Mutation {
-        name: "a signal is heard by a flag before anybody acts on it",
+        name: "signals come while their handlers are registered",
         file: "src/cli/stop.rs",
-        text: "        let mut signals = Signals::new(&wanted).map_err(cannot)?;\n        let delivered = Arc::<AtomicUsize>::default();\n        for signal in &wanted {\n            flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;\n        }\n",
-        instead: "        let delivered = Arc::<AtomicUsize>::default();\n        for signal in &wanted {\n            flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;\n        }\n        let mut signals = Signals::new(&wanted).map_err(cannot)?;\n",
+        text: "thread_swap_mask(SigmaskHow::SIG_BLOCK)",
+        instead: "thread_swap_mask(SigmaskHow::SIG_UNBLOCK)",
         tests: "tests/signals.rs",
         test: "a_request_that_comes_while_a_program_begins_to_listen_is_no_less_heard",
     },

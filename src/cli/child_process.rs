@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 
+use crate::cli::stop::signals_to_stop;
 use crate::error::Result;
 use crate::thread::{self, ThreadRole};
 
@@ -30,6 +31,8 @@ pub(super) fn end_with_parent() -> Result<()> {
 }
 
 fn stop_at_stdin_end() {
+    // Signals are for the thread that sets up what becomes of them, which may not have come to it.
+    let _ = signals_to_stop().thread_block();
     let (mut stdin, mut bytes) = (io::stdin().lock(), [0; 64]);
     loop {
         thread::mark_iteration();
@@ -40,7 +43,7 @@ fn stop_at_stdin_end() {
         }
     }
     // Like a request from outside to stop; by force if that takes too long.
-    let _ = raise(Signal::SIGTERM);
+    let _ = kill(Pid::this(), Signal::SIGTERM);
     std::thread::sleep(ORPHAN_GRACE);
     let _ = raise(Signal::SIGKILL);
 }

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
@@ -83,12 +84,14 @@ impl StopSignal {
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
         let wanted: Vec<_> = wanted.collect();
         let cannot = |why: std::io::Error| Error::new("cannot listen for signals").because(why);
-        // What the thread hears first: a signal that only set `delivered` would stop nothing, and its sender would wait for ever.
-        let mut signals = Signals::new(&wanted).map_err(cannot)?;
+        // None is lost between the first step of a registration and the last: it comes when all are done.
+        let unblocked = signals_to_stop().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(|why| cannot(why.into()))?;
         let delivered = Arc::<AtomicUsize>::default();
+        let mut signals = Signals::new(&wanted).map_err(cannot)?;
         for signal in &wanted {
             flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;
         }
+        unblocked.thread_set_mask().map_err(|why| cannot(why.into()))?;
         let shared = Arc::new(SignalState {
             delivered,
             first: OnceLock::new(),
@@ -183,6 +186,11 @@ impl SignalState {
             }
         }
     }
+}
+
+/// Returns the signals that ask a command to stop.
+pub(super) fn signals_to_stop() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
 }
 
 /// Returns the exit code of a clean stop by a signal. SIGHUP counts as a request of a service manager.
