@@ -18,7 +18,7 @@ use tidegate::testing::CrashingDisk;
 use tidegate::testing::durable::{OpenedState, StoredJournal, snapshot_epoch};
 use tidegate::time::Epoch;
 
-use common::cases::{Data, within};
+use common::cases::{Data, in_parallel, within};
 use common::durable_query::{
     CLOSED, DurableQuery, DurableQueryOutputs, EVER, FinalOutputs, STATE, all_files, kind_of, new_disk, on, steady,
 };
@@ -205,26 +205,14 @@ fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
     all.into_iter().filter(|at| Some(*at) == one || random.usize(0..one_of) == 0).collect()
 }
 
-/// Runs checks on two threads, each with a time limit; fails with all of their errors.
-#[expect(clippy::needless_pass_by_value, reason = "cases are made where they are used")]
+/// Runs checks on all processors, each with a time limit; fails with all of their errors.
 fn all_pass(subject: &Subject, cases: Vec<Case>) -> BTreeMap<&'static str, [usize; 2]> {
-    let mut counts = BTreeMap::<_, [usize; 2]>::new();
-    let half = cases.len() / 2;
-    let results = std::thread::scope(|scope| {
-        let run = |cases: &[Case]| {
-            let check = |(what, damage): &Case| {
-                let (subject, own, path) = (subject.clone(), damage.clone(), &damage[0].0);
-                let result = within(Duration::from_secs(60), move || subject.check(&own));
-                let result = result.unwrap_or_else(|| Err("it hangs, or panics".into()));
-                (kind_of(path), result.map_err(|why| format!("{}, {what}: {why}", path.display())))
-            };
-            cases.iter().map(check).collect::<Vec<_>>()
-        };
-        let (first, second) = cases.split_at(half);
-        let other = scope.spawn(move || run(second));
-        let mut results = run(first);
-        results.extend(other.join().unwrap());
-        results
+    let (count, mut counts) = (cases.len(), BTreeMap::<_, [usize; 2]>::new());
+    let results = in_parallel(cases, |(what, damage)| {
+        let (subject, path) = (subject.clone(), damage[0].0.clone());
+        let result = within(Duration::from_secs(60), move || subject.check(&damage));
+        let result = result.unwrap_or_else(|| Err("it hangs, or panics".into()));
+        (kind_of(&path), result.map_err(|why| format!("{}, {what}: {why}", path.display())))
     });
     let mut wrong = Vec::new();
     for (kind, result) in results {
@@ -233,7 +221,7 @@ fn all_pass(subject: &Subject, cases: Vec<Case>) -> BTreeMap<&'static str, [usiz
             Err(why) => wrong.push(why),
         }
     }
-    assert!(wrong.is_empty(), "{} of {}: {:#?}", wrong.len(), cases.len(), &wrong[..wrong.len().min(20)]);
+    assert!(wrong.is_empty(), "{} of {}: {:#?}", wrong.len(), count, &wrong[..wrong.len().min(20)]);
     counts
 }
 

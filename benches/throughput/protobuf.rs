@@ -1,5 +1,5 @@
 //! Transactions as messages of Protocol Buffers, without a frame. They are built with the feature `protobuf`: without it
-//! the library has the features that the tool has, and is built once for both.
+//! the library has its default features.
 
 #[cfg(feature = "protobuf")]
 mod built {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT};
 use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
 
@@ -34,6 +34,9 @@ const STARTUP_GRACE: Duration = Duration::from_millis(500);
 const CLUSTER_STARTUP_GRACE: Duration = Duration::from_secs(10);
 /// Polling interval of the thread that handles signals.
 const SIGNAL_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Signals that ask a command to stop.
+const STOP_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Tells if the command was asked to stop.
 #[derive(Clone)]
@@ -81,8 +84,8 @@ impl StopSignal {
     /// # Errors
     /// Fails if the signal handlers or the thread cannot be set up.
     pub(super) fn listen() -> Result<Self> {
-        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
-        let wanted: Vec<_> = wanted.collect();
+        let wanted = STOP_SIGNALS.map(|signal| signal as i32).into_iter();
+        let wanted: Vec<_> = wanted.filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP)).collect();
         let cannot = |why: std::io::Error| Error::new("cannot listen for signals").because(why);
         // None is lost between the first step of a registration and the last: it comes when all are done.
         let unblocked = signals_to_stop().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(|why| cannot(why.into()))?;
@@ -188,9 +191,9 @@ impl SignalState {
     }
 }
 
-/// Returns the signals that ask a command to stop.
+/// Returns [`STOP_SIGNALS`] as a set.
 pub(super) fn signals_to_stop() -> SigSet {
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+    STOP_SIGNALS.into_iter().collect()
 }
 
 /// Returns the exit code of a clean stop by a signal. SIGHUP counts as a request of a service manager.

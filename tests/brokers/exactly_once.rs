@@ -319,6 +319,7 @@ fn topics_have_each_result_once_whenever_the_query_is_killed() {
     });
 }
 
+/// Kills queries that write to topics at acts of these kinds, and checks the topics of each state.
 fn kill_writers_of_topics(seed: u64, before_first: u64, kinds: &[&str]) {
     let Some(broker) = Broker::shared() else { return };
     let mut kills = Kills::new(seed, kinds, OF_EACH, OUTSIDE / 2);

@@ -3,9 +3,9 @@
 //! `TIDEGATE_SEED=n` runs only the case of seed `n`; `TIDEGATE_CASES=n` runs seeds 1 to `n`. A failure prints its
 //! seed. Seeds run side by side, one on each processor.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -173,34 +173,27 @@ pub fn for_seeds(default: u64, check: fn(u64) -> Result<(), String>) {
 /// Does something with each value, on a thread for each processor, and returns the results in the order of the values.
 /// After a panic no further value is begun, and it is passed on.
 pub fn in_parallel<T: Send, R: Send>(values: Vec<T>, act: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let (count, processors) = (values.len(), std::thread::available_parallelism().map_or(2, NonZeroUsize::get));
-    let (left, failed) = (Mutex::new(values.into_iter().enumerate()), AtomicBool::new(false));
-    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let count = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).min(values.len());
+    let (left, done) = (Mutex::new(values.into_iter().enumerate()), Mutex::new(BTreeMap::new()));
     let one_thread = || {
-        let mut done = Vec::new();
-        while !failed.load(Ordering::Acquire) {
-            let Some((number, value)) = next() else { break };
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((number, value)) = next() {
             match std::panic::catch_unwind(AssertUnwindSafe(|| act(value))) {
-                Ok(result) => done.push((number, result)),
+                Ok(result) => drop(done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, result)),
                 Err(panic) => {
-                    failed.store(true, Ordering::Release);
-                    return Err(panic);
+                    while next().is_some() {}
+                    std::panic::resume_unwind(panic);
                 }
             }
         }
-        Ok(done)
     };
-    let outcomes = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..processors.min(count)).map(|_| scope.spawn(one_thread)).collect();
-        let ended = threads.into_iter().map(|thread| thread.join().and_then(|outcome| outcome));
-        ended.collect::<Result<Vec<_>, _>>()
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(one_thread)).collect();
+        for thread in threads {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
     });
-    let mut done: Vec<_> = match outcomes {
-        Ok(done) => done.into_iter().flatten().collect(),
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
-    done.sort_by_key(|(number, _)| *number);
-    done.into_iter().map(|(_, result)| result).collect()
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
 }
 
 /// Returns the result of `act`; `None` if it takes longer than `limit` or panics, so that a test fails rather than

@@ -355,7 +355,7 @@ fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
     names.iter().map(|name| ((*name).to_owned(), Schema::Unknown)).collect()
 }
 
-/// What the end of a request undoes or completes.
+/// A request that has begun, and the actions that its end takes.
 #[derive(Default)]
 struct OpenRequest {
     /// `true` if the request is a level of its own.
