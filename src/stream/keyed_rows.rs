@@ -23,9 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::{StepMetrics, WorkerWindows};
 use crate::record::{Event, Record};
-use crate::stream::assign::{EventStamp, RoutedRecord, TimeRouter};
+use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::checkpoint::{self, RowChunks, RowOps, chunks_of};
 use crate::stream::keyed_stream::Keyed;
+use crate::stream::look_ahead;
 use crate::stream::operator_state::{OperatorStart, OperatorState, RoutedRecordOf, StepResultsOf, Subscriptions};
 use crate::stream::window_operator::{self, StepOutputs};
 use crate::stream::window_row::WindowRow;
@@ -252,6 +253,11 @@ impl<B: KeyedOperator> KeyedRows<B> {
         schedule_earlier(&mut self.wakes, held, wake, key);
     }
 
+    /// Reads the rows of the next group of keys.
+    fn read_ahead<'a>(&self, keys: impl Iterator<Item = &'a B::Key>) {
+        look_ahead::read_entries(&self.rows, keys.take(look_ahead::GROUP), |held| B::due(&held.row).millis());
+    }
+
     /// Schedules the rows that may fire earlier by what was added.
     fn schedule_added(&mut self) {
         let mut keys = std::mem::take(&mut self.unscheduled);
@@ -333,7 +339,13 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
     }
 
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
-        records.drain(..).for_each(|(key, stamp, part): RoutedRecord<_, _, _>| self.add(key, stamp, part));
+        let mut records = records.drain(..);
+        while !records.as_slice().is_empty() {
+            self.read_ahead(records.as_slice().iter().map(|(key, ..)| key));
+            for (key, stamp, part) in records.by_ref().take(look_ahead::GROUP) {
+                self.add(key, stamp, part);
+            }
+        }
         self.schedule_added();
     }
 
@@ -422,33 +434,37 @@ impl<B: KeyedOperator> OperatorState for KeyedRows<B> {
         }
         while let Some(entry) = self.wakes.first_entry().filter(|entry| *entry.key() <= watermark) {
             let (time, keys) = entry.remove_entry();
-            for key in keys {
-                let Some(held) = self.rows.get_mut(&key).filter(|held| held.wake == time) else { continue };
-                if corrects {
-                    let between = (before.max(self.closed), watermark);
-                    self.operator.show(&key, &held.row, between, &mut |row| results.fired.push((row, epoch, 1)));
-                }
-                let from = results.closed.len();
-                if B::due(&held.row) <= to {
-                    counted += self.operator.advance(&key, &mut held.row, to, &mut results.closed);
-                    if let Some(unsealed) = self.unsealed.as_mut().filter(|_| !B::EXPIRES && !held.unsealed) {
-                        held.unsealed = true;
-                        unsealed.push(key.clone());
+            let mut keys = keys.into_iter();
+            while !keys.as_slice().is_empty() {
+                self.read_ahead(keys.as_slice().iter());
+                for key in keys.by_ref().take(look_ahead::GROUP) {
+                    let Some(held) = self.rows.get_mut(&key).filter(|held| held.wake == time) else { continue };
+                    if corrects {
+                        let between = (before.max(self.closed), watermark);
+                        self.operator.show(&key, &held.row, between, &mut |row| results.fired.push((row, epoch, 1)));
                     }
-                }
-                for row in results.closed[from..].iter().filter_map(B::window_of) {
-                    if live {
-                        results.live.push((row.clone(), epoch, -1));
+                    let from = results.closed.len();
+                    if B::due(&held.row) <= to {
+                        counted += self.operator.advance(&key, &mut held.row, to, &mut results.closed);
+                        if let Some(unsealed) = self.unsealed.as_mut().filter(|_| !B::EXPIRES && !held.unsealed) {
+                            held.unsealed = true;
+                            unsealed.push(key.clone());
+                        }
                     }
-                    if fires {
-                        results.fired.push((row, epoch, 1));
+                    for row in results.closed[from..].iter().filter_map(B::window_of) {
+                        if live {
+                            results.live.push((row.clone(), epoch, -1));
+                        }
+                        if fires {
+                            results.fired.push((row, epoch, 1));
+                        }
                     }
-                }
-                if B::is_finished(&held.row) {
-                    self.rows.remove(&key);
-                } else {
-                    held.wake = wake_time(&self.operator, &held.row, corrects, watermark, self.lateness);
-                    schedule_at(&mut self.wakes, held.wake, key);
+                    if B::is_finished(&held.row) {
+                        self.rows.remove(&key);
+                    } else {
+                        held.wake = wake_time(&self.operator, &held.row, corrects, watermark, self.lateness);
+                        schedule_at(&mut self.wakes, held.wake, key);
+                    }
                 }
             }
         }

@@ -45,6 +45,7 @@ mod keyed_stream;
 #[cfg(feature = "kafka")]
 mod letters;
 mod live;
+mod look_ahead;
 mod lookup;
 mod migrate;
 mod opened_sinks;

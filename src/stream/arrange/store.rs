@@ -31,6 +31,7 @@ use crate::stream::assign::RoutedRecord;
 use crate::stream::checkpoint::RowChunks;
 use crate::stream::counted::Counted;
 use crate::stream::interval::Interval;
+use crate::stream::look_ahead;
 use crate::stream::panes::{Pane, WindowAssigner};
 use crate::time::EventTime;
 
@@ -139,16 +140,21 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
                 let spare = self.spare.take();
                 spare.unwrap_or_else(|| PaneMap::with_capacity_and_hasher(self.usual_size, FixedState::default()))
             });
-            let run = records.as_slice().iter().take_while(|record| record.1 == pane).count();
-            for (key, _, part) in records.by_ref().take(run) {
-                match map.entry(key) {
-                    Entry::Occupied(row) => {
-                        let row = row.into_mut();
-                        row.count += 1;
-                        aggregate.absorb(&mut row.sum, part);
-                    }
-                    Entry::Vacant(row) => {
-                        row.insert(Counted { count: 1, sum: aggregate.lift(part) });
+            let mut left = records.as_slice().iter().take_while(|record| record.1 == pane).count();
+            while left > 0 {
+                let group = left.min(look_ahead::GROUP);
+                left -= group;
+                look_ahead::read_entries(map, records.as_slice()[..group].iter().map(|(key, ..)| key), |row| row.count);
+                for (key, _, part) in records.by_ref().take(group) {
+                    match map.entry(key) {
+                        Entry::Occupied(row) => {
+                            let row = row.into_mut();
+                            row.count += 1;
+                            aggregate.absorb(&mut row.sum, part);
+                        }
+                        Entry::Vacant(row) => {
+                            row.insert(Counted { count: 1, sum: aggregate.lift(part) });
+                        }
                     }
                 }
             }
@@ -416,7 +422,12 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Adds the rows of some panes, which are in order, to those of a window.
     fn add_panes(&mut self, totals: &mut PaneMap<K, S>, panes: &BTreeSet<T>) {
         for map in panes.iter().filter_map(|pane| self.memtable.get(pane)) {
-            map.iter().for_each(|(key, total)| add_to(totals, key, total));
+            let mut rows = map.iter();
+            while rows.len() > 0 {
+                let group = rows.clone().take(look_ahead::GROUP);
+                look_ahead::read_entries(totals, group.map(|(key, _)| key), |row| row.count);
+                rows.by_ref().take(look_ahead::GROUP).for_each(|(key, total)| add_to(totals, key, total));
+            }
         }
         let sealed = panes.iter().filter_map(|pane| Some((*pane, self.sealed.get(pane)?.least.clone())));
         self.scan_trace(sealed.collect::<Vec<_>>(), |_, (_, key), total| add_to(totals, key, &total));

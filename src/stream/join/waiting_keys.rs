@@ -8,11 +8,12 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 
-use super::side::{self, KeyRecords, SavedRecord};
+use super::side::{self, KeyRecords, SavedRecord, WaitingRecord};
 use super::sweep::{self, SweepSchedule};
 use super::time_wheel::TimeWheel;
 use crate::record::Record;
 use crate::stream::checkpoint::{RowChunks, chunks_of};
+use crate::stream::look_ahead;
 use crate::time::EventTime;
 
 /// The way in which keys with something due are found.
@@ -49,6 +50,15 @@ impl<K: Record, L: Record, R: Record> WaitingKeys<K, L, R> {
             false => DueKeys::Swept(SweepSchedule::default()),
         };
         WaitingKeys { keys: HashMap::default(), due, unsealed: is_durable.then(Vec::new) }
+    }
+
+    /// Reads the records of the next group of keys.
+    pub(super) fn read_ahead<'a>(&self, keys: impl Iterator<Item = &'a K>) {
+        look_ahead::read_entries(&self.keys, keys.take(look_ahead::GROUP), |records| {
+            let time = |first: Option<EventTime>| first.map_or(0, EventTime::millis);
+            let (left, right) = (records.left.first(), records.right.first());
+            time(left.map(WaitingRecord::time)).wrapping_add(time(right.map(WaitingRecord::time)))
+        });
     }
 
     /// Changes the records of a key. `change` adds the record and returns the time at which something of the key is due.
@@ -179,7 +189,6 @@ impl<K, L, R> WaitingKeys<K, L, R> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::side::WaitingRecord;
     use super::*;
 
     fn at(millis: i64) -> EventTime {

@@ -30,6 +30,7 @@ use crate::record::Record;
 use crate::stream::assign::{EventStamp, TimeRouter};
 use crate::stream::checkpoint::{RowChunks, RowOps};
 use crate::stream::keyed_stream::Keyed;
+use crate::stream::look_ahead;
 use crate::stream::operator_state::{OperatorState, RoutedRecordOf, StepResultsOf};
 use crate::time::{EventTime, Span};
 
@@ -333,7 +334,11 @@ where
     }
 
     fn absorb(&mut self, records: &mut Vec<RoutedRecordOf<Self>>) {
-        records.drain(..).for_each(|(key, stamp, part)| self.add(key, stamp, part));
+        let mut records = records.drain(..);
+        while !records.as_slice().is_empty() {
+            self.keys.read_ahead(records.as_slice().iter().map(|(key, ..)| key));
+            records.by_ref().take(look_ahead::GROUP).for_each(|(key, stamp, part)| self.add(key, stamp, part));
+        }
     }
 
     /// Pairs are emitted in the epoch of their records.
