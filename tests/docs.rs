@@ -62,7 +62,7 @@ const OF_OTHERS: [&str; 25] = [
     "--generate",
 ];
 /// Lines of the README: what is longer belongs to `docs/`.
-const LONGEST_README: usize = 130;
+const LONGEST_README: usize = 145;
 
 /// A page: its path from the project's root, and its text.
 struct Page {
