@@ -53,6 +53,6 @@ mod tests {
     #[test]
     fn entries_of_large_maps_are_read_and_those_of_small_ones_are_not() {
         assert_eq!(read(200_000, &[7, 199_999, 200_000, 7]), [7, 199_999, 7]);
-        assert_eq!(read(1_000, &[7, 999]), []);
+        assert!(read(1_000, &[7, 999]).is_empty());
     }
 }
