@@ -126,8 +126,34 @@ impl Broker {
     /// Changes the permissions of users of its secure listener.
     pub fn acl<'a>(&self, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
-        let output = call("acl").arg("-d").arg(&self.data).args(words).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let ask = |words: &[&str]| {
+            let output = call("acl").arg("-d").arg(&self.data).args(words).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let value_of =
+            |word: &str| words.windows(2).filter(|pair| pair[0] == word).map(|pair| pair[1]).collect::<Vec<_>>();
+        let (principals, operations) = (value_of("--allow-principal"), value_of("--operation"));
+        // The controller has a right before the brokers do, which are asked for the list.
+        let has_all = |answer: &str| {
+            let current = answer.split_once("Current ACLs").map_or("", |(_, current)| current);
+            let rights: Vec<String> = current.lines().map(|line| line.replace('_', "").to_lowercase()).collect();
+            principals.iter().all(|principal| {
+                operations.iter().all(|operation| {
+                    let right = format!("principal={principal}, host=*, operation={operation},").to_lowercase();
+                    rights.iter().any(|line| line.contains(&right))
+                })
+            })
+        };
+        let resource = ["--topic", "--group", "--transactional-id", "--resource-pattern-type"];
+        let pairs = words.windows(2).filter(|pair| resource.contains(&pair[0]));
+        let list: Vec<&str> = std::iter::once("--list").chain(pairs.flatten().copied()).collect();
+        let begun = Instant::now();
+        let mut answer = ask(&words);
+        while !has_all(&answer) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the brokers do not know {words:?}:\n{answer}");
+            answer = ask(&list);
+        }
     }
 
     fn run(&self, command: &str, options: &[String]) {
