@@ -669,8 +669,8 @@ fn the_page_asks_for_the_token_once() {
     job.append("live.csv", "a,5,1000");
     browser.look(1280, false);
     browser.open(&format!("http://{}/", job.address));
-    browser.until("the question", "document.activeElement?.closest('#token-form') !== null");
-    browser.until("its words", "document.querySelector('#connection').textContent === 'The job asks for a token'");
+    browser.until("the question", "document.activeElement?.closest('#token-form') != null");
+    browser.until("its words", "document.querySelector('#connection')?.textContent === 'The job asks for a token'");
     assert_eq!(browser.eval("document.querySelectorAll('#token-form').length"), 1);
     if let Some(axe) = &axe {
         check_accessibility(&mut browser, axe);
