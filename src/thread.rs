@@ -135,11 +135,22 @@ pub(crate) struct JobFailure {
     outer: Option<Arc<JobFailure>>,
     slot: OnceLock<Error>,
     failed: AtomicBool,
+    /// See [`JobFailure::explain_by`].
+    explanation: OnceLock<Explanation>,
     /// The request to stop the job, which waits look at.
     stop: OnceLock<Arc<AtomicBool>>,
     /// When a wait has first seen the request.
     #[cfg(feature = "registry")]
     stop_seen: OnceLock<Instant>,
+}
+
+/// Returns the cause of an error that follows from it, or the error itself.
+struct Explanation(Box<dyn Fn(Error) -> Error + Send + Sync>);
+
+impl fmt::Debug for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Explanation")
+    }
 }
 
 impl JobFailure {
@@ -158,10 +169,25 @@ impl JobFailure {
         FailureScope(CURRENT.with(|current| current.replace(Some(Arc::clone(self)))))
     }
 
-    /// Fails the job; only the first failure is kept.
+    /// Fails the job with the explanation of an error; only the first failure is kept.
     pub(crate) fn set(&self, error: Error) {
-        let _ = self.slot.set(error);
+        let _ = self.slot.set(self.explained(error));
         self.failed.store(true, Ordering::Release);
+    }
+
+    /// Sets how errors are explained from now on: `explanation` returns the cause of an error that follows from it, or the
+    /// error itself.
+    pub(crate) fn explain_by(&self, explanation: impl Fn(Error) -> Error + Send + Sync + 'static) {
+        // Set once: a job has one incarnation.
+        let _ = self.explanation.set(Explanation(Box::new(explanation)));
+    }
+
+    /// Returns the explanation of an error.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        match self.explanation.get() {
+            Some(explanation) => (explanation.0)(error),
+            None => error,
+        }
     }
 
     /// Returns the first failure; `None` if there is none.

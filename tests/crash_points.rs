@@ -15,16 +15,17 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidegate::job::Ending;
 use tidegate::testing::CrashingDisk;
-use tidegate::testing::disk::{DiskOperation, OperationKind};
+use tidegate::testing::disk::{DiskOperation, HookedDisk, OperationKind};
 
 use common::cases::{Data, in_parallel, seeds, within};
 use common::checks::KINDS;
 use common::durable_joins::DurableJoins;
-use common::durable_query::{DurableQuery, DurableQueryOutputs, files, kind_of, new_disk, on, steady};
+use common::durable_query::{DurableQuery, DurableQueryOutputs, files, kind_of, new_disk, on, on_disk, steady};
 
 /// Number of records of an incarnation: few, so that it can be run once for each of its operations.
 const RECORDS: u32 = 44;
@@ -68,6 +69,51 @@ impl<Q: DurableQuery> Subject<Q> {
         })
     }
 
+    /// Suspends an incarnation before an operation, while another one takes its state over and runs to the end; `None` if it
+    /// has fewer operations.
+    fn overtake(&self, act: usize, workers: usize) -> Option<Result<DiskOperation, String>> {
+        let (kept, disk) = (Q::default(), new_disk());
+        let heir =
+            Heir { subject: self.clone(), kept: kept.clone(), disk: disk.clone(), workers, left: act, ended: None };
+        let heir = Arc::new(Mutex::new(heir));
+        let suspending = {
+            let heir = Arc::clone(&heir);
+            HookedDisk::new(disk.shared(), move |operation, act| {
+                // Other operations of the incarnation wait meanwhile, as all threads of a suspended process do.
+                heir.lock().unwrap().before(operation);
+                act()
+            })
+        };
+        let woken = kept.run(&self.data, on_disk(&suspending.shared(), 1, self.pace)).map(|report| report.ending);
+        let (operation, ended) = heir.lock().unwrap().ended.take()?;
+        let checked = self.check_overtaken(&disk, woken, ended);
+        Some(checked.map(|()| operation.clone()).map_err(|why| format!("{operation}: {why}")))
+    }
+
+    /// Checks that an incarnation that was overtaken tells so, and has changed nothing of what its heir has published.
+    fn check_overtaken(
+        &self,
+        disk: &CrashingDisk,
+        woken: Result<Ending, String>,
+        heir: Result<Q, String>,
+    ) -> Result<(), String> {
+        let kept = heir.map_err(|why| format!("the heir failed: {why}"))?;
+        // One that was overtaken before it began, or after its last manifest, need not notice.
+        match woken {
+            Err(why) if !why.contains("another process") => {
+                return Err(format!("it does not tell that it was overtaken: {why}"));
+            }
+            _ => {}
+        }
+        kept.check(disk, &self.expected)?;
+        let shown = files(disk);
+        let ending = self.run(&kept, disk, 1)?;
+        if ending != Ending::WasComplete || files(disk) != shown {
+            return Err(format!("started once more, it ended {ending:?}, and its files are {:?}", files(disk)));
+        }
+        Ok(())
+    }
+
     /// Resumes to the end, and checks the results; another start then has nothing to do.
     fn resume_to_end(&self, kept: &Q, disk: &CrashingDisk, workers: usize) -> Result<(), String> {
         match self.run(kept, disk, workers)? {
@@ -81,6 +127,42 @@ impl<Q: DurableQuery> Subject<Q> {
             return Err(format!("started once more, it ended {ending:?}, and its files are {:?}", files(&again)));
         }
         kept.check(&again, &self.expected)
+    }
+}
+
+/// An incarnation that takes a state over while another one sleeps before an operation.
+struct Heir<Q: DurableQuery> {
+    subject: Subject<Q>,
+    /// What the other one has published.
+    kept: Q,
+    disk: CrashingDisk,
+    workers: usize,
+    /// Number of operations of the other one before that.
+    left: usize,
+    /// The operation, and how the heir ended, with what it has published.
+    ended: Option<(DiskOperation, Result<Q, String>)>,
+}
+
+impl<Q: DurableQuery> Heir<Q> {
+    /// Counts an operation of the other incarnation, and takes over if it is the one before which that sleeps.
+    fn before(&mut self, operation: &DiskOperation) {
+        if self.left > 0 || self.ended.is_some() {
+            self.left = self.left.saturating_sub(1);
+            return;
+        }
+        let (subject, kept, disk, workers) = (self.subject.clone(), self.kept.clone(), self.disk.clone(), self.workers);
+        // On a thread of its own: the failure of the one that sleeps is none of this one's.
+        let run = within(Duration::from_secs(60), move || {
+            loop {
+                let run = on(&disk, workers, subject.pace).state_options(|state| state.take_over(true));
+                match kept.run(&subject.data, run) {
+                    // Threads of the other one that need no disk went on while this one began.
+                    Err(why) if why.contains("start again") => {}
+                    ended => return ended.map(|_report| kept),
+                }
+            }
+        });
+        self.ended = Some((operation.clone(), run.unwrap_or_else(|| Err(String::from("it hangs, or panics")))));
     }
 }
 
@@ -101,6 +183,7 @@ impl<Q> Crashed<Q> {
 fn done(act: &DiskOperation) -> (&'static str, &'static str) {
     let what = match &act.kind {
         OperationKind::List => "list",
+        OperationKind::Open => "open",
         OperationKind::CreateDirectory => "create directory",
         OperationKind::Create => "create",
         OperationKind::Append(_) => "append",
@@ -277,6 +360,35 @@ fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
             }
         }
     });
+}
+
+/// An incarnation sleeps before any of its operations, another one takes its state over and runs to the end, and the first
+/// one wakes. Files that it knows are gone then, and it must not take that for damage.
+#[test]
+fn who_is_overtaken_at_any_act_tells_so_and_changes_nothing() {
+    let tried = in_parallel(seeds(KINDS.len() as u64), |seed| {
+        let subject =
+            Subject::<DurableQueryOutputs>::new(200 + seed, (200 + seed) * SHORT_EPOCHS, steady(200 + seed, RECORDS));
+        let (mut missed, mut slept_at, mut wrong) = (0, BTreeSet::new(), Vec::new());
+        for act in acts().filter(|act| acts().len() == 1 || act % stride() == seed as usize % stride()) {
+            match subject.overtake(act, 1 + act % 2) {
+                Some(Ok(operation)) => drop(slept_at.insert(done(&operation))),
+                Some(Err(why)) => {
+                    wrong.push(format!("TIDEGATE_SEED={seed} TIDEGATE_ACT={act}: overtaken before it could {why}"));
+                }
+                None => missed += 1,
+            }
+            if missed > MAX_MISSED {
+                break;
+            }
+        }
+        (slept_at, wrong)
+    });
+    let (slept_at, wrong): (Vec<_>, Vec<_>) = tried.into_iter().unzip();
+    let wrong = wrong.concat();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let slept_at: BTreeSet<_> = slept_at.into_iter().flatten().collect();
+    assert!(acts().len() == 1 || slept_at.len() > 5, "it slept only before {slept_at:?}");
 }
 
 /// Returns the number of operations of a recovery, up to its first snapshot.

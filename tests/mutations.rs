@@ -555,6 +555,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "a_state_whose_lock_file_was_removed_is_still_in_use",
     },
     Mutation {
+        name: "who finds a file missing does not ask whether it was overtaken",
+        file: "src/durable/mod.rs",
+        text: "    if is_gone\n        && let Err(over) = still_current()",
+        instead: "    if false\n        && let Err(over) = still_current()",
+        tests: "tests/crash_points.rs",
+        test: "who_is_overtaken_at_any_act_tells_so_and_changes_nothing",
+    },
+    Mutation {
         name: "a journal that was perhaps never synced is accepted where it is",
         file: "src/durable/state/scan.rs",
         text: "written.retain(|id, _| id.incarnation >= last);",

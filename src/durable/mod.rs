@@ -62,7 +62,7 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
 use self::journal::JournalEnds;
-use crate::error::{Error, Result, is_full};
+use crate::error::{Error, ErrorKind, Result, is_full};
 use crate::time::Epoch;
 
 /// The error for a disk operation that failed; it suggests freeing space if the disk is full.
@@ -89,6 +89,21 @@ impl fmt::Display for StateId {
 
 /// Fails if a later incarnation of the state has begun.
 pub type FencingCheck = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// Returns the cause of an incarnation's error. A later incarnation removes files that an earlier one knows: where a file is
+/// missing and a later one has begun, that is the cause.
+pub(crate) fn explain(error: Error, still_current: &FencingCheck) -> Error {
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+    let is_gone = source.is_some_and(|why| why.kind() == io::ErrorKind::NotFound);
+    if is_gone
+        && let Err(over) = still_current()
+        && over.kind() == ErrorKind::Superseded
+    {
+        tracing::debug!("a later incarnation has begun, which explains: {error}");
+        return over;
+    }
+    error
+}
 
 /// Replaces the contents of a file durably and atomically, if the incarnation is still the current one just before.
 ///

@@ -132,6 +132,18 @@ impl Job {
         failure: &Arc<JobFailure>,
     ) -> Result<Option<StartOutcome>> {
         let Some(options) = &self.state else { return Ok(None) };
+        let started = self.start_incarnation(options, query, changes, opened, failure);
+        started.map(Some).map_err(|error| failure.explained(error))
+    }
+
+    fn start_incarnation(
+        &self,
+        options: &State,
+        query: &Query,
+        changes: &DeclaredChanges,
+        opened: &Arc<OpenedSinks>,
+        failure: &Arc<JobFailure>,
+    ) -> Result<StartOutcome> {
         let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
         let savepoint = start::savepoint(options, &dir)?;
         let mut incarnation = dir.begin_incarnation()?;
@@ -157,6 +169,7 @@ impl Job {
             start::restore(&savepoint, &dir, incarnation, &found, &plan.rows)?;
             incarnation = dir.begin_incarnation()?;
         }
+        start::explain_failures(&dir, incarnation, failure);
         let found = RecoveryInput {
             incarnation,
             survey: &dir.scan_and_sync()?,
@@ -168,7 +181,7 @@ impl Job {
         };
         let job =
             JobContext { name: &self.name, rows: &plan.rows, workers: self.all_workers(), metrics: &self.metrics };
-        start::begin(options, &job, &dir, &found, failure).map(Some)
+        start::begin(options, &job, &dir, &found, failure)
     }
 
     /// Returns the settings outside the query that affect its output.

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::durable::Incarnation;
 use crate::durable::background::Background;
 use crate::durable::declared_changes::DeclaredChanges;
 use crate::durable::journal::{FileJournal, Frame, Journal, JournalConfig};
@@ -20,6 +19,7 @@ use crate::durable::migration::{self, Conversions, MigrationTarget, StepRows};
 use crate::durable::recovery::{self, Claim, RecoveryInput};
 use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
+use crate::durable::{self, Incarnation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::State;
 use crate::job::commit::{SnapshotContext, Snapshots};
@@ -196,6 +196,12 @@ fn adapted(
     Ok(adapted)
 }
 
+/// Explains failures of an incarnation from now on: a later one may have begun.
+pub(crate) fn explain_failures(dir: &StateDir, incarnation: u64, failure: &JobFailure) {
+    let still_current = dir.still_current(incarnation);
+    failure.explain_by(move |error| durable::explain(error, &still_current));
+}
+
 /// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
 /// resume.
 pub(crate) fn join(
@@ -206,6 +212,7 @@ pub(crate) fn join(
     failure: &Arc<JobFailure>,
 ) -> Result<StartedRun> {
     let dir = StateDir::join(Arc::clone(&options.disk), &options.directory)?;
+    explain_failures(&dir, incarnation, failure);
     let claim = dir.claim_of(incarnation)?;
     let found = recovery::claimed(&dir.scan(true)?, &claim, changes)?;
     start_process(options, Arc::new(dir), (&claim, process, workers), found, failure)

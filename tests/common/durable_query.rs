@@ -71,8 +71,12 @@ pub fn new_disk() -> CrashingDisk {
 /// Prepares a run with its state on a disk. It reads on only when everything it has read is published, so that it
 /// cannot end before the first snapshot.
 pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> TestRun {
-    let disk: Arc<dyn Disk> = disk.shared();
-    TestRun::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
+    on_disk(&disk.shared(), workers, seed)
+}
+
+/// Like [`on`], on any disk.
+pub fn on_disk(disk: &Arc<dyn Disk>, workers: usize, seed: u64) -> TestRun {
+    TestRun::new().workers(workers).seed(seed).in_flight(1).state(disk, STATE)
 }
 
 /// Checks at a sink that a replayed epoch has the same rows as before.

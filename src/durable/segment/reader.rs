@@ -36,8 +36,8 @@ impl SegmentReader {
     /// # Errors
     /// Fails if the file cannot be read, is damaged, or has another format version.
     pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
-        let file = disk.open(path).map_err(|why| unreadable(path, &why))?;
-        let length = file.length().map_err(|why| unreadable(path, &why))?;
+        let file = disk.open(path).map_err(|why| unreadable(path, why))?;
+        let length = file.length().map_err(|why| unreadable(path, why))?;
         let mut start = vec![0; usize::try_from(length).unwrap_or(START).min(START)];
         read(&*file, path, 0, &mut start)?;
         let (version, header_length) = format::decode_start(&start, path)?;
@@ -260,7 +260,7 @@ pub(crate) fn verify(disk: &dyn Disk, path: &Path) -> Result<SegmentInfo> {
 }
 
 fn read(file: &dyn DiskFile, path: &Path, position: u64, bytes: &mut [u8]) -> Result<()> {
-    file.read_at(position, bytes).map_err(|why| unreadable(path, &why))
+    file.read_at(position, bytes).map_err(|why| unreadable(path, why))
 }
 
 /// Reads `length` bytes, which must be in the file.
@@ -271,11 +271,7 @@ fn read_some(file: &dyn DiskFile, path: &Path, position: u64, length: u64) -> Re
     Ok(bytes)
 }
 
-fn unreadable(path: &Path, why: &io::Error) -> Error {
-    let error = Error::of(ErrorKind::StateDamaged, "cannot read a segment").at(path.display()).because(why);
-    if why.kind() == io::ErrorKind::NotFound {
-        error.help(RESTORE_FILE)
-    } else {
-        error.help("see to the disk and start again")
-    }
+fn unreadable(path: &Path, why: io::Error) -> Error {
+    let help = if why.kind() == io::ErrorKind::NotFound { RESTORE_FILE } else { "see to the disk and start again" };
+    Error::of(ErrorKind::StateDamaged, "cannot read a segment").at(path.display()).caused_by(why).help(help)
 }

@@ -42,11 +42,11 @@ impl SegmentWriter {
         let path = directory.join(&name);
         match disk.open(&path) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            Err(why) => return Err(failed(&path, why)),
+            Err(why) => return Err(failed_by(&path, why)),
             Ok(_) => return Err(failed(&path, "a file of that name is there, and segments are never written over")),
         }
         let header = format::encode_header(&SegmentHeader::new(label.clone(), encoding))?;
-        let file = disk.create(&path).map_err(|why| failed(&path, io_reason(&why)))?;
+        let file = disk.create(&path).map_err(|why| failed_by(&path, why))?;
         let mut writer = SegmentWriter {
             disk: Arc::clone(disk),
             directory: directory.to_owned(),
@@ -61,7 +61,7 @@ impl SegmentWriter {
         match writer.file.append(&header) {
             Ok(()) => Ok(writer),
             Err(why) => {
-                let failed = failed(&writer.path, io_reason(&why));
+                let failed = failed_by(&writer.path, why);
                 writer.abandon();
                 Err(failed)
             }
@@ -87,7 +87,7 @@ impl SegmentWriter {
             least: block.least,
             greatest: block.greatest,
         });
-        self.file.append(stored).map_err(|why| failed(&self.path, io_reason(&why)))?;
+        self.file.append(stored).map_err(|why| failed_by(&self.path, why))?;
         self.length += stored.len() as u64;
         Ok(())
     }
@@ -107,9 +107,9 @@ impl SegmentWriter {
     fn complete(&mut self) -> Result<SegmentInfo> {
         let footer = SegmentFooter::new(std::mem::take(&mut self.blocks));
         let (bytes, checksum) = format::encode_footer(&footer)?;
-        self.file.append(&bytes).map_err(|why| failed(&self.path, io_reason(&why)))?;
-        self.file.sync().map_err(|why| failed(&self.path, io_reason(&why)))?;
-        self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, io_reason(&why)))?;
+        self.file.append(&bytes).map_err(|why| failed_by(&self.path, why))?;
+        self.file.sync().map_err(|why| failed_by(&self.path, why))?;
+        self.disk.sync_directory(&self.directory).map_err(|why| failed_by(&self.path, why))?;
         Ok(footer.info(&self.label, self.name.clone(), self.length + bytes.len() as u64, checksum))
     }
 
@@ -118,6 +118,10 @@ impl SegmentWriter {
         // A file that stays is named by no manifest.
         let _what_stays_is_harmless = self.disk.remove(&self.path);
     }
+}
+
+fn failed_by(path: &Path, why: io::Error) -> Error {
+    failed(path, io_reason(&why)).caused_by(why)
 }
 
 fn failed(path: &Path, why: impl std::fmt::Display) -> Error {

@@ -14,7 +14,8 @@ type Hook = dyn Fn(&DiskOperation, &mut dyn FnMut() -> io::Result<()>) -> io::Re
 /// A disk around each of whose operations a function is called: before it, after it or in its place.
 ///
 /// The function gets the operation and a closure that does it; it fails as the operation is to fail. An operation on an
-/// open file has the path by which the file was opened. Reading from files is no operation; listing a directory is.
+/// open file has the path by which the file was opened. Listing a directory and opening a file are operations; reading from
+/// an open file is none.
 ///
 /// ```
 /// use std::io;
@@ -87,7 +88,8 @@ impl Disk for HookedDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.file(path, self.disk.open(path)?))
+        let file = run(&*self.hook, OperationKind::Open, path, || self.disk.open(path))?;
+        Ok(self.file(path, file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -196,8 +198,9 @@ mod tests {
         assert_eq!(*told.lock().unwrap(), inside.log());
         assert_eq!(disk.remove(path("d/a")).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         assert_eq!(disk.list(path("d")).unwrap(), ["a", "c"]);
-        let last: Vec<_> = told.lock().unwrap().iter().rev().take(2).map(ToString::to_string).collect();
-        assert_eq!(last, ["list the directory d", "remove d/a"]);
+        assert_eq!(disk.read(path("d/c")).unwrap(), b"a");
+        let last: Vec<_> = told.lock().unwrap().iter().rev().take(3).map(ToString::to_string).collect();
+        assert_eq!(last, ["open d/c", "list the directory d", "remove d/a"]);
         assert_eq!(disk.read(path("d/a")).unwrap(), b"me");
     }
 

@@ -17,6 +17,8 @@ pub struct DiskOperation {
 pub enum OperationKind {
     /// Lists the files of a directory, which changes nothing: no [`CrashingDisk`](super::CrashingDisk) counts it.
     List,
+    /// Opens an existing file, which changes nothing either.
+    Open,
     /// Creates a directory, durably.
     CreateDirectory,
     /// Creates an empty file.
@@ -46,6 +48,7 @@ impl fmt::Display for DiskOperation {
         let path = self.path.display();
         match &self.kind {
             OperationKind::List => write!(f, "list the directory {path}"),
+            OperationKind::Open => write!(f, "open {path}"),
             OperationKind::CreateDirectory => write!(f, "create the directory {path}"),
             OperationKind::Create => write!(f, "create {path}"),
             OperationKind::Append(bytes) => write!(f, "append {bytes} bytes to {path}"),

@@ -1,6 +1,7 @@
 //! Ownership of a state: locks, and an older incarnation does no harm to a later one.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Mutex;
 
 use super::*;
@@ -9,6 +10,7 @@ use crate::durable::journal::{FileJournal, Journal};
 use crate::durable::manifest::{self, ManifestId, StepState};
 use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::durable::state::incarnation_of_segment;
+use crate::durable::{disk_error, explain};
 
 fn joined(state: &StateDir) -> StateDir {
     StateDir::join(state.disk().clone(), "state").unwrap()
@@ -147,6 +149,19 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
     let error = (state.still_current(first))().unwrap_err().to_string();
     let why = format!("its incarnation {last} has begun, and this is incarnation {first}");
     assert_eq!(error, format!("another process goes on with this state (state): {why}"));
+}
+
+#[test]
+fn a_file_that_is_gone_is_explained_by_a_later_life_if_there_is_one() {
+    let (_, state) = new_state();
+    let first = state.begin_incarnation().unwrap();
+    let still_current = state.still_current(first);
+    let gone = || disk_error("cannot read the manifest", "m", io::ErrorKind::NotFound.into());
+    let broken = || disk_error("cannot read the manifest", "m", io::Error::other("a broken disk"));
+    assert_eq!(explain(gone(), &still_current), gone());
+    state.begin_incarnation().unwrap();
+    assert_eq!(explain(gone(), &still_current), still_current().unwrap_err());
+    assert_eq!(explain(broken(), &still_current), broken());
 }
 
 #[test]

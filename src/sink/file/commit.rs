@@ -23,7 +23,7 @@ use crate::durable::disk::{Disk, is_temporary, parent};
 use crate::durable::journal::JournalEnds;
 use crate::durable::recovery::ReportedSink;
 use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason, replace_while_current};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::Epoch;
 
 /// Version of the format.
@@ -178,12 +178,17 @@ impl Commits {
     }
 
     fn failed(&self, what: &str, why: impl std::fmt::Display) -> Error {
-        Error::new(format!("cannot {what} the commit file of the results")).at(self.results.display()).because(why)
+        let what = format!("cannot {what} the commit file of the results");
+        Error::of(ErrorKind::SinkFailed, what).at(self.results.display()).because(why)
+    }
+
+    fn failed_by(&self, what: &str, why: io::Error) -> Error {
+        self.failed(what, io_reason(&why)).caused_by(why)
     }
 
     /// Lists the files beside the results file whose names begin with its name and `kind`, without that prefix.
     fn names(&self, kind: &str) -> Result<Vec<String>> {
-        let listed = self.disk.list(parent(&self.results)).map_err(|why| self.failed("find", why))?;
+        let listed = self.disk.list(parent(&self.results)).map_err(|why| self.failed_by("find", why))?;
         let prefix = self.results.file_name().unwrap_or_default().to_string_lossy().into_owned() + kind;
         Ok(listed.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect())
     }
@@ -203,7 +208,7 @@ impl Commits {
     pub(super) fn newest(&self) -> Result<Option<Commit>> {
         let Some(newest) = self.incarnations()?.pop() else { return Ok(None) };
         let path = self.path(newest);
-        let bytes = self.disk.read(&path).map_err(|why| self.failed("read", why))?;
+        let bytes = self.disk.read(&path).map_err(|why| self.failed_by("read", why))?;
         match Commit::from_line(&bytes) {
             Ok(commit) if commit.incarnation == newest => Ok(Some(commit)),
             Ok(commit) => Err(refused(&path, format!("it is of incarnation {}", commit.incarnation))),
@@ -219,7 +224,7 @@ impl Commits {
     pub(super) fn publish(&self, commit: &Commit, life: &Incarnation) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let cannot = |why| self.failed("write", io_reason(&why));
+        let cannot = |why| self.failed_by("write", why);
         replace_while_current(&*self.disk, &path, line.as_bytes(), &life.still_current, cannot)
     }
 
@@ -256,7 +261,7 @@ impl Commits {
         // The newest one is removed last, so that no older one becomes valid again.
         for life in self.incarnations()? {
             self.remove(&self.path(life))?;
-            self.disk.sync_directory(parent(&self.results)).map_err(|why| self.failed("remove", why))?;
+            self.disk.sync_directory(parent(&self.results)).map_err(|why| self.failed_by("remove", why))?;
         }
         Ok(())
     }
@@ -264,7 +269,7 @@ impl Commits {
     fn remove(&self, path: &Path) -> Result<()> {
         match self.disk.remove(path) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(|why| self.failed("remove", why)),
+            removed => removed.map_err(|why| self.failed_by("remove", why)),
         }
     }
 }

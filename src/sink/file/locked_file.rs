@@ -59,9 +59,9 @@ impl LockedFile {
                 return Err(failed(&format!("there is no directory {}", parent(&path).display()))
                     .help("create the directory, or name another file"));
             }
-            Err(why) => return Err(failed(&why)),
+            Err(why) => return Err(failed(&why).caused_by(why)),
         };
-        let target = disk.open(&path).map_err(|why| failed(&why))?;
+        let target = disk.open(&path).map_err(|why| failed(&why).caused_by(why))?;
         Ok((LockedFile { disk, path, commits, lock, is_of_another }, target))
     }
 

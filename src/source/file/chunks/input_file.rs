@@ -49,11 +49,11 @@ impl InputFile {
             Error::of(ErrorKind::SourceUnreachable, "cannot open the input").at(path.display()).because(why)
         };
         // The type is checked before opening: opening a pipe would block until another process writes to it.
-        let found = path.metadata().map_err(|why| refused(&why).help("check the path"))?;
+        let found = path.metadata().map_err(|why| refused(&why).caused_by(why).help("check the path"))?;
         if !found.is_file() {
             return Err(refused(&"it is not a regular file").help("write it to a file first"));
         }
-        let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
+        let file = File::open(path).map_err(|why| refused(&why).caused_by(why).help("check the path"))?;
         let found = file.metadata().map_err(|why| refused(&why))?;
         Ok(InputFile {
             limits,
