@@ -409,11 +409,11 @@ pub(in crate::durable) type AskedOperations = Arc<Mutex<Vec<OperationKind>>>;
 
 /// Returns the operating system's disk; its writing operations are recorded, and fail from the `fail_at`-th on.
 pub(in crate::durable) fn failing_disk(fail_at: usize) -> (Arc<dyn Disk>, AskedOperations) {
-    use OperationKind::{CreateDirectory, List, Lock, Remove, Sign};
+    use OperationKind::{CreateDirectory, List, Lock, Open, Remove, Sign};
     let asked = AskedOperations::default();
     let told = Arc::clone(&asked);
     let disk = HookedDisk::new(OsDisk::shared(), move |operation, act| {
-        if matches!(operation.kind, List | CreateDirectory | Remove | Lock | Sign) {
+        if matches!(operation.kind, List | Open | CreateDirectory | Remove | Lock | Sign) {
             return act();
         }
         let mut asked = told.lock().unwrap();

@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(*told.lock().unwrap(), inside.log());
         assert_eq!(disk.remove(path("d/a")).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         assert_eq!(disk.list(path("d")).unwrap(), ["a", "c"]);
-        assert_eq!(disk.read(path("d/c")).unwrap(), b"a");
+        assert_eq!(disk.read(path("d/c")).unwrap(), b"me");
         let last: Vec<_> = told.lock().unwrap().iter().rev().take(3).map(ToString::to_string).collect();
         assert_eq!(last, ["open d/c", "list the directory d", "remove d/a"]);
         assert_eq!(disk.read(path("d/a")).unwrap(), b"me");
