@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{Closed, EventTime, Result, Transaction, Window};
+use tidegate::{Closed, CompactString, EventTime, Result, Transaction, Window};
 
 /// Sessions of each account: its transactions that are less than 30 seconds apart, and their totals
 ///
@@ -32,7 +32,7 @@ struct Arguments {
 struct Session {
     window_start: EventTime,
     window_end: EventTime,
-    account: String,
+    account: CompactString,
     count: i64,
     sum_cents: i128,
     min_cents: i64,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{Closed, EventTime, Open, Result, Transaction, Window};
+use tidegate::{Closed, CompactString, EventTime, Open, Result, Transaction, Window};
 
 /// Totals of each account in windows of ten seconds, final when a window closes
 ///
@@ -34,7 +34,7 @@ struct Arguments {
 struct Total {
     window_start: EventTime,
     window_end: EventTime,
-    account: String,
+    account: CompactString,
     count: i64,
     sum_cents: i128,
     min_cents: i64,
@@ -70,7 +70,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
     })
 }
 
-fn total(closed: Closed<String, (i64, i128, i64, i64)>) -> Total {
+fn total(closed: Closed<CompactString, (i64, i128, i64, i64)>) -> Total {
     let Closed { window, key: account, value: (count, sum_cents, min_cents, max_cents) } = closed;
     Total { window_start: window.start, window_end: window.end, account, count, sum_cents, min_cents, max_cents }
 }

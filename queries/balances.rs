@@ -15,7 +15,7 @@ use differential_dataflow::{AsCollection, VecCollection};
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::time::Epoch;
-use tidegate::{Error, Result, Transaction, Window};
+use tidegate::{CompactString, Error, Result, Transaction, Window};
 use timely::dataflow::operators::vec::Map;
 
 /// Balances of accounts and merchants, whose total is checked to be 0 at every epoch
@@ -37,7 +37,7 @@ struct Arguments {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Balance {
-    holder: String,
+    holder: CompactString,
     balance_cents: i128,
 }
 

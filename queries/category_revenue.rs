@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{Closed, EventTime, Result, Transaction, Window, csv};
+use tidegate::{Closed, CompactString, EventTime, Result, Transaction, Window, csv};
 
 /// The category of merchants that the file does not have.
 const UNKNOWN: &str = "?";
@@ -40,7 +40,7 @@ struct Arguments {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Merchant {
-    merchant: String,
+    merchant: CompactString,
     category: String,
 }
 

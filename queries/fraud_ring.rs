@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{Collection, Error, Result, Stream, Transaction};
+use tidegate::{Collection, CompactString, Error, Result, Stream, Transaction};
 
 /// A transfer is looked at for this time.
 pub(crate) const LIFE: Duration = Duration::from_secs(60 * 60);
@@ -41,8 +41,8 @@ struct Arguments {
 /// An account that is on a ring.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct OnRing {
-    pub(crate) ring: String,
-    pub(crate) account: String,
+    pub(crate) ring: CompactString,
+    pub(crate) account: CompactString,
 }
 
 /// Runs the query as the command line says.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{EventTime, Result, Transaction};
+use tidegate::{CompactString, EventTime, Result, Transaction};
 
 /// An account is silent after this time without a transaction.
 const QUIET: Duration = Duration::from_secs(5 * 60);
@@ -33,7 +33,7 @@ struct Arguments {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Silent {
-    account: String,
+    account: CompactString,
     last_at: EventTime,
     silent_at: EventTime,
     transactions: u64,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{Closed, EventTime, Result, Transaction, Window};
+use tidegate::{Closed, CompactString, EventTime, Result, Transaction, Window};
 
 /// Totals of each account in the last minute, every ten seconds: final when a window closes
 ///
@@ -31,7 +31,7 @@ struct Arguments {
 struct Spend {
     window_start: EventTime,
     window_end: EventTime,
-    account: String,
+    account: CompactString,
     count: i64,
     sum_cents: i128,
     min_cents: i64,

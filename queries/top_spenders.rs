@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{EventTime, Result, Transaction, Window};
+use tidegate::{CompactString, EventTime, Result, Transaction, Window};
 
 /// The ten accounts with the greatest sums of every minute
 ///
@@ -34,7 +34,7 @@ struct Top {
     window_start: EventTime,
     window_end: EventTime,
     rank: u32,
-    account: String,
+    account: CompactString,
     sum_cents: i128,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{EventTime, Result, Transaction, Window};
+use tidegate::{CompactString, EventTime, Result, Transaction, Window};
 
 /// Accounts that paid at more than five different merchants within a minute
 ///
@@ -31,7 +31,7 @@ struct Arguments {
 struct Alert {
     window_start: EventTime,
     window_end: EventTime,
-    account: String,
+    account: CompactString,
     merchants: i64,
 }
 

@@ -101,6 +101,12 @@ mod thread;
 pub mod time;
 pub mod view;
 
+/// Text of up to 24 bytes without memory of its own, and longer text as a `String` has it.
+///
+/// As a field that records are keyed by it saves an allocation for each record and for each row, and a lookup finds the
+/// whole key in the row. It is stored, read and written as a `String` is: a query may change from one to the other, and go on
+/// with its state.
+pub use compact_str::CompactString;
 /// The version that this crate is built on, for operators inside [`Collection::through`].
 pub use differential_dataflow;
 pub use error::{Error, Result};

@@ -62,7 +62,7 @@ fn query(directory: &Path) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
             .map(|Closed { window, key, value: (count, sum_cents, min_cents, max_cents) }| Total {
                 window_start: window.start,
                 window_end: window.end,
-                account: key,
+                account: key.into(),
                 count,
                 sum_cents,
                 min_cents,
@@ -163,7 +163,7 @@ fn changed_query(directory: &Path) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
             .map(|Closed { window, key, value: (count, sum_cents, min_cents, max_cents) }| Total {
                 window_start: window.start,
                 window_end: window.end,
-                account: key.unwrap_or_default(),
+                account: key.unwrap_or_default().into(),
                 count,
                 sum_cents,
                 min_cents: min_cents as i64,

@@ -46,7 +46,7 @@ fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + 
         let all = sources.iter().map(read).reduce(Stream::concat).unwrap();
         let counts = all.key_by(|t| t.account.clone()).window(Window::tumbling(Duration::from_secs(3600)));
         let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count).on_close();
-        counts.map(|Closed { key, value, .. }| Count { account: key, count: value }).write("counts", &out);
+        counts.map(|Closed { key, value, .. }| Count { account: key.into(), count: value }).write("counts", &out);
     }
 }
 

@@ -127,13 +127,14 @@ fn rings_of(edges: &BTreeSet<Edge>) -> BTreeSet<OnRing> {
     let rings = search.components.into_iter().filter(|accounts| accounts.len() > 1);
     let rows = rings.flat_map(|accounts| {
         let ring = (*accounts.first().unwrap()).to_owned();
-        accounts.into_iter().map(move |account| OnRing { ring: ring.clone(), account: account.to_owned() })
+        accounts.into_iter().map(move |account| OnRing { ring: ring.as_str().into(), account: account.into() })
     });
     rows.collect()
 }
 
 fn source(rows: &[Transaction]) -> MemorySource<tidegate::Transaction> {
     let rows = rows.iter().cloned().map(|Transaction { id, account, merchant, amount_cents, currency, at_ms }| {
+        let (account, merchant, currency) = (account.into(), merchant.into(), currency.into());
         tidegate::Transaction { id, account, merchant, amount_cents, currency, at_ms }
     });
     MemorySource::new(vec![rows.collect()], |t| t.at_ms).out_of_order(Duration::ZERO)
@@ -227,7 +228,7 @@ fn changes_of(path: &std::path::Path) -> BTreeSet<OnRing> {
     let mut now = BTreeSet::new();
     for line in csv::Reader::from_path(path).unwrap().into_deserialize() {
         let (ring, account, diff): (String, String, isize) = line.unwrap();
-        let row = OnRing { ring, account };
+        let row = OnRing { ring: ring.into(), account: account.into() };
         let is_sound = if diff == 1 { now.insert(row.clone()) } else { diff == -1 && now.remove(&row) };
         assert!(is_sound, "{row:?} comes again, or goes again: {diff}");
     }

@@ -62,10 +62,10 @@ pub(crate) fn transactions(records: u64, accounts: u64) -> impl Iterator<Item = 
         let at = (id / 100) as i64 + DISORDER - (random.next() % DISORDER as u64) as i64;
         Transaction {
             id,
-            account: format!("a{account:05}"),
-            merchant: format!("m{:02}", random.next() % 100),
+            account: format!("a{account:05}").into(),
+            merchant: format!("m{:02}", random.next() % 100).into(),
             amount_cents: (random.next() % 20_000) as i64 - 2_000,
-            currency: String::from("EUR"),
+            currency: "EUR".into(),
             at_ms: 1_767_323_040_000 + at,
         }
     })

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::job::Cluster;
 use tidegate::source::Options;
 use tidegate::source::memory::MemorySource;
-use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, ndjson};
+use tidegate::{Closed, CompactString, EventTime, Job, Transaction, Window, csv, ndjson};
 
 use kit::{RowChecksum, RunFigures, SharedCheck, timed};
 
@@ -305,7 +305,7 @@ pub(crate) fn memory_tidegate(setting: &RunParameters, window: Window) -> Result
 struct Total {
     window_start: EventTime,
     window_end: EventTime,
-    account: String,
+    account: CompactString,
     count: i64,
     sum_cents: i128,
     min_cents: i64,
@@ -314,7 +314,7 @@ struct Total {
 
 /// One thread over a file: rows of text accounts, written as CSV when their window closes.
 struct ByHand {
-    open: HashMap<i64, HashMap<String, Totals, FixedState>, FixedState>,
+    open: HashMap<i64, HashMap<CompactString, Totals, FixedState>, FixedState>,
     mark: i64,
     out: csv_crate::Writer<BufWriter<File>>,
     check: RowChecksum,
@@ -335,7 +335,7 @@ impl ByHand {
             let rows = self.open.entry(end).or_default();
             match rows.get_mut(account) {
                 Some(row) => row.add(amount),
-                None => drop(rows.insert(account.to_owned(), Totals::of(amount))),
+                None => drop(rows.insert(account.into(), Totals::of(amount))),
             }
         }
         let before = self.mark;
@@ -455,7 +455,7 @@ pub(crate) fn totals<S: tidegate::source::Source<Item = Transaction>>(
     })
 }
 
-fn total(closed: Closed<String, (i64, i128, i64, i64)>) -> Total {
+fn total(closed: Closed<CompactString, (i64, i128, i64, i64)>) -> Total {
     let Closed { window, key: account, value: (count, sum_cents, min_cents, max_cents) } = closed;
     Total { window_start: window.start, window_end: window.end, account, count, sum_cents, min_cents, max_cents }
 }

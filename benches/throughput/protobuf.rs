@@ -29,6 +29,7 @@ mod built {
 
     pub(crate) fn encode(transaction: Transaction, out: &mut Vec<u8>) -> Result<(), String> {
         let Transaction { id, account, merchant, amount_cents, currency, at_ms } = transaction;
+        let (account, merchant, currency) = (account.into(), merchant.into(), currency.into());
         let message = ProtobufTransaction { id, account, merchant, amount_cents, currency, at_ms };
         prost::Message::encode(&message, out).map_err(|why| why.to_string())
     }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use super::query::{FileFormat, check_outputs, file_sink};
@@ -156,10 +157,10 @@ fn check_delimiters(args: &ConsumeArgs) -> Result<()> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct CopiedMessage {
     id: u64,
-    account: String,
-    merchant: String,
+    account: CompactString,
+    merchant: CompactString,
     amount_cents: i64,
-    currency: String,
+    currency: CompactString,
     at_ms: i64,
     topic: String,
     partition: u32,

@@ -10,6 +10,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::PartitionProgress;
@@ -32,13 +33,13 @@ pub struct Transaction {
     /// Number of the transaction.
     pub id: u64,
     /// Account of the payer.
-    pub account: String,
+    pub account: CompactString,
     /// Payee.
-    pub merchant: String,
+    pub merchant: CompactString,
     /// Amount in hundredths of the currency.
     pub amount_cents: i64,
     /// ISO 4217 code of the currency.
-    pub currency: String,
+    pub currency: CompactString,
     /// Event time in milliseconds since 1970.
     pub at_ms: i64,
 }
@@ -121,7 +122,7 @@ impl Generator {
             account: numbered("account-", account, 6),
             merchant: numbered("merchant-", (what >> 40) % MERCHANTS, 2),
             amount_cents: if refund { -amount } else { amount },
-            currency: currency.to_owned(),
+            currency: currency.into(),
             at_ms: now_ms.saturating_sub(behind as i64),
         }
     }
@@ -157,14 +158,14 @@ impl SplitMix {
 }
 
 /// Returns a name followed by a number, zero-padded to at least `digits` digits.
-fn numbered(name: &str, number: u64, digits: usize) -> String {
+fn numbered(name: &str, number: u64, digits: usize) -> CompactString {
     let (mut text, mut rest, mut at) = ([b'0'; 20], number, 20);
     while rest > 0 {
         at -= 1;
         text[at] = b'0' + (rest % 10) as u8;
         rest /= 10;
     }
-    let mut named = String::with_capacity(name.len() + digits.max(20 - at));
+    let mut named = CompactString::with_capacity(name.len() + digits.max(20 - at));
     named.push_str(name);
     named.push_str(std::str::from_utf8(&text[at.min(20 - digits)..]).unwrap_or_default());
     named
@@ -272,7 +273,7 @@ mod tests {
     #[test]
     fn the_sequence_looks_like_payments() {
         let mut greatest = 0;
-        let mut by_account = HashMap::<String, u32>::new();
+        let mut by_account = HashMap::<CompactString, u32>::new();
         let (mut refunds, mut late) = (0, 0);
         for transaction in Generator::new(3).accounts(1000).take(100_000) {
             assert!(transaction.at_ms > greatest - DISORDER.as_millis() as i64);

@@ -119,7 +119,7 @@ fn transactions_are_produced_and_consumed_in_avro() {
     let table = parts.read_orders("avro");
     let mut last = BTreeMap::new();
     for row in rows {
-        last.insert(row.account.clone(), serde_json::to_value(row).unwrap());
+        last.insert(row.account.to_string(), serde_json::to_value(row).unwrap());
     }
     assert_eq!(table, last);
 }

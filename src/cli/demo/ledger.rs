@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use compact_str::CompactString;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -73,10 +74,10 @@ impl Ledger {
             Some(now_ms) => Some(self.generator.at_time(id, *now_ms)),
             None if id < self.count() => Some(Transaction {
                 id,
-                account: CLOSING.to_owned(),
-                merchant: CLOSING.to_owned(),
+                account: CLOSING.into(),
+                merchant: CLOSING.into(),
                 amount_cents: 0,
-                currency: "EUR".to_owned(),
+                currency: "EUR".into(),
                 at_ms: window_end(self.greatest_ms) + DISORDER_MS,
             }),
             None => None,
@@ -117,7 +118,7 @@ impl fmt::Display for AccountTotal {
 /// Totals by the end of the window and the account.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    rows: BTreeMap<(i64, String), AccountTotal>,
+    rows: BTreeMap<(i64, CompactString), AccountTotal>,
     greatest_ms: Option<i64>,
 }
 
@@ -205,7 +206,7 @@ pub(super) fn compare_copy(path: &Path, ledger: &Ledger) -> Result<(Differences,
 struct TotalsRow {
     window_start: EventTime,
     window_end: EventTime,
-    account: String,
+    account: CompactString,
     count: u64,
     sum_cents: i128,
     min_cents: i64,
