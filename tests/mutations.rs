@@ -563,6 +563,14 @@ const MUTATIONS: &[Mutation] = &[
         test: "who_is_overtaken_at_any_act_tells_so_and_changes_nothing",
     },
     Mutation {
+        name: "a replay decodes anew what was rejected for now",
+        file: "src/source/kafka/mapping.rs",
+        text: "if replayed.rejected_for_now.binary_search(&offset).is_ok() {",
+        instead: "if false {",
+        tests: "tests/kafka/reader.rs",
+        test: "what_was_rejected_for_now_is_rejected_at_its_replay_and_what_was_accepted_is_not",
+    },
+    Mutation {
         name: "a journal that was perhaps never synced is accepted where it is",
         file: "src/durable/state/scan.rs",
         text: "written.retain(|id, _| id.incarnation >= last);",

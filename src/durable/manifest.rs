@@ -349,6 +349,7 @@ mod tests {
             check: None,
             values: None,
             topic: topic.map(|topic| TopicPartition { topic: topic.into(), id: Some("id".into()), number: 1 }),
+            rejected_for_now: Vec::new(),
         };
         let source = |name: &str, progress| SourceState {
             name: name.into(),

@@ -36,6 +36,7 @@ pub(crate) fn read_first_note(name: &str) -> PartitionProgress {
         check: None,
         values: None,
         topic: None,
+        rejected_for_now: Vec::new(),
     }
 }
 
@@ -224,6 +225,7 @@ mod tests {
             check: None,
             values: None,
             topic: None,
+            rejected_for_now: Vec::new(),
         }
     }
 

@@ -126,6 +126,7 @@ mod tests {
             check: None,
             values: None,
             topic: None,
+            rejected_for_now: Vec::new(),
         };
         let activation_watermark = EventTime::from_millis(activation_watermark);
         reader.resume(Epoch(4), &[RestoredPartition { progress, activation_watermark }], &mut intake).unwrap();

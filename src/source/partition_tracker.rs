@@ -81,6 +81,8 @@ struct TrackedPartition {
     check: Option<ContentCheck>,
     /// Records of the current epoch; `None` if the journal does not keep them by value.
     values: Option<Vec<JournaledRecord>>,
+    /// Offsets of records of the current epoch that could not be decoded yet.
+    rejected_for_now: Vec<u64>,
     /// Place and number for people, if they are not the source's own.
     label: Option<(String, u32)>,
     /// Its topic, if that does not follow from its number.
@@ -254,6 +256,7 @@ impl<D: Record> PartitionTracker<D> {
             expired: 0,
             check: None,
             values: None,
+            rejected_for_now: Vec::new(),
             label: None,
             topic: None,
             first_watermark: None,
@@ -282,6 +285,7 @@ impl<D: Record> PartitionTracker<D> {
             expired: 0,
             check: progress.check,
             values: None,
+            rejected_for_now: Vec::new(),
             label: None,
             topic: None,
             first_watermark: (progress.watermark > EventTime::MIN).then_some(progress.watermark),
@@ -486,6 +490,7 @@ impl<D: Record> PartitionTracker<D> {
                     check: partition.check,
                     values: partition.values.as_mut().map(std::mem::take),
                     topic: topic.cloned(),
+                    rejected_for_now: std::mem::take(&mut partition.rejected_for_now),
                 });
             }
         }

@@ -114,7 +114,13 @@ impl<D: Record> SourceDriver<D> {
         for bound in bounds {
             let known = self.progress.get_mut(&bound.partition).and_then(|known| known.topic.take());
             let topic = bound.topic.clone().or(known);
-            let progress = PartitionProgress { start_offset: None, values: None, topic, ..bound.clone() };
+            let progress = PartitionProgress {
+                start_offset: None,
+                values: None,
+                topic,
+                rejected_for_now: Vec::new(),
+                ..bound.clone()
+            };
             self.progress.insert(bound.partition, progress);
         }
         if self.seals.contains(epoch.0) {

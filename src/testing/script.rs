@@ -83,6 +83,7 @@ impl Script {
                     check: None,
                     values: None,
                     topic: None,
+                    rejected_for_now: Vec::new(),
                 });
                 match act {
                     ScriptStep::Find => {}

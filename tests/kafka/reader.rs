@@ -1,12 +1,15 @@
 //! The reader of topics with a broker in this process: what it reads, what it refuses, and how it replays a journal.
 //! Tests that need a real broker (transactions, outages, large records) are in `io.rs`.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate::durable::journal::PartitionProgress;
 use tidegate::sink::kafka::Publisher;
-use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
-use tidegate::source::{Options, RestoredPartition, WorkerContext};
+use tidegate::source::kafka::{self, Decode, DecodeError, EmbeddedBroker, Message, StartOffset};
+use tidegate::source::{EpochInput, Options, RestoredPartition, WorkerContext};
 use tidegate::time::{Epoch, EventTime};
 
 use crate::drive::{ReaderDriver, Tick, worker_context};
@@ -126,6 +129,72 @@ fn a_journal_is_repeated_epoch_by_epoch_and_reading_goes_on_behind_it() {
     assert_eq!(second.ids(), (0..1200).collect::<Vec<_>>());
 }
 
+/// A decoder of ticks, those of odd ids only while `knows_odd` is set, as a schema registry may know an id later or lose it.
+#[derive(Clone, Default)]
+struct ScriptedDecoder {
+    knows_odd: Arc<AtomicBool>,
+}
+
+impl Decode<Tick> for ScriptedDecoder {
+    fn decode(&self, message: &Message<'_>) -> Result<Option<Tick>, DecodeError> {
+        let tick: Tick = serde_json::from_slice(message.value().unwrap()).unwrap();
+        match tick.id.is_multiple_of(2) || self.knows_odd.load(Ordering::Relaxed) {
+            true => Ok(Some(tick)),
+            false => Err(DecodeError::RejectedForNow(format!("{} is odd", tick.id))),
+        }
+    }
+}
+
+#[test]
+fn what_was_rejected_for_now_is_rejected_at_its_replay_and_what_was_accepted_is_not() {
+    let broker = broker(2);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..100);
+    let decoder = ScriptedDecoder::default();
+    let source = || {
+        let topic = kafka::Source::new(broker.servers(), "ticks", decoder.clone());
+        topic.event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
+    };
+    let mut first = ReaderDriver::open(&source(), Options::default()).unwrap();
+    let begun = Instant::now();
+    while first.events.len() + first.rejects.len() < 100 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not read");
+        first.poll(5).unwrap();
+    }
+    first.commit_epoch();
+    let evens: Vec<_> = (0..100).step_by(2).collect();
+    assert_eq!(first.ids(), evens);
+    let offsets = |driven: &ReaderDriver<Tick>| {
+        let offsets = driven.rejects.iter().map(|reject| (reject.partition, reject.offset));
+        offsets.collect::<BTreeSet<_>>()
+    };
+    let rejected = offsets(&first);
+    let named = first.epoch_inputs.iter().flat_map(|(_, input)| &input.partitions);
+    let named = named.flat_map(|bound| bound.rejected_for_now.iter().map(|offset| (bound.partition, *offset)));
+    assert_eq!((named.collect::<BTreeSet<_>>(), rejected.len()), (rejected.clone(), 50));
+    let replay = |journal: &[(Epoch, EpochInput)]| {
+        let mut driven = ReaderDriver::open(&source(), Options::default()).unwrap();
+        let replayed = journal.iter().try_for_each(|(epoch, input)| driven.replay(*epoch, &input.partitions));
+        replayed.map(|()| driven)
+    };
+    // All of them can be decoded by now: a replay does not, and what comes after it is decoded.
+    decoder.knows_odd.store(true, Ordering::Relaxed);
+    let mut second = replay(&first.epoch_inputs).unwrap();
+    assert_eq!((second.ids(), offsets(&second)), (evens, rejected));
+    assert_eq!(second.epoch_inputs, first.epoch_inputs);
+    send(&mut publisher, 100..110);
+    second.until_events(60).unwrap();
+    second.commit_epoch();
+    // Those that were decoded cannot be any more.
+    decoder.knows_odd.store(false, Ordering::Relaxed);
+    let error = replay(&second.epoch_inputs).map(drop).unwrap_err().to_string();
+    assert!(
+        error.starts_with("a message that was decoded cannot be decoded any more (topic ticks, partition "),
+        "{error}"
+    );
+    assert!(error.ends_with("is odd; register its schema again, and start again"), "{error}");
+}
+
 #[test]
 fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
     let broker = broker(1);
@@ -164,6 +233,7 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         check: None,
         values: None,
         topic: None,
+        rejected_for_now: Vec::new(),
     };
     let ended = driven
         .resume(Epoch(2), &[RestoredPartition { progress, activation_watermark: EventTime::MIN }])

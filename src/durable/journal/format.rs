@@ -6,9 +6,9 @@
 //! header  as in `envelope`: state, file, workers of the incarnation, length and last epoch of the previous file
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
-//! If a frame has any of them, two lists follow in the body, in postcard: records that are kept by value, as (index of the
-//! `PartitionProgress` in the frame, its values), and topics of partitions, as (the same index, its topic). Version 3 has
-//! only the first list. Records of version 2 have neither keys nor headers, and do not tell who set a timestamp; they are
+//! If a frame has any of them, three lists follow in the body, in postcard: records that are kept by value, as (index of the
+//! `PartitionProgress` in the frame, its values), topics of partitions, as (the same index, its topic), and records that were
+//! rejected for now, as (the same index, their offsets). Version 4 has the first two lists, version 3 only the first. Records of version 2 have neither keys nor headers, and do not tell who set a timestamp; they are
 //! read as records without keys and headers, whose producers set it.
 //!
 //! `synced` is the length of this file that was known to be durable when the frame was written. It tells a torn tail,
@@ -29,8 +29,8 @@ use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The envelope of journal files. Frames of version 1 keep no values, those of version 2 keep less of a record, those of
-/// version 3 name no topics.
-pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 4, name: "journal" };
+/// version 3 name no topics, those of version 4 no rejected records.
+pub(in crate::durable) const ENVELOPE: Envelope = Envelope { magic: *b"TGJOURN", version: 5, name: "journal" };
 
 /// Reads the header of a file; returns it with its length in bytes and the version of the file.
 pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(JournalHeader, usize, u8), EnvelopeError> {
@@ -58,6 +58,9 @@ type KeptRecords<R> = Vec<(u32, Vec<R>)>;
 
 /// Topics that a frame names: the index of their `PartitionProgress`, and the topic.
 type FrameTopics = Vec<(u32, TopicPartition)>;
+
+/// Records that a frame rejects for now: the index of their `PartitionProgress`, and their offsets.
+type FrameRejects = Vec<(u32, Vec<u64>)>;
 
 /// The first bytes of a frame.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
@@ -141,26 +144,31 @@ pub(super) fn salt(state: StateId, file: FileId) -> u32 {
 pub(super) fn encode_body(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
     let cannot = |why: postcard::Error| Error::new("cannot write a frame of the journal").because(why);
     let body = postcard::to_extend(&(worker, frame), Vec::with_capacity(64)).map_err(cannot)?;
-    let kept = (0u32..).zip(&frame.progress).filter_map(|(number, bound)| Some((number, bound.values.as_ref()?)));
-    let kept: Vec<_> = kept.collect();
-    let named = (0u32..).zip(&frame.progress).filter_map(|(number, bound)| Some((number, bound.topic.as_ref()?)));
-    let named: Vec<_> = named.collect();
-    let is_bare = kept.is_empty() && named.is_empty();
-    if is_bare { Ok(body) } else { postcard::to_extend(&(kept, named), body).map_err(cannot) }
+    let numbered = || (0u32..).zip(&frame.progress);
+    let kept: Vec<_> = numbered().filter_map(|(number, bound)| Some((number, bound.values.as_ref()?))).collect();
+    let named: Vec<_> = numbered().filter_map(|(number, bound)| Some((number, bound.topic.as_ref()?))).collect();
+    let rejected = numbered().filter(|(_, bound)| !bound.rejected_for_now.is_empty());
+    let rejected: Vec<_> = rejected.map(|(number, bound)| (number, &bound.rejected_for_now)).collect();
+    let is_bare = kept.is_empty() && named.is_empty() && rejected.is_empty();
+    if is_bare { Ok(body) } else { postcard::to_extend(&(kept, named, rejected), body).map_err(cannot) }
 }
 
 /// Decodes the body of a frame, in a file of this version, to the worker and the frame; `None` if it is malformed.
 pub(super) fn decode_body(version: u8, body: &[u8]) -> Option<(u32, Frame)> {
     let ((worker, mut frame), rest): ((u32, Frame), _) = postcard::take_from_bytes(body).ok()?;
     if !rest.is_empty() {
-        let (kept, named): (KeptRecords<JournaledRecord>, FrameTopics) = match version {
+        let (kept, named, rejected): (KeptRecords<JournaledRecord>, FrameTopics, FrameRejects) = match version {
             ..=2 => {
                 let kept: KeptRecords<BareRecord> = whole(rest)?;
                 let kept =
                     kept.into_iter().map(|(number, values)| (number, values.into_iter().map(Into::into).collect()));
-                (kept.collect(), FrameTopics::new())
+                (kept.collect(), FrameTopics::new(), FrameRejects::new())
             }
-            3 => (whole(rest)?, FrameTopics::new()),
+            3 => (whole(rest)?, FrameTopics::new(), FrameRejects::new()),
+            4 => {
+                let (kept, named) = whole(rest)?;
+                (kept, named, FrameRejects::new())
+            }
             _ => whole(rest)?,
         };
         for (number, values) in kept {
@@ -168,6 +176,9 @@ pub(super) fn decode_body(version: u8, body: &[u8]) -> Option<(u32, Frame)> {
         }
         for (number, topic) in named {
             frame.progress.get_mut(number as usize)?.topic = Some(topic);
+        }
+        for (number, offsets) in rejected {
+            frame.progress.get_mut(number as usize)?.rejected_for_now = offsets;
         }
     }
     Some((worker, frame))
@@ -231,6 +242,7 @@ mod tests {
             check: None,
             values: None,
             topic: None,
+            rejected_for_now: Vec::new(),
         };
         let mut frame = Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] };
         let bare = |offset, payload: Option<&[u8]>| BareRecord {
@@ -250,7 +262,7 @@ mod tests {
         };
         frame.progress[1].values = Some(vec![record(3, Some(b"three")), record(8, None)]);
         assert_eq!(decode_body(2, &earlier), Some((4, frame.clone())));
-        for version in [3, 4] {
+        for version in [3, 4, 5] {
             assert_ne!(decode_body(version, &earlier), Some((4, frame.clone())));
         }
         let bare_body = encode_body(4, &Frame { epoch: Epoch(2), progress: vec![progress(0), progress(1)] }).unwrap();
@@ -259,7 +271,14 @@ mod tests {
         let kept: Vec<_> = kept.into_iter().filter_map(|(number, values)| Some((number, values?))).collect();
         let earlier = postcard::to_extend(&kept, bare_body.clone()).unwrap();
         assert_eq!(decode_body(3, &earlier), Some((4, frame.clone())));
-        assert_eq!(decode_body(4, &earlier), None);
+        assert_eq!((decode_body(4, &earlier), decode_body(5, &earlier)), (None, None));
+        // Version 4 has no rejected records.
+        let lists = (&kept, vec![(0u32, TopicPartition { topic: "t".into(), id: None, number: 1 })]);
+        let earlier = postcard::to_extend(&lists, bare_body.clone()).unwrap();
+        let (_, found) = decode_body(4, &earlier).unwrap();
+        assert_eq!(found.progress[1], frame.progress[1]);
+        assert_eq!(found.progress[0].topic.as_ref().map(ToString::to_string).as_deref(), Some("t/1"));
+        assert_eq!(decode_body(5, &earlier), None);
         // What is written now is read now, and cut anywhere it is malformed.
         if let Some([first, _]) = frame.progress[1].values.as_deref_mut() {
             first.key = Some(Vec::new());
@@ -269,13 +288,18 @@ mod tests {
         let topic = |id: Option<&str>, number| TopicPartition { topic: "t".into(), id: id.map(str::to_owned), number };
         frame.progress[0].topic = Some(topic(Some("id"), 3));
         frame.progress[1].topic = Some(topic(None, 7));
+        frame.progress[1].rejected_for_now = vec![4, 5, 300];
         let body = encode_body(4, &frame).unwrap();
-        assert_eq!(decode_body(4, &body), Some((4, frame.clone())));
+        assert_eq!(decode_body(5, &body), Some((4, frame.clone())));
         for length in (0..body.len()).filter(|length| *length != bare_body.len()) {
-            assert_eq!(decode_body(4, &body[..length]), None, "{length} bytes");
+            assert_eq!(decode_body(5, &body[..length]), None, "{length} bytes");
         }
-        // A frame of topics alone.
+        // Frames of topics alone, and of rejected records alone.
         frame.progress[1].values = None;
-        assert_eq!(decode_body(4, &encode_body(4, &frame).unwrap()), Some((4, frame)));
+        frame.progress[1].rejected_for_now.clear();
+        assert_eq!(decode_body(5, &encode_body(4, &frame).unwrap()), Some((4, frame.clone())));
+        frame.progress.iter_mut().for_each(|progress| progress.topic = None);
+        frame.progress[0].rejected_for_now.push(9);
+        assert_eq!(decode_body(5, &encode_body(4, &frame).unwrap()), Some((4, frame)));
     }
 }

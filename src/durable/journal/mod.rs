@@ -71,6 +71,10 @@ pub struct PartitionProgress {
     /// `start_offset` is, and in every manifest. `None` for all other sources, and in later epochs of the journal.
     #[serde(skip)]
     pub topic: Option<TopicPartition>,
+    /// The offsets of the epoch's records that could not be decoded yet, in order: a replay rejects the same ones, whatever
+    /// can be decoded by then. They are in the journal only, in no manifest.
+    #[serde(skip)]
+    pub rejected_for_now: Vec<u64>,
 }
 
 /// A partition of a topic, as states know it whose sources read topics by a pattern.
@@ -240,6 +244,7 @@ mod tests {
             check: None,
             values: None,
             topic: None,
+            rejected_for_now: Vec::new(),
         };
         Frame { epoch: Epoch(epoch), progress: vec![bound] }
     }

@@ -339,9 +339,9 @@ fn files_of_other_states_and_under_other_names_are_refused() {
     let error = JournalFile::read(state.id(), first_file(2), &bytes).unwrap_err().to_string();
     assert_eq!(error, "a file of the journal has the name of another (2-0-0.journal): it was written as 1-0-0.journal");
     let mut other = bytes.clone();
-    other[7] = 5;
+    other[7] = 6;
     let error = JournalFile::read(state.id(), first_file(1), &other).unwrap_err().to_string();
-    assert!(error.contains("was written in format 5"), "{error}");
+    assert!(error.contains("was written in format 6"), "{error}");
     for name in ["1-0-0.journal", "01-0-0.journal", "1-0.journal", "1-0-0-0.journal", "1-0--1.journal"] {
         assert_eq!(FileId::parse(name).map(|id| id.to_string()).as_deref(), Some(name).filter(|name| name.len() == 13));
     }
@@ -392,16 +392,16 @@ fn records_that_are_kept_by_value_are_replayed_with_their_epoch() {
 #[test]
 fn a_journal_of_an_earlier_version_is_read() {
     let (disk, state, mut bytes) = six_epochs();
-    assert_eq!(bytes[7], 4);
+    assert_eq!(bytes[7], 5);
     let id = first_file(1);
     let header: (JournalHeader, usize) = ENVELOPE.open_first(&bytes).unwrap();
-    for version in [1, 2, 3] {
+    for version in [1, 2, 3, 4] {
         bytes[..header.1].copy_from_slice(&Envelope { version, ..ENVELOPE }.seal(&header.0).unwrap());
         let read = JournalFile::read(state.id(), id, &bytes).unwrap();
         let now = JournalFile::read(state.id(), id, &disk.read(&path_of(id)).unwrap()).unwrap();
         assert!(read.entries.len() == 6 && read == now);
     }
-    bytes[..header.1].copy_from_slice(&Envelope { version: 5, ..ENVELOPE }.seal(&header.0).unwrap());
+    bytes[..header.1].copy_from_slice(&Envelope { version: 6, ..ENVELOPE }.seal(&header.0).unwrap());
     let why = JournalFile::read(state.id(), id, &bytes).unwrap_err().to_string();
-    assert!(why.contains("was written in format 5, and this program knows format 4"), "{why}");
+    assert!(why.contains("was written in format 6, and this program knows format 5"), "{why}");
 }

@@ -33,6 +33,7 @@ fn bound(partition: u32, next_offset: u64) -> PartitionProgress {
         check: None,
         values: None,
         topic: None,
+        rejected_for_now: Vec::new(),
     }
 }
 

@@ -136,6 +136,11 @@ pub(crate) struct CachedSchema {
 }
 
 impl CachedSchema {
+    /// `true` if the registry knows the id.
+    pub(crate) fn is_known(&self) -> bool {
+        self.found.is_some()
+    }
+
     /// Returns the schema if it is an Avro schema.
     ///
     /// # Errors

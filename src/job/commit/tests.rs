@@ -372,6 +372,7 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
         check: None,
         values: None,
         topic: None,
+        rejected_for_now: Vec::new(),
     };
     let (watermark, activation_watermarks) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
     let sink = SinkState { name: "out".into(), published: Some(Epoch(2)), on_change: true };

@@ -328,6 +328,7 @@ impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
             check,
             values,
             topic: None,
+            rejected_for_now: Vec::new(),
         };
         let partitions = if changed { vec![bound] } else { Vec::new() };
         // A file that wakes needs no activation watermark: in a stream with one partition it is never above the

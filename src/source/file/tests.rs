@@ -878,6 +878,7 @@ fn bound(start_offset: Option<u64>, next_offset: u64, watermark: i64) -> Partiti
         check: None,
         values: None,
         topic: None,
+        rejected_for_now: Vec::new(),
     }
 }
 

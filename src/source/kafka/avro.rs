@@ -1,7 +1,8 @@
 //! Decoders of Avro messages: of those that name their schema in a registry, and of those of one schema.
 //!
-//! Invariant: what a message's id means never changes, so a message gives the same record at each replay. A registry
-//! that does not answer rejects nothing: the job fails once retries are over.
+//! Invariant: what a message's id means never changes, so a message gives the same record at each replay; a message whose id
+//! the registry does not know is rejected for now, which a replay repeats. A registry that does not answer rejects nothing:
+//! the job fails once retries are over.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -71,8 +72,14 @@ impl<T: DeserializeOwned + 'static> Decode<T> for AvroDecoder<T> {
             #[cfg(feature = "registry")]
             Schemas::OfRegistry(registry) => {
                 let (id, datum) = framing::split(value)?;
-                let decoded = registry.with_schema(id, |schema| schema.avro()?.decode(datum))?;
-                Ok(Some(decoded.map_err(|why| format!("schema id {id}: {why}"))?))
+                let decoded = registry.with_schema(id, |schema| {
+                    let decoded = schema.avro().and_then(|avro| avro.decode(datum));
+                    decoded.map_err(|why| match (format!("schema id {id}: {why}"), schema.is_known()) {
+                        (reason, true) => DecodeError::Rejected(reason),
+                        (reason, false) => DecodeError::RejectedForNow(reason),
+                    })
+                })?;
+                decoded.map(Some)
             }
         }
     }

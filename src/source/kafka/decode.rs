@@ -103,6 +103,10 @@ impl<T: 'static> Decode<T> for Box<dyn Decode<T>> {
 pub enum DecodeError {
     /// The message itself is wrong: it is rejected for this reason, at each replay again.
     Rejected(String),
+    /// The message cannot be decoded yet, for example because a schema registry does not know its schema: it is rejected for
+    /// this reason. The journal names it, so a replay rejects it again, even if it could be decoded by then; where a replay
+    /// gets this for a message that was decoded before, the job fails.
+    RejectedForNow(String),
     /// The message cannot be judged, for example because a schema registry does not answer: the job fails, and its next
     /// start decodes the message again.
     Failed(Error),
@@ -129,7 +133,7 @@ impl From<Error> for DecodeError {
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DecodeError::Rejected(reason) => f.write_str(reason),
+            DecodeError::Rejected(reason) | DecodeError::RejectedForNow(reason) => f.write_str(reason),
             DecodeError::Failed(error) => error.fmt(f),
         }
     }

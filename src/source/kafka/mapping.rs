@@ -5,10 +5,15 @@ use std::sync::Arc;
 use super::decode::{Decode, DecodeError};
 use super::message::Message;
 use super::stored_message::write_message;
-use crate::error::{Error, Result};
+use crate::durable::journal::PartitionProgress;
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
 use crate::source::{PartitionHandle, PartitionTracker, RawRecord, TimeOf, time_of};
 use crate::time::{Epoch, EventTime};
+
+/// Reason for rejecting a message of a replayed epoch that was rejected for now before.
+const REJECTED_BEFORE: &str =
+    "it could not be decoded when it was first read, such as a message whose schema nobody knew";
 
 /// Origin of event times.
 pub(super) enum EventTimeOrigin<T> {
@@ -35,15 +40,18 @@ pub(super) trait MapMessages<T>: Send + Sync {
     /// records: they are passed to the tracker with the records, and the function gives an impossible time.
     fn time_of_record(&self) -> TimeOf<T>;
 
-    /// Offers a message to the tracker, which accepts, rejects or skips it. Returns `true` if it was taken.
+    /// Offers a message to the tracker, which accepts, rejects or skips it. Returns `true` if it was taken. In a replay,
+    /// `replayed` is the partition's progress in the epoch, by which the same messages are rejected for now.
     ///
     /// # Errors
-    /// Fails if the message is rejected and rejects fail the job, or if it cannot be judged.
+    /// Fails if the message is rejected and rejects fail the job, if it cannot be judged, or if a replay cannot decode what
+    /// was decoded before.
     fn offer(
         &self,
         epoch: Epoch,
         slot: PartitionHandle,
         message: &Message<'_>,
+        replayed: Option<&PartitionProgress>,
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool>;
 }
@@ -73,6 +81,7 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
         epoch: Epoch,
         slot: PartitionHandle,
         message: &Message<'_>,
+        replayed: Option<&PartitionProgress>,
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
         let offset = message.offset();
@@ -87,7 +96,11 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
         let (stamped, bytes) = (message.timestamp_millis(), message.value().unwrap_or_default());
         let found = RawRecord { offset, next: offset + 1, stamped, line: 0, bytes };
         let (events, rejects) = (intake.events.len(), intake.rejects.len());
-        match (self.decoder.decode(message), &self.event_time) {
+        let decoded = match replayed {
+            Some(progress) => self.decode_again(message, progress)?,
+            None => self.decoder.decode(message),
+        };
+        match (decoded, &self.event_time) {
             (Ok(Some(record)), EventTimeOrigin::Record(_)) => intake.accept(epoch, slot, found, record)?,
             (Ok(Some(record)), from_message) => match time_of_message(from_message, message) {
                 Ok(time) => intake.accept_at(epoch, slot, found, time, record)?,
@@ -95,12 +108,39 @@ impl<T: Record, D: Decode<T>> MapMessages<T> for MessageMapping<T, D> {
             },
             (Ok(None), _) => intake.skip(epoch, slot, found),
             (Err(DecodeError::Rejected(reason)), _) => intake.reject(epoch, slot, found, &reason)?,
+            (Err(DecodeError::RejectedForNow(reason)), _) => intake.reject_for_now(epoch, slot, found, &reason)?,
             // The message is not taken: the next start decodes it again.
             (Err(DecodeError::Failed(error)), _) => return Err(error),
         }
         intake.keep_if_rejected(rejects, || message.to_rejected());
         intake.keep_if_accepted(epoch, events, |bytes| write_message(message, bytes));
         Ok(true)
+    }
+}
+
+impl<T: Record, D: Decode<T>> MessageMapping<T, D> {
+    /// Decodes a message of a replayed epoch: what was rejected for now is rejected again.
+    ///
+    /// # Errors
+    /// Fails if the message cannot be decoded any more.
+    fn decode_again(
+        &self,
+        message: &Message<'_>,
+        replayed: &PartitionProgress,
+    ) -> Result<std::result::Result<Option<T>, DecodeError>> {
+        let offset = message.offset();
+        if replayed.rejected_for_now.binary_search(&offset).is_ok() {
+            return Ok(Err(DecodeError::RejectedForNow(String::from(REJECTED_BEFORE))));
+        }
+        match self.decoder.decode(message) {
+            Err(DecodeError::RejectedForNow(reason)) => {
+                let place = format!("topic {}, partition {}, offset {offset}", message.topic(), message.partition());
+                let error =
+                    Error::of(ErrorKind::SchemaRefused, "a message that was decoded cannot be decoded any more");
+                Err(error.at(place).because(reason).help("register its schema again, and start again"))
+            }
+            decoded => Ok(decoded),
+        }
     }
 }
 

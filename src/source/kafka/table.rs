@@ -28,6 +28,7 @@ pub(super) fn key_of<K>(decoder: &impl Decode<K>, message: &Message<'_>) -> Resu
     }
     decoder.decode(&message.of_key()).map_err(|error| match error {
         DecodeError::Rejected(why) => DecodeError::Rejected(format!("its key: {why}")),
+        DecodeError::RejectedForNow(why) => DecodeError::RejectedForNow(format!("its key: {why}")),
         failed @ DecodeError::Failed(_) => failed,
     })
 }

@@ -253,6 +253,22 @@ impl<D: Record> PartitionTracker<D> {
         self.reject_labelled((number, mark), label, found, reason)
     }
 
+    /// Takes a record that cannot be used yet, such as one whose schema nobody knows: the journal names it, for a replay to
+    /// reject it as well (see [`PartitionProgress::rejected_for_now`](crate::durable::journal::PartitionProgress)).
+    ///
+    /// # Errors
+    /// Fails if rejects fail the job.
+    pub fn reject_for_now(
+        &mut self,
+        epoch: Epoch,
+        slot: PartitionHandle,
+        found: RawRecord<'_>,
+        reason: &str,
+    ) -> Result<()> {
+        self.partitions[slot.0].rejected_for_now.push(found.offset);
+        self.reject(epoch, slot, found, reason)
+    }
+
     /// Takes a record that cannot be used, of a partition that this intake does not track.
     ///
     /// # Errors

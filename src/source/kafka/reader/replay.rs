@@ -115,7 +115,7 @@ impl<T: Record> KafkaReader<T> {
                 return Ok(false);
             }
             let kept = Message::of_record(&self.target.topic, bound.partition, value);
-            *left -= usize::from(self.mapping.offer(epoch, handle, &kept, intake)?);
+            *left -= usize::from(self.mapping.offer(epoch, handle, &kept, Some(bound), intake)?);
         }
         intake.skip_to(handle, bound.next_offset);
         intake.replay_flags(handle, bound);
@@ -135,7 +135,7 @@ fn offer_replayed<T: Record>(
     message: &Message<'_>,
     intake: &mut PartitionTracker<T>,
 ) -> Result<bool> {
-    let taken = mapping.offer(epoch, handle, message, intake)?;
+    let taken = mapping.offer(epoch, handle, message, Some(bound), intake)?;
     let offset = message.offset();
     if taken && bound.check.is_some_and(|check| check.at == offset) {
         intake.set_fingerprint(handle, fingerprint(offset, message.timestamp_millis(), message.value()));

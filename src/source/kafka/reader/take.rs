@@ -48,7 +48,7 @@ impl<T: Record> KafkaReader<T> {
             intake.end_before(handle, held.offset);
         }
         if let Some(held) = partition.held.take_if(|held| !is_for_later(held.offset))
-            && self.mapping.offer(epoch, handle, &Message::of_record(topic, partition.id, &held), intake)?
+            && self.mapping.offer(epoch, handle, &Message::of_record(topic, partition.id, &held), None, intake)?
         {
             taken += 1;
             if !self.by_value {
@@ -83,7 +83,7 @@ impl<T: Record> KafkaReader<T> {
                         partition.caught_up = true;
                     } else if stops_at(self.stop_at, fetched.timestamp_millis()) {
                         intake.end_before(handle, fetched.offset());
-                    } else if self.mapping.offer(epoch, handle, &fetched, intake)? {
+                    } else if self.mapping.offer(epoch, handle, &fetched, None, intake)? {
                         taken += 1;
                         intake.keep_value(handle, || fetched.to_record());
                         last = Some(message);
