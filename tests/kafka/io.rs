@@ -410,12 +410,15 @@ fn a_sink_shows_rows_as_messages() {
     let mut writer = output.open(&shard).unwrap();
     assert_eq!(writer.published().unwrap(), None);
     let rows: Vec<(Tick, isize)> = (0..100).map(|id| (Tick { id, at_ms: id as i64 }, 1)).collect();
-    let begun = std::time::Instant::now();
+    let mut took = Vec::new();
     for (epoch, rows) in rows.chunks(10).enumerate() {
+        let begun = std::time::Instant::now();
         writer.write(Epoch(2 * epoch as u64), rows).unwrap();
         writer.publish(&JournalEnds::default()).unwrap();
+        took.push(begun.elapsed());
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for ten epochs", begun.elapsed());
+    // No epoch waits for a fixed time. Some may wait for a busy machine.
+    assert!(took.iter().min() < Some(&Duration::from_millis(200)), "{took:?}");
     writer.finish().unwrap();
     let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();

@@ -15,11 +15,11 @@ use crate::stream::aggregate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tidegate::{Closed, Real, Stream, Transaction, Window};
+/// use tidegate::{Closed, CompactString, Real, Stream, Transaction, Window};
 ///
-/// type Spread = (Vec<i64>, Option<Real>, (String, Vec<i64>));
+/// type Spread = (Vec<i64>, Option<Real>, (CompactString, Vec<i64>));
 ///
-/// fn spread(transactions: Stream<'_, Transaction>) -> Stream<'_, Closed<String, Spread>> {
+/// fn spread(transactions: Stream<'_, Transaction>) -> Stream<'_, Closed<CompactString, Spread>> {
 ///     transactions
 ///         .key_by(|t| t.account.clone())
 ///         .window(Window::tumbling(Duration::from_secs(60)))
