@@ -105,13 +105,7 @@ impl<Q: DurableQuery> Subject<Q> {
             }
             _ => {}
         }
-        kept.check(disk, &self.expected)?;
-        let shown = files(disk);
-        let ending = self.run(&kept, disk, 1)?;
-        if ending != Ending::WasComplete || files(disk) != shown {
-            return Err(format!("started once more, it ended {ending:?}, and its files are {:?}", files(disk)));
-        }
-        Ok(())
+        self.check_ended(&kept, disk, disk)
     }
 
     /// Resumes to the end, and checks the results; another start then has nothing to do.
@@ -120,20 +114,25 @@ impl<Q: DurableQuery> Subject<Q> {
             Ending::Complete | Ending::WasComplete => {}
             Ending::Stopped => return Err("it stopped".into()),
         }
+        self.check_ended(kept, disk, &disk.survivors(0))
+    }
+
+    /// Checks the results of a state that has ended; another start, on the disk `again`, has nothing to do.
+    fn check_ended(&self, kept: &Q, disk: &CrashingDisk, again: &CrashingDisk) -> Result<(), String> {
         kept.check(disk, &self.expected)?;
-        let (again, shown) = (disk.survivors(0), files(disk));
-        let ending = self.run(kept, &again, 1)?;
-        if ending != Ending::WasComplete || files(&again) != shown {
-            return Err(format!("started once more, it ended {ending:?}, and its files are {:?}", files(&again)));
+        let shown = files(disk);
+        let ending = self.run(kept, again, 1)?;
+        if ending != Ending::WasComplete || files(again) != shown {
+            return Err(format!("started once more, it ended {ending:?}, and its files are {:?}", files(again)));
         }
-        kept.check(&again, &self.expected)
+        kept.check(again, &self.expected)
     }
 }
 
 /// An incarnation that takes a state over while another one sleeps before an operation.
 struct Heir<Q: DurableQuery> {
     subject: Subject<Q>,
-    /// What the other one has published.
+    /// Outputs of the other one.
     kept: Q,
     disk: CrashingDisk,
     workers: usize,
@@ -157,7 +156,7 @@ impl<Q: DurableQuery> Heir<Q> {
                 let run = on(&disk, workers, subject.pace).state_options(|state| state.take_over(true));
                 match kept.run(&subject.data, run) {
                     // Threads of the other one that need no disk went on while this one began.
-                    Err(why) if why.contains("start again") => {}
+                    Err(why) if why.contains("another process wrote to it meanwhile") => {}
                     ended => return ended.map(|_report| kept),
                 }
             }

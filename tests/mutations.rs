@@ -559,8 +559,8 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/durable/mod.rs",
         text: "    if is_gone\n        && let Err(over) = still_current()",
         instead: "    if false\n        && let Err(over) = still_current()",
-        tests: "tests/crash_points.rs",
-        test: "who_is_overtaken_at_any_act_tells_so_and_changes_nothing",
+        tests: "src/durable/tests/state.rs",
+        test: "a_file_that_is_gone_is_explained_by_a_later_life_if_there_is_one",
     },
     Mutation {
         name: "a replay decodes anew what was rejected for now",

@@ -417,8 +417,9 @@ fn a_sink_shows_rows_as_messages() {
         writer.publish(&JournalEnds::default()).unwrap();
         took.push(begun.elapsed());
     }
-    // No epoch waits for a fixed time. Some may wait for a busy machine.
-    assert!(took.iter().min() < Some(&Duration::from_millis(200)), "{took:?}");
+    // Epochs wait for no fixed time. Some may wait for a busy machine.
+    took.sort_unstable();
+    assert!(took[took.len() / 2] < Duration::from_millis(200), "{took:?}");
     writer.finish().unwrap();
     let mut driven = ReaderDriver::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
